@@ -1,0 +1,135 @@
+"""What the ranks say to each other: the only place that calls torch.distributed.
+
+Shape letters: W ranks, N local rows, M rows of all ranks, D columns.
+
+One process without a process group is the same as one rank: every call below is then the identity. The
+backend follows the tensor's device (`cpu:gloo,cuda:nccl`), so ids travel over gloo while rows stay on the GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class Collectives:
+    """The collectives of one worker group. Every rank must make the same calls in the same order."""
+
+    def __init__(self) -> None:
+        self.active = dist.is_available() and dist.is_initialized()
+        self.rank: int = dist.get_rank() if self.active else 0
+        self.world: int = dist.get_world_size() if self.active else 1
+
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """The sum over ranks, in place; the same bits on every rank."""
+        if self.world > 1:
+            dist.all_reduce(x)
+        return x
+
+    def exchange(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Every rank's row of numbers: float64 (K,) to float64 (W, K). Also a barrier."""
+        if self.world == 1:
+            return values[None, :].copy()
+        out = torch.empty(self.world, values.shape[0], dtype=torch.float64)
+        dist.all_gather_into_tensor(out.view(-1), torch.from_numpy(np.ascontiguousarray(values)))
+        return cast("npt.NDArray[np.float64]", out.numpy())
+
+    def gather_rows(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """Concatenate (N, ...) over ranks, in rank order, to (M, ...), and each rank's N; N may differ."""
+        if self.world == 1:
+            return x, [x.shape[0]]
+        sizes = self.exchange(np.array([x.shape[0]], np.float64))[:, 0].astype(np.int64).tolist()
+        longest = max(sizes)
+        if longest == 0:
+            return x, sizes
+        mine = x.contiguous()
+        if x.shape[0] < longest:
+            mine = torch.cat([mine, mine.new_zeros(longest - x.shape[0], *x.shape[1:])])
+        out = mine.new_empty(self.world * longest, *x.shape[1:])
+        dist.all_gather_into_tensor(out, mine)
+        if all(size == longest for size in sizes):
+            return out, sizes
+        return torch.cat([out[r * longest : r * longest + size] for r, size in enumerate(sizes)]), sizes
+
+    def gather_ints(self, values: Int64Array) -> Int64Array:
+        """Concatenate int64 (N, ...) over ranks, in rank order."""
+        gathered, _ = self.gather_rows(torch.from_numpy(np.ascontiguousarray(values)))
+        return cast("Int64Array", gathered.numpy())
+
+    def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Rows (sum(send), ...) cut by destination rank, to rows (sum(receive), ...) in source-rank order."""
+        if self.world == 1:
+            return x
+        out = x.new_empty(sum(receive), *x.shape[1:])
+        dist.all_to_all_single(out, x.contiguous(), receive, send)
+        return out
+
+    def gather_objects(self, value: object) -> list[Any]:
+        """One small Python value of every rank, on every rank (checkpoints and summaries, not the hot path)."""
+        if self.world == 1:
+            return [value]
+        out: list[Any] = [None] * self.world
+        dist.all_gather_object(out, value)
+        return out
+
+    def broadcast_bytes(self, payload: bytes) -> bytes:
+        """Rank 0's bytes, on every rank; every rank must know that there are some."""
+        if self.world == 1:
+            return payload
+        size = torch.tensor([len(payload)])
+        dist.broadcast(size, 0)
+        buffer = torch.empty(int(size.item()), dtype=torch.uint8)
+        if self.rank == 0:
+            buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        dist.broadcast(buffer, 0)
+        return bytes(buffer.numpy())
+
+
+class CrossRankGather:
+    """The `gather` that the model is given: concatenation over ranks that gradients flow back through.
+
+    Calls are chained by a token, so that their backward collectives run in exactly the reverse order on every
+    rank, also on a rank whose part of the batch is empty and whose loss depends on nothing. `close(loss)` ties
+    the chain to the loss: without it a rank could skip a collective that the others wait in.
+    """
+
+    def __init__(self, collectives: Collectives, device: torch.device) -> None:
+        self._collectives = collectives
+        self._token = torch.zeros((), device=device, requires_grad=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, ...) to (M, ...). Integer and boolean tensors pass without a gradient."""
+        if self._collectives.world == 1:
+            return x
+        if not x.is_floating_point() or not torch.is_grad_enabled():
+            as_sent = x.to(torch.uint8) if x.dtype == torch.bool else x
+            return self._collectives.gather_rows(as_sent)[0].to(x.dtype)
+        gathered, self._token = _GatherRows.apply(x, self._token, self._collectives)  # type: ignore[no-untyped-call]
+        return cast(Tensor, gathered)
+
+    def close(self, loss: Tensor) -> Tensor:
+        """The same loss, made to depend on every gather."""
+        return loss + 0.0 * self._token
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, collectives: Collectives) -> tuple[Tensor, Tensor]:
+        gathered, sizes = collectives.gather_rows(x.detach())
+        ctx.collectives = collectives
+        ctx.start = sum(sizes[: collectives.rank])
+        ctx.size = x.shape[0]
+        return gathered.clone() if gathered is x else gathered, token.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gathered, token = gradients
+        total = ctx.collectives.all_reduce_sum(gathered.contiguous().clone())
+        return total[ctx.start : ctx.start + ctx.size], token, None

@@ -1,0 +1,113 @@
+"""Settings of the whole system, composed from the parts' own settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.config import ModelConfig
+from retrieval.config import IndexConfig
+from streaming.config import StreamConfig
+
+
+@dataclass
+class TrainConfig:
+    """How the stream is trained: workers, batches, optimizers, checkpoints."""
+
+    workers: int = field(default=2, metadata={"help": "Ray Train workers (one process per GPU or CPU share)"})
+    cpus_per_worker: float = field(default=1.0, metadata={"help": "CPUs that Ray reserves for each worker"})
+    threads_per_worker: int = field(default=1, metadata={"help": "torch and OpenMP threads of each worker"})
+    batch_events: int = field(
+        default=256, metadata={"help": "most events of one global step, all ranks together"}
+    )
+    linger_s: float = field(
+        default=0.25, metadata={"help": "on a live topic, how long a step waits for a full batch"}
+    )
+    bounded: bool = field(
+        default=False,
+        metadata={"help": "stop at the topic's end as of the start instead of waiting for more"},
+    )
+    stop_after_rows: int = field(
+        default=0, metadata={"help": "stop when this many rows have been read, over all runs (0 = never)"}
+    )
+    learning_rate: float = field(default=2e-3, metadata={"help": "of the towers (AdamW)"})
+    row_learning_rate: float = field(default=2e-3, metadata={"help": "of the embedding rows"})
+    row_optimizer: Literal["adam", "adagrad"] = field(
+        default="adam", metadata={"help": "row-wise Adam, or row-wise Adagrad with 4 bytes of state per row"}
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "decoupled, towers only"})
+    warmup_steps: int = field(default=50, metadata={"help": "linear warm-up of both learning rates"})
+    gradient_clip: float = field(
+        default=5.0, metadata={"help": "norm that the towers' gradient is clipped to (0 = off)"}
+    )
+    checkpoint_every_s: float = field(default=15.0, metadata={"help": "seconds between checkpoints"})
+    checkpoints_to_keep: int = field(default=3, metadata={"help": "older ones are removed after a commit"})
+    publish_every_s: float = field(
+        default=10.0, metadata={"help": "seconds between index versions (0 = only at the end)"}
+    )
+    max_restarts: int = field(default=3, metadata={"help": "how often a lost worker group is started again"})
+    collective_timeout_s: float = field(
+        default=120.0, metadata={"help": "after this a rank gives up waiting for the others"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting."""
+        for name in ("workers", "threads_per_worker", "batch_events", "checkpoints_to_keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("cpus_per_worker", "learning_rate", "row_learning_rate", "checkpoint_every_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
+        for name in (
+            "linger_s",
+            "stop_after_rows",
+            "weight_decay",
+            "warmup_steps",
+            "publish_every_s",
+            "max_restarts",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass
+class EvaluationConfig:
+    """Progressive validation: a hash sample of events is scored before it is trained on."""
+
+    sample_fraction: float = field(
+        default=0.2, metadata={"help": "share of the events that are scored first (0 = no validation)"}
+    )
+    top_k: int = field(default=10, metadata={"help": "N of HR@N"})
+    bin_events: int = field(
+        default=1000, metadata={"help": "width, in trained events, of a point of the curve"}
+    )
+    baselines: bool = field(
+        default=True, metadata={"help": "score streaming popularity and co-occurrence beside it"}
+    )
+    baseline_max_items: int = field(
+        default=20_000, metadata={"help": "co-occurrence counts are dense: above this many items they stop"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting."""
+        if not 0.0 <= self.sample_fraction <= 1.0:
+            raise ValueError(f"evaluation.sample_fraction must be in [0, 1], got {self.sample_fraction}")
+        for name in ("top_k", "bin_events", "baseline_max_items"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class FreshetConfig:
+    """All settings. `device=auto` takes CUDA where there is one."""
+
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
+    storage_path: str = field(
+        default="runs/freshet", metadata={"help": "folder of checkpoints, index versions and progress"}
+    )
+    seed: int = field(default=1, metadata={"help": "of everything that is random"})
