@@ -1,0 +1,135 @@
+"""Settings of the stream and the arguments that every Kafka client of Freshet is opened with."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
+
+
+class StreamSettingError(ValueError):
+    """A setting of `stream` cannot be used; the message names the field and the value."""
+
+
+@dataclass
+class StreamConfig:
+    """Where the events are and how they are read.
+
+    Attributes:
+        bootstrap_servers: Kafka brokers, `host:port[,host:port…]`.
+        interactions_topic: events, partitioned by user.
+        items_topic: compacted; title and categories of each item.
+        users_topic: compacted; attributes of each user.
+        dead_letter_topic: where unusable rows go; empty means `<interactions_topic>.dead-letters`.
+        security_protocol: as Kafka names it.
+        sasl_mechanism: needed with SASL_PLAINTEXT and SASL_SSL.
+        sasl_username: for PLAIN and SCRAM.
+        sasl_password_env: name of the environment variable that holds the SASL password.
+        ssl_cafile: PEM file of the authorities to trust; empty means the system's.
+        ssl_certfile: PEM file of the client's certificate.
+        ssl_keyfile: PEM file of the client's key.
+        ssl_password_env: name of the environment variable that holds the key's password.
+        ssl_check_hostname: whether the certificate must match the broker's host name.
+        connect_timeout_s: how long to try before saying that no broker answers.
+        request_timeout_s: how long one request may take.
+        history_length: W, events of history that the model sees before a run.
+        seen_length: how many of a user's last events are known for masks; at least one.
+        user_attributes: the attributes that become features, in this order.
+        max_categories: categories kept per item; further ones are dropped.
+        buffered_rows_per_partition: rows decoded ahead before a partition is paused (one poll may exceed it).
+        max_message_bytes: largest message that is produced or fetched.
+        fetch_max_bytes: most that one fetch brings, over all partitions.
+        fetch_max_wait_ms: how long a broker may hold a fetch that has nothing to bring.
+    """
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    interactions_topic: str = "interactions"
+    items_topic: str = "items"
+    users_topic: str = "users"
+    dead_letter_topic: str = ""
+    security_protocol: SecurityProtocol = "PLAINTEXT"
+    sasl_mechanism: SaslMechanism = ""
+    sasl_username: str = ""
+    sasl_password_env: str = ""
+    ssl_cafile: str = ""
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+    ssl_password_env: str = ""
+    ssl_check_hostname: bool = True
+    connect_timeout_s: float = 10.0
+    request_timeout_s: float = 30.0
+    history_length: int = 50
+    seen_length: int = 1024
+    user_attributes: list[str] = field(default_factory=lambda: ["gender", "age_group", "occupation"])
+    max_categories: int = 8
+    buffered_rows_per_partition: int = 65536
+    max_message_bytes: int = 4_194_304
+    fetch_max_bytes: int = 33_554_432
+    fetch_max_wait_ms: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic"):
+            self._require(name, bool(getattr(self, name).strip()), "must not be empty")
+        for name in ("history_length", "seen_length", "buffered_rows_per_partition", "fetch_max_wait_ms"):
+            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("connect_timeout_s", "request_timeout_s"):
+            self._require(name, getattr(self, name) > 0, "must be positive")
+        self._require("max_categories", self.max_categories >= 0, "must not be negative")
+        self._require("max_message_bytes", self.max_message_bytes >= 1024, "must be at least 1024")
+        self._require(
+            "fetch_max_bytes", self.fetch_max_bytes >= self.max_message_bytes, "must be >= max_message_bytes"
+        )
+        unique = len(set(self.user_attributes)) == len(self.user_attributes)
+        self._require("user_attributes", unique, "must not name an attribute twice")
+        needs_sasl = self.security_protocol.startswith("SASL")
+        self._require(
+            "sasl_mechanism", bool(self.sasl_mechanism) == needs_sasl, "goes with security_protocol=SASL_*"
+        )
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise StreamSettingError(f"stream.{name} {rule}, not {getattr(self, name)!r}")
+
+    @property
+    def dead_letters(self) -> str:
+        """Name of the dead-letter topic, with the default filled in."""
+        return self.dead_letter_topic or f"{self.interactions_topic}.dead-letters"
+
+
+def client_arguments(config: StreamConfig) -> dict[str, Any]:
+    """Keyword arguments common to KafkaConsumer, KafkaProducer and KafkaAdminClient.
+
+    Raises:
+        StreamSettingError: an environment variable that should hold a password is not set.
+    """
+    request_timeout_ms = int(config.request_timeout_s * 1000)
+    arguments: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in config.bootstrap_servers.split(",")],
+        "bootstrap_timeout_ms": int(config.connect_timeout_s * 1000),
+        "request_timeout_ms": request_timeout_ms,
+        # kafka-python wants the idle limit above the request timeout.
+        "connections_max_idle_ms": max(540_000, 2 * request_timeout_ms),
+        "security_protocol": config.security_protocol,
+        "ssl_check_hostname": config.ssl_check_hostname,
+    }
+    optional = {
+        "sasl_mechanism": config.sasl_mechanism,
+        "sasl_plain_username": config.sasl_username,
+        "sasl_plain_password": _secret("sasl_password_env", config.sasl_password_env),
+        "ssl_cafile": config.ssl_cafile,
+        "ssl_certfile": config.ssl_certfile,
+        "ssl_keyfile": config.ssl_keyfile,
+        "ssl_password": _secret("ssl_password_env", config.ssl_password_env),
+    }
+    return arguments | {name: value for name, value in optional.items() if value}
+
+
+def _secret(setting: str, variable: str) -> str:
+    if not variable:
+        return ""
+    if variable not in os.environ:
+        raise StreamSettingError(
+            f"stream.{setting} names the environment variable {variable!r}, which is not set"
+        )
+    return os.environ[variable]

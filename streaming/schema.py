@@ -1,0 +1,82 @@
+"""Column names and Arrow schemas of everything that crosses a border of `streaming`."""
+
+import pyarrow as pa
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP_MS = "timestamp_ms"
+ACTION = "action"
+WEIGHT = "weight"
+VALUE = "value"
+EVENT_ID = "event_id"
+
+PARTITION = "partition"
+OFFSET = "offset"
+ROW = "row"
+APPEND_MS = "append_ms"
+
+ITEMS = "items"
+TIMES_MS = "times_ms"
+CONTEXT_LENGTH = "context_length"
+EVENTS_BEFORE = "events_before"
+ATTRIBUTES = "attributes"
+SEEN = "seen"
+
+TITLE = "title"
+CATEGORIES = "categories"
+DELETED = "deleted"
+
+REQUIRED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP_MS)
+
+# An event on the wire. The three required columns come first; ids may also travel as strings.
+EVENT_SCHEMA = pa.schema(
+    [
+        (USER_ID, pa.int64()),
+        (ITEM_ID, pa.int64()),
+        (TIMESTAMP_MS, pa.int64()),
+        (ACTION, pa.string()),
+        (WEIGHT, pa.float32()),
+        (VALUE, pa.float32()),
+        (EVENT_ID, pa.string()),
+    ]
+)
+
+# Where a row stood in the log and when the broker appended it.
+POSITION_FIELDS = [
+    pa.field(PARTITION, pa.int32()),
+    pa.field(OFFSET, pa.int64()),
+    pa.field(ROW, pa.int32()),
+    pa.field(APPEND_MS, pa.int64()),
+]
+
+# A decoded, usable event: ids are int64, weight is never null, rows stand in (offset, row) order.
+DECODED_SCHEMA = pa.schema([*EVENT_SCHEMA, *POSITION_FIELDS])
+
+# One row per run of one user's consecutive events, prefix-packed (DESIGN.md, 3.2).
+TRAINING_BATCH_SCHEMA = pa.schema(
+    [
+        (USER_ID, pa.int64()),
+        (ITEMS, pa.list_(pa.int64())),
+        (TIMES_MS, pa.list_(pa.int64())),
+        (CONTEXT_LENGTH, pa.int32()),
+        (EVENTS_BEFORE, pa.int64()),
+        (ATTRIBUTES, pa.list_(pa.int64())),
+        (SEEN, pa.list_(pa.int64())),
+        (PARTITION, pa.int32()),
+        (OFFSET, pa.list_(pa.int64())),
+        (ROW, pa.list_(pa.int32())),
+        (APPEND_MS, pa.list_(pa.int64())),
+        (WEIGHT, pa.list_(pa.float32())),
+    ]
+)
+
+# What the compacted topics say of items and users; `deleted` marks a tombstone.
+ITEM_SCHEMA = pa.schema(
+    [
+        (ITEM_ID, pa.int64()),
+        (TITLE, pa.string()),
+        (CATEGORIES, pa.list_(pa.int64())),
+        (DELETED, pa.bool_()),
+    ]
+)
+USER_SCHEMA = pa.schema([(USER_ID, pa.int64()), (ATTRIBUTES, pa.list_(pa.int64())), (DELETED, pa.bool_())])
