@@ -15,7 +15,7 @@ BUCKETS = 1 << BUCKET_BITS
 
 
 def buckets_of(tables: npt.NDArray[np.int16], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The virtual bucket of each key, int64 (K,) in [0, 4096): the top hash bits (the map uses the low ones)."""
+    """The virtual bucket of each key, int64 (K,) in [0, 4096): its hash's top bits (the map uses the low)."""
     return (hash_keys(tables, ids) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
 
 

@@ -3,7 +3,7 @@
 Shape letters: W ranks, N local rows, M rows of all ranks, D columns.
 
 One process without a process group is the same as one rank: every call below is then the identity. The
-backend follows the tensor's device (`cpu:gloo,cuda:nccl`), so ids travel over gloo while rows stay on the GPU.
+backend follows the tensor's device (`cpu:gloo,cuda:nccl`): ids travel over gloo, rows stay on the GPU.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Collectives:
         return out
 
     def gather_objects(self, value: object) -> list[Any]:
-        """One small Python value of every rank, on every rank (checkpoints and summaries, not the hot path)."""
+        """One small Python value of every rank, on every rank (for checkpoints, not the hot path)."""
         if self.world == 1:
             return [value]
         out: list[Any] = [None] * self.world
@@ -95,8 +95,8 @@ class Collectives:
 class CrossRankGather:
     """The `gather` that the model is given: concatenation over ranks that gradients flow back through.
 
-    Calls are chained by a token, so that their backward collectives run in exactly the reverse order on every
-    rank, also on a rank whose part of the batch is empty and whose loss depends on nothing. `close(loss)` ties
+    Calls are chained by a token, so that their backward collectives run in the reverse order on every
+    rank, also on one whose part of the batch is empty and whose loss depends on nothing. `close(loss)` ties
     the chain to the loss: without it a rank could skip a collective that the others wait in.
     """
 

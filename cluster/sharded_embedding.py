@@ -87,7 +87,7 @@ class ShardedEmbedding:
         return Lookup(rows_UD.requires_grad_(create), positions_U, send.tolist(), receive.tolist(), local_R)
 
     def apply_gradients(self, lookup: Lookup, learning_rate: float) -> None:
-        """Collective. Send each row's gradient to its owner, add up what the ranks sent, and step once per row."""
+        """Collective. Send row gradients to their owners, add up what the ranks sent, step once per row."""
         gradient = lookup.rows_UD.grad
         if gradient is None:
             gradient = torch.zeros_like(lookup.rows_UD)

@@ -1,0 +1,177 @@
+"""The softmax candidates of a global step: in-batch items of all ranks and shared uniform negatives.
+
+Every rank works out the same list from what all ranks know, so the list does not depend on their number; each
+candidate is encoded by the rank that owns its row.
+
+Shape letters: E events of this rank, M candidates of all ranks, N packed rows, T unique targets of all ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from cluster.collectives import Collectives
+from model.key_index import hash_keys
+
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class GlobalTargets:
+    """What the ranks trained in this step, all together."""
+
+    ids_T: Int64Array
+    """Unique target items, ascending."""
+    weight_T: npt.NDArray[np.float64]
+    """Summed weight of each item's events."""
+    latest_ms: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidates in gathered order: by owning rank, then by id."""
+
+    ids_M: Int64Array
+    owner_M: Int64Array
+    is_target_M: BoolArray
+
+    def of_rank(self, rank: int) -> tuple[Int64Array, BoolArray]:
+        """Ids and target flags of the candidates that a rank encodes."""
+        mine = self.owner_M == rank
+        return self.ids_M[mine], self.is_target_M[mine]
+
+    def positions(self, ids: Int64Array) -> Int64Array:
+        """Place of each id in gathered order; -1 where it is no candidate."""
+        order = np.argsort(self.ids_M, kind="stable")
+        place = np.searchsorted(self.ids_M, ids, sorter=order)
+        place = order[np.minimum(place, max(self.ids_M.shape[0] - 1, 0))] if self.ids_M.shape[0] else place
+        found = self.ids_M[place] == ids if self.ids_M.shape[0] else np.zeros(ids.shape, bool)
+        return np.where(found, place, -1)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """NumPy views of a training batch (DESIGN.md 3.2) that several steps of the pipeline need."""
+
+    items: Int64Array
+    item_offsets_N1: Int64Array
+    context_N: Int64Array
+    seen: Int64Array
+    seen_offsets_N1: Int64Array
+    user_N: Int64Array
+    targets_E: Int64Array
+    run_E: Int64Array
+
+    @staticmethod
+    def of(batch: pa.RecordBatch) -> Runs:
+        """Views of the batch's columns; targets are the items after each row's context."""
+        items, offsets = _ragged(batch.column("items"))
+        seen, seen_offsets = _ragged(batch.column("seen"))
+        context = batch.column("context_length").to_numpy().astype(np.int64)
+        lengths = np.diff(offsets)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        is_target = within >= np.repeat(context, lengths)
+        return Runs(
+            items,
+            offsets,
+            context,
+            seen,
+            seen_offsets,
+            batch.column("user_id").to_numpy(),
+            items[is_target],
+            np.repeat(np.arange(batch.num_rows), lengths)[is_target],
+        )
+
+
+def _ragged(column: pa.ListArray) -> tuple[npt.NDArray[np.int64], Int64Array]:
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    if offsets.shape[0] == 0:
+        offsets = np.zeros(1, np.int64)
+    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
+    return values, offsets - offsets[0]
+
+
+def gather_targets(
+    comm: Collectives, targets_E: Int64Array, weight_E: npt.NDArray[np.float32], latest_ms: int
+) -> GlobalTargets:
+    """Collective. The unique targets of the whole step with their summed weights."""
+    ids, inverse = np.unique(targets_E, return_inverse=True)
+    weight = np.bincount(inverse, weight_E, minlength=ids.shape[0])
+    # Weights travel as raw bits, so that one gather of integers carries everything.
+    local = np.stack(
+        [ids, weight.astype(np.float64).view(np.int64), np.full(ids.shape[0], latest_ms)], axis=1
+    )
+    gathered = comm.gather_ints(local.astype(np.int64))
+    all_ids, where = np.unique(gathered[:, 0], return_inverse=True)
+    weights = np.ascontiguousarray(gathered[:, 1]).view(np.float64)
+    total = np.bincount(where, weights, minlength=all_ids.shape[0])
+    return GlobalTargets(all_ids, total, int(gathered[:, 2].max(initial=0)))
+
+
+def uniform_negatives(known_ids: Int64Array, count: int, *, seed: int, step: int) -> Int64Array:
+    """Up to `count` distinct known items, each equally likely; a function of (seed, step) alone."""
+    if known_ids.shape[0] == 0 or count == 0:
+        return np.zeros(0, np.int64)
+    key = np.int64((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF)
+    draws = hash_keys(np.full(count, 7, np.int16), key * 1_048_576 + np.arange(count, dtype=np.int64))
+    return np.unique(known_ids[(draws % np.uint64(known_ids.shape[0])).astype(np.int64)])
+
+
+def choose_candidates(targets_T: Int64Array, negatives: Int64Array, owners: Int64Array) -> Candidates:
+    """Targets and negatives, each item once; `owners` belongs to `np.union1d(targets, negatives)`."""
+    ids = np.union1d(targets_T, negatives)
+    order = np.lexsort((ids, owners))
+    return Candidates(ids[order], owners[order], np.isin(ids, targets_T)[order])
+
+
+def negatives_to_drop(runs: Runs, candidates: Candidates) -> BoolArray:
+    """bool (E, M): candidates that the event's user is known to like, never the event's own target.
+
+    Drops the user's seen items and every other target of the user's run: items that the same user
+    takes a moment later are no negatives.
+    """
+    sorted_order = np.argsort(candidates.ids_M, kind="stable")
+    drop_EM = np.zeros((runs.targets_E.shape[0], candidates.ids_M.shape[0]), np.bool_)
+    _mark_known(
+        drop_EM,
+        candidates.ids_M[sorted_order],
+        sorted_order,
+        runs.items,
+        runs.item_offsets_N1,
+        runs.seen,
+        runs.seen_offsets_N1,
+        np.searchsorted(runs.run_E, np.arange(runs.user_N.shape[0] + 1)),
+    )
+    drop_EM[np.arange(drop_EM.shape[0]), candidates.positions(runs.targets_E)] = False
+    return drop_EM
+
+
+@njit(cache=True, nogil=True)
+def _mark_known(
+    drop_EM: BoolArray,
+    sorted_ids: Int64Array,
+    sorted_order: Int64Array,
+    items: Int64Array,
+    item_offsets: Int64Array,
+    seen: Int64Array,
+    seen_offsets: Int64Array,
+    first_event: Int64Array,
+) -> None:
+    known = np.zeros(drop_EM.shape[1], np.bool_)
+    for n in range(item_offsets.shape[0] - 1):
+        known[:] = False
+        for source in range(2):
+            ids = items if source == 0 else seen
+            offsets = item_offsets if source == 0 else seen_offsets
+            for k in range(offsets[n], offsets[n + 1]):
+                place = np.searchsorted(sorted_ids, ids[k])
+                if place < sorted_ids.shape[0] and sorted_ids[place] == ids[k]:
+                    known[sorted_order[place]] = True
+        for e in range(first_event[n], first_event[n + 1]):
+            drop_EM[e, :] = known

@@ -1,0 +1,50 @@
+"""Freshness: seconds from the broker's append of an event to the moment a version trained on it is servable."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+
+# 20 bins a decade from 1 ms to 10^6 s: a percentile is within 12 % of the exact one, in constant memory.
+_EDGES_S = np.logspace(-3, 6, 181)
+
+
+class FreshnessHistogram:
+    """Ages of events in logarithmic bins; merges by adding."""
+
+    def __init__(self, counts: Int64Array | None = None) -> None:
+        self.counts = np.zeros(_EDGES_S.shape[0] + 1, np.int64) if counts is None else counts
+
+    def add(self, ages_s: npt.NDArray[np.float64]) -> None:
+        """Count ages in seconds, float64 (E,)."""
+        np.add.at(self.counts, np.searchsorted(_EDGES_S, ages_s), 1)
+
+    def percentile_s(self, share: float) -> float | None:
+        """The age in seconds that a share (0–1) of the events stays below; None without events."""
+        total = int(self.counts.sum())
+        if total == 0:
+            return None
+        place = int(np.searchsorted(np.cumsum(self.counts), share * total))
+        return float(_EDGES_S[min(place, _EDGES_S.shape[0] - 1)])
+
+
+class UnpublishedAppends:
+    """Append times of the events trained since the last version, at most `limit` of them, evenly thinned."""
+
+    def __init__(self, limit: int = 20_000) -> None:
+        self._limit = limit
+        self._parts: list[Int64Array] = []
+
+    def add(self, append_ms: Int64Array) -> None:
+        """Note trained events by their broker append times, int64 milliseconds (E,)."""
+        self._parts.append(append_ms)
+        if sum(part.shape[0] for part in self._parts) > self._limit:
+            self._parts = [np.concatenate(self._parts)[::2]]
+
+    def drain(self) -> Int64Array:
+        """All noted times, int64 (E,); starts anew."""
+        taken = np.concatenate([np.zeros(0, np.int64), *self._parts])
+        self._parts = []
+        return taken

@@ -1,0 +1,103 @@
+"""The proof that every event was trained exactly once.
+
+Updated where the optimizer steps and saved in the same commit as what it trained: a counter per user, and
+per partition the number and the hash-sum of the trained (partition, offset, row). A count over the topic must
+give the same numbers. The sum of 64-bit hashes modulo 2^64 does not depend on order, and an event that is
+lost or doubled changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from model.key_index import KeyIndex
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def position_hash_sum(partition: int, offsets: Int64Array, rows: Int64Array) -> np.uint64:
+    """Sum modulo 2^64 of a 64-bit hash of each (partition, offset, row)."""
+    total = np.uint64(0)
+    for k in range(offsets.shape[0]):
+        value = np.uint64(partition) * np.uint64(0x9E3779B97F4A7C15)
+        for part in (np.uint64(offsets[k]), np.uint64(rows[k])):
+            value = (value ^ part) + np.uint64(0x9E3779B97F4A7C15)
+            value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            value = value ^ (value >> np.uint64(31))
+        total += value
+    return total
+
+
+@dataclass
+class PartitionLedger:
+    """What has been trained of one partition."""
+
+    partition: int
+    events: int = 0
+    hash_sum: int = 0
+    _users: KeyIndex = field(default_factory=KeyIndex)
+    _counts: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, users: Int64Array, offsets: Int64Array, rows: Int64Array) -> None:
+        """Count events: their users int64 (E,), offsets int64 (E,) and rows int64 (E,)."""
+        self.events += users.shape[0]
+        self.hash_sum = (self.hash_sum + int(position_hash_sum(self.partition, offsets, rows))) % 2**64
+        self._add_counts(users, np.ones(users.shape[0], np.int64))
+
+    def user_counts(self) -> tuple[Int64Array, Int64Array]:
+        """Users int64 (U,), ascending, and how often each was trained int64 (U,)."""
+        users = self._users.keys()[1]
+        order = np.argsort(users)
+        return users[order], self._counts[: len(self._users)][order]
+
+    def to_table(self) -> pa.Table:
+        """For the checkpoint: users and counts, with the sums as schema metadata."""
+        users, counts = self.user_counts()
+        sums = {"partition": str(self.partition), "events": str(self.events), "hash_sum": str(self.hash_sum)}
+        return pa.table({"user_id": users, "events": counts}).replace_schema_metadata(sums)
+
+    @staticmethod
+    def from_table(table: pa.Table) -> PartitionLedger:
+        """The inverse of `to_table`."""
+        meta = {key.decode(): int(value) for key, value in table.schema.metadata.items()}
+        ledger = PartitionLedger(meta["partition"], meta["events"], meta["hash_sum"])
+        ledger._add_counts(table["user_id"].to_numpy(), table["events"].to_numpy())
+        return ledger
+
+    def _add_counts(self, users: Int64Array, counts: Int64Array) -> None:
+        index = self._users.add(np.zeros(users.shape[0], np.int16), users)
+        size = len(self._users)
+        if size > self._counts.shape[0]:
+            self._counts = np.concatenate([self._counts, np.zeros(size, np.int64)])
+        np.add.at(self._counts, index, counts)
+
+
+class Ledger:
+    """The ledgers of the partitions that one rank reads."""
+
+    def __init__(self, partitions: Iterable[int]) -> None:
+        self.partitions = {p: PartitionLedger(p) for p in partitions}
+
+    @property
+    def events(self) -> int:
+        """Trained events of all of them."""
+        return sum(ledger.events for ledger in self.partitions.values())
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Count the targets of a training batch (DESIGN.md 3.2), after the optimizer has stepped on them."""
+        runs = np.diff(batch.column("offset").offsets.to_numpy())
+        users = np.repeat(batch.column("user_id").to_numpy(), runs)
+        partitions = np.repeat(batch.column("partition").to_numpy(), runs)
+        offsets = batch.column("offset").flatten().to_numpy()
+        rows = batch.column("row").flatten().to_numpy().astype(np.int64)
+        for partition in np.unique(partitions).tolist():
+            mine = partitions == partition
+            self.partitions[partition].add(users[mine], offsets[mine], rows[mine])
