@@ -1,0 +1,101 @@
+"""Settings of the model; every default is what measured best on a stream (see the notes beside them)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ModelConfig:
+    """CL-EPIDTN: sizes, which parts are on, and the weights of its losses."""
+
+    dim: int = field(default=64, metadata={"help": "width of every embedding and of both towers' outputs"})
+    layers: int = field(default=2, metadata={"help": "transformer blocks of the user tower"})
+    heads: int = field(default=2, metadata={"help": "attention heads; must divide dim"})
+    history_length: int = field(default=50, metadata={"help": "items of history that a query sees (W)"})
+    augmented_dim: int = field(default=32, metadata={"help": "width of the personalised augmented vectors (A)"})
+    max_categories: int = field(default=8, metadata={"help": "categories of an item that are read"})
+    source_items: int = field(
+        default=3, metadata={"help": "last items that add a source embedding to the query (0 = off)"}
+    )
+    source_decay: float = field(default=0.7, metadata={"help": "initial weight of each step further back"})
+
+    transformer: bool = field(default=True, metadata={"help": "off: plain means and last items instead"})
+    augmented_vectors: bool = field(default=True, metadata={"help": "augmented vectors and their mimic losses"})
+    user_id_embedding: bool = field(default=True, metadata={"help": "the user's id is one of the attributes"})
+    user_skip: bool = field(default=True, metadata={"help": "add the last state to the user tower's output"})
+
+    similarity: Literal["cosine", "dot"] = field(
+        default="cosine", metadata={"help": "cosine: both towers' outputs get unit norm"}
+    )
+    temperature: float = field(default=0.07, metadata={"help": "of the main softmax"})
+    logq_strength: float = field(default=1.0, metadata={"help": "0 = no sampling correction, 1 = all of it"})
+    uniform_negatives: int = field(
+        default=500, metadata={"help": "uniform catalogue items added to every step's candidates"}
+    )
+    dropout: float = field(default=0.2, metadata={"help": "on hidden layers, in training"})
+    input_mask_ratio: float = field(
+        default=0.1, metadata={"help": "share of history items replaced by MASK in the main loss's input"}
+    )
+    init_std: float = field(default=0.02, metadata={"help": "of new embedding rows and of the linear layers"})
+
+    mimic_user_weight: float = field(default=1.0, metadata={"help": "lambda 1, Eq. 4"})
+    mimic_item_weight: float = field(default=1.0, metadata={"help": "lambda 2, Eq. 5"})
+
+    contrastive_weight: float = field(default=0.02, metadata={"help": "alpha of Eq. 20 (0 = off)"})
+    contrastive_sequence_weight: float = field(default=1.0, metadata={"help": "of Eq. 22 inside alpha"})
+    contrastive_attribute_weight: float = field(default=1.0, metadata={"help": "of Eq. 23 inside alpha"})
+    contrastive_item_weight: float = field(default=1.0, metadata={"help": "of Eq. 24 inside alpha"})
+    contrastive_temperature: float = field(default=0.5, metadata={"help": "of all three contrastive losses"})
+    contrastive_items: Literal["targets", "candidates"] = field(
+        default="targets", metadata={"help": "which items Eq. 24 runs over"}
+    )
+    sequence_mask_ratio: float = field(default=0.3, metadata={"help": "of history items in a sequence view"})
+    attribute_mask_ratio: float = field(default=0.3, metadata={"help": "of attributes in a user view"})
+    item_mask_ratio: float = field(
+        default=0.3, metadata={"help": "chance that an item view hides its id or its categories"}
+    )
+    view_dropout: float = field(default=0.3, metadata={"help": "on the inputs of user and item views"})
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting."""
+        for name in ("dim", "layers", "heads", "history_length", "augmented_dim", "max_categories"):
+            self._require(name, getattr(self, name) >= 1, "be at least 1")
+        for name in ("temperature", "contrastive_temperature", "init_std"):
+            self._require(name, getattr(self, name) > 0, "be positive")
+        for name in _NOT_NEGATIVE:
+            self._require(name, getattr(self, name) >= 0, "not be negative")
+        for name in _RATIOS:
+            self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
+        self._require("logq_strength", 0 <= self.logq_strength <= 1, "be in [0, 1]")
+        self._require("heads", self.dim % self.heads == 0, f"divide model.dim={self.dim}")
+        self._require("similarity", self.similarity in ("cosine", "dot"), "be cosine or dot")
+        self._require(
+            "contrastive_items", self.contrastive_items in ("targets", "candidates"), "be targets or candidates"
+        )
+
+    def _require(self, name: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"model.{name} must {what}, got {getattr(self, name)!r}")
+
+
+_RATIOS = (
+    "dropout",
+    "input_mask_ratio",
+    "sequence_mask_ratio",
+    "attribute_mask_ratio",
+    "item_mask_ratio",
+    "view_dropout",
+)
+_NOT_NEGATIVE = (
+    "uniform_negatives",
+    "source_items",
+    "source_decay",
+    "mimic_user_weight",
+    "mimic_item_weight",
+    "contrastive_weight",
+    "contrastive_sequence_weight",
+    "contrastive_attribute_weight",
+    "contrastive_item_weight",
+)
