@@ -83,13 +83,12 @@ class StreamConfig:
         unique = len(set(self.user_attributes)) == len(self.user_attributes)
         self._require("user_attributes", unique, "must not name an attribute twice")
         needs_sasl = self.security_protocol.startswith("SASL")
-        self._require(
-            "sasl_mechanism", bool(self.sasl_mechanism) == needs_sasl, "goes with security_protocol=SASL_*"
-        )
+        rule = "goes together with stream.security_protocol=SASL_*"
+        self._require("sasl_mechanism", bool(self.sasl_mechanism) == needs_sasl, rule)
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
-            raise StreamSettingError(f"stream.{name} {rule}, not {getattr(self, name)!r}")
+            raise StreamSettingError(f"stream.{name} {rule}, got {getattr(self, name)!r}")
 
     @property
     def dead_letters(self) -> str:

@@ -80,3 +80,8 @@ ITEM_SCHEMA = pa.schema(
     ]
 )
 USER_SCHEMA = pa.schema([(USER_ID, pa.int64()), (ATTRIBUTES, pa.list_(pa.int64())), (DELETED, pa.bool_())])
+
+
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """A RecordBatch of no rows."""
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
