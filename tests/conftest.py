@@ -1,0 +1,86 @@
+"""Fixtures of the whole suite: one real Apache Kafka and one Ray per test session, fresh topics per test.
+
+A test that needs Kafka fails when Kafka cannot be started; it is never skipped.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streaming.broker import LocalBroker
+from streaming.config import StreamConfig
+
+StreamFactory = Callable[..., StreamConfig]
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
+    """A running broker with `.bootstrap_servers`; leave it running (a chaos test starts its own)."""
+    with LocalBroker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def unique_name() -> str:
+    """A name that no other test uses."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def stream_factory(kafka_broker: LocalBroker) -> StreamFactory:
+    """Makes a StreamConfig with topics of its own: `stream_factory(partitions=2, history_length=5)`.
+
+    `partitions=0` creates no topics; every other argument is a field of StreamConfig.
+    """
+    from streaming.topics import create_topics
+
+    def make(partitions: int = 4, **settings: Any) -> StreamConfig:
+        prefix = f"t{uuid.uuid4().hex[:12]}"
+        topics = {f"{kind}_topic": f"{prefix}.{kind}" for kind in ("interactions", "items", "users")}
+        config = StreamConfig(bootstrap_servers=kafka_broker.bootstrap_servers, **(topics | settings))
+        if partitions:
+            create_topics(config, partitions=partitions)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def stream_config(stream_factory: StreamFactory) -> StreamConfig:
+    """A StreamConfig with topics of its own, 4 partitions, all created."""
+    return stream_factory()
+
+
+@pytest.fixture
+def topic_factory(kafka_broker: LocalBroker) -> Callable[..., str]:
+    """Creates one topic with a unique name: `topic_factory(partitions=1, configs={...}) -> name`."""
+    from kafka import KafkaAdminClient
+
+    def make(partitions: int = 1, configs: dict[str, str] | None = None) -> str:
+        name = f"t{uuid.uuid4().hex[:12]}"
+        with KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap_servers) as admin:
+            settings = {"num_partitions": partitions, "replication_factor": 1, "configs": configs or {}}
+            admin.create_topics({name: settings}, wait_for_metadata=True)
+        return name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A Ray of this session's own with four CPU slots; yields its address."""
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 1024 * 1024,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}},
+    )
+    yield str(context.address_info["address"])
+    ray.shutdown()
