@@ -18,6 +18,7 @@ APPEND_MS = "append_ms"
 ITEMS = "items"
 TIMES_MS = "times_ms"
 CONTEXT_LENGTH = "context_length"
+EVENTS = "events"
 EVENTS_BEFORE = "events_before"
 ATTRIBUTES = "attributes"
 SEEN = "seen"
@@ -67,6 +68,17 @@ TRAINING_BATCH_SCHEMA = pa.schema(
         (ROW, pa.list_(pa.int32())),
         (APPEND_MS, pa.list_(pa.int64())),
         (WEIGHT, pa.list_(pa.float32())),
+    ]
+)
+
+# One user's state in a checkpoint: events ever, and the last ones, oldest first.
+HISTORY_SCHEMA = pa.schema(
+    [
+        (USER_ID, pa.int64()),
+        (PARTITION, pa.int32()),
+        (EVENTS, pa.int64()),
+        (ITEMS, pa.large_list(pa.int64())),
+        (TIMES_MS, pa.large_list(pa.int64())),
     ]
 )
 

@@ -1,0 +1,164 @@
+"""The last events of many users in flat arrays: a chain of chunks per user, from one pool.
+
+Shapes: U user slots, C chunks, K = CHUNK events per chunk, N events, R runs.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from streaming.partitioner import Int32s, Int64s
+
+CHUNK = 32
+_NONE = -1
+
+
+class EventLog(NamedTuple):
+    """The arrays; a named tuple, so that kernels take them as one argument.
+
+    Attributes:
+        head_U: oldest chunk of each user, -1 without events.
+        tail_U: newest chunk.
+        fill_U: events in the newest chunk; all others are full.
+        length_U: events in the chain.
+        count_U: events of the user ever.
+        items_CK: item ids.
+        times_CK: event times, ms.
+        next_C: the next newer chunk of the same user, -1 at the tail.
+        prev_C: the next older one, -1 at the head.
+        free_C: a stack of unused chunks.
+        free: (1,), height of that stack.
+    """
+
+    head_U: Int32s
+    tail_U: Int32s
+    fill_U: Int32s
+    length_U: Int32s
+    count_U: Int64s
+    items_CK: Int64s
+    times_CK: Int64s
+    next_C: Int32s
+    prev_C: Int32s
+    free_C: Int32s
+    free: Int64s
+
+
+def new_log(users: int, chunks: int) -> EventLog:
+    """A log with room for so many users and chunks."""
+    return EventLog(
+        head_U=np.full(users, _NONE, np.int32),
+        tail_U=np.full(users, _NONE, np.int32),
+        fill_U=np.zeros(users, np.int32),
+        length_U=np.zeros(users, np.int32),
+        count_U=np.zeros(users, np.int64),
+        items_CK=np.empty((chunks, CHUNK), np.int64),
+        times_CK=np.empty((chunks, CHUNK), np.int64),
+        next_C=np.full(chunks, _NONE, np.int32),
+        prev_C=np.full(chunks, _NONE, np.int32),
+        free_C=np.arange(chunks - 1, -1, -1, dtype=np.int32),
+        free=np.array([chunks], np.int64),
+    )
+
+
+def with_users(log: EventLog, users: int) -> EventLog:
+    """The same log with room for at least `users` users (amortised doubling)."""
+    have = len(log.head_U)
+    if users <= have:
+        return log
+    more = max(users, 2 * have) - have
+    return log._replace(
+        head_U=np.concatenate([log.head_U, np.full(more, _NONE, np.int32)]),
+        tail_U=np.concatenate([log.tail_U, np.full(more, _NONE, np.int32)]),
+        fill_U=np.concatenate([log.fill_U, np.zeros(more, np.int32)]),
+        length_U=np.concatenate([log.length_U, np.zeros(more, np.int32)]),
+        count_U=np.concatenate([log.count_U, np.zeros(more, np.int64)]),
+    )
+
+
+def with_free_chunks(log: EventLog, wanted: int) -> EventLog:
+    """The same log with at least `wanted` unused chunks (amortised doubling)."""
+    free, have = int(log.free[0]), len(log.next_C)
+    if wanted <= free:
+        return log
+    more = max(wanted - free, have)
+    rows = np.empty((more, CHUNK), np.int64)
+    links = np.full(more, _NONE, np.int32)
+    fresh = np.arange(have + more - 1, have - 1, -1, dtype=np.int32)
+    return log._replace(
+        items_CK=np.concatenate([log.items_CK, rows]),
+        times_CK=np.concatenate([log.times_CK, rows]),
+        next_C=np.concatenate([log.next_C, links]),
+        prev_C=np.concatenate([log.prev_C, links]),
+        free_C=np.concatenate([fresh, log.free_C[:free], np.empty(have - free, np.int32)]),
+        free=np.array([free + more], np.int64),
+    )
+
+
+@njit(cache=True, nogil=True)
+def copy_last(log: EventLog, slot: int, count: int, from_times: bool, out: Int64s, end: int) -> None:
+    """Writes the user's last `count` items (or times) to out[end - count:end], oldest first."""
+    chunk, fill = log.tail_U[slot], log.fill_U[slot]
+    while count > 0:
+        taken = min(count, fill)
+        for k in range(1, taken + 1):
+            value = log.times_CK[chunk, fill - k] if from_times else log.items_CK[chunk, fill - k]
+            out[end - k] = value
+        end -= taken
+        count -= taken
+        chunk, fill = log.prev_C[chunk], CHUNK
+
+
+@njit(cache=True, nogil=True)
+def append(
+    log: EventLog, slot: int, item_N: Int64s, time_N: Int64s, start: int, end: int, retained: int
+) -> None:
+    """Appends events [start, end); afterwards whole chunks beyond the last `retained` events are freed.
+
+    The log must have (end - start) // CHUNK + 1 free chunks.
+    """
+    log.count_U[slot] += end - start
+    while start < end:
+        if log.tail_U[slot] == _NONE or log.fill_U[slot] == CHUNK:
+            _add_chunk(log, slot)
+        chunk, fill = log.tail_U[slot], log.fill_U[slot]
+        taken = min(end - start, CHUNK - fill)
+        for k in range(taken):
+            log.items_CK[chunk, fill + k] = item_N[start + k]
+            log.times_CK[chunk, fill + k] = time_N[start + k]
+        log.fill_U[slot] = fill + taken
+        log.length_U[slot] += taken
+        start += taken
+    while log.length_U[slot] - CHUNK >= retained:
+        _free_head(log, slot)
+
+
+@njit(cache=True, nogil=True)
+def _add_chunk(log: EventLog, slot: int) -> None:
+    log.free[0] -= 1
+    chunk = log.free_C[log.free[0]]
+    last = log.tail_U[slot]
+    log.prev_C[chunk] = last
+    log.next_C[chunk] = _NONE
+    if last == _NONE:
+        log.head_U[slot] = chunk
+    else:
+        log.next_C[last] = chunk
+    log.tail_U[slot] = chunk
+    log.fill_U[slot] = 0
+
+
+@njit(cache=True, nogil=True)
+def _free_head(log: EventLog, slot: int) -> None:
+    """Frees the oldest chunk, which is full and not the only one with events to keep."""
+    chunk = log.head_U[slot]
+    newer = log.next_C[chunk]
+    log.free_C[log.free[0]] = chunk
+    log.free[0] += 1
+    log.length_U[slot] -= CHUNK
+    log.head_U[slot] = newer
+    if newer == _NONE:
+        log.tail_U[slot] = _NONE
+        log.fill_U[slot] = 0
+    else:
+        log.prev_C[newer] = _NONE

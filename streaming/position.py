@@ -1,0 +1,51 @@
+"""Where a reader stands in a partition, and what every source of events offers."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from streaming.validation import Decoded
+
+
+class Position(NamedTuple):
+    """The next row to read: a row of a message, so that a cut inside a message loses and repeats nothing.
+
+    Attributes:
+        offset: offset of the message.
+        row: row inside the message.
+    """
+
+    offset: int
+    row: int
+
+
+class EventSource(Protocol):
+    """Decoded events of some partitions, in order, with positions: Kafka now, files of events later."""
+
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that this source reads, ascending."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the source is bounded and everything up to its ends has been taken."""
+
+    def ready_rows(self) -> dict[int, int]:
+        """Rows that `take` could return now, by partition."""
+
+    def ended(self) -> frozenset[int]:
+        """Partitions of which nothing remains beyond what is ready; empty on an unbounded source."""
+
+    def take(self, quota: Mapping[int, int]) -> Decoded:
+        """At most quota[p] rows of partition p (unusable ones count), in partition, then position order."""
+
+    def positions(self) -> dict[int, Position]:
+        """The next row of each partition, after everything that was taken."""
+
+    def lag(self) -> dict[int, int]:
+        """Messages (or rows, in a file) between the position and the end, by partition."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until more is ready than before, the source ends or time is up; whether anything is ready."""
+
+    def close(self) -> None:
+        """Stops reading; harmless if repeated."""

@@ -1,0 +1,97 @@
+"""UserStore against Python lists."""
+
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from streaming.history import UserStore
+from streaming.id_index import IdIndex
+from streaming.schema import HISTORY_SCHEMA
+
+
+def _fill(store, rng, events, users):
+    """Random runs; returns the history of each user."""
+    past = defaultdict(list)
+    clock = 0
+    while clock < events:
+        user_R = rng.integers(0, users, 5) * 7 - 3
+        length_R = rng.integers(1, 80, 5)
+        start_R = np.concatenate([[0], np.cumsum(length_R)])
+        item_N = rng.integers(0, 10**12, start_R[-1])
+        time_N = np.arange(clock, clock + len(item_N))
+        store.append(user_R, (user_R % 2).astype(np.int32), start_R, item_N, time_N)
+        for r, user in enumerate(user_R):
+            past[int(user)] += list(
+                zip(item_N[start_R[r] : start_R[r + 1]], time_N[start_R[r] :], strict=False)
+            )
+        clock += len(item_N)
+    return past
+
+
+@pytest.mark.parametrize(("history_length", "seen_length"), [(1, 1), (50, 10), (10, 100), (3, 64)])
+def test_last_events_and_counts_equal_a_list_per_user(history_length, seen_length):
+    store = UserStore(history_length, seen_length)
+    past = _fill(store, np.random.default_rng(seen_length), 20_000, 60)
+    users = np.array([*past, 999_999])
+    item_N, time_N, offset_Q = store.last(users, history_length)
+    for q, user in enumerate(users):
+        expected = past.get(int(user), [])[-history_length:]
+        stretch = slice(offset_Q[q], offset_Q[q + 1])
+        assert list(zip(item_N[stretch], time_N[stretch], strict=True)) == expected
+    assert store.counts(users).tolist() == [len(past.get(int(u), [])) for u in users]
+
+
+def test_memory_is_bounded_however_many_events_a_user_has():
+    store = UserStore(10, 100)
+    for _ in range(200):
+        store.append(np.array([1]), np.zeros(1, np.int32), np.array([0, 500]), np.arange(500), np.arange(500))
+    assert store.log.length_U[0] < 132
+    assert len(store.log.next_C) == 1024
+
+
+def test_a_saved_partition_loads_into_an_equal_store_whatever_the_slots():
+    rng = np.random.default_rng(3)
+    store = UserStore(10, 100)
+    past = _fill(store, rng, 9_000, 40)
+    tables = [store.to_table(p) for p in (0, 1)]
+    assert store.partitions() == [0, 1]
+    assert tables[0].schema == HISTORY_SCHEMA
+    assert [t["user_id"].to_pylist() for t in tables] == [
+        sorted(u for u in past if u % 2 == p) for p in (0, 1)
+    ]
+    other = UserStore(10, 100)
+    other.load(tables[1])
+    other.load(tables[0])
+    more = np.random.default_rng(4)
+    _fill(store, np.random.default_rng(4), 5_000, 60)
+    _fill(other, more, 5_000, 60)
+    assert [other.to_table(p) for p in (0, 1)] == [store.to_table(p) for p in (0, 1)]
+
+
+def test_histories_of_sliced_and_chunked_tables_load_too():
+    store = UserStore(10, 100)
+    _fill(store, np.random.default_rng(5), 3_000, 40)
+    table = store.to_table(0)
+    other = UserStore(10, 100)
+    other.load(pa.concat_tables([table.slice(0, 3), table.slice(3)]))
+    assert other.to_table(0) == table
+
+
+def test_a_user_cannot_be_loaded_twice():
+    store = UserStore(10, 100)
+    store.append(np.array([1]), np.zeros(1, np.int32), np.array([0, 1]), np.arange(1), np.arange(1))
+    with pytest.raises(ValueError, match="loaded twice"):
+        store.load(store.to_table(0))
+
+
+def test_the_id_index_numbers_ids_in_order_of_arrival():
+    rng = np.random.default_rng(0)
+    index, expected = IdIndex(), {}
+    for _ in range(20):
+        ids = rng.integers(-(2**63), 2**63, 300)
+        ids[:100] = rng.integers(-5, 200, 100)
+        assert index.find(ids).tolist() == [expected.get(int(i), -1) for i in ids]
+        assert index.add(ids).tolist() == [expected.setdefault(int(i), len(expected)) for i in ids]
+    assert index.ids.tolist() == list(expected)
