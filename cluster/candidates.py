@@ -31,6 +31,7 @@ class GlobalTargets:
     weight_T: npt.NDArray[np.float64]
     """Summed weight of each item's events."""
     latest_ms: int
+    events: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def gather_targets(
     all_ids, where = np.unique(gathered[:, 0], return_inverse=True)
     weights = np.ascontiguousarray(gathered[:, 1]).view(np.float64)
     total = np.bincount(where, weights, minlength=all_ids.shape[0])
-    return GlobalTargets(all_ids, total, int(gathered[:, 2].max(initial=0)))
+    return GlobalTargets(all_ids, total, int(gathered[:, 3].max(initial=0)), int(gathered[:, 2].sum()))
 
 
 def uniform_negatives(known_ids: Int64Array, count: int, *, seed: int, step: int) -> Int64Array:

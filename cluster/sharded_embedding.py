@@ -42,10 +42,18 @@ class ShardedEmbedding:
     """This rank's share of all tables; collective calls are marked so."""
 
     def __init__(
-        self, dim: int, collectives: Collectives, optimizer: RowOptimizer, *, seed: int, device: torch.device
+        self,
+        dim: int,
+        collectives: Collectives,
+        optimizer: RowOptimizer,
+        *,
+        seed: int,
+        device: torch.device,
+        init_std: float = 0.02,
     ) -> None:
         self.dim = dim
         self.seed = seed
+        self.init_std = init_std
         self.device = device
         self.optimizer = optimizer
         self.index = KeyIndex()
@@ -122,8 +130,7 @@ class ShardedEmbedding:
         if size > before:
             self._reserve(size)
             all_tables, all_ids = self.index.keys()
-            fresh = initial_rows(all_tables[before:size], all_ids[before:size], self.dim, self.seed)
-            self.values_CD[before:size] = torch.from_numpy(fresh).to(self.device)
+            self.values_CD[before:size] = self._initial(all_tables[before:size], all_ids[before:size])
         return local
 
     def _local_rows(self, tables: Int16Array, ids: Int64Array, create: bool) -> tuple[Int64Array, Tensor]:
@@ -131,10 +138,14 @@ class ShardedEmbedding:
             local = self.add(tables, ids)
             return local, self.values_CD.index_select(0, torch.from_numpy(local).to(self.device))
         local = self.index.find(tables, ids)
-        rows = torch.from_numpy(initial_rows(tables, ids, self.dim, self.seed)).to(self.device)
+        rows = self._initial(tables, ids)
         known = torch.from_numpy(np.flatnonzero(local >= 0)).to(self.device)
         rows[known] = self.values_CD[torch.from_numpy(local[local >= 0]).to(self.device)]
         return local, rows
+
+    def _initial(self, tables: Int16Array, ids: Int64Array) -> Tensor:
+        fresh = initial_rows(tables, ids, self.dim, self.seed, self.init_std)
+        return torch.from_numpy(fresh).to(self.device)
 
     def _reserve(self, size: int) -> None:
         room = self.values_CD.shape[0]

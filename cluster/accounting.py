@@ -1,0 +1,129 @@
+"""Counts the topic itself and holds the trained state against it: was every event trained exactly once?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint, read_table
+from cluster.config import FreshetConfig
+from cluster.ledger import PartitionLedger
+from streaming.config import StreamConfig
+from streaming.position import Position
+from streaming.schema import OFFSET, PARTITION, ROW, USER_ID
+from streaming.source import KafkaSource, end_offsets
+
+Int64Array = npt.NDArray[np.int64]
+
+_ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """The count over the topic beside the count in the checkpoint."""
+
+    events_in_topic: int
+    events_trained: int
+    events_lost: int
+    events_doubled: int
+    dead_letters_in_topic: int
+    dead_letters: int
+    users: int
+    hash_equal: bool
+
+    @property
+    def exactly_once(self) -> bool:
+        """Every usable row trained once, every other one counted as a dead letter."""
+        balanced = self.dead_letters == self.dead_letters_in_topic
+        return self.events_lost == 0 and self.events_doubled == 0 and self.hash_equal and balanced
+
+
+def verify_exactly_once(config: FreshetConfig, checkpoint_path: Path | None = None) -> Accounting:
+    """Count the topic from its beginning to its present end and compare with a checkpoint's ledgers.
+
+    Args:
+        config: names the topic and the storage path.
+        checkpoint_path: by default the newest checkpoint.
+    Raises:
+        CheckpointError: there is no checkpoint to compare with.
+    """
+    checkpoint = _open(config, checkpoint_path)
+    trained = {
+        ledger.partition: ledger
+        for ledger in (PartitionLedger.from_table(read_table(f)) for f in checkpoint.files("ledger-"))
+    }
+    counted, dead = count_topic(config.stream)
+    lost, doubled, users = _compare(counted, trained)
+    return Accounting(
+        events_in_topic=sum(ledger.events for ledger in counted.values()),
+        events_trained=sum(ledger.events for ledger in trained.values()),
+        events_lost=lost,
+        events_doubled=doubled,
+        dead_letters_in_topic=dead,
+        dead_letters=int(checkpoint.manifest["dead_letters"]),
+        users=users,
+        hash_equal={p: c.hash_sum for p, c in counted.items()} == {p: t.hash_sum for p, t in trained.items()},
+    )
+
+
+def count_topic(stream: StreamConfig) -> tuple[dict[int, PartitionLedger], int]:
+    """A ledger of every usable row of the interactions topic, by partition, and the number of unusable ones."""
+    ends = end_offsets(stream, stream.interactions_topic)
+    ledgers = {p: PartitionLedger(p) for p in ends}
+    dead = 0
+    start: Mapping[int, Position] = {}
+    source = KafkaSource(stream, sorted(ends), start, end_offsets=ends)
+    try:
+        while not source.finished:
+            source.wait(0.2)
+            taken = source.take(dict.fromkeys(ends, _ROWS_AT_ONCE))
+            dead += len(taken.dead)
+            _count(taken.rows, ledgers)
+    finally:
+        source.close()
+    return ledgers, dead
+
+
+def _count(rows: pa.RecordBatch, ledgers: dict[int, PartitionLedger]) -> None:
+    partition_N = rows.column(PARTITION).to_numpy()
+    user_N, offset_N = rows.column(USER_ID).to_numpy(), rows.column(OFFSET).to_numpy()
+    row_N = rows.column(ROW).to_numpy().astype(np.int64)
+    for partition in np.unique(partition_N).tolist():
+        mine = partition_N == partition
+        ledgers[partition].add(user_N[mine], offset_N[mine], row_N[mine])
+
+
+def _compare(
+    counted: dict[int, PartitionLedger], trained: dict[int, PartitionLedger]
+) -> tuple[int, int, int]:
+    lost = doubled = users = 0
+    for partition in counted.keys() | trained.keys():
+        want = (counted.get(partition) or PartitionLedger(partition)).user_counts()
+        have = (trained.get(partition) or PartitionLedger(partition)).user_counts()
+        everyone = np.union1d(want[0], have[0])
+        missing = _spread(everyone, want) - _spread(everyone, have)
+        lost += int(np.maximum(missing, 0).sum())
+        doubled += int(np.maximum(-missing, 0).sum())
+        users += everyone.shape[0]
+    return lost, doubled, users
+
+
+def _spread(everyone: Int64Array, counts: tuple[Int64Array, Int64Array]) -> Int64Array:
+    out = np.zeros(everyone.shape[0], np.int64)
+    out[np.searchsorted(everyone, counts[0])] = counts[1]
+    return out
+
+
+def _open(config: FreshetConfig, path: Path | None) -> Checkpoint:
+    if path is not None:
+        return open_checkpoint(path)
+    root = Path(config.storage_path) / "checkpoints"
+    newest = CheckpointStore(root).newest()
+    if newest is None:
+        raise CheckpointError(f"no checkpoint in {root} to compare with (setting: storage_path)")
+    return newest

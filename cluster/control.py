@@ -1,0 +1,77 @@
+"""What the ranks agree on before each step: one small all-gather, then the same decision everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.collectives import Collectives
+from cluster.config import TrainConfig
+
+
+@dataclass
+class Report:
+    """What one rank tells the others. Wishes (`*_due`, `catalogue_waiting`, `linger_over`) count from rank 0 only."""
+
+    ready_rows: float = 0
+    batch_full: float = 0
+    """1 if no partition of this rank could give more to this step by waiting."""
+    finished: float = 0
+    rows_read: float = 0
+    dead_letters: float = 0
+    lag_messages: float = 0
+    sample: float = 0
+    hits: float = 0
+    popularity_hits: float = 0
+    cooccurrence_hits: float = 0
+    linger_over: float = 0
+    catalogue_waiting: float = 0
+    checkpoint_due: float = 0
+    publish_due: float = 0
+    failed: float = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What every rank does next, in this order; and the totals of what the ranks said."""
+
+    catalogue: bool
+    publish: bool
+    checkpoint: bool
+    stop: bool
+    step: bool
+    failed: bool
+    totals: Report
+
+    @property
+    def validation(self) -> npt.NDArray[np.float64]:
+        """Sample size and hits of the last step, in the order of `Curve.add`."""
+        said = self.totals
+        return np.array([said.sample, said.hits, said.popularity_hits, said.cooccurrence_hits])
+
+
+def agree(comm: Collectives, mine: Report, config: TrainConfig) -> Decision:
+    """Collective. Exchange reports and decide."""
+    reports_WK = comm.exchange(np.array(astuple(mine), np.float64))
+    return decide([Report(*row) for row in reports_WK.tolist()], config)
+
+
+def decide(reports: list[Report], config: TrainConfig) -> Decision:
+    """A function of the reports alone, so that every rank comes to the same decision."""
+    first = reports[0]
+    totals = Report(*np.array([astuple(report) for report in reports]).sum(axis=0).tolist())
+    everyone = len(reports)
+    drained = totals.finished == everyone and totals.ready_rows == 0
+    enough = 0 < config.stop_after_rows <= totals.rows_read
+    lingered = bool(first.linger_over) and not config.bounded
+    return Decision(
+        catalogue=bool(first.catalogue_waiting),
+        publish=bool(first.publish_due),
+        checkpoint=bool(first.checkpoint_due),
+        stop=drained or enough,
+        step=totals.ready_rows > 0 and (totals.batch_full == everyone or lingered),
+        failed=totals.failed > 0,
+        totals=totals,
+    )

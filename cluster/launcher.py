@@ -1,0 +1,170 @@
+"""Starts the workers as a Ray Train job, on this machine or on the cluster that Ray finds."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.device import process_group_backend, resolve_device
+from cluster.telemetry import read_progress, write_progress
+from streaming.source import partitions_of
+
+# Found by SIGKILL-to-resumed times: the defaults poll every 2 s and wait a minute for a lost size.
+_RAY_TRAIN_ENV = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What the run says of itself at its end: the last `progress.json`."""
+
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_training(config: FreshetConfig) -> TrainingSummary:
+    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`) or for ever on a live topic.
+
+    What can be refused before Ray starts is refused before Ray starts.
+
+    Raises:
+        streaming.source.BrokerUnavailable, TopicMissing: nothing to read from.
+        CheckpointError: `storage_path` holds checkpoints, but none that verifies.
+    """
+    config = replace(config, storage_path=str(Path(config.storage_path).resolve()))
+    partitions_of(config.stream, config.stream.interactions_topic)
+    storage = _storage(config)
+    CheckpointStore(storage / "checkpoints").newest()
+    run_id = uuid.uuid4().hex
+    write_progress(storage, {"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
+    _fit(config, _train_on_worker, {"run_id": run_id}, max_failures=config.train.max_restarts)
+    return TrainingSummary(read_progress(storage) or {})
+
+
+def run_refresh(config: FreshetConfig, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Re-embed the whole catalogue from a checkpoint (by default the newest) across the workers, and publish.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    config = replace(config, storage_path=str(Path(config.storage_path).resolve()))
+    if checkpoint is None:
+        newest = CheckpointStore(_storage(config) / "checkpoints").newest()
+        if newest is None:
+            raise CheckpointError(
+                f"no checkpoint under {config.storage_path}/checkpoints to refresh from; "
+                "train first, or set storage_path or --checkpoint"
+            )
+        checkpoint = newest.path
+    opened = open_checkpoint(checkpoint.resolve())
+    report_path = Path(config.storage_path) / f".refresh-{uuid.uuid4().hex}.json"
+    extra = {"checkpoint": str(opened.path), "report": str(report_path)}
+    _fit(config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)
+    return _take_report(report_path)
+
+
+def _take_report(path: Path) -> dict[str, Any]:
+    import json
+
+    report: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return report
+
+
+def _storage(config: FreshetConfig) -> Path:
+    storage = Path(config.storage_path)
+    for path in (storage, storage / "checkpoints"):
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is a file, not a folder of checkpoints (setting: storage_path)")
+    return storage
+
+
+def _fit(
+    config: FreshetConfig,
+    function: Callable[[dict[str, Any]], None],
+    extra: Mapping[str, str],
+    *,
+    max_failures: int,
+) -> None:
+    train = config.train
+    use_gpu = resolve_device(config.device).type == "cuda"
+    os.environ.update({key: os.environ.get(key, value) for key, value in _RAY_TRAIN_ENV.items()})
+    started = _start_ray(config)
+    try:
+        TorchTrainer(
+            function,
+            train_loop_config={"config": config, **extra},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            ),
+            torch_config=TorchConfig(
+                backend=process_group_backend(config.device), timeout_s=int(train.collective_timeout_s)
+            ),
+            run_config=ray.train.RunConfig(
+                storage_path=str(Path(config.storage_path) / "ray"),
+                failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            ),
+        ).fit()
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start_ray(config: FreshetConfig) -> bool:
+    """Join the cluster that RAY_ADDRESS names, or start one here; whether one was started."""
+    if ray.is_initialized():
+        return False
+    threads = str(config.train.threads_per_worker)
+    environment = {"env_vars": {**_RAY_TRAIN_ENV, "OMP_NUM_THREADS": threads}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=environment, log_to_driver=True)
+        return True
+    wanted = config.train.workers * config.train.cpus_per_worker
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, int(wanted + 0.999)),
+        include_dashboard=False,
+        runtime_env=environment,
+        log_to_driver=True,
+    )
+    return True
+
+
+def _train_on_worker(settings: dict[str, Any]) -> None:
+    from cluster.worker import Worker
+
+    config: FreshetConfig = settings["config"]
+    worker = Worker(
+        config,
+        Collectives(),
+        resolve_device(config.device, ray.train.get_context().get_local_rank()),
+        run_id=settings["run_id"],
+        on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
+    )
+    worker.train()
+
+
+def _refresh_on_worker(settings: dict[str, Any]) -> None:
+    from cluster.refresh import refresh_from
+
+    config: FreshetConfig = settings["config"]
+    refresh_from(
+        config,
+        Collectives(),
+        resolve_device(config.device, ray.train.get_context().get_local_rank()),
+        checkpoint_path=Path(settings["checkpoint"]),
+        report_path=Path(settings["report"]),
+    )

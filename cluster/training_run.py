@@ -1,0 +1,108 @@
+"""Everything that one rank holds while it trains: the parts, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.ledger import Ledger
+from cluster.progressive import Curve, ProgressiveValidation
+from cluster.row_optimizer import row_optimizer
+from cluster.sharded_embedding import ShardedEmbedding
+from cluster.train_step import TrainStep
+from model.cl_epidtn import CLEPIDTN
+from streaming.batcher import Batcher
+from streaming.catalogue import Catalogue
+from streaming.dead_letter import DeadLetterWriter
+from streaming.history import UserStore
+from streaming.position import EventSource, Position
+
+
+def partitions_of_rank(partitions: int, rank: int, world: int) -> list[int]:
+    """The partitions that a rank reads; all of a user's events are in one of them."""
+    return list(range(rank, partitions, world))
+
+
+@dataclass
+class TrainingRun:
+    """The state of one rank. `source` and `batcher` are opened once the positions are known."""
+
+    config: FreshetConfig
+    partitions: list[int]
+    device: torch.device
+    model: CLEPIDTN
+    table: ShardedEmbedding
+    catalogue: Catalogue
+    users: UserStore
+    ledger: Ledger
+    train_step: TrainStep
+    progressive: ProgressiveValidation
+    curve: Curve
+    step: int = 0
+    events_trained: int = 0
+    """Of all ranks, over all runs."""
+    rows_read_before: int = 0
+    """By earlier runs, all ranks together; on rank 0 only, so that sums over ranks count it once."""
+    dead_letters_before: int = 0
+    positions: dict[int, Position] = field(default_factory=dict)
+    catalogue_positions: Mapping[str, Mapping[int, Position]] = field(default_factory=dict)
+    _opened: tuple[EventSource, Batcher, DeadLetterWriter] | None = None
+
+    @staticmethod
+    def create(
+        config: FreshetConfig, partitions: list[int], comm: Collectives, device: torch.device
+    ) -> TrainingRun:
+        """A run that has seen nothing yet; towers start from the seed, the same on every rank."""
+        torch.manual_seed(config.seed)
+        model = CLEPIDTN(config.model, len(config.stream.user_attributes)).to(device)
+        torch.manual_seed(config.seed + 7919 * (comm.rank + 1))  # dropout differs between ranks
+        table = ShardedEmbedding(
+            config.model.dim,
+            comm,
+            row_optimizer(config.train.row_optimizer),
+            seed=config.seed,
+            device=device,
+            init_std=config.model.init_std,
+        )
+        catalogue = Catalogue(config.stream)
+        return TrainingRun(
+            config,
+            partitions,
+            device,
+            model,
+            table,
+            catalogue,
+            UserStore(config.stream.history_length, config.stream.seen_length),
+            Ledger(partitions),
+            TrainStep(model, table, catalogue, comm, config, device),
+            ProgressiveValidation(model, table, catalogue, comm, config),
+            Curve(config.evaluation.bin_events),
+        )
+
+    def open(self, source: EventSource) -> None:
+        """Attach the stream."""
+        dead_letters = DeadLetterWriter(self.config.stream)
+        batcher = Batcher(self.config.stream, source, self.users, self.catalogue, dead_letters)
+        self._opened = (source, batcher, dead_letters)
+
+    @property
+    def source(self) -> EventSource:
+        """The open stream."""
+        assert self._opened is not None, "open() comes first"
+        return self._opened[0]
+
+    @property
+    def batcher(self) -> Batcher:
+        """What cuts batches from the stream."""
+        assert self._opened is not None, "open() comes first"
+        return self._opened[1]
+
+    @property
+    def dead_letters(self) -> DeadLetterWriter:
+        """Where bad events go."""
+        assert self._opened is not None, "open() comes first"
+        return self._opened[2]

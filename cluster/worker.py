@@ -1,0 +1,219 @@
+"""The loop of one rank: agree, publish, checkpoint, step. Knows nothing of Ray.
+
+Every rank runs the same loop and takes every decision from the same exchanged reports (`control.py`), so
+all of them make the same collective calls in the same order, with or without events of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.checkpoint import CheckpointStore
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.control import Decision, Report, agree
+from cluster.progress_report import ProgressReporter
+from cluster.publisher import Publisher
+from cluster.training_run import TrainingRun, partitions_of_rank
+from cluster.worker_state import restore_checkpoint, save_checkpoint
+from streaming.catalogue import CatalogueReader, CatalogueUpdate
+from streaming.source import KafkaSource, end_offsets, partitions_of
+
+_log = logging.getLogger(__name__)
+
+_CATALOGUE_POLL_S = 0.5
+_IDLE_WAIT_S = 0.02
+
+
+class Worker:
+    """One rank of a training run, from its newest checkpoint to the end of its stream."""
+
+    def __init__(
+        self,
+        config: FreshetConfig,
+        comm: Collectives,
+        device: torch.device,
+        *,
+        run_id: str = "",
+        on_checkpoint: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+    ) -> None:
+        torch.set_num_threads(config.train.threads_per_worker)
+        self.config, self.comm, self.device = config, comm, device
+        storage = Path(config.storage_path)
+        self.checkpoints = CheckpointStore(storage / "checkpoints", config.train.checkpoints_to_keep)
+        self.publisher = Publisher(comm, config)
+        self.partition_count = len(partitions_of(config.stream, config.stream.interactions_topic))
+        self.run = TrainingRun.create(
+            config, partitions_of_rank(self.partition_count, comm.rank, comm.world), comm, device
+        )
+        self.progress = ProgressReporter(storage, run_id, comm)
+        self._on_checkpoint = on_checkpoint
+        self._pending: CatalogueUpdate | None = None
+        self._validation = np.zeros(4)
+        self._validated_at = 0
+        self._last_step_s = self._last_checkpoint_s = self._last_publish_s = time.monotonic()
+        self._last_catalogue_s = 0.0
+
+    def train(self) -> dict[str, Any]:
+        """Run until the stream ends or `train.stop_after_rows`; returns the last progress (rank 0)."""
+        self._resume()
+        self._open_stream()
+        try:
+            while True:
+                decision = agree(self.comm, self._report(), self.config.train)
+                self._absorb(decision)
+                if decision.failed:
+                    self.publisher.wait()
+                    raise RuntimeError("publishing failed on rank 0; see its log")
+                if decision.catalogue:
+                    self._apply_catalogue()
+                if decision.publish:
+                    self._publish()
+                if decision.checkpoint:
+                    self._checkpoint()
+                if decision.stop:
+                    return self._finish(decision)
+                if decision.step:
+                    self._step()
+                else:
+                    self.run.source.wait(_IDLE_WAIT_S)
+        finally:
+            self.run.source.close()
+
+    def _resume(self) -> None:
+        # Rank 0 chooses, so that every rank restores the same checkpoint.
+        newest = self.checkpoints.newest() if self.comm.rank == 0 else None
+        path = self.comm.gather_objects(str(newest.path) if newest else None)[0]
+        if path is None:
+            return
+        checkpoint = newest if newest is not None else self.checkpoints.open_verified(Path(path))
+        restore_checkpoint(self.run, checkpoint, self.comm)
+        _log.info("resumed from %s (step %d)", path, self.run.step)
+
+    def _open_stream(self) -> None:
+        stream = self.config.stream
+        ends = None
+        if self.config.train.bounded:
+            ends = {p: end_offsets(stream, stream.interactions_topic)[p] for p in self.run.partitions}
+        if self.comm.rank == 0:
+            self._reader = CatalogueReader(stream, self.run.catalogue_positions)
+            self._pending = self._reader.read_to_end()
+        self._exchange_first_catalogue()
+        self.run.open(KafkaSource(stream, self.run.partitions, self.run.positions, end_offsets=ends))
+
+    def _exchange_first_catalogue(self) -> None:
+        waiting = self.comm.exchange(np.array([float(self._pending is not None)]))[0, 0]
+        if waiting:
+            self._apply_catalogue()
+
+    def _report(self) -> Report:
+        now = time.monotonic()
+        train, batcher = self.config.train, self.run.batcher
+        report = Report(
+            ready_rows=batcher.ready_rows(self._quota),
+            batch_full=float(batcher.is_full(self._quota)),
+            finished=float(self.run.source.finished),
+            rows_read=batcher.rows_read + self.run.rows_read_before,
+            dead_letters=batcher.rows_dead + self.run.dead_letters_before,
+            lag_messages=sum(self.run.source.lag().values()),
+        )
+        report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation
+        if self.comm.rank == 0:
+            report.linger_over = float(now - self._last_step_s >= train.linger_s)
+            report.catalogue_waiting = float(self._poll_catalogue(now))
+            report.checkpoint_due = float(now - self._last_checkpoint_s >= train.checkpoint_every_s)
+            report.publish_due = float(
+                0 < train.publish_every_s <= now - self._last_publish_s
+                and not self.publisher.busy
+                and self.run.step > 0
+            )
+            report.failed = float(self.publisher.error is not None)
+        return report
+
+    @property
+    def _quota(self) -> int:
+        """Rows of each partition in one global step: a function of the settings and the topic alone."""
+        return max(1, self.config.train.batch_events // self.partition_count)
+
+    def _absorb(self, decision: Decision) -> None:
+        self.run.curve.add(self._validated_at, decision.validation)
+        self._validation = np.zeros(4)
+        self.progress.update(self.run, decision.totals, self.publisher)
+
+    def _poll_catalogue(self, now: float) -> bool:
+        if self._pending is None and now - self._last_catalogue_s >= _CATALOGUE_POLL_S:
+            self._last_catalogue_s = now
+            self._pending = self._reader.poll()
+        return self._pending is not None
+
+    def _apply_catalogue(self) -> None:
+        payload = self._pending.to_bytes() if self._pending is not None else b""
+        self.run.catalogue.apply(CatalogueUpdate.from_bytes(self.comm.broadcast_bytes(payload)))
+        if self.comm.rank == 0:
+            self.run.catalogue_positions = self._reader.positions()
+        self._pending = None
+
+    def _step(self) -> None:
+        run = self.run
+        batch = run.batcher.next_batch(self._quota)
+        prepared = run.train_step.prepare(batch, run.step)
+        self._last_step_s = time.monotonic()
+        if prepared.global_targets.ids_T.shape[0] == 0:
+            return  # nothing but dead letters on any rank
+        self._validation = run.progressive.score(batch, prepared)
+        self._validated_at = run.events_trained
+        losses = run.train_step.train(prepared, run.step)
+        run.ledger.add_batch(batch)
+        run.events_trained += prepared.global_targets.events
+        run.step += 1
+        self.publisher.unpublished.add(batch.column("append_ms").flatten().to_numpy())
+        self.progress.stepped(losses, prepared.global_targets.events)
+
+    def _checkpoint(self) -> None:
+        self.run.dead_letters.flush()
+        checkpoint = save_checkpoint(self.run, self.checkpoints, self.comm)
+        self.run.source.commit_positions()
+        self._last_checkpoint_s = time.monotonic()
+        if checkpoint is not None:
+            self.progress.checkpointed(checkpoint)
+        self._on_checkpoint(self.progress.metrics())
+
+    def _publish(self) -> None:
+        snapshot = self._snapshot()
+        if self.comm.rank == 0:
+            self.publisher.build_in_background(snapshot)
+        self._last_publish_s = time.monotonic()
+
+    def _snapshot(self) -> Any:
+        metadata: dict[str, object] = {
+            "step": self.run.step,
+            "events_trained": self.run.events_trained,
+            "known_items": int(self.run.catalogue.item_ids.shape[0]),
+        }
+        return self.publisher.snapshot(
+            self.run.model,
+            self.run.table,
+            self.run.catalogue,
+            self.run.progressive.recent_queries,
+            metadata,
+        )
+
+    def _finish(self, decision: Decision) -> dict[str, Any]:
+        """The last checkpoint and the last version hold everything that was read."""
+        self._checkpoint()
+        if self.comm.rank == 0:
+            self.publisher.wait()
+        if self.run.step > 0:
+            snapshot = self._snapshot()
+            if self.comm.rank == 0:
+                self.publisher.build(snapshot)
+        self.comm.gather_objects(None)
+        self.progress.finished(self.run, decision.totals, self.publisher)
+        return self.progress.last
