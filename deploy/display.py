@@ -1,0 +1,65 @@
+"""Where a running verb is shown: live panels on a terminal, lines in a log or a pipe."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+
+from deploy.screen import DemoView, plain_line, render
+
+LINE_EVERY_S = 5.0
+
+
+class Display:
+    """Shows a `DemoView`, which the caller changes in place, and says sentences with their time."""
+
+    def __init__(self, view: DemoView, console: Console | None = None) -> None:
+        self.view = view
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._started = time.monotonic()
+        self._last_line = -LINE_EVERY_S
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(render(self.view), console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.update()
+        if self._live:
+            self._live.stop()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the display was made."""
+        return time.monotonic() - self._started
+
+    def stage(self, name: str) -> None:
+        """Name what happens now."""
+        self.view.stage = name
+        self.update()
+
+    def say(self, sentence: str) -> None:
+        """Tell something that happened."""
+        line = f"{self.elapsed_s:6.1f} s  {sentence}"
+        self.view.messages.append(line)
+        if self._live is None:
+            self.console.print(line, markup=False)
+        self.update()
+
+    def update(self) -> None:
+        """Show the view as it is now: at once on a terminal, else as a line every 5 s."""
+        self.view.elapsed_s = self.elapsed_s
+        if self._live:
+            self._live.update(render(self.view))
+        elif self.view.progress.step and self.elapsed_s - self._last_line >= LINE_EVERY_S:
+            self._last_line = self.elapsed_s
+            self.console.print(plain_line(self.view), markup=False)

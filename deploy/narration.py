@@ -1,0 +1,23 @@
+"""What changed between two readings of the progress, in sentences."""
+
+from __future__ import annotations
+
+from deploy.progress import Progress
+from deploy.screen import index_text
+
+
+def narrate(before: Progress, now: Progress) -> list[str]:
+    """One sentence for each thing that a person wants to be told, oldest first."""
+    lines = []
+    if now.restarts > before.restarts:
+        lines.append(f"workers lost; attempt {now.attempt} goes on from the last checkpoint")
+    if now.state != before.state and now.state == "training":
+        lines.append(f"{now.workers} workers are ready at step {now.step:,}")
+    step = now.checkpoint_step
+    if step is not None and step != before.checkpoint_step:
+        lines.append(f"checkpoint committed at step {step:,}")
+    if now.index_version > before.index_version:
+        lines.append(f"index {index_text(now)}")
+    if now.dead_letters > before.dead_letters:
+        lines.append(f"{now.dead_letters - before.dead_letters:,} events went to the dead-letter topic")
+    return lines

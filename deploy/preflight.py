@@ -1,0 +1,70 @@
+"""What can be found wrong before Ray starts is found here, in seconds and in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.errors import CommandError
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+
+
+class NotACheckpoint(CommandError):
+    """A path that was given as a checkpoint holds none."""
+
+
+class StorageUnusable(CommandError):
+    """`storage_path` cannot hold checkpoints and index versions."""
+
+
+def absolute_storage(config: FreshetConfig) -> FreshetConfig:
+    """Make `storage_path` absolute: Ray's workers run in other working directories."""
+    if "://" not in config.storage_path:
+        config.storage_path = str(Path(config.storage_path).expanduser().absolute())
+    return config
+
+
+def check_stream(config: FreshetConfig) -> None:
+    """Ask the broker for the interactions topic.
+
+    Raises:
+        BrokerUnavailable: nobody answers at `stream.bootstrap_servers`.
+        TopicMissing: the topic is not there.
+    """
+    from streaming.source import partitions_of
+
+    partitions_of(config.stream, config.stream.interactions_topic)
+
+
+def check_storage(config: FreshetConfig) -> None:
+    """See that `storage_path` is, or can become, a writable folder.
+
+    Raises:
+        StorageUnusable: it is not.
+    """
+    if "://" in config.storage_path:
+        return
+    path = Path(config.storage_path)
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        raise StorageUnusable(f"{existing} is a file, not a folder (setting: storage_path={path})")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageUnusable(f"{existing} is not writable (setting: storage_path={path})")
+
+
+def check_checkpoint(path: Path) -> None:
+    """See that a directory holds a whole checkpoint (its checksums are verified when it is read).
+
+    Raises:
+        NotACheckpoint: names the path and what is missing.
+    """
+    if not path.is_dir():
+        raise NotACheckpoint(f"{path} is not a checkpoint: there is no such folder (setting: --checkpoint)")
+    if not (path / "manifest.json").is_file():
+        raise NotACheckpoint(
+            f"{path} is not a checkpoint: it has no manifest.json (setting: --checkpoint); "
+            f"`freshet status` lists the checkpoints of a storage_path"
+        )

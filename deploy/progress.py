@@ -1,0 +1,114 @@
+"""What a trainer says of itself (`progress.json`), read with care: any part may not be there yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+
+@dataclass(frozen=True)
+class HitCurve:
+    """Progressive hit rates of the model and the two streaming baselines on the same sampled events.
+
+    Entry b of each list counts the sample and its hits among the events trained from b * bin_events on.
+    """
+
+    bin_events: int = 1000
+    sample: Sequence[int] = ()
+    hits: Sequence[float] = ()
+    popularity_hits: Sequence[float] = ()
+    cooccurrence_hits: Sequence[float] = ()
+
+    def rate(self, series: Sequence[float], from_event: float = 0) -> float:
+        """Hits over sample of the bins that start at or after `from_event`; NaN without a sample."""
+        first = math.ceil(from_event / self.bin_events)
+        sample = self.sample_size(from_event)
+        return sum(series[first:]) / sample if sample else math.nan
+
+    def sample_size(self, from_event: float = 0) -> int:
+        """Scored events in the bins that start at or after `from_event`."""
+        return int(sum(self.sample[math.ceil(from_event / self.bin_events) :]))
+
+    def points(self, series: Sequence[float], width: int) -> list[float]:
+        """At most `width` hit rates along the stream, neighbouring bins put together; NaN where none."""
+        bins = min(len(self.sample), len(series))
+        count = min(width, bins)
+        edges = [round(i * bins / count) for i in range(count + 1)] if count else []
+        return [_ratio(sum(series[a:b]), sum(self.sample[a:b])) for a, b in pairwise(edges)]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One reading of `progress.json`; the field names are the file's."""
+
+    time_s: float = 0.0
+    state: str = "starting"
+    attempt: int = 0
+    restarts: int = 0
+    pids: Sequence[int] = ()
+    step: int = 0
+    workers: int = 0
+    rows_read: int = 0
+    events_trained: int = 0
+    dead_letters: int = 0
+    lag_messages: int = 0
+    loss: Mapping[str, float] = field(default_factory=dict)
+    examples_per_s: float = math.nan
+    known_items: int = 0
+    progressive: HitCurve = field(default_factory=HitCurve)
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
+    freshness: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def index_version(self) -> int:
+        """Number of the live index version; 0 before the first."""
+        digits = "".join(c for c in str(self.index.get("version") or "") if c.isdigit())
+        return int(digits) if digits else 0
+
+    @property
+    def index_versions(self) -> int:
+        """How many versions were published so far (the file gives the count or the list of names)."""
+        versions = self.index.get("versions", 0)
+        return len(versions) if isinstance(versions, list | tuple) else int(versions or 0)
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """Step of the newest committed checkpoint; None before the first."""
+        step = self.checkpoint.get("step")
+        return None if step is None else int(step)
+
+
+SCALARS = {
+    "time_s": float,
+    "state": str,
+    "attempt": int,
+    "restarts": int,
+    "step": int,
+    "workers": int,
+    "rows_read": int,
+    "events_trained": int,
+    "dead_letters": int,
+    "lag_messages": int,
+    "examples_per_s": float,
+    "known_items": int,
+    "error": str,
+}
+
+
+def parse_progress(record: Mapping[str, Any] | None) -> Progress:
+    """A `Progress` from the parsed file; keys that are missing or null keep their defaults."""
+    record = record or {}
+    scalars = {name: kind(record[name]) for name, kind in SCALARS.items() if record.get(name) is not None}
+    parts = {name: record[name] for name in ("loss", "checkpoint", "index", "freshness") if record.get(name)}
+    curve = record.get("progressive") or {}
+    known = {name: curve[name] for name in HitCurve.__dataclass_fields__ if curve.get(name) is not None}
+    return Progress(**scalars, **parts, pids=tuple(record.get("pids") or ()), progressive=HitCurve(**known))

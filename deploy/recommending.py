@@ -1,0 +1,88 @@
+"""Recommendations for people: ids made into titles, with what the user watched last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+
+HISTORY_SHOWN = 3
+
+
+class RecommendsByTitle(Protocol):
+    """The part of `cluster.serving.Recommender` that is used here."""
+
+    def recommend(self, user: int | Sequence[int], k: int) -> Sequence[Any]:
+        """The k best items for a known user, or for a history of item ids."""
+
+    def history_titles(self, user_id: int, n: int) -> Sequence[str]:
+        """Titles of the user's last n items."""
+
+
+def recommend_to(config: FreshetConfig, user_ids: Sequence[int], k: int) -> list[dict[str, Any]]:
+    """For each user: `user_id`, `watched_last` (titles), `items` (item_id, title, score; best first)."""
+    from cluster.serving import Recommender
+
+    recommender = Recommender(config)
+    return [user_entry(recommender, user_id, k) for user_id in user_ids]
+
+
+def user_entry(recommender: RecommendsByTitle, user_id: int, k: int) -> dict[str, Any]:
+    """One user's recommendations as plain data."""
+    return {
+        "user_id": user_id,
+        "watched_last": list(recommender.history_titles(user_id, HISTORY_SHOWN)),
+        "items": [_item(item) for item in recommender.recommend(user_id, k)],
+    }
+
+
+def history_entry(recommender: RecommendsByTitle, history: Sequence[int], k: int) -> dict[str, Any]:
+    """Recommendations for somebody who is only known by the items they took, oldest first."""
+    return {
+        "user_id": None,
+        "watched_last": [f"item {item}" for item in history[-HISTORY_SHOWN:]],
+        "items": [_item(item) for item in recommender.recommend(list(history), k)],
+    }
+
+
+def _item(item: Any) -> dict[str, Any]:
+    return {
+        "item_id": int(item.item_id),
+        "title": item.title or f"item {item.item_id}",
+        "score": float(item.score),
+    }
+
+
+def entries_for(config: FreshetConfig, user_ids: Sequence[int], history: str, k: int) -> list[dict[str, Any]]:
+    """What the verb `recommend` shows: one entry per user, and one for the history if there is one.
+
+    Raises:
+        UsageError: neither a user nor a history, or a history that is not a list of item ids.
+    """
+    items = parse_history(history)
+    if not user_ids and not items:
+        raise UsageError("nobody to recommend to: give --user ID or --history ID,ID,…")
+    from cluster.serving import Recommender
+
+    recommender = Recommender(config)
+    entries = [user_entry(recommender, user_id, k) for user_id in user_ids]
+    return entries + ([history_entry(recommender, items, k)] if items else [])
+
+
+def parse_history(text: str) -> list[int]:
+    """Item ids from `50,181,172`.
+
+    Raises:
+        UsageError: names the part that is no id.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not part.lstrip("-").isdigit():
+            raise UsageError(
+                f"--history has {part!r}, which is not an item id (example: --history 50,181,172)"
+            )
+    return [int(part) for part in parts]

@@ -1,0 +1,100 @@
+"""The end of a demo: the figures, recommendations by title, and how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deploy.figures import DemoFigures
+from deploy.screen import number, rate
+
+
+def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
+    """Label and text of every figure, for the table."""
+    f = figures
+    ratio = f.progressive_hr10 / f.popularity_hr10 if f.popularity_hr10 else float("nan")
+    return [
+        ("broker", f.broker),
+        (
+            "events",
+            f"{f.events_produced:,} produced, {f.events_trained:,} trained, {f.events_lost:,} lost, "
+            f"{f.events_doubled:,} doubled, {f.dead_letters:,} dead letters",
+        ),
+        (
+            "training",
+            f"{f.steps:,} steps, {f.workers} workers, {number(f.examples_per_s)} examples/s, "
+            f"{f.restarts} restarts",
+        ),
+        (
+            "progressive HR@10",
+            f"{rate(f.progressive_hr10)} ({number(ratio, 1)} × popularity {rate(f.popularity_hr10)}; "
+            f"co-occurrence {rate(f.cooccurrence_hr10)})",
+        ),
+        ("  on", f"{f.progressive_sample:,} events of the second half, each scored before it was trained on"),
+        (
+            "index",
+            f"{f.index_versions} versions, {f.index_kind}, {number(f.index_items)} items, "
+            f"recall@10 {rate(f.index_recall)} at nprobe {f.index_nprobe} of {f.index_nlist}",
+        ),
+        (
+            "freshness",
+            f"p50 {number(f.freshness_p50_s, 1)} s, p99 {number(f.freshness_p99_s, 1)} s "
+            "from append to servable",
+        ),
+        ("time", f"{f.wall_s:.0f} s, of it {number(f.stream_s)} s of stream"),
+    ]
+
+
+def print_report(console: Console, figures: DemoFigures) -> None:
+    """Print figures, recommendations, problems and where things are."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for row in figure_rows(figures):
+        grid.add_row(*row)
+    console.print()
+    console.print(grid)
+    for entry in figures.recommendations:
+        print_recommendations(console, entry)
+    console.print()
+    run_dir = _short(Path(figures.run_dir))
+    console.print(f"Results: {run_dir} (settings.yaml, demo.json, storage/, logs/)", markup=False)
+    user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
+    console.print(
+        f"Go on:   freshet recommend --config {run_dir}/settings.yaml --user {user}",
+        style="bold",
+        markup=False,
+    )
+    for problem in figures.problems:
+        console.print(Text(f"Not in order: {problem}", style="bold red"))
+
+
+def print_recommendations(console: Console, entry: dict[str, Any]) -> None:
+    """Print one user's recommendations, with what they watched last above them."""
+    table = Table(title=f"user {entry['user_id']}", title_justify="left", title_style="bold", box=None)
+    table.add_column("", justify="right", style="dim")
+    table.add_column("recommended", no_wrap=True, overflow="ellipsis")
+    table.add_column("score", justify="right")
+    for place, item in enumerate(entry["items"], start=1):
+        table.add_row(str(place), item["title"], number(item["score"], 3))
+    console.print()
+    if entry.get("watched_last"):
+        console.print(Text("watched last: " + _titles(entry["watched_last"]), style="dim"))
+    console.print(table)
+
+
+def _titles(titles: Sequence[str]) -> str:
+    return " · ".join(titles)
+
+
+def _short(path: Path) -> Path:
+    """The path relative to the working directory where that is shorter to type."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,184 @@
+"""The demo's screen: one view of what happens, as panels for a terminal and as lines for a log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from deploy.progress import Progress
+
+SPARKS = "▁▂▃▄▅▆▇█"
+CURVE_WIDTH = 48
+MESSAGES_SHOWN = 7
+
+LOSS_TERMS = {
+    "main": "softmax",
+    "mimic_user": "mimic user",
+    "mimic_item": "mimic item",
+    "contrastive_sequence": "CL sequence",
+    "contrastive_attribute": "CL attribute",
+    "contrastive_item": "CL item",
+}
+
+
+@dataclass
+class DemoView:
+    """Everything that the screen shows at one moment."""
+
+    title: str = "Freshet demo"
+    stage: str = "starting"
+    elapsed_s: float = 0.0
+    produced: int = 0
+    planned: int = 0
+    progress: Progress = field(default_factory=Progress)
+    messages: list[str] = field(default_factory=list)
+
+
+def sparkline(values: Sequence[float], low: float, high: float) -> str:
+    """One character per value between `low` and `high`; a blank where a value is NaN."""
+    span = (high - low) or 1.0
+    return "".join(
+        " " if math.isnan(v) else SPARKS[min(7, max(0, int((v - low) / span * 8)))] for v in values
+    )
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A figure for people: thousands separated, a dash for what is not known yet."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.{digits}f}"
+
+
+def rate(value: float | None) -> str:
+    """A share such as a hit rate or a recall: three digits, no leading zero."""
+    text = number(value, 3)
+    return text.removeprefix("0") if text.startswith("0.") else text
+
+
+def _grid(rows: Iterable[Sequence[RenderableType]], justify: Sequence[str] = ("left", "right")) -> Table:
+    rows = list(rows)
+    grid = Table.grid(padding=(0, 1))
+    for column in range(len(rows[0])):
+        right = column < len(justify) and justify[column] == "right"
+        grid.add_column(justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def _panel(body: RenderableType, title: str) -> Panel:
+    return Panel(body, title=title, title_align="left")
+
+
+def _stream_panel(view: DemoView) -> Panel:
+    progress, total = view.progress, max(view.planned, 1)
+    counts = {"produced": view.produced, "in": progress.rows_read, "trained": progress.events_trained}
+    bars = [
+        (name, number(count), ProgressBar(total, min(count, total), width=14))
+        for name, count in counts.items()
+    ]
+    rows = [
+        *bars,
+        ("lag", number(progress.lag_messages), "messages"),
+        ("dead letters", number(progress.dead_letters), ""),
+        ("known items", number(progress.known_items), ""),
+    ]
+    return _panel(_grid(rows), "stream")
+
+
+def _training_panel(progress: Progress) -> Panel:
+    terms = [(label, number(progress.loss.get(name), 3)) for name, label in LOSS_TERMS.items()]
+    counts = [
+        ("loss", number(progress.loss.get("total"), 3)),
+        ("examples/s", number(progress.examples_per_s)),
+        ("step", number(progress.step)),
+        ("workers", number(progress.workers)),
+        ("attempt", number(progress.attempt)),
+        ("restarts", number(progress.restarts)),
+    ]
+    rows = [(*count, "", *term) for count, term in zip(counts, terms, strict=True)]
+    return _panel(_grid(rows, ("left", "right", "left", "left", "right")), "training, and the loss's terms")
+
+
+def _curve_panel(view: DemoView) -> Panel:
+    curve = view.progress.progressive
+    series = [
+        ("CL-EPIDTN", "bold green", curve.hits),
+        ("co-occurrence", "yellow", curve.cooccurrence_hits),
+        ("popularity", "red", curve.popularity_hits),
+    ]
+    points = [curve.points(hits, CURVE_WIDTH) for _, _, hits in series]
+    # One scale for the three, or the curves could not be compared.
+    top = max((p for line in points for p in line if not math.isnan(p)), default=1.0)
+    rows = [
+        (name, rate(curve.rate(hits)), Text(sparkline(line, 0.0, top), style=style))
+        for (name, style, hits), line in zip(series, points, strict=True)
+    ]
+    scored = curve.sample_size()
+    return _panel(_grid(rows), f"progressive HR@10 on {scored:,} events, scored before they were trained on")
+
+
+def index_text(progress: Progress) -> str:
+    """The live index version: which, how large, how well it finds."""
+    index = progress.index
+    if not progress.index_version:
+        return "no version yet"
+    probes = f"nprobe {index.get('nprobe', '–')} of {index.get('nlist', '–')}"
+    items, recall = number(index.get("items")), rate(index.get("recall"))
+    return f"v{progress.index_version}, {items} items, recall@10 {recall} ({probes})"
+
+
+def freshness_text(progress: Progress) -> str:
+    """From the broker's append to servable, in seconds."""
+    freshness = progress.freshness
+    return f"p50 {number(freshness.get('p50_s'), 1)} s · p99 {number(freshness.get('p99_s'), 1)} s"
+
+
+def _index_panel(progress: Progress) -> Panel:
+    step = progress.checkpoint_step
+    rows = [
+        ("live", index_text(progress)),
+        ("published", f"{progress.index_versions} versions, {progress.index.get('kind') or '–'}"),
+        ("freshness", f"{freshness_text(progress)}, from the broker's append to servable"),
+        ("checkpoint", "none yet" if step is None else f"step {step:,}"),
+    ]
+    return _panel(_grid(rows, ("left", "left")), "index and checkpoint")
+
+
+def render(view: DemoView) -> RenderableType:
+    """The whole screen: 80 columns wide, 26 lines high with its messages."""
+    head = Text.assemble((view.title, "bold"), f"  {view.stage}  ", (f"{view.elapsed_s:.0f} s", "dim"))
+    top = Table.grid(expand=True)
+    top.add_column(ratio=1)
+    top.add_column(ratio=1)
+    top.add_row(_stream_panel(view), _training_panel(view.progress))
+    shown = view.messages[-MESSAGES_SHOWN:]
+    log = Text("\n".join(shown), style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(head, top, _curve_panel(view), _index_panel(view.progress), log)
+
+
+def plain_line(view: DemoView) -> str:
+    """The same figures as one line, for a log or a pipe."""
+    progress, curve = view.progress, view.progress.progressive
+    parts = [
+        f"{view.elapsed_s:6.1f} s",
+        view.stage,
+        f"produced {view.produced:,} in {progress.rows_read:,} trained {progress.events_trained:,}",
+        f"lag {progress.lag_messages:,}",
+        f"loss {number(progress.loss.get('total'), 3)}",
+        f"{number(progress.examples_per_s)} examples/s",
+        f"HR@10 {rate(curve.rate(curve.hits))} (popularity {rate(curve.rate(curve.popularity_hits))}, "
+        f"co-occurrence {rate(curve.rate(curve.cooccurrence_hits))})",
+        f"index {index_text(progress)}",
+        f"fresh {freshness_text(progress)}",
+    ]
+    if progress.restarts:
+        parts.append(f"restarts {progress.restarts}")
+    return " | ".join(parts)

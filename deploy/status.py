@@ -1,0 +1,152 @@
+"""What a run is doing: its progress, checkpoints, index versions and lag, read from outside."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.errors import CommandError
+from deploy.progress import Progress, parse_progress
+from deploy.screen import freshness_text, index_text, number, rate
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+
+SILENT_AFTER_S = 30.0
+
+
+class NothingThere(CommandError):
+    """No run has ever written into `storage_path`."""
+
+
+def collect_status(config: FreshetConfig) -> dict[str, Any]:
+    """Everything that can be read about a run without stopping it.
+
+    Returns:
+        `storage_path`, `progress` (progress.json or null), `age_s` (of it, seconds), `checkpoints` and
+        `index_versions` (name, step, ...; oldest first), `index_current` (name or null), `lag_messages` (null
+        if the broker cannot tell), `broker` (`answers` or why not).
+    Raises:
+        NothingThere: no progress, no checkpoint and no version there.
+    """
+    from cluster.telemetry import read_progress
+
+    storage = Path(config.storage_path)
+    record = read_progress(storage)
+    checkpoints = _manifests(storage / "checkpoints", "step-*")
+    versions = _manifests(storage / "index", "v*")
+    if record is None and not checkpoints and not versions:
+        raise NothingThere(
+            f"no trainer has written anything into {storage} "
+            "(setting: storage_path, or --config RUN/settings.yaml)"
+        )
+    status: dict[str, Any] = {
+        "storage_path": str(storage),
+        "progress": record,
+        "age_s": time.time() - parse_progress(record).time_s if record else None,
+        "checkpoints": [_brief(manifest, "step") for manifest in checkpoints],
+        "index_versions": [_brief(manifest, "items", "recall", "step") for manifest in versions],
+        "index_current": _current(storage / "index"),
+    }
+    return status | _lag(config, checkpoints)
+
+
+def _manifests(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(folder.glob(f"{pattern}/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # being pruned, or damaged: the reader that verifies says so
+        found.append({**manifest, "name": path.parent.name})
+    return found
+
+
+def _brief(manifest: dict[str, Any], *keys: str) -> dict[str, Any]:
+    fields = {**manifest, **(manifest.get("metadata") or {})}
+    return {"name": manifest["name"], **{key: fields[key] for key in keys if key in fields}}
+
+
+def _current(folder: Path) -> str | None:
+    try:
+        return (folder / "CURRENT").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _lag(config: FreshetConfig, checkpoints: list[dict[str, Any]]) -> dict[str, Any]:
+    """Messages between the newest checkpoint's positions and the ends of the topic."""
+    from streaming.source import end_offsets
+
+    try:
+        ends = end_offsets(config.stream, config.stream.interactions_topic)
+    except RuntimeError as error:
+        return {"lag_messages": None, "broker": " ".join(str(error).split())}
+    positions = checkpoint_offsets(checkpoints[-1]) if checkpoints else {}
+    lag = sum(max(0, end - positions.get(partition, 0)) for partition, end in ends.items())
+    return {"lag_messages": lag, "broker": "answers"}
+
+
+def checkpoint_offsets(manifest: dict[str, Any]) -> dict[int, int]:
+    """Next offset to read per partition, as a checkpoint's manifest has it."""
+    positions = manifest.get("positions") or {}
+    return {int(p): int(at[0] if isinstance(at, list) else at) for p, at in positions.items()}
+
+
+def print_status(console: Console, status: dict[str, Any]) -> None:
+    """Print it as a small table."""
+    progress = parse_progress(status["progress"])
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in status_rows(status, progress):
+        table.add_row(*row)
+    console.print(table)
+
+
+def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, str]]:
+    """Label and text of each line of the table."""
+    curve = progress.progressive
+    names = [entry["name"] for entry in status["checkpoints"]]
+    versions = [entry["name"] for entry in status["index_versions"]]
+    lag = status["lag_messages"]
+    return [
+        ("storage", status["storage_path"]),
+        ("state", _state(status, progress)),
+        (
+            "trained",
+            f"{progress.events_trained:,} events in {progress.step:,} steps, {progress.dead_letters:,} "
+            f"dead letters, {progress.restarts} restarts",
+        ),
+        ("speed", f"{number(progress.examples_per_s)} examples/s on {progress.workers} workers"),
+        (
+            "HR@10",
+            f"{rate(curve.rate(curve.hits))} on {curve.sample_size():,} events before they were trained on",
+        ),
+        ("checkpoints", ", ".join(names) or "none"),
+        ("index", f"{', '.join(versions) or 'no versions'}; live: {status['index_current'] or 'none'}"),
+        ("live index", index_text(progress)),
+        ("freshness", freshness_text(progress)),
+        (
+            "lag",
+            f"{lag:,} messages behind the newest checkpoint"
+            if lag is not None
+            else "unknown: " + status["broker"],
+        ),
+    ]
+
+
+def _state(status: dict[str, Any], progress: Progress) -> str:
+    if status["progress"] is None:
+        return "no progress was ever written"
+    age = float(status["age_s"])
+    if progress.error:
+        return f"{progress.state}: {progress.error}"
+    if progress.state != "finished" and age > SILENT_AFTER_S:
+        return f"{progress.state}, but silent for {age:,.0f} s: it may have died"
+    return f"{progress.state} ({age:,.0f} s ago)"

@@ -1,0 +1,115 @@
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from deploy.display import Display
+from deploy.narration import narrate
+from deploy.progress import Progress, parse_progress
+from deploy.screen import DemoView, number, plain_line, rate, render, sparkline
+
+
+def screen_text(view: DemoView, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render(view))
+    return console.export_text()
+
+
+def test_the_screen_shows_every_figure_of_the_progress(progress_record):
+    view = DemoView("Freshet demo", "streaming", 71.2, 64_000, 100_000, parse_progress(progress_record()))
+    text = screen_text(view)
+    for shown in (
+        ["64,000", "60,123", "59,976", "messages", "dead letters"],
+        ["6.123", "5.500", "0.310", "0.410", "1.200", "2.200", "1.900", "1,043"],
+        [".150", ".100", ".070", "6,000 events"],
+        ["v6", "1,682 items", "recall@10 .987", "nprobe 9 of 41", "6 versions", "ivf_fp16"],
+        ["p50 7.1 s", "p99 13.9 s", "step 240"],
+    ):
+        for part in shown:
+            assert part in text
+
+
+def test_the_screen_fits_80_columns_and_24_lines_before_its_messages(progress_record):
+    lines = screen_text(DemoView(progress=parse_progress(progress_record()))).rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 24
+
+
+def test_a_screen_before_anything_is_known_has_dashes_and_no_nan():
+    text = screen_text(DemoView(planned=0))
+    assert "nan" not in text.lower()
+    assert "no version yet" in text
+
+
+def test_the_screen_shows_only_the_newest_messages(progress_record):
+    view = DemoView(messages=[f"message {n}" for n in range(50)])
+    text = screen_text(view)
+    assert "message 49" in text
+    assert "message 20" not in text
+
+
+def test_the_plain_line_has_the_figures_and_restarts_only_if_there_were_some(progress_record):
+    line = plain_line(DemoView(produced=64_000, progress=parse_progress(progress_record())))
+    assert "produced 64,000 in 60,123 trained 59,976" in line
+    assert "HR@10 .150 (popularity .070, co-occurrence .100)" in line
+    assert "restarts" not in line
+    again = plain_line(DemoView(progress=parse_progress(progress_record(restarts=1))))
+    assert "restarts 1" in again
+
+
+def test_a_sparkline_spans_the_scale_and_leaves_gaps():
+    assert sparkline([0.0, 0.5, 1.0, math.nan], 0.0, 1.0) == "▁▅█ "
+    assert sparkline([0.3, 0.3], 0.3, 0.3) == "▁▁"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.2114, ".211"), (1.0, "1.000"), (0.0, ".000"), (None, "–"), (math.nan, "–")]
+)
+def test_rates_are_written_without_a_leading_zero(value, text):
+    assert rate(value) == text
+
+
+def test_numbers_are_grouped():
+    assert number(1234567) == "1,234,567"
+
+
+def test_the_narration_tells_each_change_once(progress_record):
+    before = parse_progress(progress_record())
+    after = parse_progress(
+        progress_record(
+            restarts=1,
+            attempt=2,
+            checkpoint={"step": 300},
+            index={"version": "v00000007", "versions": 7, "items": 1682, "recall": 0.98},
+            dead_letters=5,
+        )
+    )
+    lines = narrate(before, after)
+    assert [line.split()[0] for line in lines] == ["workers", "checkpoint", "index", "3"]
+    assert narrate(after, after) == []
+
+
+def test_the_narration_says_when_the_workers_are_ready(progress_record):
+    assert narrate(Progress(), parse_progress(progress_record(step=0)))[0] == "2 workers are ready at step 0"
+
+
+def test_without_a_terminal_messages_are_printed_as_they_come(progress_record):
+    out = io.StringIO()
+    view = DemoView(progress=parse_progress(progress_record()))
+    with Display(view, Console(file=out, width=80, soft_wrap=True)) as display:
+        display.say("Apache Kafka is ready [on] 127.0.0.1:1")
+        display.update()
+        display.update()
+    lines = out.getvalue().splitlines()
+    assert lines[0].endswith("s  Apache Kafka is ready [on] 127.0.0.1:1")
+    assert sum("trained 59,976" in line for line in lines) == 1
+
+
+def test_on_a_terminal_the_panels_are_drawn():
+    out = io.StringIO()
+    console = Console(file=out, width=80, height=40, force_terminal=True)
+    with Display(DemoView(stage="streaming"), console) as display:
+        display.say("checkpoint committed at step 1")
+    assert "progressive HR@10" in out.getvalue()
+    assert "checkpoint committed at step 1" in out.getvalue()
