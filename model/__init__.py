@@ -1,1 +1,1 @@
-"""CL-EPIDTN and its relatives on plain tensors; knows nothing of ranks, streams, indexes or settings files."""
+"""CL-EPIDTN and its relatives on plain tensors; knows no ranks, streams, indexes or settings files."""

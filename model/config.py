@@ -14,7 +14,7 @@ class ModelConfig:
     layers: int = field(default=2, metadata={"help": "transformer blocks of the user tower"})
     heads: int = field(default=2, metadata={"help": "attention heads; must divide dim"})
     history_length: int = field(default=50, metadata={"help": "items of history that a query sees (W)"})
-    augmented_dim: int = field(default=32, metadata={"help": "width of the personalised augmented vectors (A)"})
+    augmented_dim: int = field(default=32, metadata={"help": "width of the augmented vectors (A)"})
     max_categories: int = field(default=8, metadata={"help": "categories of an item that are read"})
     source_items: int = field(
         default=3, metadata={"help": "last items that add a source embedding to the query (0 = off)"}
@@ -22,7 +22,7 @@ class ModelConfig:
     source_decay: float = field(default=0.7, metadata={"help": "initial weight of each step further back"})
 
     transformer: bool = field(default=True, metadata={"help": "off: plain means and last items instead"})
-    augmented_vectors: bool = field(default=True, metadata={"help": "augmented vectors and their mimic losses"})
+    augmented_vectors: bool = field(default=True, metadata={"help": "augmented vectors, mimic losses"})
     user_id_embedding: bool = field(default=True, metadata={"help": "the user's id is one of the attributes"})
     user_skip: bool = field(default=True, metadata={"help": "add the last state to the user tower's output"})
 
@@ -72,7 +72,9 @@ class ModelConfig:
         self._require("heads", self.dim % self.heads == 0, f"divide model.dim={self.dim}")
         self._require("similarity", self.similarity in ("cosine", "dot"), "be cosine or dot")
         self._require(
-            "contrastive_items", self.contrastive_items in ("targets", "candidates"), "be targets or candidates"
+            "contrastive_items",
+            self.contrastive_items in ("targets", "candidates"),
+            "be targets or candidates",
         )
 
     def _require(self, name: str, holds: bool, what: str) -> None:

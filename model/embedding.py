@@ -47,9 +47,7 @@ def _normal_rows(hashes_U: npt.NDArray[np.uint64], dim: int, seed: np.uint64, st
     return out
 
 
-def initial_rows(
-    tables: Int16Array, ids: Int64Array, dim: int, seed: int, std: float = 0.02
-) -> Float32Array:
+def initial_rows(tables: Int16Array, ids: Int64Array, dim: int, seed: int, std: float = 0.02) -> Float32Array:
     """What rows start from, float32 (U, D): normal(0, std), a function of (seed, table, id) alone.
 
     Neither the rank that owns a row nor the moment it is made changes its value, so a table looks the same
@@ -73,7 +71,9 @@ class EmbeddingRows:
     The single-process counterpart of the cluster's sharded tables, for tests, benchmarks and evaluation.
     """
 
-    def __init__(self, dim: int, *, seed: int, std: float = 0.02, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+    def __init__(
+        self, dim: int, *, seed: int, std: float = 0.02, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
         self.dim = dim
         self.seed = seed
         self.std = std

@@ -1,0 +1,88 @@
+"""Random views for the contrastive losses and the masked input, reproducible on any number of ranks.
+
+Every random number is a hash of (seed, step, salt, entity, position): the same event, user or item gets the
+same view whatever rank it is on and wherever it stands in the batch.
+
+Shape letters: N sequences, L tokens, E entities, F fields, D columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+INPUT_MASK, SEQUENCE_VIEW, ATTRIBUTE_VIEW, ITEM_VIEW, DROPOUT_VIEW = 1, 16, 32, 48, 64
+"""Salts. A view adds its number (0 or 1)."""
+
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int) -> int:
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+_FIRST_FACTOR = _signed(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = _signed(0x94D049BB133111EB)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    # int64 >> copies the sign bit: mask it away for the logical shift that the hash means.
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix64(x: Tensor) -> Tensor:
+    """The finalizer of splitmix64 on int64; products wrap as two's complement does."""
+    x = (x ^ _shifted(x, 30)) * _FIRST_FACTOR
+    x = (x ^ _shifted(x, 27)) * _SECOND_FACTOR
+    return x ^ _shifted(x, 31)
+
+
+def _mix64_of_int(value: int) -> int:
+    value &= _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+@dataclass(frozen=True)
+class RandomKey:
+    """What the random numbers of one step are a function of, beside entity and position."""
+
+    seed: int
+    step: int
+
+    def uniform(self, salt: int, entity: Tensor, position: Tensor) -> Tensor:
+        """Numbers in [0, 1), float32, of the broadcast shape of two int64 tensors; 24 random bits each."""
+        base = _mix64_of_int(_mix64_of_int(_mix64_of_int(self.seed) + self.step * _GOLDEN) + salt * _GOLDEN)
+        hashed = _mix64(_mix64(entity + _signed(base)) + position * _signed(_GOLDEN))
+        return _shifted(hashed, 40).to(torch.float32) * (1.0 / (1 << 24))
+
+    def dropout(self, salt: int, entity_E: Tensor, x_ED: Tensor, ratio: float) -> Tensor:
+        """Inverted dropout whose zeros are a function of the entity: x · 1[u ≥ ratio] / (1 − ratio)."""
+        if ratio == 0.0:
+            return x_ED
+        columns_D = torch.arange(x_ED.shape[1], device=x_ED.device)
+        uniform_ED = self.uniform(DROPOUT_VIEW + salt, entity_E.unsqueeze(1), columns_D)
+        return x_ED * (uniform_ED >= ratio).to(x_ED.dtype).mul_(1.0 / (1.0 - ratio))
+
+
+def masked_positions(uniform_NL: Tensor, valid_NL: Tensor, ratio: float) -> Tensor:
+    """Which tokens to hide, bool (N, L): u < ratio, but the valid token with the largest u always stays."""
+    largest_N1 = uniform_NL.masked_fill(~valid_NL, -1.0).argmax(dim=1, keepdim=True)
+    hidden_NL = (uniform_NL < ratio) & valid_NL
+    return hidden_NL.scatter(1, largest_N1, False)
+
+
+def kept_fields(uniform_EF: Tensor, ratio: float) -> Tensor:
+    """Which attributes a view keeps, bool (E, F): u ≥ ratio, and at least the one with the largest u."""
+    kept_EF = uniform_EF >= ratio
+    return kept_EF.scatter(1, uniform_EF.argmax(dim=1, keepdim=True), True)
+
+
+def kept_item_fields(uniform_E: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Whether a view keeps the id and the categories, bool (E,): hidden with chance ratio/2, never both."""
+    return uniform_E >= ratio / 2, (uniform_E < ratio / 2) | (uniform_E >= ratio)

@@ -1,0 +1,154 @@
+"""The contrastive part of CL-EPIDTN: two random views of each user's sequence, attributes and of each item.
+
+Shape letters: N packed rows, L tokens, S distinct users, C items, T anchors of all ranks, F attributes,
+D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.augmentation import (
+    ATTRIBUTE_VIEW,
+    ITEM_VIEW,
+    SEQUENCE_VIEW,
+    RandomKey,
+    kept_fields,
+    kept_item_fields,
+    masked_positions,
+)
+from model.config import ModelConfig
+from model.features import ItemInputs, QueryInputs
+from model.losses import info_nce
+from model.towers import AttributeTower, HistoryTower, ItemTower, UserTower
+
+Gather = Callable[[Tensor], Tensor]
+
+
+class ContrastiveLosses:
+    """Eqs. 20–24: the weighted sum's three terms, each with cross-rank negatives."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+
+    def __call__(
+        self,
+        user_tower: UserTower,
+        item_tower: ItemTower,
+        rows_UD: Tensor,
+        queries: QueryInputs,
+        items: ItemInputs,
+        key: RandomKey,
+        gather: Gather,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sequence, attribute and item losses. A weight of 0 computes and gathers nothing."""
+        config = self._config
+        terms = [rows_UD.new_zeros(()), rows_UD.new_zeros(()), rows_UD.new_zeros(())]
+        sequence = config.contrastive_weight * config.contrastive_sequence_weight
+        attribute = config.contrastive_weight * config.contrastive_attribute_weight
+        item = config.contrastive_weight * config.contrastive_item_weight
+        if sequence > 0:
+            terms[0] = sequence * self._sequence(user_tower.history, rows_UD, queries, key, gather)
+        if attribute > 0:
+            terms[1] = attribute * self._attribute(user_tower.attributes, rows_UD, queries, key, gather)
+        if item > 0:
+            terms[2] = item * self._item(item_tower, rows_UD, items, key, gather)
+        return terms[0], terms[1], terms[2]
+
+    def _sequence(
+        self, tower: HistoryTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey, gather: Gather
+    ) -> Tensor:
+        """Eqs. 21, 22 on [mean ⊕ last] of the last W tokens of each user."""
+        user_S = queries.user_N[queries.anchor_sequence_S]
+        token_SL, position_SL, length_S = last_tokens(queries, self._config.history_length)
+        hidden = [
+            masked_positions(
+                key.uniform(SEQUENCE_VIEW + view, user_S.unsqueeze(1), position_SL),
+                token_SL > 0,
+                self._config.sequence_mask_ratio,
+            )
+            for view in (0, 1)
+        ]
+        # One pass over both views: half the calls, twice the rows.
+        state_2SLD = tower.states(
+            tower.item_vectors(rows_UD, queries), torch.cat([token_SL, token_SL]), torch.cat(hidden)
+        )
+        at_2S = torch.arange(state_2SLD.shape[0], device=length_S.device)
+        last, mean = tower.read(state_2SLD, at_2S, torch.cat([length_S, length_S]))
+        first_SD, second_SD = torch.cat([mean, last], dim=1).chunk(2)
+        return self._agreement(first_SD, second_SD, user_S, user_S, gather)
+
+    def _attribute(
+        self, tower: AttributeTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey, gather: Gather
+    ) -> Tensor:
+        """Eq. 23 on MLP_user(z_u) of each user as of its last event."""
+        fields_SFD = tower.embed(rows_UD, queries, queries.anchor_event_S)
+        user_S = queries.user_E[queries.anchor_event_S]
+        views = [self._user_view(tower, fields_SFD, user_S, key, ATTRIBUTE_VIEW + view) for view in (0, 1)]
+        group_S = queries.group_E[queries.anchor_event_S]
+        return self._agreement(views[0], views[1], user_S, group_S, gather)
+
+    def _user_view(
+        self, tower: AttributeTower, fields_SFD: Tensor, user_S: Tensor, key: RandomKey, salt: int
+    ) -> Tensor:
+        count = fields_SFD.shape[1]
+        uniform_SF = key.uniform(salt, user_S.unsqueeze(1), torch.arange(count, device=user_S.device))
+        kept_SF = kept_fields(uniform_SF, self._config.attribute_mask_ratio)
+        masked_SFD = fields_SFD * kept_SF.unsqueeze(2)
+        dropped = key.dropout(salt, user_S, masked_SFD.flatten(1), self._config.view_dropout)
+        out: Tensor = tower(dropped.view_as(fields_SFD))[0]
+        return out
+
+    def _item(
+        self, tower: ItemTower, rows_UD: Tensor, items: ItemInputs, key: RandomKey, gather: Gather
+    ) -> Tensor:
+        """Eq. 24 on p_i of each distinct item."""
+        chosen = items.targets_only() if self._config.contrastive_items == "targets" else items
+        id_CD, category_CD = tower.embed(rows_UD, chosen)
+        views = [
+            self._item_view(tower, id_CD, category_CD, chosen.id_C, key, ITEM_VIEW + view) for view in (0, 1)
+        ]
+        return self._agreement(views[0], views[1], chosen.id_C, chosen.id_C, gather)
+
+    def _item_view(
+        self, tower: ItemTower, id_CD: Tensor, category_CD: Tensor, item_C: Tensor, key: RandomKey, salt: int
+    ) -> Tensor:
+        uniform_C = key.uniform(salt, item_C, torch.zeros_like(item_C))
+        keep_id_C, keep_category_C = kept_item_fields(uniform_C, self._config.item_mask_ratio)
+        fields = torch.cat(
+            [id_CD * keep_id_C.unsqueeze(1), category_CD * keep_category_C.unsqueeze(1)], dim=1
+        )
+        dropped = key.dropout(salt, item_C, fields, self._config.view_dropout)
+        out: Tensor = tower(*dropped.chunk(2, dim=1))[0]
+        return out
+
+    def _agreement(
+        self, first_SD: Tensor, second_SD: Tensor, id_S: Tensor, group_S: Tensor, gather: Gather
+    ) -> Tensor:
+        """InfoNCE of local anchors against the second views of all ranks; equal groups are no negatives."""
+        second_TD = gather(second_SD)
+        id_T, group_T = gather(torch.stack([id_S, group_S], dim=1)).unbind(1)
+        if first_SD.shape[0] == 0:
+            return first_SD.sum() * 0.0
+        positive_S = (id_S.unsqueeze(1) == id_T).to(torch.uint8).argmax(dim=1)
+        same_ST = group_S.unsqueeze(1) == group_T
+        return info_nce(first_SD, second_TD, positive_S, same_ST, self._config.contrastive_temperature)
+
+
+def last_tokens(queries: QueryInputs, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The last W tokens of each distinct user, left aligned.
+
+    Returns:
+        tokens int64 (S, L'), their positions in the user's history int64 (S, L'), and lengths int64 (S,).
+    """
+    row_S = queries.anchor_sequence_S
+    whole_S = queries.length_N[row_S]
+    start_S1 = (whole_S - window).clamp_min(0).unsqueeze(1)
+    width = min(window, queries.token_NL.shape[1])
+    at_SL = start_S1 + torch.arange(width, device=row_S.device)
+    inside_SL = at_SL < whole_S.unsqueeze(1)
+    token_SL = queries.token_NL[row_S].gather(1, at_SL.clamp_max(queries.token_NL.shape[1] - 1)) * inside_SL
+    return token_SL, queries.first_position_N[row_S].unsqueeze(1) + at_SL, whole_S.clamp_max(window)

@@ -1,0 +1,80 @@
+"""The losses of CL-EPIDTN. Each is a sum over local anchors by a global count, so the ranks' losses add up.
+
+Shape letters: E events, M candidates of all ranks, S local anchors, T anchors of all ranks, D columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def in_batch_softmax(
+    scores_EM: Tensor,
+    log_q_M: Tensor,
+    target_E: Tensor,
+    drop_EM: Tensor,
+    weight_E: Tensor,
+    global_events: float,
+) -> Tensor:
+    """Sampled softmax over the step's candidates, corrected for sampling bias (Eq. 25; logQ: Yi et al. 2019).
+
+    L = −1/B Σ_e w_e log [ exp(s_e,t − log q_t) / Σ_{c ∉ drop_e} exp(s_e,c − log q_c) ]
+
+    Args:
+        scores_EM: float32, similarity / temperature.
+        log_q_M: float32, natural log of each candidate's chance to be one, times the correction's strength.
+        target_E: int64, the column of each event's positive.
+        drop_EM: bool, negatives to leave out (items that the user is known to like); never the target.
+        weight_E: float32, weight of each event.
+        global_events: B, the sum of weights over all ranks.
+    Returns:
+        Scalar, in nats.
+    """
+    logits_EM = (scores_EM - log_q_M).masked_fill(drop_EM, -torch.inf)
+    nll_E = F.cross_entropy(logits_EM, target_E, reduction="none") if target_E.shape[0] else logits_EM.sum(1)
+    return (nll_E * weight_E).sum() / max(global_events, 1e-12)
+
+
+def mimic(head_ED: Tensor, other_ED: Tensor, weight_E: Tensor, global_events: float) -> Tensor:
+    """How far the augmented vectors are from the other tower's output (Eqs. 4 and 5, with linear heads).
+
+    L = 1/B Σ_e w_e ‖G(a_e) − sg(v_e)‖²
+
+    Args:
+        head_ED: float32, G(a), the head's output.
+        other_ED: float32, the positive's vector in the other tower; normalised and detached here.
+        weight_E: float32.
+        global_events: B, the sum of weights over all ranks.
+    """
+    target_ED = F.normalize(other_ED.detach(), dim=1)
+    return ((head_ED - target_ED).square().sum(1) * weight_E).sum() / max(global_events, 1e-12)
+
+
+def info_nce(
+    first_SD: Tensor,
+    second_TD: Tensor,
+    positive_S: Tensor,
+    same_ST: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Agreement of two views of the same entity against other entities (Eqs. 19, 21–24), cosine similarity.
+
+    L = −1/T Σ_i log [ exp(s(z'_i, z''_i)/τ) / Σ_{j: j = i or j differs from i} exp(s(z'_i, z''_j)/τ) ]
+
+    Args:
+        first_SD: float32, this rank's anchors in their first view.
+        second_TD: float32, the second views of all ranks.
+        positive_S: int64, the anchor's own place among T.
+        same_ST: bool, entities that are the same for this purpose (same user, same attributes): no negatives.
+        temperature: τ.
+    Returns:
+        Scalar; 0 if no rank has an anchor.
+    """
+    if first_SD.shape[0] == 0:
+        return first_SD.sum() * 0.0
+    cosine_ST = F.normalize(first_SD, dim=1) @ F.normalize(second_TD, dim=1).T
+    is_positive_ST = torch.arange(second_TD.shape[0], device=positive_S.device) == positive_S.unsqueeze(1)
+    logits_ST = (cosine_ST / temperature).masked_fill(same_ST & ~is_positive_ST, -torch.inf)
+    return F.cross_entropy(logits_ST, positive_S, reduction="sum") / second_TD.shape[0]
