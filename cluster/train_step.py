@@ -153,7 +153,7 @@ class TrainStep:
             self.catalogue.item_ids.shape[0],
             self._config.model.uniform_negatives,
         )
-        gathered, _ = self._comm.gather_rows(torch.from_numpy(log_q.astype(np.float32)))
+        gathered, _ = self._comm.gather_rows(torch.from_numpy(log_q))
         return gathered
 
     def _reduce_dense(self, terms: Tensor) -> Tensor:

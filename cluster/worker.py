@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.checkpoint import CheckpointStore
+from cluster.checkpoint import Checkpoint, CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.control import Decision, Report, agree
@@ -24,7 +24,9 @@ from cluster.publisher import Publisher
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import restore_checkpoint, save_checkpoint
 from streaming.catalogue import CatalogueReader, CatalogueUpdate
-from streaming.source import KafkaSource, end_offsets, partitions_of
+from streaming.group_offsets import publish_group_offsets
+from streaming.position import Position
+from streaming.source import BrokerUnavailable, KafkaSource, end_offsets, partitions_of
 
 _log = logging.getLogger(__name__)
 
@@ -179,11 +181,19 @@ class Worker:
     def _checkpoint(self) -> None:
         self.run.dead_letters.flush()
         checkpoint = save_checkpoint(self.run, self.checkpoints, self.comm)
-        self.run.source.commit_positions()
         self._last_checkpoint_s = time.monotonic()
         if checkpoint is not None:
             self.progress.checkpointed(checkpoint)
+            self._tell_kafka(checkpoint)
         self._on_checkpoint(self.progress.metrics())
+
+    def _tell_kafka(self, checkpoint: Checkpoint) -> None:
+        """For lag tools; the checkpoint is what counts, so a broker that is away costs a warning, not the run."""
+        positions = {int(p): Position(*at) for p, at in checkpoint.manifest["positions"].items()}
+        try:
+            publish_group_offsets(self.config.stream, positions)
+        except BrokerUnavailable as error:
+            _log.warning("could not tell Kafka the offsets of step %d: %s", checkpoint.step, error)
 
     def _publish(self) -> None:
         snapshot = self._snapshot()

@@ -114,7 +114,7 @@ def _write_files(run: TrainingRun, directory: Path, comm: Collectives) -> list[F
         baselines = {
             f"{name}.{key}": torch.from_numpy(array)
             for name, baseline in _baselines(run.progressive).items()
-            for key, array in baseline.state().items()
+            for key, array in baseline.to_arrays().items()
         }
         files.append(write_tensors(directory / "baselines.safetensors", baselines))
     return files
@@ -152,6 +152,6 @@ def _restore_progressive(progressive: ProgressiveValidation, checkpoint: Checkpo
     tensors = read_tensors(checkpoint.path / "baselines.safetensors")
     for name, baseline in _baselines(progressive).items():
         prefix = f"{name}."
-        baseline.load_state(
+        baseline.load_arrays(
             {k.removeprefix(prefix): t.numpy() for k, t in tensors.items() if k.startswith(prefix)}
         )

@@ -1,0 +1,54 @@
+"""Runs a function on several ranks, each in its own process with a gloo group, as Ray Train would."""
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_on_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+    """`function(rank, *args)` on every rank; their results in rank order. A rank's failure fails the test."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.get_context("spawn")
+        queue = context.Queue()
+        store = str(Path(folder) / "store")
+        processes = [
+            context.Process(target=_enter, args=(rank, world, store, queue, function, args), daemon=True)
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            results = dict(_take(queue, processes) for _ in range(world))
+        finally:
+            for process in processes:
+                process.join(10)
+                process.kill()
+    return [results[rank] for rank in range(world)]
+
+
+def _take(queue: Any, processes: list[Any]) -> tuple[int, Any]:
+    rank, result, failure = queue.get(timeout=120)
+    if failure:
+        for process in processes:
+            process.kill()
+        raise AssertionError(f"rank {rank} failed:\n{failure}")
+    return rank, result
+
+
+def _enter(rank: int, world: int, store: str, queue: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        queue.put((rank, function(rank, *args), ""))
+        dist.barrier()
+        dist.destroy_process_group()
+    except Exception:
+        queue.put((rank, None, traceback.format_exc()))
