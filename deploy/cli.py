@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -138,7 +138,7 @@ def replay(
     seconds: Annotated[float, typer.Option(min=0, help="Length of the stream; 0 = as fast as it goes.")] = 0,
     events: Annotated[int, typer.Option(min=0, help="Only the first N events; 0 = all.")] = 0,
     partitions: Annotated[int, typer.Option(min=1, help="Of the interactions topic, if it is missing.")] = 4,
-    wire: Annotated[str, typer.Option(help="`arrow` (many events a message) or `json` (one).")] = "arrow",
+    wire: Annotated[Literal["arrow", "json"], typer.Option(help="Many events a message, or one.")] = "arrow",
 ) -> None:
     """Send a data set into Kafka as a live stream: events in time order, items and users before them."""
     from deploy.output import write_json

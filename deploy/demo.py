@@ -23,7 +23,7 @@ from deploy.demo_settings import (
     DemoOptions,
     new_run_dir,
     own_bootstrap_servers,
-    run_overrides,
+    run_settings,
     write_settings,
 )
 from deploy.display import Display
@@ -94,8 +94,8 @@ class Demo:
             self.figures.broker = f"existing cluster at {servers}"
         else:
             servers = self._start_local_broker(stack, run_dir)
-        overrides = run_overrides(run_dir, servers, events, shared_broker=shared)
-        return write_settings(self.options, run_dir, overrides)
+        decided = run_settings(run_dir, servers, events, shared_broker=shared)
+        return write_settings(self.options, run_dir, decided)
 
     def _start_local_broker(self, stack: ExitStack, run_dir: Path) -> str:
         from streaming.broker import LocalBroker
@@ -117,10 +117,10 @@ class Demo:
 
         self.display.stage("creating topics")
         create_topics(config.stream, self.options.partitions)
-        publish_catalogue(config.stream, dataset.items, dataset.users)
+        published = publish_catalogue(config.stream, dataset.items, dataset.users)
         self.display.say(
-            f"topics with {self.options.partitions} partitions; {dataset.items.num_rows:,} items and "
-            f"{dataset.users.num_rows:,} users published"
+            f"a topic of {self.options.partitions} partitions; {published.items:,} items and "
+            f"{published.users:,} users are on theirs"
         )
 
     def _wait_for_workers(self, config: FreshetConfig, trainer: Child) -> None:

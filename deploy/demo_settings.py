@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from deploy.config_loading import load_config
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
 SETTINGS_FILE = "settings.yaml"
-DEMO_DEFAULTS = ("train.workers=2",)
+DEMO_DEFAULTS = {"train.workers": 2}
 
 
 @dataclass
@@ -32,13 +34,39 @@ class DemoOptions:
     overrides: Sequence[str] = ()
 
 
+def given_settings(options: DemoOptions) -> dict[str, Any]:
+    """What the user's file and overrides say, by dotted key; the overrides win."""
+    content = yaml.safe_load(options.config_file.read_text()) if options.config_file else None
+    return {**_flat(content or {}), **_parsed(options.overrides)}
+
+
 def own_bootstrap_servers(options: DemoOptions) -> str:
     """The cluster that the user named in the file or the overrides; empty if none was named."""
-    from omegaconf import OmegaConf
+    return str(given_settings(options).get("stream.bootstrap_servers") or "")
 
-    layers = [OmegaConf.load(options.config_file)] if options.config_file else []
-    named = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(options.overrides)))
-    return str(OmegaConf.select(named, "stream.bootstrap_servers") or "")
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
+    pairs = (override.partition("=") for override in overrides)
+    return {key: yaml.safe_load(text) if text else "" for key, _, text in pairs}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return nested
 
 
 def new_run_dir(root: Path) -> Path:
@@ -65,39 +93,34 @@ def _point_latest_at(run_dir: Path) -> None:
         temporary.replace(link)
 
 
-def write_settings(options: DemoOptions, run_dir: Path, forced: Sequence[str]) -> FreshetConfig:
-    """Merge the demo's defaults, the user's file, the user's overrides and what the run decides.
+def write_settings(options: DemoOptions, run_dir: Path, decided: Mapping[str, Any]) -> FreshetConfig:
+    """Write the demo's defaults, under what the user gave, under what the run decides.
 
     Returns:
         The configuration as `freshet … --config RUN_DIR/settings.yaml` loads it.
-
     Raises:
         ConfigError: a setting is unknown or has a wrong value.
     """
-    from omegaconf import OmegaConf
-
-    merged = OmegaConf.merge(
-        OmegaConf.from_dotlist(list(DEMO_DEFAULTS)),
-        *([OmegaConf.load(options.config_file)] if options.config_file else []),
-        OmegaConf.from_dotlist(list(options.overrides)),
-        OmegaConf.from_dotlist(list(forced)),
-    )
+    settings = {**DEMO_DEFAULTS, **given_settings(options), **decided}
     path = run_dir / SETTINGS_FILE
-    OmegaConf.save(merged, path)
+    path.write_text(yaml.safe_dump(_nested(settings), sort_keys=False, allow_unicode=True))
     return load_config(path, [])
 
 
-def run_overrides(run_dir: Path, bootstrap_servers: str, events: int, *, shared_broker: bool) -> list[str]:
+def run_settings(
+    run_dir: Path, bootstrap_servers: str, events: int, *, shared_broker: bool
+) -> dict[str, Any]:
     """What a run decides itself: its broker, its folder, where it ends.
 
     On somebody's existing cluster the topics get names of this run's own, so that nothing of theirs is read.
     """
-    settings = [
-        f"stream.bootstrap_servers='{bootstrap_servers}'",
-        f"storage_path={run_dir / 'storage'}",
-        f"train.stop_after_rows={events}",
-    ]
+    settings: dict[str, Any] = {
+        "stream.bootstrap_servers": bootstrap_servers,
+        "storage_path": str(run_dir / "storage"),
+        "train.stop_after_rows": events,
+    }
     if shared_broker:
         prefix = f"freshet-demo-{run_dir.name}"
-        settings += [f"stream.{kind}_topic={prefix}-{kind}" for kind in ("interactions", "items", "users")]
+        for kind in ("interactions", "items", "users"):
+            settings[f"stream.{kind}_topic"] = f"{prefix}-{kind}"
     return settings

@@ -62,7 +62,7 @@ class DemoFigures:
         curve, index = progress.progressive, progress.index
         half = self.events_produced / 2
         self.steps, self.workers, self.restarts = progress.step, progress.workers, progress.restarts
-        self.examples_per_s, self.known_items = progress.examples_per_s, progress.known_items
+        self.examples_per_s, self.known_items = progress.mean_examples_per_s, progress.known_items
         self.loss = dict(progress.loss)
         self.progressive_hr10 = curve.rate(curve.hits, half)
         self.popularity_hr10 = curve.rate(curve.popularity_hits, half)

@@ -61,6 +61,7 @@ class Progress:
     lag_messages: int = 0
     loss: Mapping[str, float] = field(default_factory=dict)
     examples_per_s: float = math.nan
+    mean_examples_per_s: float = math.nan
     known_items: int = 0
     progressive: HitCurve = field(default_factory=HitCurve)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
@@ -99,6 +100,7 @@ SCALARS = {
     "dead_letters": int,
     "lag_messages": int,
     "examples_per_s": float,
+    "mean_examples_per_s": float,
     "known_items": int,
     "error": str,
 }

@@ -16,11 +16,13 @@ HISTORY_SHOWN = 3
 class RecommendsByTitle(Protocol):
     """The part of `cluster.serving.Recommender` that is used here."""
 
-    def recommend(self, user: int | Sequence[int], k: int) -> Sequence[Any]:
-        """The k best items for a known user, or for a history of item ids."""
+    def recommend(
+        self, user_id: int | None = None, history: Sequence[int] | None = None, k: int = 10
+    ) -> Sequence[Any]:
+        """The k best items for a known user, or for a history of item ids, oldest first."""
 
-    def history_titles(self, user_id: int, n: int) -> Sequence[str]:
-        """Titles of the user's last n items."""
+    def history_titles(self, user_id: int, n: int = 5) -> Sequence[str]:
+        """Titles of the user's last n items, newest first."""
 
 
 def recommend_to(config: FreshetConfig, user_ids: Sequence[int], k: int) -> list[dict[str, Any]]:
@@ -36,7 +38,7 @@ def user_entry(recommender: RecommendsByTitle, user_id: int, k: int) -> dict[str
     return {
         "user_id": user_id,
         "watched_last": list(recommender.history_titles(user_id, HISTORY_SHOWN)),
-        "items": [_item(item) for item in recommender.recommend(user_id, k)],
+        "items": [_item(item) for item in recommender.recommend(user_id, k=k)],
     }
 
 
@@ -44,8 +46,8 @@ def history_entry(recommender: RecommendsByTitle, history: Sequence[int], k: int
     """Recommendations for somebody who is only known by the items they took, oldest first."""
     return {
         "user_id": None,
-        "watched_last": [f"item {item}" for item in history[-HISTORY_SHOWN:]],
-        "items": [_item(item) for item in recommender.recommend(list(history), k)],
+        "watched_last": [f"item {item}" for item in history[: -HISTORY_SHOWN - 1 : -1]],
+        "items": [_item(item) for item in recommender.recommend(history=list(history), k=k)],
     }
 
 

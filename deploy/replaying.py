@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,20 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deploy.errors import CommandError, UsageError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cluster.config import FreshetConfig
     from deploy.datasets import Dataset
     from streaming.config import StreamConfig
-
-WIRES = ("arrow", "json")
-
-
-class ReplayStopped(CommandError):
-    """The replay was told to stop before its end."""
+    from streaming.producer import Wire
 
 
 def fetch_folder(name: str, say: Callable[[str], None]) -> Path:
@@ -45,8 +39,6 @@ def fetch_dataset(name_or_folder: str, progress: Callable[[str], None]) -> Datas
 
 def first_events(dataset: Dataset, events: int) -> Dataset:
     """The data set with only its first `events` interactions in time order; all of them for 0."""
-    from dataclasses import replace
-
     if not 0 < events < dataset.interactions.num_rows:
         return dataset
     # A stable sort: which of the events of one second stay does not depend on the machine.
@@ -65,27 +57,6 @@ def recent_users(dataset: Dataset, count: int, at_least: int = 20) -> list[int]:
     newest_first = users[np.sort(first)].tolist()
     active = [user for user in newest_first if counts[user] >= at_least]
     return (active or newest_first)[:count]
-
-
-def send_all(
-    stream: StreamConfig,
-    dataset: Dataset,
-    seconds: float,
-    wire: str,
-    seed: int,
-    progress: Callable[[int], None],
-) -> int:
-    """Send every interaction; returns how many were acknowledged.
-
-    Args:
-        seconds: length of the stream; 0 sends as fast as the broker takes it.
-        progress: called with the number sent so far, now and then.
-    """
-    from streaming.producer import replay
-
-    return int(
-        replay(stream, dataset.interactions, duration_s=seconds, wire=wire, seed=seed, progress=progress)
-    )
 
 
 class ReplayThread:
@@ -115,20 +86,25 @@ class ReplayThread:
             raise self._error
 
     def _run(self) -> None:
+        from streaming.producer import replay
+
         try:
-            self.produced = send_all(
-                self._stream, self._dataset, self._seconds, "arrow", self._seed, self._advance
+            result = replay(
+                self._stream,
+                self._dataset,
+                duration_s=self._seconds,
+                seed=self._seed,
+                progress=self._advance,
+                stop=self._stop,
             )
-            self.finished = True
-        except ReplayStopped:
-            pass
         except Exception as error:
             self._error = error
+        else:
+            self.produced = result.events
+            self.finished = True
 
-    def _advance(self, produced: int) -> None:
-        self.produced = produced
-        if self._stop.is_set():
-            raise ReplayStopped("the replay was stopped")
+    def _advance(self, acknowledged: int) -> None:
+        self.produced = acknowledged
 
 
 def run_replay(
@@ -137,40 +113,37 @@ def run_replay(
     seconds: float,
     events: int,
     partitions: int,
-    wire: str,
+    wire: Wire,
     console: Console,
 ) -> dict[str, Any]:
     """Make the topics if they are missing, publish items and users, then send the events.
 
     Returns:
-        `dataset`, `events_produced`, `items`, `users`, `topic`.
+        `dataset`, `topic`, `events_produced`, `items`, `users`, and what `streaming.producer.replay` says.
     Raises:
-        UsageError: no such wire form.
         BrokerUnavailable, TopicError: the cluster does not answer or cannot take it.
     """
-    if wire not in WIRES:
-        raise UsageError(f"--wire {wire} is not known: choose one of {', '.join(WIRES)}")
-    from streaming.producer import publish_catalogue
+    from streaming.producer import publish_catalogue, replay
     from streaming.topics import create_topics
 
     # The broker first: a data set is not worth fetching for nobody.
     create_topics(config.stream, partitions)
     dataset = first_events(fetch_dataset(name_or_folder, console.print), events)
-    publish_catalogue(config.stream, dataset.items, dataset.users)
+    catalogue = publish_catalogue(config.stream, dataset.items, dataset.users)
     total = dataset.interactions.num_rows
     with console.status("replaying") as spinner:
-        sent = send_all(
+        sent = replay(
             config.stream,
             dataset,
-            seconds,
-            wire,
-            config.seed,
-            lambda done: spinner.update(f"replaying: {done:,} of {total:,} events"),
+            duration_s=seconds,
+            wire=wire,
+            seed=config.seed,
+            progress=lambda done: spinner.update(f"replaying: {done:,} of {total:,} events"),
         )
     return {
         "dataset": name_or_folder,
-        "events_produced": sent,
-        "items": dataset.items.num_rows,
-        "users": dataset.users.num_rows,
         "topic": config.stream.interactions_topic,
+        "events_produced": sent.events,
+        **catalogue._asdict(),
+        **asdict(sent),
     }

@@ -80,7 +80,7 @@ def _panel(body: RenderableType, title: str) -> Panel:
 def _stream_panel(view: DemoView) -> Panel:
     progress, total = view.progress, max(view.planned, 1)
     counts = {"produced": view.produced, "in": progress.rows_read, "trained": progress.events_trained}
-    bars = [
+    bars: list[tuple[RenderableType, ...]] = [
         (name, number(count), ProgressBar(total, min(count, total), width=14))
         for name, count in counts.items()
     ]

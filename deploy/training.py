@@ -68,7 +68,7 @@ def train(config: FreshetConfig) -> dict[str, Any]:
     display = Display(view)
     # Ray prints into the same terminal, so lines here, not panels.
     with ProgressFollower(Path(config.storage_path), display):
-        summary: dict[str, Any] = plain(run_training(config))
+        summary: dict[str, Any] = plain(run_training(config).progress)
     return summary
 
 

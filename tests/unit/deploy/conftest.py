@@ -32,6 +32,7 @@ def progress_record() -> Callable[..., dict[str, Any]]:
                 "contrastive_item": 1.9,
             },
             "examples_per_s": 1043.2,
+            "mean_examples_per_s": 990.0,
             "known_items": 1682,
             "progressive": {
                 "bin_events": 1000,

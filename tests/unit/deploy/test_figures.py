@@ -7,11 +7,30 @@ from deploy.output import write_json
 from deploy.progress import parse_progress
 
 # The fields that the demo's JSON file promises (issue 5, point 1).
-PROMISED = set(
-    """broker events_produced events_trained events_lost events_doubled dead_letters steps workers examples_per_s
-    progressive_hr10 popularity_hr10 cooccurrence_hr10 progressive_sample index_versions index_kind index_nlist
-    index_nprobe index_recall freshness_p50_s freshness_p99_s restarts wall_s""".split()
-)
+PROMISED = {
+    "broker",
+    "events_produced",
+    "events_trained",
+    "events_lost",
+    "events_doubled",
+    "dead_letters",
+    "steps",
+    "workers",
+    "examples_per_s",
+    "progressive_hr10",
+    "popularity_hr10",
+    "cooccurrence_hr10",
+    "progressive_sample",
+    "index_versions",
+    "index_kind",
+    "index_nlist",
+    "index_nprobe",
+    "index_recall",
+    "freshness_p50_s",
+    "freshness_p99_s",
+    "restarts",
+    "wall_s",
+}
 
 
 @pytest.fixture

@@ -1,0 +1,75 @@
+"""The whole loop, shortened: a real Kafka, real Ray Train workers, one of them killed on the way."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# The default limit of a test is 300 s; the demo itself is part of the first one.
+pytestmark = pytest.mark.timeout(420)
+
+EVENTS = 20_000
+SECONDS = 45
+
+
+@pytest.fixture(scope="module")
+def chaos_run(tmp_path_factory):
+    """The figures, the output and the folder of one `freshet demo --chaos`."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [
+        *(sys.executable, "-m", "deploy", "demo", "--chaos"),
+        *("--events", str(EVENTS), "--seconds", str(SECONDS)),
+        *("--dir", str(folder / "runs"), "--json", str(folder / "demo.json")),
+        *("train.checkpoint_every_s=4", "train.publish_every_s=5"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return json.loads((folder / "demo.json").read_text()), done.stdout, folder / "runs" / "latest"
+
+
+def test_a_killed_worker_costs_no_event_and_doubles_none(chaos_run):
+    figures, out, _ = chaos_run
+    assert figures["events_produced"] == EVENTS
+    assert figures["events_in_topic"] == EVENTS
+    assert figures["events_trained"] == EVENTS
+    assert (figures["events_lost"], figures["events_doubled"], figures["dead_letters"]) == (0, 0, 0)
+    assert figures["hash_equal"] is True
+    assert figures["restarts"] >= 1
+    assert "CHAOS: SIGKILL to worker" in out
+
+
+def test_the_index_was_published_at_least_three_times_and_finds_well(chaos_run):
+    figures, _, _ = chaos_run
+    assert figures["index_versions"] >= 3
+    assert figures["index_recall"] >= 0.95
+    assert 0 < figures["index_nprobe"] <= figures["index_nlist"] / 2
+    assert 0 < figures["freshness_p50_s"] <= figures["freshness_p99_s"]
+
+
+def test_movies_are_recommended_by_title_to_three_users(chaos_run):
+    figures, out, _ = chaos_run
+    assert len(figures["recommendations"]) == 3
+    for entry in figures["recommendations"]:
+        titles = [item["title"] for item in entry["items"]]
+        assert len(set(titles)) == 5
+        assert all(title in out for title in titles)
+        assert entry["watched_last"]
+
+
+def test_the_run_goes_on_with_the_other_verbs_from_its_settings_file(chaos_run, tmp_path):
+    figures, _, run_dir = chaos_run
+    user = str(figures["recommendations"][0]["user_id"])
+    settings = ["--config", str(run_dir / "settings.yaml")]
+    for verb, arguments in (("recommend", ["--user", user, "--k", "3"]), ("status", [])):
+        path = tmp_path / f"{verb}.json"
+        command = [sys.executable, "-m", "deploy", verb, *settings, *arguments, "--json", str(path)]
+        done = subprocess.run(
+            [*command, "stream.connect_timeout_s=1"], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "recommend.json").read_text())[0]["items"]) == 3
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["progress"]["state"] == "finished"
+    assert status["index_current"] is not None
+    assert status["checkpoints"]

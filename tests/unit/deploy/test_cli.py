@@ -1,0 +1,86 @@
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli import app
+
+VERBS = [
+    ["demo"],
+    ["broker"],
+    ["train"],
+    ["replay"],
+    ["refresh"],
+    ["recommend"],
+    ["status"],
+    ["settings"],
+    ["data", "fetch"],
+    ["submit", "train"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verbs_help_teaches_with_an_example_and_the_common_options(verb):
+    result = CliRunner().invoke(app, [*verb, "--help"], env={"COLUMNS": "100", "TERM": "dumb"})
+    assert result.exit_code == 0
+    text = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
+    assert f"Example: freshet {' '.join(verb)}" in text
+    for option in ("--config", "--json", "[KEY=VALUE]..."):
+        assert option in text
+
+
+def test_the_help_answers_without_loading_torch_ray_or_faiss():
+    code = (
+        "import sys; from typer.testing import CliRunner; from deploy.cli import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print(sorted({'torch', 'ray', 'faiss', 'pyarrow', 'numpy', 'kafka'} & set(sys.modules)))"
+    )
+    started = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "train.chekpoint_every_s=30"], 2, "train.checkpoint_every_s"),
+        (["train", "train.workers=0"], 2, "train.workers must be at least 1, got 0"),
+        (["status", "--config", "/nowhere/x.yaml"], 2, "/nowhere/x.yaml"),
+        (["recommend", "storage_path=/tmp"], 2, "--user"),
+        (["status", "storage_path=/nowhere/at/all"], 1, "storage_path"),
+        (["refresh", "--checkpoint", "/nowhere"], 1, "/nowhere is not a checkpoint"),
+        (
+            ["train", "stream.bootstrap_servers=127.0.0.1:9", "stream.connect_timeout_s=1"],
+            1,
+            "stream.bootstrap_servers",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_on_stderr_and_a_status(arguments, status, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("freshet: error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_is_a_usage_error():
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", "train", "--nonsense"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--nonsense" in done.stderr

@@ -1,0 +1,75 @@
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from deploy.errors import UsageError
+from deploy.figures import DemoFigures
+from deploy.recommending import history_entry, parse_history, user_entry
+from deploy.report import print_recommendations, print_report
+
+
+class FakeRecommender:
+    def recommend(self, user_id=None, history=None, k=10):
+        items = [
+            SimpleNamespace(item_id=50, title="Star Wars (1977)", score=0.91),
+            SimpleNamespace(item_id=9, title="", score=0.5),
+        ]
+        return items[:k]
+
+    def history_titles(self, user_id, n=5):
+        return ["Fargo (1996)", "Heat (1995)"][:n]
+
+
+def test_a_users_entry_has_titles_and_what_they_watched_last():
+    entry = user_entry(FakeRecommender(), 42, 2)
+    assert entry["watched_last"] == ["Fargo (1996)", "Heat (1995)"]
+    assert entry["items"][0] == {"item_id": 50, "title": "Star Wars (1977)", "score": 0.91}
+    assert entry["items"][1]["title"] == "item 9"
+
+
+def test_a_history_entry_names_its_newest_items_first():
+    entry = history_entry(FakeRecommender(), [1, 2, 3, 4], 1)
+    assert entry["watched_last"] == ["item 4", "item 3", "item 2"]
+    assert len(entry["items"]) == 1
+
+
+def test_a_history_is_a_list_of_item_ids():
+    assert parse_history(" 50,181 ,172,") == [50, 181, 172]
+    assert parse_history("") == []
+    with pytest.raises(UsageError, match=r"'x' which|'x', which is not an item id"):
+        parse_history("50,x")
+
+
+def test_recommendations_are_printed_by_title():
+    out = io.StringIO()
+    print_recommendations(Console(file=out, width=80), user_entry(FakeRecommender(), 42, 2))
+    text = out.getvalue()
+    assert "user 42" in text
+    assert "watched last: Fargo (1996) · Heat (1995)" in text
+    assert "Star Wars (1977)" in text
+
+
+def test_the_report_prints_the_figures_the_problems_and_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figures = DemoFigures(
+        events_produced=100_000,
+        events_trained=99_998,
+        progressive_hr10=0.2,
+        popularity_hr10=0.08,
+        cooccurrence_hr10=0.17,
+        progressive_sample=10_000,
+        index_versions=9,
+        run_dir=str(tmp_path / "runs" / "demo" / "x"),
+        recommendations=[user_entry(FakeRecommender(), 42, 2)],
+    )
+    figures.judge()
+    out = io.StringIO()
+    print_report(Console(file=out, width=100), figures)
+    text = out.getvalue()
+    assert "100,000 produced, 99,998 trained" in text
+    assert ".200 (2.5 × popularity .080; co-occurrence .170)" in text
+    assert "10,000 events of the second half" in text
+    assert "freshet recommend --config runs/demo/x/settings.yaml --user 42" in text
+    assert "Not in order: 99,998 of 100,000" in text

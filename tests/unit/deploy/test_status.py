@@ -1,0 +1,78 @@
+import io
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from deploy.status import NothingThere, checkpoint_offsets, collect_status, print_status
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, progress_record):
+    """A storage path as a trainer leaves it, with a broker that holds 50 messages."""
+    (tmp_path / "progress.json").write_text(json.dumps(progress_record(time_s=time.time() - 5)))
+    for step in (120, 240):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        manifest = {"step": step, "positions": {"0": [20, 3], "1": [25, 0]}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "checkpoints" / ".writing-step-00000300").mkdir()
+    version = tmp_path / "index" / "v00000006"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_text(json.dumps({"items": 1682, "recall": 0.987}))
+    (tmp_path / "index" / "CURRENT").write_text("v00000006\n")
+    monkeypatch.setattr("streaming.source.end_offsets", lambda config, topic: {0: 24, 1: 26})
+    return SimpleNamespace(storage_path=str(tmp_path), stream=SimpleNamespace(interactions_topic="i"))
+
+
+def test_the_status_has_checkpoints_versions_and_the_lag(run):
+    status = collect_status(run)
+    assert [entry["name"] for entry in status["checkpoints"]] == ["step-00000120", "step-00000240"]
+    assert status["index_versions"] == [{"name": "v00000006", "items": 1682, "recall": 0.987}]
+    assert status["index_current"] == "v00000006"
+    assert status["lag_messages"] == 5
+    assert status["age_s"] == pytest.approx(5, abs=2)
+
+
+def test_a_broker_that_does_not_answer_leaves_the_rest_of_the_status(run, monkeypatch):
+    def unreachable(config, topic):
+        raise RuntimeError("no broker answers\nat 127.0.0.1:1")
+
+    monkeypatch.setattr("streaming.source.end_offsets", unreachable)
+    status = collect_status(run)
+    assert status["lag_messages"] is None
+    assert status["broker"] == "no broker answers at 127.0.0.1:1"
+    assert len(status["checkpoints"]) == 2
+
+
+def test_an_empty_storage_path_is_an_error_that_names_the_setting(tmp_path):
+    config = SimpleNamespace(storage_path=str(tmp_path), stream=None)
+    with pytest.raises(NothingThere, match="storage_path"):
+        collect_status(config)
+
+
+def test_the_table_shows_it(run):
+    out = io.StringIO()
+    print_status(Console(file=out, width=120), collect_status(run))
+    text = out.getvalue()
+    for part in ("training (", "step-00000240", "live: v00000006", "recall@10 .987", "5 messages behind"):
+        assert part in text
+
+
+def test_a_silent_trainer_is_said_to_be_maybe_dead(run, progress_record, tmp_path):
+    (tmp_path / "progress.json").write_text(json.dumps(progress_record(time_s=time.time() - 100)))
+    out = io.StringIO()
+    print_status(Console(file=out, width=120), collect_status(run))
+    assert "it may have died" in out.getvalue()
+
+
+def test_a_half_written_manifest_is_left_out(run, tmp_path):
+    (tmp_path / "checkpoints" / "step-00000240" / "manifest.json").write_text("{")
+    assert [entry["name"] for entry in collect_status(run)["checkpoints"]] == ["step-00000120"]
+
+
+def test_positions_are_offsets_or_offset_and_row():
+    assert checkpoint_offsets({"positions": {"0": [5, 2], "3": 7}}) == {0: 5, 3: 7}
+    assert checkpoint_offsets({}) == {}
