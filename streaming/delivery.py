@@ -142,9 +142,13 @@ class Delivery:
         self._producer.close(timeout=CLOSE_TIMEOUT_S)
 
     def abandon(self) -> None:
-        """Closes the producer at once, whatever is still pending."""
+        """Closes the producer at once; nothing that is pending is sent any more."""
+        # close() alone waits for what is pending, fails, and leaves the thread that goes on sending it:
+        # that would double messages when the broker is back.
+        self._producer._sender.force_close()
+        self._producer._sender.join(CLOSE_TIMEOUT_S)
         with contextlib.suppress(KafkaError):
-            self._producer.close(timeout=0)
+            self._producer.close(timeout=CLOSE_TIMEOUT_S)
 
     def _open(self) -> KafkaProducer:
         timeout_ms = int(1000 * self._delivery_timeout_s)

@@ -1,0 +1,31 @@
+import sys
+
+import pytest
+
+from deploy import dataset_fetching
+from deploy.dataset_fetching import _installers
+from deploy.datasets import fetch, load
+
+
+def test_movielens_is_fetched_whole_and_only_once(tmp_path):
+    said: list[str] = []
+    dataset = load(fetch("ml-100k", tmp_path, said.append))
+    assert (dataset.interactions.num_rows, dataset.items.num_rows, dataset.users.num_rows) == (
+        100_000,
+        1682,
+        943,
+    )
+    assert dataset.items["title"][0].as_py() == "Toy Story (1995)"
+    assert "research use" in dataset.meta["terms"]
+    assert len(said) == 2
+    fetch("ml-100k", tmp_path, said.append)
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("way", [0, -1])
+def test_each_installer_brings_the_same_wheel(tmp_path, monkeypatch, way):
+    ways = _installers(tmp_path / "wheel")
+    monkeypatch.setattr(dataset_fetching, "_installers", lambda target: [ways[way]])
+    dataset_fetching._bring_wheel(tmp_path / "wheel")
+    assert ways[way][0][0] == sys.executable
+    assert len(dataset_fetching._rows(tmp_path / "wheel", "user")) == 943
