@@ -12,10 +12,8 @@ Files are safetensors, Arrow and JSON; nothing here is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -27,6 +25,8 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
+from retrieval.durable_files import FileEntry, fsync_directory, seal, sha256, write_durably
+
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
@@ -34,15 +34,6 @@ _log = logging.getLogger(__name__)
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read; the message names the path, what is wrong and the setting to change."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a checkpoint as its writer saw it."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -88,11 +79,11 @@ class CheckpointStore:
         entries = [vars(entry) for entry in sorted(files, key=lambda entry: entry.name)]
         manifest = {"format": FORMAT, "step": step, **state, "files": entries}
         write_durably(writing / "manifest.json", json.dumps(manifest, indent=1).encode())
-        _fsync_directory(writing)
+        fsync_directory(writing)
         if final.exists():  # a corrupt one that the run was resumed behind
             final.rename(self.root / f".replaced-step-{step:08d}")
         writing.rename(final)
-        _fsync_directory(self.root)
+        fsync_directory(self.root)
         self._prune(final)
         return Checkpoint(final, manifest)
 
@@ -153,25 +144,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         file = path / entry["name"]
         if not file.is_file():
             raise CheckpointError(f"{path} is damaged: {entry['name']} is missing")
-        if file.stat().st_size != entry["size"] or _sha256(file) != entry["sha256"]:
+        if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
             raise CheckpointError(f"{path} is damaged: {entry['name']} does not match its checksum")
     return Checkpoint(path, manifest)
-
-
-def write_durably(path: Path, payload: bytes) -> FileEntry:
-    """Write and fsync one file."""
-    with path.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(path.name, len(payload), hashlib.sha256(payload).hexdigest())
 
 
 def write_table(path: Path, table: pa.Table) -> FileEntry:
     """Write an Arrow IPC file and fsync it."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return _seal(path)
+    return seal(path)
 
 
 def read_table(path: Path) -> pa.Table:
@@ -182,28 +164,9 @@ def read_table(path: Path) -> pa.Table:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
     """Write a safetensors file and fsync it."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    return _seal(path)
+    return seal(path)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file onto the CPU."""
     return load_file(path)
-
-
-def _seal(path: Path) -> FileEntry:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    return FileEntry(path.name, path.stat().st_size, _sha256(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cluster.checkpoint import write_durably, write_table
+from cluster.checkpoint import write_table
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.freshness import FreshnessHistogram, UnpublishedAppends
@@ -27,6 +27,7 @@ from cluster.row_files import save_rows
 from cluster.sharded_embedding import ShardedEmbedding
 from cluster.tower_files import save_towers
 from model.cl_epidtn import CLEPIDTN
+from retrieval.durable_files import write_durably
 from retrieval.publish import PublishReport, publish, write_part
 from retrieval.version import VersionStore
 from streaming.catalogue import Catalogue

@@ -11,8 +11,9 @@ import pyarrow as pa
 import torch
 
 from cluster.buckets import bucket_range, buckets_of
-from cluster.checkpoint import CheckpointError, FileEntry, read_table, write_table
+from cluster.checkpoint import CheckpointError, read_table, write_table
 from cluster.sharded_embedding import ShardedEmbedding
+from retrieval.durable_files import FileEntry
 
 PREFIX = "rows-"
 

@@ -90,7 +90,7 @@ class Recommender:
             )
         vectors = self._encode(user, past)
         ids, scores = self._searcher.search(vectors, k, exclude=[past])
-        found = ids[0] >= 0
+        found = np.isfinite(scores[0])
         titles = self._catalogue.titles(ids[0][found])
         return [
             Recommendation(int(item), title, float(score))

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cluster.checkpoint import CheckpointError, FileEntry, read_tensors, write_tensors
+from cluster.checkpoint import CheckpointError, read_tensors, write_tensors
+from retrieval.durable_files import FileEntry
 
 FILE = "towers.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")

@@ -23,7 +23,6 @@ import torch
 from cluster.checkpoint import (
     Checkpoint,
     CheckpointStore,
-    FileEntry,
     read_table,
     read_tensors,
     write_table,
@@ -38,6 +37,7 @@ from cluster.row_files import load_rows, save_rows
 from cluster.tower_files import FILE as TOWERS
 from cluster.tower_files import load_towers, save_towers
 from cluster.training_run import TrainingRun
+from retrieval.durable_files import FileEntry
 from streaming.position import Position
 
 

@@ -1,0 +1,54 @@
+"""Settings of the index and of the gates that a version must pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class IndexConfig:
+    """How item vectors are indexed, and what a version must show before it goes live."""
+
+    kind: Literal["ivf_flat", "ivf_fp16"] = field(
+        default="ivf_fp16", metadata={"help": "how a list stores vectors: float32 or float16"}
+    )
+    nlist: int = field(default=0, metadata={"help": "inverted lists (0 = from the catalogue's size)"})
+    nprobe: int = field(
+        default=0, metadata={"help": "lists searched (0 = the fewest that reach index.recall_target)"}
+    )
+    max_probe_fraction: float = field(default=0.5, metadata={"help": "most lists that nprobe=0 may choose"})
+    recall_k: int = field(default=10, metadata={"help": "k of the recall that is tuned and gated"})
+    recall_target: float = field(default=0.97, metadata={"help": "recall that nprobe=0 aims at"})
+    min_recall: float = field(default=0.95, metadata={"help": "gate: recall against exact search"})
+    min_coverage: float = field(default=0.999, metadata={"help": "gate: share of the known items indexed"})
+    max_imbalance: float = field(
+        default=16.0, metadata={"help": "gate: Faiss' imbalance factor of the lists (1 = even)"}
+    )
+    min_overlap: float = field(
+        default=0.0, metadata={"help": "gate: share of the last version's results that are kept (0 = off)"}
+    )
+    versions_to_keep: int = field(
+        default=5, metadata={"help": "older versions are removed, never the live one"}
+    )
+    build_iterations: int = field(default=10, metadata={"help": "k-means iterations of the coarse quantizer"})
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata={"help": "where the coarse quantizer is trained and items are assigned"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting."""
+        for name in ("nlist", "nprobe", "min_overlap"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "not be negative")
+        for name in ("recall_k", "versions_to_keep", "build_iterations", "max_imbalance"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
+        for name in ("recall_target", "min_recall", "min_coverage", "min_overlap"):
+            _require(name, getattr(self, name), getattr(self, name) <= 1, "be at most 1")
+        _require(
+            "max_probe_fraction", self.max_probe_fraction, 0 < self.max_probe_fraction <= 1, "be in (0, 1]"
+        )
+
+
+def _require(name: str, value: object, holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"index.{name} must {what}, got {value!r}")

@@ -1,0 +1,35 @@
+"""Exact search, the oracle that recall is measured against.
+
+Shape letters: Q queries, N items, K results, D columns.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+
+def exact_top_k(query_QD: Float32Array, item_ND: Float32Array, k: int) -> Int64Array:
+    """Row numbers of the k largest inner products of each query, int64 (Q, K), -1 where there are fewer."""
+    _, index_QK = faiss.knn(query_QD, item_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return np.asarray(index_QK, np.int64)
+
+
+def recall_at_k(found_QK: Int64Array, wanted_QK: Int64Array) -> float:
+    """Share of the wanted results that were found; -1 pads both. 1.0 if nothing is wanted.
+
+    recall = Σ_q |found_q ∩ wanted_q| / Σ_q |wanted_q|
+    """
+    wanted = wanted_QK >= 0
+    total = int(wanted.sum())
+    if total == 0:
+        return 1.0
+    # One comparison per pair of columns: K is small, Q may be large.
+    hit_QK = np.zeros(wanted_QK.shape, np.bool_)
+    for column in range(found_QK.shape[1]):
+        hit_QK |= found_QK[:, column : column + 1] == wanted_QK
+    return float((hit_QK & wanted).sum() / total)

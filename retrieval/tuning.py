@@ -1,0 +1,41 @@
+"""Chooses nprobe: the fewest lists that reach the wanted recall on recent queries."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.config import IndexConfig
+from retrieval.exact import recall_at_k
+from retrieval.index import IvfIndex
+
+
+def choose_nprobe(
+    index: IvfIndex, query_QD: npt.NDArray[np.float32], wanted_QK: npt.NDArray[np.int64], config: IndexConfig
+) -> tuple[int, float]:
+    """nprobe and its recall@k. Recall grows with nprobe, so the fewest lists are found by bisection.
+
+    Args:
+        index: to be searched.
+        query_QD: float32, recent queries.
+        wanted_QK: int64, exact results as row numbers.
+        config: `nprobe` fixes it; else at most `max_probe_fraction` of the lists.
+    """
+
+    def recall(nprobe: int) -> float:
+        return recall_at_k(index.search(query_QD, wanted_QK.shape[1], nprobe)[0], wanted_QK)
+
+    if config.nprobe:
+        return config.nprobe, recall(config.nprobe)
+    low, high = 1, max(1, int(index.nlist * config.max_probe_fraction))
+    best = recall(high)
+    if query_QD.shape[0] == 0:
+        return high, best
+    while low < high:
+        middle = (low + high) // 2
+        reached = recall(middle)
+        if reached >= config.recall_target:
+            high, best = middle, reached
+        else:
+            low = middle + 1
+    return high, best
