@@ -52,8 +52,9 @@ def world(monkeypatch, progress_record):
     table = pa.table({"user_id": [n % 3 for n in times], "item_id": times, "timestamp_ms": times})
     data = Dataset("fake", table, pa.table({}), pa.table({}), {})
     world = SimpleNamespace(
-        records=[progress_record(), progress_record(state="finished", restarts=0)], status=0, pause="0.7"
+        records=[progress_record(), progress_record(state="finished", restarts=0)], status=0, pause="0.25"
     )
+    monkeypatch.setattr(demo_module, "POLL_S", 0.05)
     FakeBroker.last_stopped = False
     accounting = {"events_in_topic": EVENTS, "events_trained": EVENTS, "dead_letters": 0, "hash_equal": True}
     accounting |= {"events_lost": 0, "events_doubled": 0}
