@@ -1,0 +1,73 @@
+# Everything after `make install` needs only this file, Python 3.11 or newer and make.
+# Settings: PYTHON=python3.12  TORCH=cpu (no CUDA libraries)  FAISS=gpu  ARGS="…"  NAME=step
+
+BIN := .venv/bin
+# The stamp's name says how .venv was installed: what was chosen once stays chosen.
+CHOSEN := $(subst -, ,$(notdir $(wildcard .venv/.installed-*)))
+PYTHON ?= python3
+FAISS ?= $(or $(word 2,$(CHOSEN)),cpu)
+TORCH ?= $(or $(word 3,$(CHOSEN)),default)
+ARGS ?=
+NAME ?=
+
+FRESHET := $(BIN)/freshet
+STAMP := .venv/.installed-$(FAISS)-$(TORCH)
+OTHER_FAISS := $(if $(filter gpu,$(FAISS)),faiss-cpu,faiss-gpu)
+BENCHMARKS := tests/benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-gpu lint format bench constraints clean
+
+help:  ## Lists the targets.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Makes .venv with everything that is needed (TORCH=cpu spares CUDA, FAISS=gpu).
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Freshet needs Python 3.11 or newer; $(PYTHON) is not. Try: make install PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@# Both wheels hold the module faiss: the other one must go first.
+	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python $(OTHER_FAISS)
+	$(BIN)/uv pip install --python $(BIN)/python $(if $(filter-out default,$(TORCH)),--torch-backend $(TORCH)) \
+	  -c constraints.txt -e '.[$(FAISS),broker,dev]'
+	@rm -f .venv/.installed-*
+	@touch $@
+
+demo: install  ## The whole loop on this machine: Kafka, training, refreshes, recommendations (ARGS="--chaos").
+	$(FRESHET) demo $(ARGS)
+
+test: install  ## Every test that needs no GPU (ARGS="-k name").
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+test-gpu: install  ## The tests that need a GPU.
+	$(BIN)/pytest -m gpu $(ARGS)
+
+lint: install  ## Style, types and layers.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## Formats the code and sorts imports.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: install  ## Lists the benchmarks, or runs one: make bench NAME=step ARGS="--json out.json".
+ifeq ($(NAME),)
+	@$(BIN)/python -c 'import ast, pathlib; [print(f"  make bench NAME={p.stem:14}", (ast.get_docstring(ast.parse(p.read_text())) or "").partition("\n")[0]) for p in sorted(pathlib.Path("$(BENCHMARKS)").glob("[a-z]*.py"))]'
+else
+	$(BIN)/python $(BENCHMARKS)/$(NAME).py $(ARGS)
+endif
+
+constraints: install  ## Pins the newest versions that fit pyproject.toml into constraints.txt.
+	{ for faiss in cpu gpu; do \
+	    $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --upgrade \
+	      --extra $$faiss --extra broker --extra dev pyproject.toml; done; echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)"; \
+	} | sort -u > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## Removes what was built and cached; keeps .venv and runs/.
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
