@@ -19,12 +19,15 @@ class ModelConfig:
     source_items: int = field(
         default=3, metadata={"help": "last items that add a source embedding to the query (0 = off)"}
     )
+    source_gain: float = field(default=1.0, metadata={"help": "initial weight of the last source embedding"})
     source_decay: float = field(default=0.7, metadata={"help": "initial weight of each step further back"})
 
     transformer: bool = field(default=True, metadata={"help": "off: plain means and last items instead"})
     augmented_vectors: bool = field(default=True, metadata={"help": "augmented vectors, mimic losses"})
     user_id_embedding: bool = field(default=True, metadata={"help": "the user's id is one of the attributes"})
-    user_skip: bool = field(default=True, metadata={"help": "add the last state to the user tower's output"})
+    state_skip: float = field(
+        default=0.1, metadata={"help": "initial weight of the last state in the query (0 = no such skip)"}
+    )
 
     similarity: Literal["cosine", "dot"] = field(
         default="cosine", metadata={"help": "cosine: both towers' outputs get unit norm"}
@@ -94,6 +97,8 @@ _NOT_NEGATIVE = (
     "uniform_negatives",
     "source_items",
     "source_decay",
+    "source_gain",
+    "state_skip",
     "mimic_user_weight",
     "mimic_item_weight",
     "contrastive_weight",

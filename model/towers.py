@@ -125,23 +125,26 @@ class HistoryTower(nn.Module):
 
 
 class UserTower(nn.Module):
-    """p_u = W_out[MLP_user(z_u) ⊕ mean ⊕ last] + last + Σ_r w_r source(r-th last item) (Eq. 12 and skips)."""
+    """p_u = W_out[MLP_user(z_u) ⊕ mean ⊕ last] + w last + Σ_r w_r source_r (Eq. 12 and skips).
+
+    source_r is the source embedding of the r-th last item; all w are learned.
+    """
 
     def __init__(self, config: ModelConfig, attribute_count: int) -> None:
         super().__init__()
         self.attributes = AttributeTower(config, attribute_count)
         self.history = HistoryTower(config)
         self.project = nn.Linear(3 * config.dim, config.dim)
-        self.skip = config.user_skip
+        self.skip = nn.Parameter(torch.tensor(config.state_skip)) if config.state_skip > 0 else None
         self.source_dropout = nn.Dropout(config.dropout)
-        weights = [config.source_decay**r for r in range(config.source_items)]
+        weights = [config.source_gain * config.source_decay**r for r in range(config.source_items)]
         self.source_weight_R = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
 
     def combine(self, attribute_ED: Tensor, mean_ED: Tensor, last_ED: Tensor, source_ERD: Tensor) -> Tensor:
         """p_u, float32 (E, D)."""
         out: Tensor = self.project(torch.cat([attribute_ED, mean_ED, last_ED], dim=1))
-        if self.skip:
-            out = out + last_ED
+        if self.skip is not None:
+            out = out + self.skip * last_ED
         source_ED = (source_ERD * self.source_weight_R.unsqueeze(1)).sum(1)
         out = out + self.source_dropout(source_ED)
         return out

@@ -1,0 +1,75 @@
+"""Keyed randomness: the numbers, and that nothing but the key decides them."""
+
+import numpy as np
+import torch
+
+from model.augmentation import RandomKey, kept_fields, kept_item_fields, masked_positions
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(x):
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _reference(seed, step, salt, entity, position):
+    golden = 0x9E3779B97F4A7C15
+    base = _mix(_mix(_mix(seed & _MASK) + step * golden & _MASK) + salt * golden & _MASK)
+    return (_mix(_mix(entity + base & _MASK) + position * golden & _MASK) >> 40) / 2**24
+
+
+def test_uniform_numbers_are_those_of_splitmix_in_python_integers():
+    entities = torch.tensor([0, 1, -5, 2**62, -(2**63)])
+    positions = torch.tensor([[0], [3], [10**12]])
+    got = RandomKey(-7, 12345).uniform(16, entities, positions)
+    want = [
+        [_reference(-7, 12345, 16, e & _MASK, p) for e in entities.tolist()] for p in positions[:, 0].tolist()
+    ]
+    np.testing.assert_array_equal(got.numpy(), np.array(want, np.float32))
+
+
+def test_uniform_numbers_are_uniform_and_differ_by_seed_step_salt_entity_and_position():
+    entities, positions = torch.arange(500).unsqueeze(1), torch.arange(200)
+    base = RandomKey(1, 1).uniform(1, entities, positions)
+    assert abs(float(base.mean()) - 0.5) < 0.005
+    assert abs(float((base < 0.3).float().mean()) - 0.3) < 0.005
+    for other in (
+        RandomKey(2, 1).uniform(1, entities, positions),
+        RandomKey(1, 2).uniform(1, entities, positions),
+        RandomKey(1, 1).uniform(2, entities, positions),
+        base.roll(1, 0),
+        base.roll(1, 1),
+    ):
+        assert abs(float(torch.corrcoef(torch.stack([base.flatten(), other.flatten()]))[0, 1])) < 0.02
+
+
+def test_a_mask_always_leaves_one_valid_token():
+    uniform = torch.rand(200, 5, generator=torch.Generator().manual_seed(0))
+    valid = torch.arange(5) < torch.arange(200).remainder(5).add(1).unsqueeze(1)
+    hidden = masked_positions(uniform, valid, 0.95)
+    assert bool(((~hidden & valid).sum(1) >= 1).all())
+    assert not bool((hidden & ~valid).any())
+    assert bool(hidden[valid].any())
+
+
+def test_a_user_view_keeps_at_least_one_attribute():
+    kept = kept_fields(torch.rand(300, 3, generator=torch.Generator().manual_seed(0)), 0.9)
+    assert int(kept.sum(1).min()) == 1
+
+
+def test_an_item_view_hides_id_or_categories_with_the_given_chance_and_never_both():
+    keep_id, keep_category = kept_item_fields(torch.arange(1000) / 1000, 0.3)
+    assert (~keep_id).sum() == 150
+    assert (~keep_category).sum() == 150
+    assert bool((keep_id | keep_category).all())
+
+
+def test_keyed_dropout_follows_the_entity_and_not_its_place_and_keeps_the_mean():
+    x, entity = torch.ones(400, 64), torch.arange(400)
+    dropped = RandomKey(3, 4).dropout(2, entity, x, 0.3)
+    assert torch.equal(RandomKey(3, 4).dropout(2, entity.flip(0), x, 0.3).flip(0), dropped)
+    assert abs(float(dropped.mean()) - 1.0) < 0.02
+    assert torch.allclose(dropped[dropped > 0], torch.tensor(1 / 0.7))
+    assert RandomKey(3, 4).dropout(2, entity, x, 0.0) is x

@@ -1,0 +1,120 @@
+"""Index tensors against what a plain loop over the batch says."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.features import (
+    ACTIVITY,
+    CATEGORY,
+    ITEM,
+    SOURCE,
+    USER,
+    KeyCollector,
+    activity_bucket,
+    attribute_table,
+    item_inputs,
+    query_inputs,
+)
+
+
+def _key_names(keys):
+    tables, ids = keys.keys()
+    return {k + 1: pair for k, pair in enumerate(zip(tables.tolist(), ids.tolist(), strict=True))}
+
+
+def test_activity_buckets_are_two_per_doubling_and_stop_at_twenty():
+    assert activity_bucket(np.array([0, 1, 2, 3, 4, 6, 8, 1024, 10**9])).tolist() == [
+        0, 0, 2, 3, 4, 5, 6, 20, 20,
+    ]  # fmt: skip
+
+
+def test_a_key_has_one_row_however_often_it_is_added_and_an_invalid_one_has_the_padding_row():
+    keys = KeyCollector()
+    first = keys.add(ITEM, np.array([[7, 8], [7, 9]]))
+    second = keys.add(CATEGORY, np.array([7, 0, 7]), np.array([True, False, True]))
+    assert first.tolist() == [[1, 2], [1, 3]]
+    assert second.tolist() == [4, 0, 4]
+    assert keys.keys()[1].tolist() == [7, 8, 9, 7]
+
+
+def test_every_event_points_at_its_row_its_history_and_its_features(
+    runs_of, batch_of, item_categories, config
+):
+    runs = runs_of(3, 7, 6)
+    keys = KeyCollector()
+    inputs = query_inputs(batch_of(runs), item_categories, keys, config)
+    names = _key_names(keys)
+    event = 0
+    for n, run in enumerate(runs):
+        whole = run.context + run.targets
+        tokens = [names[int(inputs.item_row_I[t])] for t in inputs.token_NL[n, : len(whole)]]
+        assert tokens == [(ITEM, item) for item in whole]
+        assert inputs.token_NL[n, len(whole) :].sum() == 0
+        assert int(inputs.first_position_N[n]) == run.events_before - len(run.context)
+        for k in range(len(run.targets)):
+            position = len(run.context) + k
+            assert (int(inputs.sequence_E[event]), int(inputs.position_E[event])) == (n, position)
+            activity = names[int(inputs.activity_row_E[event])]
+            assert activity == (ACTIVITY, int(activity_bucket(np.array([run.events_before + k]))[0]))
+            assert names[int(inputs.user_row_E[event])] == (USER, run.user)
+            for f, value in enumerate(run.attributes):
+                row = int(inputs.attribute_row_EF[event, f])
+                assert names.get(row) == ((attribute_table(f), value) if value else None)
+            sources = [names.get(int(row)) for row in inputs.source_row_ER[event]]
+            last = [(SOURCE, item) for item in whole[:position][::-1][: config.source_items]]
+            assert sources == last + [None] * (config.source_items - len(last))
+            assert float(inputs.weight_E[event]) == run.weight
+            event += 1
+    assert inputs.key_E.unique().shape[0] == event
+
+
+def test_the_anchor_of_a_user_with_two_rows_is_the_last_row_and_its_last_event(
+    run_class, batch_of, item_categories, config
+):
+    runs = [run_class(9, [], [1, 2]), run_class(4, [1], [3]), run_class(9, [1, 2], [5, 6, 7])]
+    inputs = query_inputs(batch_of(runs), item_categories, KeyCollector(), config)
+    anchors = dict(zip(inputs.anchor_sequence_S.tolist(), inputs.anchor_event_S.tolist(), strict=True))
+    assert anchors == {1: 2, 2: 5}
+
+
+def test_a_batch_without_rows_gives_empty_tensors_and_no_keys(batch_of, item_categories, config):
+    keys = KeyCollector()
+    inputs = query_inputs(batch_of([]), item_categories, keys, config)
+    assert inputs.token_NL.shape == (0, 1)
+    assert inputs.sequence_E.shape == inputs.weight_E.shape == (0,)
+    assert len(keys.keys()[0]) == 0
+
+
+def test_a_slice_of_a_batch_gives_what_the_slice_alone_would(runs_of, batch_of, item_categories, config):
+    runs = runs_of(4, 6, 6)
+    sliced = query_inputs(batch_of(runs).slice(2, 3), item_categories, KeyCollector(), config)
+    alone = query_inputs(batch_of(runs[2:5]), item_categories, KeyCollector(), config)
+    assert torch.equal(sliced.token_NL, alone.token_NL)
+    assert torch.equal(sliced.attribute_row_EF, alone.attribute_row_EF)
+    assert torch.equal(sliced.position_E, alone.position_E)
+
+
+def test_rows_with_different_numbers_of_attributes_are_refused(run_class, batch_of, item_categories, config):
+    runs = [run_class(1, [], [1], (1, 2)), run_class(2, [], [1], (1,))]
+    with pytest.raises(ValueError, match=r"stream\.user_attributes"):
+        query_inputs(batch_of(runs), item_categories, KeyCollector(), config)
+
+
+def test_without_the_user_id_embedding_users_with_equal_attributes_are_one_group(
+    run_class, batch_of, item_categories
+):
+    runs = [run_class(1, [], [1]), run_class(2, [], [1]), run_class(3, [], [1], (2, 2))]
+    for with_id, groups in ((True, 3), (False, 2)):
+        settings = ModelConfig(user_id_embedding=with_id)
+        keys = KeyCollector()
+        inputs = query_inputs(batch_of(runs), item_categories, keys, settings)
+        assert inputs.group_E.unique().shape[0] == groups
+        assert (USER in keys.keys()[0].tolist()) == with_id
+
+
+def test_only_targets_are_left_of_the_candidates_when_asked(item_categories):
+    items = item_inputs(np.array([3, 4, 5]), item_categories, KeyCollector(), np.array([True, False, True]))
+    assert items.targets_only().id_C.tolist() == [3, 5]
+    assert items.targets_only().category_row_CK.shape == (2, 2)
