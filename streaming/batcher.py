@@ -78,10 +78,15 @@ class Batcher:
         """Rows that `next_batch(quota)` would take now."""
         return sum(min(ready, quota) for ready in self._source.ready_rows().values())
 
-    def is_full(self, quota: int) -> bool:
-        """Whether waiting cannot make `next_batch(quota)` larger: each partition has its quota or its end."""
-        ended = self._source.ended()
-        return all(ready >= quota or p in ended for p, ready in self._source.ready_rows().items())
+    def wait_full(self, quota: int, timeout_s: float) -> bool:
+        """Waits until waiting longer cannot make `next_batch(quota)` larger, or time is up.
+
+        Cutting only when this is true makes the batches of a bounded source a function of the log alone.
+
+        Returns:
+            Whether every partition has `quota` rows ready or has come to its end.
+        """
+        return self._source.wait_full(quota, timeout_s)
 
     def next_batch(self, quota: int) -> pa.RecordBatch:
         """Takes at most `quota` rows of each partition and packs them.

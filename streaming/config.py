@@ -21,6 +21,7 @@ class StreamConfig:
         interactions_topic: events, partitioned by user.
         items_topic: compacted; title and categories of each item.
         users_topic: compacted; attributes of each user.
+        consumer_group: the group whose offsets follow the checkpoints, for lag tools; nobody joins it.
         dead_letter_topic: where unusable rows go; empty means `<interactions_topic>.dead-letters`.
         security_protocol: as Kafka names it.
         sasl_mechanism: needed with SASL_PLAINTEXT and SASL_SSL.
@@ -40,6 +41,8 @@ class StreamConfig:
         buffered_rows_per_partition: rows decoded ahead before a partition is paused (one poll may exceed it).
         max_message_bytes: largest message that is produced or fetched.
         fetch_max_bytes: most that one fetch brings, over all partitions.
+        check_crcs: whether record batches are checked against their CRC. Costs most of the reading time
+            unless the package `crc32c` is installed (kafka-python's own is plain Python).
         fetch_max_wait_ms: how long a broker may hold a fetch that has nothing to bring.
     """
 
@@ -47,6 +50,7 @@ class StreamConfig:
     interactions_topic: str = "interactions"
     items_topic: str = "items"
     users_topic: str = "users"
+    consumer_group: str = "freshet"
     dead_letter_topic: str = ""
     security_protocol: SecurityProtocol = "PLAINTEXT"
     sasl_mechanism: SaslMechanism = ""
@@ -66,6 +70,7 @@ class StreamConfig:
     buffered_rows_per_partition: int = 65536
     max_message_bytes: int = 4_194_304
     fetch_max_bytes: int = 33_554_432
+    check_crcs: bool = False
     fetch_max_wait_ms: int = 100
 
     def __post_init__(self) -> None:

@@ -45,7 +45,10 @@ class EventSource(Protocol):
         """Messages (or rows, in a file) between the position and the end, by partition."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until more is ready than before, the source ends or time is up; whether anything is ready."""
+        """Waits until any row is ready, nothing more will come, or time is up; whether any row is ready."""
+
+    def wait_full(self, quota: int, timeout_s: float) -> bool:
+        """Waits until every partition has `quota` rows ready or its end, or time is up; whether they have."""
 
     def close(self) -> None:
         """Stops reading; harmless if repeated."""

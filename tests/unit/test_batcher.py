@@ -39,9 +39,6 @@ class ListSource:
         partition_N = self.rows["partition"].to_numpy()
         return {p: int((partition_N == p).sum()) - self.taken[p] for p in self.partitions}
 
-    def ended(self):
-        return frozenset(self.partitions[:1])
-
     def positions(self):
         return {p: Position(self.taken[p], 0) for p in self.partitions}
 
@@ -163,8 +160,6 @@ def test_watermarks_are_the_latest_event_times_by_partition():
     assert batcher.watermark_ms == {0: 50, 1: 70}
 
 
-def test_a_batch_is_full_when_every_partition_has_its_quota_or_its_end():
+def test_ready_rows_are_counted_up_to_the_quota():
     batcher = _batcher(ListSource(_columns([1, 2, 2], [1, 2, 3], [0, 1, 1])))
-    assert batcher.is_full(2)
-    assert not batcher.is_full(3)
-    assert batcher.ready_rows(2) == 3
+    assert [batcher.ready_rows(quota) for quota in (1, 2, 3)] == [2, 3, 3]

@@ -1,0 +1,150 @@
+"""Opening Kafka consumers, and what a reader must know of a topic before it starts."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from streaming.config import StreamConfig, client_arguments
+from streaming.topics import BrokerUnavailable
+
+__all__ = [
+    "BrokerUnavailable",
+    "PositionLost",
+    "TopicMissing",
+    "end_offsets",
+    "open_consumer",
+    "partitions_of",
+]
+
+
+class TopicMissing(RuntimeError):
+    """A topic that should be read does not exist."""
+
+
+class PositionLost(RuntimeError):
+    """The log no longer holds the position that a reader should go on from."""
+
+
+def partitions_of(config: StreamConfig, topic: str) -> list[int]:
+    """The partitions of a topic, ascending.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    with consumer_of(config) as consumer:
+        return known_partitions(config, consumer, topic)
+
+
+def end_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
+    """The offset after the last readable message of each partition, as of now.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    with consumer_of(config) as consumer:
+        partitions = [TopicPartition(topic, p) for p in known_partitions(config, consumer, topic)]
+        return by_partition(consumer.end_offsets(partitions))
+
+
+def open_consumer(config: StreamConfig) -> KafkaConsumer:
+    """A consumer outside any group that never creates topics and never resets a position by itself.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+    """
+    arguments: dict[str, Any] = client_arguments(config) | {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "auto_offset_reset": "none",
+        "isolation_level": "read_committed",
+        "check_crcs": config.check_crcs,
+        "metrics_enabled": False,
+        "fetch_max_wait_ms": config.fetch_max_wait_ms,
+        "fetch_max_bytes": config.fetch_max_bytes,
+        "max_partition_fetch_bytes": config.max_message_bytes,
+        "reconnect_backoff_max_ms": 1000,
+    }
+    try:
+        return KafkaConsumer(**arguments)
+    except KafkaError as error:
+        raise unavailable(config, error) from error
+
+
+@contextmanager
+def consumer_of(config: StreamConfig) -> Iterator[KafkaConsumer]:
+    """A consumer for a few questions, closed at the end; a failure to answer is a BrokerUnavailable."""
+    consumer = open_consumer(config)
+    try:
+        yield consumer
+    except KafkaError as error:
+        raise unavailable(config, error) from error
+    finally:
+        consumer.close(autocommit=False, timeout_ms=1000)
+
+
+def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) -> list[int]:
+    """As `partitions_of`, by a consumer that is open."""
+    partitions = consumer.partitions_for_topic(topic)
+    if not partitions:
+        raise TopicMissing(
+            f"The topic {topic!r} does not exist at {config.bootstrap_servers}: create it, "
+            f"or set {_setting_of(config, topic)} to the topic that has the events."
+        )
+    return sorted(partitions)
+
+
+def seek(consumer: KafkaConsumer, start: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, int]:
+    """Assigns partitions and moves to each offset (None: the beginning); returns the offsets.
+
+    Raises:
+        PositionLost: an offset is before the beginning or after the end of its partition.
+    """
+    partitions = list(start)
+    consumer.assign(partitions)
+    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    offsets = {at: first[at] if offset is None else offset for at, offset in start.items()}
+    for at, offset in offsets.items():
+        if not first[at] <= offset <= end[at]:
+            raise PositionLost(
+                f"{at.topic} partition {at.partition} holds offsets {first[at]} to {end[at]}, but reading "
+                f"should go on at {offset}: the log was trimmed or the topic was created anew. Keep the log "
+                "longer (retention.ms), or start from an empty storage_path."
+            )
+        consumer.seek(at, offset)
+    return offsets
+
+
+def release_parked(consumer: KafkaConsumer) -> None:
+    """Lets a resumed partition go on; to be called before a poll that follows a resume.
+
+    kafka-python 3.0.12 parks the parsed records of a paused partition and takes them up again only if
+    `_next_partition_records` is None, but leaves a drained object there: without this the partition is never
+    read again (tests/integration/test_source.py reproduces it). There is no public way around it.
+    """
+    fetcher = getattr(consumer, "_fetcher", None)
+    if fetcher is not None and not getattr(fetcher, "_next_partition_records", True):
+        fetcher._next_partition_records = None
+
+
+def by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    """Offsets keyed by the number of the partition alone."""
+    return {at.partition: offset for at, offset in sorted(offsets.items())}
+
+
+def unavailable(config: StreamConfig, error: KafkaError) -> BrokerUnavailable:
+    """The error to raise where Kafka did not answer."""
+    return BrokerUnavailable(
+        f"No Kafka broker answers at {config.bootstrap_servers} within {config.connect_timeout_s:g} s "
+        f"({type(error).__name__}): start one, or set stream.bootstrap_servers."
+    )
+
+
+def _setting_of(config: StreamConfig, topic: str) -> str:
+    names = ("interactions_topic", "items_topic", "users_topic", "dead_letter_topic")
+    return next((f"stream.{name}" for name in names if getattr(config, name) == topic), "its name")
