@@ -5,7 +5,7 @@ Shapes: N events of one batch, P partitions.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -180,33 +180,34 @@ def publish_catalogue(
         TopicMissing: a topic does not exist.
         DeliveryError: a message was not acknowledged.
     """
-    item_documents = _item_documents(items) if items is not None else iter(())
-    user_documents = _user_documents(users) if users is not None else iter(())
+    item_documents = _item_documents(items) if items is not None else []
+    user_documents = _user_documents(users) if users is not None else []
     return CatalogueCounts(
         _publish(config, config.items_topic, ITEM_ID, item_documents),
         _publish(config, config.users_topic, USER_ID, user_documents),
     )
 
 
-def _item_documents(items: pa.Table) -> Iterator[dict[str, Any]]:
-    for item in items.to_pylist():
-        yield {name: value for name, value in item.items() if value is not None}
+def _item_documents(items: pa.Table) -> list[dict[str, Any]]:
+    return [{name: value for name, value in item.items() if value is not None} for item in items.to_pylist()]
 
 
-def _user_documents(users: pa.Table) -> Iterator[dict[str, Any]]:
+def _user_documents(users: pa.Table) -> list[dict[str, Any]]:
+    documents = []
     for user in users.to_pylist():
         user_id = user.pop(USER_ID)
         attributes = {name: str(value) for name, value in user.items() if value is not None}
-        yield {USER_ID: user_id, ATTRIBUTES: attributes}
+        documents.append({USER_ID: user_id, ATTRIBUTES: attributes})
+    return documents
 
 
-def _publish(config: StreamConfig, topic: str, id_name: str, documents: Iterable[dict[str, Any]]) -> int:
+def _publish(config: StreamConfig, topic: str, id_name: str, documents: list[dict[str, Any]]) -> int:
     partitions = len(partitions_of(config, topic))
+    texts = [str(document[id_name]) for document in documents]
+    partition_N = partition_of_texts(pa.array(texts, pa.string()), partitions).tolist()
     delivery = Delivery(config, topic, partitions)
     try:
-        for document in documents:
-            text = str(document[id_name])
-            partition = int(partition_of_texts(pa.array([text]), partitions)[0])
+        for partition, text, document in zip(partition_N, texts, documents, strict=True):
             delivery.send(partition, Pending(text.encode(), orjson.dumps(document), [], 1))
         delivery.flush()
         return delivery.rows_acknowledged
