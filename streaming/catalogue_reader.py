@@ -1,0 +1,123 @@
+"""Reads the compacted topics of items and users: all of it first, then what is new."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+
+from streaming.catalogue_records import CatalogueUpdate, parse_items, parse_users
+from streaming.config import StreamConfig
+from streaming.consumer import known_partitions, open_consumer, unavailable
+from streaming.dead_letter import DeadLetter
+from streaming.position import Position
+from streaming.schema import ITEM_SCHEMA, USER_SCHEMA
+
+_MOST_RECORDS = 5000
+
+
+class CatalogueReader:
+    """Follows the items and users topics; one worker does, and sends what it reads to the others.
+
+    Args:
+        config: the stream.
+        positions: where to go on, by topic and partition, as `positions()` gave them. What is missing, or not
+            in the log any more, starts at the beginning: records repeat, which is harmless.
+
+    Attributes:
+        dead_letters: records that could not be used; the caller takes them away (and clears the list).
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: a topic does not exist.
+    """
+
+    def __init__(
+        self, config: StreamConfig, positions: Mapping[str, Mapping[int, Position]] | None = None
+    ) -> None:
+        self._config = config
+        self.dead_letters: list[DeadLetter] = []
+        self._consumer = open_consumer(config)
+        try:
+            self._next = self._open(positions or {})
+        except KafkaError as error:
+            self.close()
+            raise unavailable(config, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def poll(self, timeout_ms: int = 0) -> CatalogueUpdate | None:
+        """What has arrived, if anything has; at most a few thousand records at once."""
+        polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=_MOST_RECORDS)
+        if not polled:
+            return None
+        records: dict[str, list[Any]] = {self._config.items_topic: [], self._config.users_topic: []}
+        for at, found in polled.items():
+            records[at.topic] += found
+            self._next[at] = found[-1].offset + 1
+        items, dead_items = parse_items(records[self._config.items_topic])
+        users, dead_users = parse_users(records[self._config.users_topic], self._config.user_attributes)
+        self.dead_letters += dead_items + dead_users
+        return CatalogueUpdate(items, users)
+
+    def read_to_end(self) -> CatalogueUpdate:
+        """Everything up to the ends of the topics as of now.
+
+        Raises:
+            BrokerUnavailable: nothing came for `stream.request_timeout_s`.
+        """
+        try:
+            end = self._consumer.end_offsets(list(self._next))
+        except KafkaError as error:
+            raise unavailable(self._config, error) from error
+        items, users = [ITEM_SCHEMA.empty_table()], [USER_SCHEMA.empty_table()]
+        deadline = time.monotonic() + self._config.request_timeout_s
+        while any(self._reached(at) < end[at] for at in end):
+            update = self.poll(timeout_ms=100)
+            if update:
+                items.append(update.items)
+                users.append(update.users)
+                deadline = time.monotonic() + self._config.request_timeout_s
+            elif time.monotonic() > deadline:
+                raise unavailable(self._config, KafkaError("no records came"))
+        return CatalogueUpdate(pa.concat_tables(items), pa.concat_tables(users))
+
+    def positions(self) -> dict[str, dict[int, Position]]:
+        """The next record of each partition, by topic."""
+        positions: dict[str, dict[int, Position]] = {}
+        for at, offset in sorted(self._next.items()):
+            positions.setdefault(at.topic, {})[at.partition] = Position(offset, 0)
+        return positions
+
+    def close(self) -> None:
+        """Closes the consumer; harmless if repeated."""
+        self._consumer.close(autocommit=False, timeout_ms=1000)
+
+    def __enter__(self) -> "CatalogueReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, positions: Mapping[str, Mapping[int, Position]]) -> dict[TopicPartition, int]:
+        places = [
+            TopicPartition(topic, partition)
+            for topic in (self._config.items_topic, self._config.users_topic)
+            for partition in known_partitions(self._config, self._consumer, topic)
+        ]
+        self._consumer.assign(places)
+        first, end = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
+        start = {}
+        for at in places:
+            saved = positions.get(at.topic, {}).get(at.partition)
+            known = saved is not None and first[at] <= saved.offset <= end[at]
+            start[at] = saved.offset if saved is not None and known else first[at]
+            self._consumer.seek(at, start[at])
+        return start
+
+    def _reached(self, at: TopicPartition) -> int:
+        # Compaction leaves gaps, also at the end: the consumer knows that it is past them.
+        return max(self._next[at], self._consumer.position(at, timeout_ms=1000) or 0)

@@ -1,0 +1,81 @@
+"""Dead letters on a real broker."""
+
+import random
+import socket
+import time
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from streaming.config import StreamConfig
+from streaming.dead_letter import DeadLetter, DeadLettersLost, DeadLetterWriter
+from streaming.topics import BrokerUnavailable
+
+
+def _read(config, count):
+    consumer = KafkaConsumer(bootstrap_servers=config.bootstrap_servers, auto_offset_reset="earliest")
+    consumer.assign([TopicPartition(config.dead_letters, 0)])
+    records = []
+    deadline = time.monotonic() + 20
+    while len(records) < count and time.monotonic() < deadline:
+        records += [record for found in consumer.poll(timeout_ms=200).values() for record in found]
+    consumer.close()
+    return records
+
+
+def test_a_letter_carries_its_reason_position_and_original_and_creates_its_topic(stream_factory):
+    config = stream_factory(partitions=0)
+    writer = DeadLetterWriter(config)
+    writer.send([DeadLetter("user_id is missing", "interactions", 2, 17, 4, b'{"x":1}')])
+    writer.flush()
+    writer.flush()
+    writer.close()
+    (record,) = _read(config, 1)
+    assert record.key == b"interactions/2/17/4"
+    assert record.value == b'{"x":1}'
+    assert dict(record.headers) == {
+        "reason": b"user_id is missing",
+        "topic": b"interactions",
+        "partition": b"2",
+        "offset": b"17",
+        "row": b"4",
+    }
+
+
+def test_many_letters_arrive_in_order_and_one_too_long_for_a_message_is_cut(stream_factory):
+    config = stream_factory(max_message_bytes=10_000)
+    writer = DeadLetterWriter(config)
+    letters = [DeadLetter("bad", "t", 0, n, 0, b"v" * 10) for n in range(300)]
+    writer.send([*letters, DeadLetter("long " * 1000, "t", 0, 999, 0, b"v" * 9_999)])
+    writer.flush()
+    writer.close()
+    records = _read(config, 301)
+    assert [record.key.decode() for record in records[:300]] == [f"t/0/{n}/0" for n in range(300)]
+    assert dict(records[300].headers)["truncated"] == b"9999"
+    assert len(records[300].value) == 10_000 - 4096
+
+
+def test_nothing_is_connected_to_before_the_first_letter():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        writer = DeadLetterWriter(StreamConfig(bootstrap_servers=address, connect_timeout_s=0.5))
+        writer.send([])
+        writer.flush()
+        writer.close()
+        with pytest.raises(BrokerUnavailable, match=address):
+            writer.send([DeadLetter("bad", "t", 0, 0, 0, b"")])
+
+
+def test_a_letter_that_is_not_acknowledged_is_an_error(stream_factory, monkeypatch):
+    config = stream_factory(max_message_bytes=10_000)
+    writer = DeadLetterWriter(config)
+    # The topic takes 10,000 bytes; a writer that believes in more sends what the broker refuses.
+    monkeypatch.setattr(config, "max_message_bytes", 1_000_000)
+    noise = random.Random(0).randbytes(200_000)  # not compressible
+    writer.send([DeadLetter("bad", "t", 0, 0, 0, noise)])
+    with pytest.raises(
+        DeadLettersLost, match=f"1 dead letters did not reach the topic '{config.dead_letters}'"
+    ):
+        writer.flush()
+    writer.close()
