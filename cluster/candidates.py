@@ -111,7 +111,7 @@ def gather_targets(
     gathered = comm.gather_ints(local.astype(np.int64))
     all_ids, where = np.unique(gathered[:, 0], return_inverse=True)
     weights = np.ascontiguousarray(gathered[:, 1]).view(np.float64)
-    total = np.bincount(where, weights, minlength=all_ids.shape[0])
+    total = np.bincount(where, weights, minlength=all_ids.shape[0]).astype(np.float64)
     return GlobalTargets(all_ids, total, int(gathered[:, 3].max(initial=0)), int(gathered[:, 2].sum()))
 
 

@@ -2,9 +2,10 @@
 
 Shape letters: E sampled events of this rank, I items known before the step, R recent items of a user.
 
-A hash of its position decides whether an event is in the sample. It is ranked among all items known before its step, with the
-user's seen items removed; ties count half. An item that nobody had heard of is a miss; an item that the user has had
-before is not scored, since it could not be recommended. The baselines rank the same events at the same time.
+A hash of its position decides whether an event is in the sample. It is ranked among all items known before
+its step, with the user's seen items removed; ties count half. An item that nobody had heard of is a miss; an item
+that the user has had before is not scored, since it could not be recommended. The baselines rank the same events
+at the same time.
 """
 
 from __future__ import annotations
@@ -81,55 +82,44 @@ class ProgressiveValidation:
         if self._config.evaluation.sample_fraction == 0:
             return np.zeros(1 + len(SYSTEMS))
         ids, vectors = encode_owned_items(self.model, self.table, self.catalogue, self._comm)
-        items_ID = gather_known_items(ids, vectors, self.catalogue, self.table, self._comm)
-        known = prepared.known_before
-        self._follow_catalogue()
-        target_E = self._dense(prepared.runs.targets_E)
-        recent_ER = self._recent_items(prepared.runs)
-        drop_EI = self._seen(prepared.runs, known)
-        sampled = sample_mask(batch, self._config.evaluation.sample_fraction)
-        repeated = (
-            np.take_along_axis(drop_EI, np.minimum(target_E, known - 1)[:, None], 1)[:, 0]
-            if known
-            else sampled
-        )
-        chosen = np.flatnonzero(sampled & ~(repeated & (target_E < known)))
-        totals = self._hits(prepared, items_ID[:known], chosen, target_E, recent_ER, drop_EI)
+        known_ID = gather_known_items(ids, vectors, self.catalogue, self.table, self._comm)
+        column_I = self._follow_catalogue()
+        runs = prepared.runs
+        target_E, recent_ER = self._dense(runs.targets_E), self._recent_items(runs)
+        unheard_I = np.ones(len(self._positions), np.bool_)  # deleted, or new in this very step
+        unheard_I[column_I] = False
+        unheard_I[self._dense(prepared.new_items)] = True
+        seen_EI = self._seen(runs)
+        repeated_E = np.take_along_axis(seen_EI, target_E[:, None], 1)[:, 0]
+        sampled_E = sample_mask(batch, self._config.evaluation.sample_fraction)
+        chosen = np.flatnonzero(sampled_E & ~repeated_E)
+        items_ID = known_ID.new_zeros(len(self._positions), known_ID.shape[1])
+        items_ID[torch.from_numpy(column_I).to(items_ID.device)] = known_ID
+        totals = np.zeros(1 + len(SYSTEMS))
+        totals[0] = chosen.shape[0]
+        findable = chosen[~unheard_I[target_E[chosen]]]
+        if chosen.shape[0]:
+            queries_ED = self._queries(prepared)
+            self._remember(queries_ED[torch.from_numpy(chosen)].numpy())
+            queries = queries_ED[torch.from_numpy(findable)]
+            scores = [(queries.to(items_ID.device) @ items_ID.T).cpu().numpy(), *self._baselines(recent_ER[findable])]
+            drop_EI = seen_EI[findable] | unheard_I[None, :]
+            for place, scores_EI in enumerate(scores, start=1):
+                ranks = full_ranks(scores_EI, target_E[findable], drop_EI)
+                totals[place] = (ranks < self._config.evaluation.top_k).sum()
         self._update_baselines(target_E, recent_ER)
         return totals
 
     @torch.no_grad()
-    def _hits(
-        self,
-        prepared: PreparedStep,
-        items_ID: torch.Tensor,
-        chosen: Int64Array,
-        target_E: Int64Array,
-        recent_ER: Int64Array,
-        drop_EI: BoolArray,
-    ) -> npt.NDArray[np.float64]:
-        totals = np.zeros(1 + len(SYSTEMS))
-        if chosen.shape[0] == 0:
-            return totals
-        totals[0] = chosen.shape[0]
-        known = items_ID.shape[0]
-        encoded = self.model.encode_queries(prepared.lookup.rows_UD.detach(), prepared.queries)
-        queries_ED = encoded.vectors_ED[torch.from_numpy(chosen).to(items_ID.device)]
-        self._remember(queries_ED.cpu().numpy())
-        heard_of = chosen[target_E[chosen] < known]
-        if heard_of.shape[0] == 0:
-            return totals
-        scores_EI = (queries_ED[torch.from_numpy(target_E[chosen] < known)] @ items_ID.T).cpu().numpy()
-        systems = [scores_EI]
-        if self._baselines_on():
-            systems += [
-                self.popularity.scores(recent_ER[heard_of], known),
-                self.cooccurrence.scores(recent_ER[heard_of], known),
-            ]
-        for place, scores in enumerate(systems, start=1):
-            ranks = full_ranks(scores, target_E[heard_of], drop_EI[heard_of])
-            totals[place] = hits_at(ranks, self._config.evaluation.top_k)
-        return totals
+    def _queries(self, prepared: PreparedStep) -> torch.Tensor:
+        """Query vectors of this rank's events on the CPU; the model is in evaluation mode."""
+        return self.model.encode_queries(prepared.lookup.rows_UD.detach(), prepared.queries).vectors_ED.cpu()
+
+    def _baselines(self, recent_ER: Int64Array) -> list[npt.NDArray[np.float32]]:
+        if not self._baselines_on():
+            return []
+        items = len(self._positions)
+        return [self.popularity.scores(recent_ER, items), self.cooccurrence.scores(recent_ER, items)]
 
     def _update_baselines(self, target_E: Int64Array, recent_ER: Int64Array) -> None:
         if not self._config.evaluation.baselines:
@@ -143,9 +133,10 @@ class ProgressiveValidation:
         limit = self._config.evaluation.baseline_max_items
         return self._config.evaluation.baselines and len(self._positions) <= limit
 
-    def _follow_catalogue(self) -> None:
-        new = self.catalogue.item_ids[len(self._positions) :]
-        self._positions.add(np.zeros(new.shape[0], np.int16), new)
+    def _follow_catalogue(self) -> Int64Array:
+        """The column of each known item; columns are given for good, in order of arrival."""
+        known = self.catalogue.item_ids
+        return self._positions.add(np.zeros(known.shape[0], np.int16), np.ascontiguousarray(known))
 
     def _dense(self, ids: Int64Array) -> Int64Array:
         return self._positions.find(np.zeros(ids.shape[0], np.int16), ids)
@@ -161,7 +152,7 @@ class ProgressiveValidation:
             return np.full(at_ER.shape, -1, np.int64)
         return np.where(inside, dense[np.maximum(at_ER, 0)], -1)
 
-    def _seen(self, runs: Runs, known: int) -> BoolArray:
+    def _seen(self, runs: Runs) -> BoolArray:
         return _seen_before(
             self._dense(runs.items),
             runs.item_offsets_N1,
@@ -169,16 +160,11 @@ class ProgressiveValidation:
             self._dense(runs.seen),
             runs.seen_offsets_N1,
             runs.targets_E.shape[0],
-            known,
+            len(self._positions),
         )
 
     def _remember(self, queries: npt.NDArray[np.float32]) -> None:
         self.recent_queries = [*self.recent_queries[-40:], queries]
-
-
-def hits_at(ranks: npt.NDArray[np.float64], top_k: int) -> float:
-    """Expected hits in the top k of ranks that count ties half, rank 0 being the best."""
-    return float((ranks < top_k).sum())
 
 
 def sample_mask(batch: pa.RecordBatch, fraction: float) -> BoolArray:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cluster.checkpoint import write_table
+from cluster.catalogue_files import save_catalogue
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.freshness import FreshnessHistogram, UnpublishedAppends
@@ -140,9 +140,7 @@ class Publisher:
             "seed": self._config.seed,
         }
         write_durably(directory / "model.json", json.dumps(described).encode())
-        items, users = catalogue.to_tables()
-        write_table(directory / "catalogue-items.arrow", items)
-        write_table(directory / "catalogue-users.arrow", users)
+        save_catalogue(directory, catalogue)
 
     def _build_safely(self, snapshot: Snapshot) -> None:
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.catalogue_files import read_catalogue
 from cluster.checkpoint import Checkpoint, CheckpointStore, read_table
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
@@ -122,9 +123,7 @@ class Recommender:
         )
         load_rows(sorted(path.glob(f"{ROWS}*.arrow")), self._table, 0, 1)
         self._catalogue = Catalogue(self._config.stream)
-        self._catalogue.load(
-            read_table(path / "catalogue-items.arrow"), read_table(path / "catalogue-users.arrow")
-        )
+        self._catalogue.apply(read_catalogue(path))
 
     def _load_users(self, checkpoint: Checkpoint) -> None:
         for file in checkpoint.files("users-"):

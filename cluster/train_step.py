@@ -51,8 +51,8 @@ class PreparedStep:
     targets: Targets
     lookup: Lookup
     global_targets: GlobalTargets
-    known_before: int
-    """Items that were known before this step's events."""
+    new_items: npt.NDArray[np.int64]
+    """Items that nobody had heard of before this step's events, int64 (n,)."""
 
 
 class TrainStep:
@@ -85,6 +85,7 @@ class TrainStep:
         agreed = gather_targets(self._comm, runs.targets_E, weight_E, latest)
         known_before = self.catalogue.item_ids.shape[0]
         self.catalogue.add_items(agreed.ids_T)
+        new_items = self.catalogue.item_ids[known_before:]
         candidates = self._candidates(agreed, step)
         mine, is_target = candidates.of_rank(self._comm.rank)
         keys = KeyCollector()
@@ -95,11 +96,10 @@ class TrainStep:
             target_E=torch.from_numpy(candidates.positions(runs.targets_E)).to(self._device),
             log_q_M=self._log_q(mine, agreed).to(self._device),
             drop_EM=torch.from_numpy(negatives_to_drop(runs, candidates)).to(self._device),
-            ids_M=torch.from_numpy(candidates.ids_M).to(self._device),
             global_events=float(agreed.weight_T.sum()),
         )
         return PreparedStep(
-            runs, queries.to(self._device), items.to(self._device), targets, lookup, agreed, known_before
+            runs, queries.to(self._device), items.to(self._device), targets, lookup, agreed, new_items
         )
 
     def train(self, prepared: PreparedStep, step: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ from cluster.progress_report import ProgressReporter
 from cluster.publisher import Publisher
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import restore_checkpoint, save_checkpoint
-from streaming.catalogue import CatalogueReader, CatalogueUpdate
+from streaming.catalogue import CatalogueUpdate
+from streaming.catalogue_reader import CatalogueReader
 from streaming.group_offsets import publish_group_offsets
 from streaming.position import Position
 from streaming.source import BrokerUnavailable, KafkaSource, end_offsets, partitions_of
@@ -85,7 +86,7 @@ class Worker:
                 if decision.step:
                     self._step()
                 else:
-                    self.run.source.wait(_IDLE_WAIT_S)
+                    self.run.batcher.wait_full(self._quota, _IDLE_WAIT_S)
         finally:
             self.run.source.close()
 
@@ -120,7 +121,7 @@ class Worker:
         train, batcher = self.config.train, self.run.batcher
         report = Report(
             ready_rows=batcher.ready_rows(self._quota),
-            batch_full=float(batcher.is_full(self._quota)),
+            batch_full=float(batcher.wait_full(self._quota, 0.0)),
             finished=float(self.run.source.finished),
             rows_read=batcher.rows_read + self.run.rows_read_before,
             dead_letters=batcher.rows_dead + self.run.dead_letters_before,
@@ -179,6 +180,9 @@ class Worker:
         self.progress.stepped(losses, prepared.global_targets.events)
 
     def _checkpoint(self) -> None:
+        if self.comm.rank == 0:
+            self.run.dead_letters.send(self._reader.dead_letters)
+            self._reader.dead_letters.clear()
         self.run.dead_letters.flush()
         checkpoint = save_checkpoint(self.run, self.checkpoints, self.comm)
         self._last_checkpoint_s = time.monotonic()

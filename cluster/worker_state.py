@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cluster.catalogue_files import read_catalogue, save_catalogue
 from cluster.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -49,7 +50,7 @@ def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives)
     written = _write_files(run, store.writing_path(run.step), comm)
     mine = {
         "files": written,
-        "positions": {str(p): list(at) for p, at in run.batcher.positions().items()},
+        "positions": {str(p): list(at) for p, at in run.source.positions().items()},
         "rows_read": run.batcher.rows_read,
         "dead_letters": run.batcher.rows_dead,
     }
@@ -71,10 +72,7 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
         run.users.load(read_table(checkpoint.path / f"users-p{partition:05d}.arrow"))
         ledger = PartitionLedger.from_table(read_table(checkpoint.path / f"ledger-p{partition:05d}.arrow"))
         run.ledger.partitions[partition] = ledger
-    run.catalogue.load(
-        read_table(checkpoint.path / "catalogue-items.arrow"),
-        read_table(checkpoint.path / "catalogue-users.arrow"),
-    )
+    run.catalogue.apply(read_catalogue(checkpoint.path))
     run.step = int(manifest["step"])
     run.events_trained = int(manifest["events_trained"])
     run.train_step.events_seen = float(manifest["events_seen"])
@@ -90,8 +88,8 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
         run.rows_read_before = int(manifest["rows_read"])
         run.dead_letters_before = int(manifest["dead_letters"])
         run.catalogue_positions = {
-            topic: {int(p): Position(*at) for p, at in positions.items()}
-            for topic, positions in manifest["catalogue_positions"].items()
+            topic: {int(p): int(offset) for p, offset in offsets.items()}
+            for topic, offsets in manifest["catalogue_positions"].items()
         }
     _restore_progressive(run.progressive, checkpoint)
     if int(manifest["workers"]) == comm.world:
@@ -108,9 +106,7 @@ def _write_files(run: TrainingRun, directory: Path, comm: Collectives) -> list[F
     files.append(write_tensors(directory / f"rng-r{comm.rank:05d}.safetensors", rng))
     if comm.rank == 0:
         files.append(save_towers(directory, run.model, run.train_step.optimizer))
-        items, users = run.catalogue.to_tables()
-        files.append(write_table(directory / "catalogue-items.arrow", items))
-        files.append(write_table(directory / "catalogue-users.arrow", users))
+        files += save_catalogue(directory, run.catalogue)
         baselines = {
             f"{name}.{key}": torch.from_numpy(array)
             for name, baseline in _baselines(run.progressive).items()
@@ -128,8 +124,8 @@ def _manifest(run: TrainingRun, told: list[dict[str, Any]], world: int) -> dict[
         "workers": world,
         "positions": positions,
         "catalogue_positions": {
-            topic: {str(p): list(at) for p, at in at_partition.items()}
-            for topic, at_partition in run.catalogue_positions.items()
+            topic: {str(p): offset for p, offset in offsets.items()}
+            for topic, offsets in run.catalogue_positions.items()
         },
         "rows_read": sum(rank["rows_read"] for rank in told) + run.rows_read_before,
         "dead_letters": sum(rank["dead_letters"] for rank in told) + run.dead_letters_before,

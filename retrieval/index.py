@@ -93,7 +93,8 @@ class IvfIndex:
         """Row numbers int64 (Q, K), -1 padded, and inner products float32 (Q, K), best first."""
         if query_QD.shape[1] != self.dim:
             raise IndexInputError(f"queries have {query_QD.shape[1]} columns, the index has {self.dim}")
-        probes = faiss.SearchParametersIVF(nprobe=max(1, min(nprobe, self.nlist)))
+        probes = faiss.SearchParametersIVF()
+        probes.nprobe = max(1, min(nprobe, self.nlist))
         scores, rows = self._index.search(np.ascontiguousarray(query_QD, np.float32), k, params=probes)
         return np.asarray(rows, np.int64), np.asarray(scores, np.float32)
 
