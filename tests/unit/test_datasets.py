@@ -100,8 +100,8 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path):
 
 
 def test_a_failed_fetch_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    failing = [(["/bin/sh", "-c", "echo first >&2; echo no route >&2; exit 1"], {})]
-    monkeypatch.setattr(dataset_fetching, "_installers", lambda target: failing)
+    failing = ["/bin/sh", "-c", "echo first >&2; echo no route >&2; exit 1"], {}
+    monkeypatch.setattr(dataset_fetching, "_installer", lambda target: failing)
     with pytest.raises(DatasetError, match=r"ml-100k.*no route") as caught:
         fetch("ml-100k", tmp_path)
     assert "\n" not in str(caught.value)
