@@ -83,7 +83,8 @@ def format_storage(data_dir: Path, class_path: list[Path]) -> None:
     if (data_dir / "logs" / "meta.properties").exists():
         return
     cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    arguments = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", "server.properties"]
+    # "=": one id in 64 begins with a dash, which would be read as an option.
+    arguments = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", "server.properties"]
     result = subprocess.run(
         kafka_command(class_path, 256, arguments),
         cwd=data_dir,
