@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import orjson
@@ -215,6 +215,14 @@ def _publish(config: StreamConfig, topic: str, id_name: str, documents: list[dic
         delivery.abandon()
 
 
+class EventData(Protocol):
+    """What `replay` needs of a data set: `deploy.datasets.Dataset` is one."""
+
+    @property
+    def interactions(self) -> pa.Table:
+        """Events: `user_id`, `item_id`, `timestamp_ms`, and optional columns of EVENT_SCHEMA; others are left out."""
+
+
 @dataclass(frozen=True)
 class ReplayResult:
     """What a replay did.
@@ -233,13 +241,10 @@ class ReplayResult:
     seconds: float
     reopened: int
 
-    def __int__(self) -> int:
-        return self.events
-
 
 def replay(
     config: StreamConfig,
-    interactions: pa.Table,
+    dataset: EventData,
     *,
     rate_events_per_s: float = 0.0,
     duration_s: float = 0.0,
@@ -255,8 +260,7 @@ def replay(
 
     Args:
         config: the cluster and its topics.
-        interactions: the events: `user_id`, `item_id`, `timestamp_ms`, and optional columns of EVENT_SCHEMA;
-            others are left out.
+        dataset: its `interactions` are sent.
         rate_events_per_s: 0 means as fast as possible.
         duration_s: the rate is chosen so that the whole takes this long; not together with a rate.
         wire: "arrow" or "json".
@@ -274,7 +278,7 @@ def replay(
             "Give either rate_events_per_s or duration_s, not negative, "
             f"got {rate_events_per_s} and {duration_s}"
         )
-    events = in_time_order(interactions, seed)
+    events = in_time_order(dataset.interactions, seed)
     rate = events.num_rows / duration_s if duration_s else rate_events_per_s
     started = time.monotonic()
     with EventProducer(config, wire=wire) as producer:

@@ -1,4 +1,5 @@
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import orjson
@@ -17,9 +18,17 @@ from streaming.topics import create_topics
 from streaming.validation import Place
 
 
-def events_table(count: int, seed: int = 0) -> pa.Table:
+@dataclass(frozen=True)
+class Events:
+    interactions: pa.Table
+
+    def batch(self) -> pa.RecordBatch:
+        return self.interactions.combine_chunks().to_batches()[0]
+
+
+def some_events(count: int, seed: int = 0) -> Events:
     random = np.random.default_rng(seed)
-    return pa.table(
+    table = pa.table(
         {
             "user_id": random.integers(1, 50, count),
             "item_id": np.arange(count),
@@ -27,6 +36,7 @@ def events_table(count: int, seed: int = 0) -> pa.Table:
             "value": random.random(count).astype(np.float32),
         }
     )
+    return Events(table)
 
 
 def messages_of(config: StreamConfig, topic: str) -> dict[int, list]:
@@ -57,7 +67,7 @@ def items_of(config: StreamConfig) -> list[int]:
 @pytest.mark.parametrize("wire", ["arrow", "json"])
 def test_replay_sends_every_event_once_to_its_users_partition(stream_factory, wire):
     config = stream_factory(partitions=3)
-    result = replay(config, events_table(500), wire=wire)
+    result = replay(config, some_events(500), wire=wire)
     assert (result.events, result.partitions, result.reopened) == (500, 3, 0)
     assert items_of(config) == list(range(500))
     for partition, rows in events_of(config).items():
@@ -66,13 +76,13 @@ def test_replay_sends_every_event_once_to_its_users_partition(stream_factory, wi
 
 def test_replay_keeps_time_order_within_each_partition(stream_factory):
     config = stream_factory(partitions=2)
-    replay(config, events_table(1000))
+    replay(config, some_events(1000))
     for rows in events_of(config).values():
         assert (np.diff(rows["timestamp_ms"].to_numpy()) >= 0).all()
 
 
 def test_an_arrow_message_per_partition_and_flush_and_a_json_message_per_event(stream_factory):
-    events = events_table(400)
+    events = some_events(400)
     assert replay(stream_factory(partitions=2), events, wire="arrow").messages == 2
     assert replay(stream_factory(partitions=2), events, wire="json").messages == 400
 
@@ -80,7 +90,7 @@ def test_an_arrow_message_per_partition_and_flush_and_a_json_message_per_event(s
 def test_replay_takes_as_long_as_the_rate_says_and_tells_its_progress(stream_factory):
     seen: list[int] = []
     started = time.monotonic()
-    replay(stream_factory(), events_table(300), duration_s=1.5, linger_ms=50, progress=seen.append)
+    replay(stream_factory(), some_events(300), duration_s=1.5, linger_ms=50, progress=seen.append)
     assert 1.4 < time.monotonic() - started < 6
     assert seen == sorted(seen)
     assert len(seen) > 5
@@ -89,7 +99,7 @@ def test_replay_takes_as_long_as_the_rate_says_and_tells_its_progress(stream_fac
 
 def test_large_batches_are_cut_into_messages_below_the_limit(stream_factory):
     config = stream_factory(partitions=1, max_message_bytes=20_000, fetch_max_bytes=20_000)
-    assert replay(config, events_table(5000)).messages > 10
+    assert replay(config, some_events(5000)).messages > 10
     assert items_of(config) == list(range(5000))
 
 
@@ -110,11 +120,11 @@ def test_the_catalogue_is_json_keyed_by_id(stream_config):
 def test_a_missing_topic_is_named_before_anything_is_sent(stream_factory):
     config = stream_factory(partitions=0)
     with pytest.raises(TopicMissing, match=config.interactions_topic):
-        replay(config, events_table(10))
+        replay(config, some_events(10))
 
 
 def test_nothing_is_lost_or_doubled_when_the_broker_is_killed_for_longer_than_the_delivery_timeout(tmp_path):
-    events = events_table(600).combine_chunks().to_batches()[0]
+    events = some_events(600).batch()
     with LocalBroker(tmp_path) as broker:
         config = StreamConfig(bootstrap_servers=broker.bootstrap_servers, connect_timeout_s=2.0)
         create_topics(config, partitions=2)
@@ -132,7 +142,7 @@ def test_nothing_is_lost_or_doubled_when_the_broker_is_killed_for_longer_than_th
 
 
 def test_messages_that_never_reach_a_broker_are_an_error_that_names_the_topic(tmp_path):
-    events = events_table(10).combine_chunks().to_batches()[0]
+    events = some_events(10).batch()
     with LocalBroker(tmp_path) as broker:
         config = StreamConfig(bootstrap_servers=broker.bootstrap_servers, connect_timeout_s=0.5)
         create_topics(config, partitions=2)

@@ -1,5 +1,6 @@
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -96,7 +97,7 @@ def test_pacing_ends_when_it_is_told_to_stop():
 
 def test_a_rate_and_a_duration_together_are_refused():
     with pytest.raises(ValueError, match="either rate_events_per_s or duration_s"):
-        replay(StreamConfig(), pa.table({}), rate_events_per_s=1.0, duration_s=1.0)
+        replay(StreamConfig(), SimpleNamespace(interactions=None), rate_events_per_s=1.0, duration_s=1.0)
 
 
 def test_an_unknown_wire_form_is_refused_with_its_value():
