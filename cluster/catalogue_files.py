@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cluster.checkpoint import read_table, write_table
 from retrieval.durable_files import FileEntry
-from streaming.catalogue import Catalogue, CatalogueUpdate
+from streaming.catalogue import Catalogue
+from streaming.catalogue_records import CatalogueUpdate
 
 ITEMS = "catalogue-items.arrow"
 USERS = "catalogue-users.arrow"

@@ -49,7 +49,7 @@ class TrainingRun:
     """By earlier runs, all ranks together; on rank 0 only, so that sums over ranks count it once."""
     dead_letters_before: int = 0
     positions: dict[int, Position] = field(default_factory=dict)
-    catalogue_positions: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    catalogue_positions: Mapping[str, Mapping[int, Position]] = field(default_factory=dict)
     _opened: tuple[EventSource, Batcher, DeadLetterWriter] | None = None
 
     @staticmethod

@@ -23,7 +23,7 @@ from cluster.progress_report import ProgressReporter
 from cluster.publisher import Publisher
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import restore_checkpoint, save_checkpoint
-from streaming.catalogue import CatalogueUpdate
+from streaming.catalogue_records import CatalogueUpdate
 from streaming.catalogue_reader import CatalogueReader
 from streaming.group_offsets import publish_group_offsets
 from streaming.position import Position

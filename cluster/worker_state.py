@@ -88,8 +88,8 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
         run.rows_read_before = int(manifest["rows_read"])
         run.dead_letters_before = int(manifest["dead_letters"])
         run.catalogue_positions = {
-            topic: {int(p): int(offset) for p, offset in offsets.items()}
-            for topic, offsets in manifest["catalogue_positions"].items()
+            topic: {int(p): Position(*at) for p, at in places.items()}
+            for topic, places in manifest["catalogue_positions"].items()
         }
     _restore_progressive(run.progressive, checkpoint)
     if int(manifest["workers"]) == comm.world:
@@ -124,8 +124,8 @@ def _manifest(run: TrainingRun, told: list[dict[str, Any]], world: int) -> dict[
         "workers": world,
         "positions": positions,
         "catalogue_positions": {
-            topic: {str(p): offset for p, offset in offsets.items()}
-            for topic, offsets in run.catalogue_positions.items()
+            topic: {str(p): list(at) for p, at in places.items()}
+            for topic, places in run.catalogue_positions.items()
         },
         "rows_read": sum(rank["rows_read"] for rank in told) + run.rows_read_before,
         "dead_letters": sum(rank["dead_letters"] for rank in told) + run.dead_letters_before,
