@@ -71,7 +71,7 @@ def demo(
     ] = False,
     dataset: DatasetOption = "ml-100k",
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of the interactions topic.")] = 4,
-    stall_seconds: Annotated[float, typer.Option(help="Give up when nothing moves for so long.")] = 180,
+    stall_seconds: Annotated[float, typer.Option(help="Give up when nothing moves for so long.")] = 300,
 ) -> None:
     """The whole loop on this machine: Kafka, a live stream, training, index versions, recommendations.
 

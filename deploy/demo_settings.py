@@ -29,7 +29,7 @@ class DemoOptions:
     seconds: float = 100.0
     partitions: int = 4
     chaos: bool = False
-    stall_s: float = 180.0
+    stall_s: float = 300.0
     config_file: Path | None = None
     overrides: Sequence[str] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +16,8 @@ OUR_PACKAGES = frozenset({"streaming", "model", "retrieval", "cluster", "deploy"
 # Where Ray keeps the exception that the user's code raised, by exception class and attribute.
 # Named as text, so that reporting an error imports no Ray.
 RAY_CAUSES = ("cause", "_base_exc", "controller_failure")
+# Ray colours what its workers print.
+TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class CommandError(Exception):
@@ -109,7 +112,7 @@ def last_line_of(log_path: Path) -> str:
         text = log_path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "no log was written"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in TERMINAL_COLOURS.sub("", text).splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("freshet: error: ")]
     if ours:
         return ours[-1].removeprefix("freshet: error: ")

@@ -79,8 +79,8 @@ def test_the_last_line_of_a_log_prefers_our_own_error(tmp_path):
     log = tmp_path / "train.log"
     log.write_text("starting\nfreshet: error: the topic 'x' is missing\n(raylet) bye\n\n")
     assert last_line_of(log) == "the topic 'x' is missing"
-    log.write_text("starting\nSegmentation fault\n")
-    assert last_line_of(log) == "Segmentation fault"
+    log.write_text("starting\n\x1b[36m(worker)\x1b[0m Segmentation fault\n")
+    assert last_line_of(log) == "(worker) Segmentation fault"
     assert last_line_of(tmp_path / "none.log") == "no log was written"
 
 
