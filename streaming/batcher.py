@@ -283,12 +283,12 @@ def _join(
     for b in range(len(pieces.slot_B)):
         slot, start, end = pieces.slot_B[b], pieces.start_B[b], pieces.start_B[b + 1]
         targets = packed.offset_B[b] + packed.context_B[b]
-        copy_last(log, slot, packed.context_B[b], False, packed.items, targets)
-        copy_last(log, slot, packed.context_B[b], True, packed.times, targets)
+        copy_last(log, log.items_CK, slot, packed.context_B[b], packed.items, targets)
+        copy_last(log, log.times_CK, slot, packed.context_B[b], packed.times, targets)
         for k in range(end - start):
             packed.items[targets + k] = item_N[start + k]
             packed.times[targets + k] = time_N[start + k]
         seen_end = packed.seen_offset_B[b + 1]
-        copy_last(log, slot, seen_end - packed.seen_offset_B[b], False, packed.seen, seen_end)
+        copy_last(log, log.items_CK, slot, seen_end - packed.seen_offset_B[b], packed.seen, seen_end)
         packed.before_B[b] = log.count_U[slot]
         append(log, slot, item_N, time_N, start, end, retained)

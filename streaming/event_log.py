@@ -96,16 +96,17 @@ def with_free_chunks(log: EventLog, wanted: int) -> EventLog:
 
 
 @njit(cache=True, nogil=True)
-def copy_last(log: EventLog, slot: int, count: int, from_times: bool, out: Int64s, end: int) -> None:
-    """Writes the user's last `count` items (or times) to out[end - count:end], oldest first."""
+def copy_last(log: EventLog, values_CK: Int64s, slot: int, count: int, out: Int64s, end: int) -> None:
+    """Writes the user's last `count` values of a pool to out[end - count:end], oldest first."""
     chunk, fill = log.tail_U[slot], log.fill_U[slot]
     while count > 0:
         taken = min(count, fill)
-        for k in range(1, taken + 1):
-            value = log.times_CK[chunk, fill - k] if from_times else log.items_CK[chunk, fill - k]
-            out[end - k] = value
         end -= taken
         count -= taken
+        # Slices with their own index from 0 compile to a vector copy; offsets in the loop do not (6 times slower).
+        target, source = out[end : end + taken], values_CK[chunk][fill - taken : fill]
+        for k in range(len(target)):
+            target[k] = source[k]
         chunk, fill = log.prev_C[chunk], CHUNK
 
 

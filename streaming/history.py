@@ -152,5 +152,5 @@ def _append_runs(
 def _gather(log: EventLog, slot_Q: Int32s, offset_Q: Int64s, item_N: Int64s, time_N: Int64s) -> None:
     for q in range(len(slot_Q)):
         count = offset_Q[q + 1] - offset_Q[q]
-        copy_last(log, slot_Q[q], count, False, item_N, offset_Q[q + 1])
-        copy_last(log, slot_Q[q], count, True, time_N, offset_Q[q + 1])
+        copy_last(log, log.items_CK, slot_Q[q], count, item_N, offset_Q[q + 1])
+        copy_last(log, log.times_CK, slot_Q[q], count, time_N, offset_Q[q + 1])

@@ -1,0 +1,61 @@
+"""Settings of the stream: what is refused, and what Kafka clients are opened with."""
+
+import pickle
+
+import pytest
+
+from streaming.config import StreamConfig, StreamSettingError, client_arguments
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("bootstrap_servers", " "),
+        ("interactions_topic", ""),
+        ("history_length", 0),
+        ("seen_length", 0),
+        ("connect_timeout_s", 0.0),
+        ("max_categories", -1),
+        ("max_message_bytes", 10),
+        ("fetch_max_bytes", 2048),
+        ("user_attributes", ["age", "age"]),
+        ("sasl_mechanism", "PLAIN"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name_and_value(setting, value):
+    with pytest.raises(StreamSettingError) as caught:
+        StreamConfig(**{setting: value})
+    assert f"stream.{setting}" in str(caught.value)
+    assert repr(value) in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_sasl_needs_a_mechanism():
+    with pytest.raises(StreamSettingError, match=r"stream\.sasl_mechanism"):
+        StreamConfig(security_protocol="SASL_SSL")
+
+
+def test_passwords_come_from_the_environment_variables_that_the_settings_name(monkeypatch):
+    config = StreamConfig(
+        bootstrap_servers="a:1, b:2",
+        security_protocol="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-256",
+        sasl_username="ann",
+        sasl_password_env="BROKER_PASSWORD",
+        ssl_cafile="/ca.pem",
+    )
+    with pytest.raises(StreamSettingError, match=r"stream\.sasl_password_env.*BROKER_PASSWORD.*not set"):
+        client_arguments(config)
+    monkeypatch.setenv("BROKER_PASSWORD", "secret")
+    arguments = client_arguments(config)
+    assert arguments["bootstrap_servers"] == ["a:1", "b:2"]
+    assert arguments["sasl_plain_password"] == "secret"
+    assert arguments["sasl_mechanism"] == "SCRAM-SHA-256"
+    assert arguments["ssl_cafile"] == "/ca.pem"
+    assert "ssl_keyfile" not in arguments
+    assert "secret" not in repr(config)
+
+
+def test_the_dead_letter_topic_follows_the_interactions_topic_unless_it_is_named():
+    assert StreamConfig(interactions_topic="clicks").dead_letters == "clicks.dead-letters"
+    assert StreamConfig(dead_letter_topic="bin").dead_letters == "bin"
