@@ -1,0 +1,104 @@
+"""Two workers of one thread each against one worker of one thread, on the same events with the same global batch.
+
+    python tests/benchmarks/workers.py [--json FILE] [--runs N] [--steps N] [--batch-events N] …
+
+Real processes with a gloo group (as Ray Train would set it up, but without Ray) and a real Kafka; runs alternate. Each
+run is the whole worker loop without checkpoints, publishing and validation. The ratio is examples per second.
+By CPU, it is examples per CPU second of the busiest worker: what two free cores would give if nobody waited.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from cluster.config import FreshetConfig
+from model.config import ModelConfig
+from streaming.broker import LocalBroker
+from streaming.config import StreamConfig
+from tests.benchmarks.support.synthetic import Population
+from tests.benchmarks.support.window import Timing, Window, benchmark_config, fill_topics, timed_window
+from tests.ranks import run_on_ranks
+
+REQUIRED_RATIO = 1.5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch-events", type=int, default=512)
+    parser.add_argument("--dim", type=int, default=ModelConfig.dim)
+    parser.add_argument("--layers", type=int, default=ModelConfig.layers)
+    parser.add_argument(
+        "--burst", type=float, default=Population.burst, help="mean events of a user in a row"
+    )
+    arguments = parser.parse_args()
+    window = Window(steps=arguments.steps, batch_events=arguments.batch_events)
+    model = ModelConfig(dim=arguments.dim, layers=arguments.layers)
+    result = measure(Population(burst=arguments.burst), window, model, arguments.runs)
+    print(json.dumps(result, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if result["passed"] else 1
+
+
+def measure(population: Population, window: Window, model: ModelConfig, runs: int) -> dict[str, object]:
+    """Alternating runs of one and of two workers against a broker of their own."""
+    with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "kafka") as broker:
+        stream = StreamConfig(bootstrap_servers=broker.bootstrap_servers)
+        fill_topics(stream, population, window)
+        config = benchmark_config(stream, model, window, Path(folder) / "run")
+        one, two = [], []
+        for _ in range(runs):
+            one.append(run_on_ranks(run_rank, 1, config, population, window))
+            two.append(run_on_ranks(run_rank, 2, config, population, window))
+    settings = {**vars(window), **vars(population), "dim": model.dim, "layers": model.layers}
+    return report(one, two, settings)
+
+
+def run_rank(rank: int, config: FreshetConfig, population: Population, window: Window) -> Timing:
+    """One worker's window, in a process of its own."""
+    storage = f"{config.storage_path}-{rank}"
+    return timed_window(replace(config, storage_path=storage), population, window)
+
+
+def report(
+    one: list[list[Timing]], two: list[list[Timing]], settings: dict[str, object]
+) -> dict[str, object]:
+    """Medians and ratios of paired runs; a run's time is that of its slowest worker."""
+    one_s, two_s = [max(t.wall_s for t in run) for run in one], [max(t.wall_s for t in run) for run in two]
+    one_cpu, two_cpu = [max(t.cpu_s for t in run) for run in one], [max(t.cpu_s for t in run) for run in two]
+    ratios = [a / b for a, b in zip(one_s, two_s, strict=True)]
+    ratios_by_cpu = [a / b for a, b in zip(one_cpu, two_cpu, strict=True)]
+    examples = one[0][0].examples
+    if {t.examples for run in one + two for t in run} != {examples}:
+        raise RuntimeError("the runs did not train the same number of events")
+    ratio = statistics.median(ratios)
+    return {
+        "name": "workers",
+        "baseline": "one worker of one thread",
+        "ratio": ratio,
+        "ratios": ratios,
+        "ratio_by_cpu": statistics.median(ratios_by_cpu),
+        "ratios_by_cpu": ratios_by_cpu,
+        "required": REQUIRED_RATIO,
+        "passed": ratio >= REQUIRED_RATIO,
+        "examples_per_s": examples / statistics.median(two_s),
+        "baseline_examples_per_s": examples / statistics.median(one_s),
+        "settings": settings,
+        "runs": [[asdict(t) for t in run] for run in two],
+        "baseline_runs": [[asdict(t) for t in run] for run in one],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
