@@ -157,4 +157,6 @@ def _default(item: Field[Any]) -> object:
 
 
 def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and "[" not in str(hint) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__ if isinstance(hint, type) and "[" not in str(hint) else str(hint).replace("typing.", "")
+    )

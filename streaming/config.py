@@ -41,8 +41,8 @@ class StreamConfig:
         buffered_rows_per_partition: rows decoded ahead before a partition is paused (one poll may exceed it).
         max_message_bytes: largest message that is produced or fetched.
         fetch_max_bytes: most that one fetch brings, over all partitions.
-        check_crcs: whether record batches are checked against their CRC. Costs most of the reading time
-            unless the package `crc32c` is installed (kafka-python's own is plain Python).
+        check_crcs: whether record batches are checked against their CRC (by the package `crc32c`; without it
+            kafka-python's own plain Python would cost most of the reading time).
         fetch_max_wait_ms: how long a broker may hold a fetch that has nothing to bring.
     """
 
@@ -70,7 +70,7 @@ class StreamConfig:
     buffered_rows_per_partition: int = 65536
     max_message_bytes: int = 4_194_304
     fetch_max_bytes: int = 33_554_432
-    check_crcs: bool = False
+    check_crcs: bool = True
     fetch_max_wait_ms: int = 100
 
     def __post_init__(self) -> None:
