@@ -51,6 +51,9 @@ def _console() -> Console:
 
 def _print_fields(result: dict[str, Any]) -> None:
     for name, value in result.items():
+        # What is nested is for the JSON file.
+        if isinstance(value, dict | list):
+            continue
         if isinstance(value, float):
             value = f"{value:,.3f}"
         typer.echo(f"{name:22} {value}")

@@ -27,7 +27,7 @@ from deploy.demo_settings import (
     write_settings,
 )
 from deploy.display import Display
-from deploy.errors import FAILURE_STATUS, CommandError, last_line_of
+from deploy.errors import FAILURE_STATUS, CommandError, last_line_of, one_line, unwrap
 from deploy.figures import DemoFigures
 from deploy.narration import narrate
 from deploy.output import plain, write_json
@@ -227,9 +227,20 @@ def run_demo(options: DemoOptions, json_path: Path | None) -> int:
     load_config(options.config_file, list(options.overrides))
     display = Display(DemoView())
     demo = Demo(options, display)
-    with display, stop_on_sigterm():
-        figures = demo.run()
-    write_json(Path(figures.run_dir) / "demo.json", figures)
-    write_json(json_path, figures)
+    try:
+        with display, stop_on_sigterm():
+            figures = demo.run()
+    except Exception as error:
+        # What was measured until then is worth keeping; the error itself is told by the caller.
+        demo.figures.problems.append(one_line(unwrap(error)))
+        _write_figures(demo.figures, json_path)
+        raise
+    _write_figures(figures, json_path)
     print_report(Console(highlight=False, soft_wrap=True), figures)
     return 0 if figures.ok else FAILURE_STATUS
+
+
+def _write_figures(figures: DemoFigures, json_path: Path | None) -> None:
+    if figures.run_dir:
+        write_json(Path(figures.run_dir) / "demo.json", figures)
+    write_json(json_path, figures)

@@ -76,7 +76,8 @@ def print_report(console: Console, figures: DemoFigures) -> None:
 
 def print_recommendations(console: Console, entry: dict[str, Any]) -> None:
     """Print one user's recommendations, with what they watched last above them."""
-    table = Table(title=f"user {entry['user_id']}", title_justify="left", title_style="bold", box=None)
+    whom = "this history" if entry["user_id"] is None else f"user {entry['user_id']}"
+    table = Table(title=f"for {whom}", title_justify="left", title_style="bold", box=None)
     table.add_column("", justify="right", style="dim")
     table.add_column("recommended", no_wrap=True, overflow="ellipsis")
     table.add_column("score", justify="right")

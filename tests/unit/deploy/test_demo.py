@@ -144,8 +144,11 @@ def test_chaos_kills_the_worker_that_the_progress_names(world, tmp_path, progres
 def test_a_trainer_that_fails_is_told_with_its_log_and_everything_stops(world, tmp_path):
     world.status = 1
     with pytest.raises(ChildFailed, match=r"the trainer failed with exit status 1.*train\.log"):
-        run_demo(DemoOptions(tmp_path, seconds=0), None)
+        run_demo(DemoOptions(tmp_path, seconds=0), tmp_path / "demo.json")
     assert FakeBroker.last_stopped
+    written = json.loads((tmp_path / "demo.json").read_text())
+    assert written["ok"] is False
+    assert "the trainer failed" in written["problems"][0]
 
 
 def test_a_replay_that_fails_ends_the_demo(world, tmp_path, monkeypatch):

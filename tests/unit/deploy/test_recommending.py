@@ -33,6 +33,9 @@ def test_a_history_entry_names_its_newest_items_first():
     entry = history_entry(FakeRecommender(), [1, 2, 3, 4], 1)
     assert entry["watched_last"] == ["item 4", "item 3", "item 2"]
     assert len(entry["items"]) == 1
+    out = io.StringIO()
+    print_recommendations(Console(file=out, width=80), entry)
+    assert "for this history" in out.getvalue()
 
 
 def test_a_history_is_a_list_of_item_ids():
@@ -46,7 +49,7 @@ def test_recommendations_are_printed_by_title():
     out = io.StringIO()
     print_recommendations(Console(file=out, width=80), user_entry(FakeRecommender(), 42, 2))
     text = out.getvalue()
-    assert "user 42" in text
+    assert "for user 42" in text
     assert "watched last: Fargo (1996) · Heat (1995)" in text
     assert "Star Wars (1977)" in text
 
