@@ -118,7 +118,7 @@ def uniform_negatives(known_ids: Int64Array, count: int, *, seed: int, step: int
     """Up to `count` distinct known items, each equally likely; a function of (seed, step) alone."""
     if known_ids.shape[0] == 0 or count == 0:
         return np.zeros(0, np.int64)
-    key = np.int64((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF)
+    key = np.int64((seed * 1_000_003 + step) & 0x7FF_FFFF_FFFF)  # 43 bits: the product stays an int64
     draws = hash_keys(np.full(count, 7, np.int16), key * 1_048_576 + np.arange(count, dtype=np.int64))
     return np.unique(known_ids[(draws % np.uint64(known_ids.shape[0])).astype(np.int64)])
 

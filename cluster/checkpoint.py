@@ -12,6 +12,7 @@ Files are safetensors, Arrow and JSON; nothing here is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -77,7 +78,8 @@ class CheckpointStore:
         """Write the manifest, rename, prune (rank 0 only, after every rank has written its files)."""
         writing, final = self.writing_path(step), self.root / f"step-{step:08d}"
         entries = [vars(entry) for entry in sorted(files, key=lambda entry: entry.name)]
-        manifest = {"format": FORMAT, "step": step, **state, "files": entries}
+        manifest: dict[str, Any] = {"format": FORMAT, "step": step, **state, "files": entries}
+        manifest["checksum"] = _checksum(manifest)
         write_durably(writing / "manifest.json", json.dumps(manifest, indent=1).encode())
         fsync_directory(writing)
         if final.exists():  # a corrupt one that the run was resumed behind
@@ -91,7 +93,8 @@ class CheckpointStore:
         """Committed checkpoint directories, oldest first."""
         if not self.root.is_dir():
             return []
-        return sorted(path for path in self.root.iterdir() if _NAME.fullmatch(path.name))
+        named = [(match, path) for path in self.root.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return [path for match, path in sorted(named, key=lambda pair: int(pair[0][1]))]
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; says loudly which ones do not. None if there is none at all.
@@ -140,6 +143,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise CheckpointError(f"{path} has checkpoint format {found!r}; this version reads {FORMAT}")
+    if manifest.pop("checksum", None) != _checksum(manifest):
+        raise CheckpointError(f"{path} is damaged: manifest.json does not match its own checksum")
     for entry in manifest["files"]:
         file = path / entry["name"]
         if not file.is_file():
@@ -147,6 +152,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
             raise CheckpointError(f"{path} is damaged: {entry['name']} does not match its checksum")
     return Checkpoint(path, manifest)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its checksum: positions and counters are as precious as the files."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def write_table(path: Path, table: pa.Table) -> FileEntry:
