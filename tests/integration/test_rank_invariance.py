@@ -1,0 +1,92 @@
+"""Training on two ranks is training on one: the same global batch gives the same losses, towers and rows."""
+
+import numpy as np
+import torch
+
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig, TrainConfig
+from cluster.training_run import TrainingRun, partitions_of_rank
+from model.config import ModelConfig
+from streaming.batcher import Batcher
+from streaming.config import StreamConfig
+from tests.benchmarks.support.synthetic import Population
+from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
+from tests.ranks import run_on_ranks
+
+PARTITIONS, QUOTA = 3, 20
+POPULATION = Population(users=40, items=60, burst=3.0, attributes=2)
+CONFIG = FreshetConfig(
+    stream=StreamConfig(history_length=6, seen_length=20, user_attributes=["gender", "age_group"]),
+    model=ModelConfig(
+        dim=8,
+        heads=2,
+        layers=2,
+        history_length=6,
+        augmented_dim=4,
+        dropout=0.0,
+        uniform_negatives=15,
+        contrastive_weight=0.5,
+        init_std=0.2,
+    ),
+    # A clip far below the gradient's norm, so that a norm that differs between ranks would show.
+    train=TrainConfig(learning_rate=0.01, row_learning_rate=0.02, warmup_steps=1, gradient_clip=0.1),
+    device="cpu",
+)
+
+
+def _train(rank: int, steps: int) -> dict:
+    """Losses of each step, then gradients and parameters of the towers, and the rows of this rank."""
+    comm = Collectives()
+    partitions = partitions_of_rank(PARTITIONS, comm.rank, comm.world)
+    run = TrainingRun.create(CONFIG, partitions, comm, torch.device("cpu"))
+    run.catalogue.apply(POPULATION.catalogue())
+    source = MemorySource(partitioned_log(POPULATION.events(600), PARTITIONS), partitions)
+    batcher = Batcher(CONFIG.stream, source, run.users, run.catalogue, NoDeadLetters())
+    losses = []
+    for step in range(steps):
+        prepared = run.train_step.prepare(batcher.next_batch(QUOTA), step)
+        losses.append(run.train_step.train(prepared, step))
+    size = len(run.table)
+    tables, ids = run.table.index.keys()
+    return {
+        "losses": losses,
+        "gradients": {
+            n: p.grad.numpy().copy() for n, p in run.model.named_parameters() if p.grad is not None
+        },
+        "parameters": {n: p.detach().numpy().copy() for n, p in run.model.named_parameters()},
+        "keys": list(zip(tables.tolist(), ids.tolist(), strict=True)),
+        "rows": run.table.values_CD[:size].numpy().copy(),
+        "frequency": run.table.frequency_C[:size].copy(),
+        "events_seen": run.train_step.events_seen,
+    }
+
+
+def test_one_rank_and_two_ranks_train_the_same_steps_on_the_same_events():
+    alone = _train(0, 2)
+    ranks = run_on_ranks(_train, 2, 2)
+    assert all(loss > 0 for loss in alone["losses"][0].values()), "a loss term that is off proves nothing"
+    for together in ranks:
+        _assert_same_towers(alone, together)
+    _assert_same_rows(alone, ranks)
+
+
+def _assert_same_towers(alone: dict, together: dict) -> None:
+    assert together["events_seen"] == alone["events_seen"] == 2 * PARTITIONS * QUOTA
+    for one, two in zip(alone["losses"], together["losses"], strict=True):
+        assert two.keys() == one.keys()
+        np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
+    for kind in ("gradients", "parameters"):
+        assert together[kind].keys() >= alone[kind].keys()
+        for name, value in alone[kind].items():
+            np.testing.assert_allclose(together[kind][name], value, atol=1e-5, err_msg=f"{kind} {name}")
+
+
+def _assert_same_rows(alone: dict, ranks: list[dict]) -> None:
+    keys = [key for rank in ranks for key in rank["keys"]]
+    assert sorted(keys) == sorted(alone["keys"])
+    assert all(rank["keys"] for rank in ranks)
+    place = {key: k for k, key in enumerate(alone["keys"])}
+    for rank in ranks:
+        at = [place[key] for key in rank["keys"]]
+        np.testing.assert_allclose(rank["rows"], alone["rows"][at], atol=1e-5)
+        np.testing.assert_allclose(rank["frequency"], alone["frequency"][at])
