@@ -35,16 +35,26 @@ class UnpublishedAppends:
 
     def __init__(self, limit: int = 20_000) -> None:
         self._limit = limit
-        self._parts: list[Int64Array] = []
+        self._start_anew()
 
     def add(self, append_ms: Int64Array) -> None:
         """Note trained events by their broker append times, int64 milliseconds (E,)."""
-        self._parts.append(append_ms)
-        if sum(part.shape[0] for part in self._parts) > self._limit:
+        # Every _every-th event of all: thinning only what is old would favour the freshest.
+        chosen = append_ms[-self._noted % self._every :: self._every]
+        self._noted += append_ms.shape[0]
+        self._parts.append(chosen)
+        self._kept += chosen.shape[0]
+        while self._kept > self._limit:
             self._parts = [np.concatenate(self._parts)[::2]]
+            self._kept, self._every = self._parts[0].shape[0], self._every * 2
 
     def drain(self) -> Int64Array:
         """All noted times, int64 (E,); starts anew."""
         taken = np.concatenate([np.zeros(0, np.int64), *self._parts])
-        self._parts = []
+        self._start_anew()
         return taken
+
+    def _start_anew(self) -> None:
+        self._parts: list[Int64Array] = []
+        self._noted = self._kept = 0
+        self._every = 1
