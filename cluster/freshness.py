@@ -35,7 +35,9 @@ class UnpublishedAppends:
 
     def __init__(self, limit: int = 20_000) -> None:
         self._limit = limit
-        self._start_anew()
+        self._parts: list[Int64Array] = []
+        self._noted = self._kept = 0
+        self._every = 1
 
     def add(self, append_ms: Int64Array) -> None:
         """Note trained events by their broker append times, int64 milliseconds (E,)."""
@@ -51,10 +53,5 @@ class UnpublishedAppends:
     def drain(self) -> Int64Array:
         """All noted times, int64 (E,); starts anew."""
         taken = np.concatenate([np.zeros(0, np.int64), *self._parts])
-        self._start_anew()
+        self._parts, self._noted, self._kept, self._every = [], 0, 0, 1
         return taken
-
-    def _start_anew(self) -> None:
-        self._parts: list[Int64Array] = []
-        self._noted = self._kept = 0
-        self._every = 1

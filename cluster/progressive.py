@@ -55,7 +55,8 @@ class Curve:
 
     def to_json(self) -> dict[str, object]:
         """As `progress.json` and the manifest hold it."""
-        return {"bin_events": self.bin_events, **self.bins}
+        # Copies: the curve goes on growing while a manifest or a report holds this.
+        return {"bin_events": self.bin_events, **{name: list(values) for name, values in self.bins.items()}}
 
 
 class ProgressiveValidation:
@@ -102,7 +103,10 @@ class ProgressiveValidation:
             queries_ED = self._queries(prepared)
             self._remember(queries_ED[torch.from_numpy(chosen)].numpy())
             queries = queries_ED[torch.from_numpy(findable)]
-            scores = [(queries.to(items_ID.device) @ items_ID.T).cpu().numpy(), *self._baselines(recent_ER[findable])]
+            scores = [
+                (queries.to(items_ID.device) @ items_ID.T).cpu().numpy(),
+                *self._baselines(recent_ER[findable]),
+            ]
             drop_EI = seen_EI[findable] | unheard_I[None, :]
             for place, scores_EI in enumerate(scores, start=1):
                 ranks = full_ranks(scores_EI, target_E[findable], drop_EI)

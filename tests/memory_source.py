@@ -15,9 +15,14 @@ from streaming.validation import Decoded
 class MemorySource:
     """Reads some partitions of events that lie in memory; offset = place in the partition, row 0."""
 
-    def __init__(self, log: Mapping[int, pa.RecordBatch], partitions: Iterable[int]) -> None:
+    def __init__(
+        self,
+        log: Mapping[int, pa.RecordBatch],
+        partitions: Iterable[int],
+        start: Mapping[int, Position] | None = None,
+    ) -> None:
         self._log = {p: log[p] for p in sorted(partitions)}
-        self._taken = dict.fromkeys(self._log, 0)
+        self._taken = {p: (start or {}).get(p, Position(0, 0)).offset for p in self._log}
 
     @property
     def partitions(self) -> list[int]:

@@ -1,0 +1,129 @@
+"""A run that is restored from a checkpoint goes on as if it had never stopped, to the last bit."""
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.checkpoint import CheckpointStore
+from cluster.collectives import Collectives
+from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.training_run import TrainingRun
+from cluster.worker_state import restore_checkpoint, save_checkpoint
+from model.config import ModelConfig
+from streaming.batcher import Batcher
+from streaming.config import StreamConfig
+from tests.benchmarks.support.synthetic import Population
+from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
+
+PARTITIONS, QUOTA = 2, 16
+POPULATION = Population(users=30, items=50, burst=3.0, attributes=1)
+LOG = partitioned_log(POPULATION.events(500), PARTITIONS)
+
+
+def _config(**model):
+    sizes = {
+        "dim": 8,
+        "heads": 2,
+        "layers": 1,
+        "history_length": 6,
+        "augmented_dim": 4,
+        "uniform_negatives": 9,
+    }
+    return FreshetConfig(
+        stream=StreamConfig(history_length=6, seen_length=20, user_attributes=["gender"]),
+        model=ModelConfig(**{**sizes, **model}),
+        train=TrainConfig(warmup_steps=5),
+        evaluation=EvaluationConfig(sample_fraction=0.5, bin_events=50),
+        device="cpu",
+    )
+
+
+def _open(config, checkpoint=None):
+    run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
+    if checkpoint is None:
+        run.catalogue.apply(POPULATION.catalogue())
+    else:
+        restore_checkpoint(run, checkpoint, Collectives())
+    source = MemorySource(LOG, run.partitions, run.positions)
+    batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters())
+    run._opened = (source, batcher, None)
+    return run
+
+
+def _train(run, steps):
+    for _ in range(steps):
+        batch = run.batcher.next_batch(QUOTA)
+        prepared = run.train_step.prepare(batch, run.step)
+        run.curve.add(run.events_trained, run.progressive.score(batch, prepared))
+        run.train_step.train(prepared, run.step)
+        run.ledger.add_batch(batch)
+        run.events_trained += prepared.global_targets.events
+        run.step += 1
+
+
+def _state(run):
+    """Everything that the next step or the proof depends on, as comparable values."""
+    size = len(run.table)
+    tables, ids = run.table.index.keys()
+    by_key = np.lexsort((ids, tables))
+    rows = [run.table.values_CD, *run.table.state.values()]
+    return {
+        "towers": torch.cat([p.detach().flatten() for p in run.model.parameters()]).tolist(),
+        "keys": [tables[by_key].tolist(), ids[by_key].tolist()],
+        "rows": [tensor[:size][torch.from_numpy(by_key)].tolist() for tensor in rows],
+        "frequency": run.table.frequency_C[:size][by_key].tolist(),
+        "events_seen": run.train_step.events_seen,
+        "curve": run.curve.to_json(),
+        "ledger": [(ledger.events, ledger.hash_sum) for ledger in run.ledger.partitions.values()],
+        "users": [run.users.to_table(p).to_pydict() for p in run.partitions],
+        "items": run.catalogue.item_ids.tolist(),
+        "positions": run.source.positions(),
+        "counters": (run.step, run.events_trained, run.batcher.rows_read + run.rows_read_before),
+    }
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+def test_a_restored_run_has_the_state_that_was_saved(store):
+    run = _open(_config())
+    _train(run, 4)
+    checkpoint = save_checkpoint(run, store, Collectives())
+    assert _state(_open(_config(), checkpoint)) == _state(run)
+    assert run.curve.to_json()["sample"] != [0.0, 0.0, 0.0]
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped_dropout_included(store):
+    run = _open(_config(dropout=0.3))
+    _train(run, 3)
+    checkpoint = save_checkpoint(run, store, Collectives())
+    _train(run, 5)
+    torch.manual_seed(999)
+    resumed = _open(_config(dropout=0.3), checkpoint)
+    _train(resumed, 5)
+    assert _state(resumed) == _state(run)
+
+
+def test_saving_a_checkpoint_does_not_change_the_run(store):
+    run, undisturbed = _open(_config(dropout=0.3)), _open(_config(dropout=0.3))
+    states = []
+    for one in (run, undisturbed):
+        torch.manual_seed(7)
+        _train(one, 2)
+        if one is run:
+            save_checkpoint(run, store, Collectives())
+        _train(one, 2)
+        states.append(_state(one))
+    assert states[0] == states[1]
+
+
+def test_a_run_that_is_saved_twice_and_restored_twice_counts_rows_once(store):
+    run = _open(_config())
+    _train(run, 2)
+    second = _open(_config(), save_checkpoint(run, store, Collectives()))
+    _train(second, 2)
+    third = _open(_config(), save_checkpoint(second, store, Collectives()))
+    assert third.rows_read_before == 4 * PARTITIONS * QUOTA
+    assert third.events_trained == third.ledger.events == 4 * PARTITIONS * QUOTA
