@@ -23,7 +23,8 @@ class IndexConfig:
     min_recall: float = field(default=0.95, metadata={"help": "gate: recall against exact search"})
     min_coverage: float = field(default=0.999, metadata={"help": "gate: share of the known items indexed"})
     max_imbalance: float = field(
-        default=16.0, metadata={"help": "gate: Faiss' imbalance factor of the lists (1 = even)"}
+        default=16.0,
+        metadata={"help": "gate: items that queries scan, against lists of equal length (1 = as even lists)"},
     )
     min_overlap: float = field(
         default=0.0, metadata={"help": "gate: share of the last version's results that are kept (0 = off)"}
@@ -32,13 +33,18 @@ class IndexConfig:
         default=5, metadata={"help": "older versions are removed, never the live one"}
     )
     build_iterations: int = field(default=10, metadata={"help": "k-means iterations of the coarse quantizer"})
+    warm_start_iterations: int = field(
+        default=0, metadata={"help": "iterations from the live version's centroids (0 = train from scratch)"}
+    )
     device: Literal["auto", "cpu", "cuda"] = field(
         default="auto", metadata={"help": "where the coarse quantizer is trained and items are assigned"}
     )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
-        for name in ("nlist", "nprobe", "min_overlap"):
+        _require("kind", self.kind, self.kind in ("ivf_flat", "ivf_fp16"), "be ivf_flat or ivf_fp16")
+        _require("device", self.device, self.device in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
+        for name in ("nlist", "nprobe", "min_overlap", "warm_start_iterations"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "not be negative")
         for name in ("recall_k", "versions_to_keep", "build_iterations", "max_imbalance"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
@@ -46,6 +52,11 @@ class IndexConfig:
             _require(name, getattr(self, name), getattr(self, name) <= 1, "be at most 1")
         _require(
             "max_probe_fraction", self.max_probe_fraction, 0 < self.max_probe_fraction <= 1, "be in (0, 1]"
+        )
+        # Tuning stops at the target: a gate above it would refuse every version.
+        reachable = self.nprobe > 0 or self.min_recall <= self.recall_target
+        _require(
+            "min_recall", self.min_recall, reachable, f"not be above index.recall_target={self.recall_target}"
         )
 
 

@@ -1,4 +1,7 @@
-"""Gates: what a version must show before it goes live. A version that fails stays on disk for nobody."""
+"""Gates: what a version must show before it goes live. A version that fails is never committed.
+
+Shape letters: Q queries, K results.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.config import IndexConfig
-from retrieval.index import IvfIndex
 
 
 @dataclass(frozen=True)
@@ -34,50 +36,70 @@ class GateReport:
 
     def why_not(self) -> str:
         """The failed checks in words, with the settings that bound them."""
-        failed = [c for c in self.checks if not c.passed]
+        failed = [check for check in self.checks if not check.passed]
         return "; ".join(
-            f"{c.name} is {c.value:.4g}, index.{_SETTING[c.name]} is {c.bound:.4g}" for c in failed
+            f"{check.name} is {check.value:.4g}, the bound {check.bound:.4g} ({_ADVICE[check.name]})"
+            for check in failed
         )
 
 
-_SETTING = {
-    "recall": "min_recall",
-    "coverage": "min_coverage",
-    "imbalance": "max_imbalance",
-    "overlap": "min_overlap",
+_ADVICE = {
+    "finite": "item vectors with NaN or infinity: the model has diverged",
+    "recall": "index.min_recall; a larger index.max_probe_fraction searches more lists",
+    "coverage": "index.min_coverage; known items have no vector",
+    "imbalance": "index.max_imbalance; searches end in lists that are too long",
+    "overlap": "index.min_overlap; results changed too much since the live version",
 }
 
 
-def check_version(
-    index: IvfIndex,
-    config: IndexConfig,
-    *,
-    recall: float,
-    known_items: int,
-    overlap: float | None,
-) -> GateReport:
-    """Hold a candidate against its bounds.
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a candidate.
 
-    Args:
-        index: the candidate.
-        config: the bounds.
+    Attributes:
         recall: recall@k against exact search on recent queries, at the nprobe that will be served.
-        known_items: items that should be there.
-        overlap: share of the live version's results for the same queries that the candidate keeps, None without
-            a live version. Off unless index.min_overlap is set.
+        coverage: items indexed / items known.
+        imbalance: items that these queries scan / what they would scan in lists of equal length. Faiss' own factor
+            ignores where queries go: by it, the lists that suit skewed norms best look worst.
+        overlap: share of the live version's results for the same queries that the candidate keeps; None without
+            a live version or with the gate off.
     """
-    coverage = index.size / known_items if known_items else 1.0
+
+    recall: float
+    coverage: float
+    imbalance: float
+    overlap: float | None
+
+
+def check_version(measured: Measured, config: IndexConfig) -> GateReport:
+    """Hold a candidate against its bounds."""
+    m = measured
     checks = [
-        Check("recall", recall, config.min_recall, recall >= config.min_recall),
-        Check("coverage", coverage, config.min_coverage, coverage >= config.min_coverage),
-        Check("imbalance", index.imbalance, config.max_imbalance, index.imbalance <= config.max_imbalance),
+        Check("recall", m.recall, config.min_recall, m.recall >= config.min_recall),
+        Check("coverage", m.coverage, config.min_coverage, m.coverage >= config.min_coverage),
+        Check("imbalance", m.imbalance, config.max_imbalance, m.imbalance <= config.max_imbalance),
     ]
-    if overlap is not None and config.min_overlap > 0:
-        checks.append(Check("overlap", overlap, config.min_overlap, overlap >= config.min_overlap))
+    if m.overlap is not None:
+        checks.append(Check("overlap", m.overlap, config.min_overlap, m.overlap >= config.min_overlap))
     return GateReport(checks)
 
 
-def overlap_of(ids_QK: npt.NDArray[np.int64], previous_QK: npt.NDArray[np.int64]) -> float:
-    """Share of the previous results, by id, that are among the new ones."""
-    kept = sum((previous_QK == ids_QK[:, k : k + 1]).sum() for k in range(ids_QK.shape[1]))
-    return float(kept / max(previous_QK.size, 1))
+def not_finite(share: float) -> GateReport:
+    """The report on vectors that no index can be built of."""
+    return GateReport([Check("finite", share, 1.0, False)])
+
+
+def overlap_of(
+    ids_QK: npt.NDArray[np.int64], previous_QK: npt.NDArray[np.int64], wanted_QK: npt.NDArray[np.bool_]
+) -> float:
+    """Share of the previous results, by id, that are among the new ones.
+
+    Args:
+        ids_QK: the new results.
+        previous_QK: the live version's.
+        wanted_QK: false where `previous_QK` is padding. Any int64 is an id, so padding cannot be told by value.
+    """
+    kept_QK = np.zeros(previous_QK.shape, np.bool_)
+    for k in range(ids_QK.shape[1]):
+        kept_QK |= ids_QK[:, k : k + 1] == previous_QK
+    return float((kept_QK & wanted_QK).sum() / wanted_QK.sum()) if wanted_QK.any() else 1.0

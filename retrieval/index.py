@@ -1,6 +1,6 @@
 """A Faiss IVF index over item vectors, by inner product.
 
-Shape letters: N items, Q queries, K results, D columns.
+Shape letters: N items, Q queries, K results, D columns, P probed lists, L lists.
 
 Never searched while it is added to, and nprobe travels with each search, so an index is read by any number of threads.
 """
@@ -14,22 +14,28 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.coarse import assign_lists, train_centroids
 from retrieval.config import IndexConfig
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 _ITEMS_PER_LIST = 30
+# A scan of so few costs no more than choosing lists does, and cannot miss anything.
+_TOO_FEW_FOR_LISTS = 1000
 
 
 class IndexInputError(ValueError):
-    """Vectors or ids that cannot be indexed; says which and why."""
+    """Vectors, ids or queries that cannot be used; says which and why."""
 
 
 def lists_for(items: int, config: IndexConfig) -> int:
-    """index.nlist, or about 4·√N lists of at least some 30 items each."""
-    wanted = config.nlist or int(4 * np.sqrt(items))
-    return max(1, min(wanted, items // _ITEMS_PER_LIST if not config.nlist else items))
+    """index.nlist, or about 4·√N lists of at least some 30 items each, one list for a small catalogue."""
+    if config.nlist:
+        return max(1, min(config.nlist, items))
+    if items < _TOO_FEW_FOR_LISTS:
+        return 1
+    return min(int(4 * np.sqrt(items)), items // _ITEMS_PER_LIST)
 
 
 class IvfIndex:
@@ -38,36 +44,45 @@ class IvfIndex:
     Results are row numbers, not item ids: Faiss marks a missing result with -1, which is an id like any other to us.
     """
 
-    def __init__(self, index: Any, kind: str) -> None:
+    def __init__(self, index: Any, kind: str, owner: Any = None) -> None:
         self._index = index
+        self._owner = owner
         self.kind = kind
 
     @staticmethod
-    def build(vectors_ND: Float32Array, config: IndexConfig, *, seed: int) -> IvfIndex:
+    def build(
+        vectors_ND: Float32Array,
+        config: IndexConfig,
+        *,
+        seed: int,
+        warm_start_LD: Float32Array | None = None,
+    ) -> IvfIndex:
         """Train the coarse quantizer on the items and add them.
 
         Args:
-            vectors_ND: float32; unit vectors get spherical k-means, others plain k-means.
-            config: kind, nlist, device.
+            vectors_ND: float32, C-contiguous.
+            config: kind, nlist, iterations, device.
             seed: of k-means.
+            warm_start_LD: centroids of an earlier version (index.warm_start_iterations).
         Raises:
-            IndexInputError: there are no items.
+            IndexInputError: there are no items, or numbers that are not finite.
+            IndexDeviceError: index.device is cuda and Faiss has no GPU.
         """
         if vectors_ND.shape[0] == 0:
             raise IndexInputError("there are no items to index")
+        bad = int((~finite_rows(vectors_ND)).sum())
+        if bad:
+            raise IndexInputError(f"{bad} of {vectors_ND.shape[0]} item vectors are not finite")
         items, dim = vectors_ND.shape
-        nlist = lists_for(items, config)
+        lists = lists_for(items, config)
+        centroids = train_centroids(vectors_ND, lists, config, seed=seed, warm_start_LD=warm_start_LD)
         quantizer = faiss.IndexFlatIP(dim)
-        index = _empty_ivf(quantizer, dim, nlist, config.kind)
-        index.cp.seed = seed
-        index.cp.niter = config.build_iterations
-        index.cp.min_points_per_centroid = 1
-        index.cp.spherical = bool(np.allclose(np.einsum("nd,nd->n", vectors_ND, vectors_ND), 1.0, atol=1e-3))
-        on_gpu = config.device != "cpu" and _gpus() > 0
-        worker: Any = faiss.index_cpu_to_all_gpus(index) if on_gpu else index
-        worker.train(vectors_ND)
-        worker.add(vectors_ND)
-        return IvfIndex(faiss.index_gpu_to_cpu(worker) if on_gpu else index, config.kind)
+        quantizer.add(centroids)
+        index = _empty_ivf(quantizer, dim, lists, config.kind)
+        index.train(vectors_ND[:1])  # the quantizer is full: this only marks the index as trained
+        assigned = assign_lists(vectors_ND, centroids, config)
+        index.add_core(items, faiss.swig_ptr(vectors_ND), None, faiss.swig_ptr(assigned))
+        return IvfIndex(index, config.kind)
 
     @property
     def nlist(self) -> int:
@@ -84,15 +99,22 @@ class IvfIndex:
         """Columns of a vector."""
         return int(self._index.d)
 
-    @property
-    def imbalance(self) -> float:
-        """Faiss' imbalance factor: 1 with lists of equal length, nlist with everything in one."""
-        return float(self._index.invlists.imbalance_factor())
+    def centroids(self) -> Float32Array:
+        """Centroids float32 (L, D)."""
+        return np.asarray(self._index.quantizer.reconstruct_n(0, self.nlist), np.float32)
+
+    def scanned(self, query_QD: Float32Array, nprobe: int) -> float:
+        """Items that a search of one of these queries compares with, on average."""
+        _, list_QP = self._index.quantizer.search(query_QD, max(1, min(nprobe, self.nlist)))
+        lengths = np.array([self._index.invlists.list_size(i) for i in range(self.nlist)])
+        return float(lengths[list_QP].sum(axis=1).mean()) if query_QD.shape[0] else 0.0
 
     def search(self, query_QD: Float32Array, k: int, nprobe: int) -> tuple[Int64Array, Float32Array]:
         """Row numbers int64 (Q, K), -1 padded, and inner products float32 (Q, K), best first."""
-        if query_QD.shape[1] != self.dim:
-            raise IndexInputError(f"queries have {query_QD.shape[1]} columns, the index has {self.dim}")
+        if query_QD.ndim != 2 or query_QD.shape[1] != self.dim:
+            raise IndexInputError(f"queries have shape {query_QD.shape}, the index has {self.dim} columns")
+        if k < 1:
+            raise IndexInputError(f"k must be at least 1, got {k}")
         probes = faiss.SearchParametersIVF()
         probes.nprobe = max(1, min(nprobe, self.nlist))
         scores, rows = self._index.search(np.ascontiguousarray(query_QD, np.float32), k, params=probes)
@@ -105,7 +127,14 @@ class IvfIndex:
     @staticmethod
     def load(path: Path, kind: str) -> IvfIndex:
         """Read what `save` wrote."""
-        return IvfIndex(faiss.downcast_index(faiss.read_index(str(path))), kind)
+        owner = faiss.read_index(str(path))
+        # The downcast is a view: the memory goes with the object that was read.
+        return IvfIndex(faiss.downcast_index(owner), kind, owner)
+
+
+def finite_rows(vectors_ND: Float32Array) -> npt.NDArray[np.bool_]:
+    """Which rows hold only finite numbers, bool (N,)."""
+    return np.asarray(np.isfinite(vectors_ND).all(axis=1), np.bool_)
 
 
 def _empty_ivf(quantizer: faiss.Index, dim: int, nlist: int, kind: str) -> faiss.IndexIVF:
@@ -113,26 +142,3 @@ def _empty_ivf(quantizer: faiss.Index, dim: int, nlist: int, kind: str) -> faiss
         return faiss.IndexIVFFlat(quantizer, dim, nlist, faiss.METRIC_INNER_PRODUCT)
     half = faiss.ScalarQuantizer.QT_fp16
     return faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, half, faiss.METRIC_INNER_PRODUCT, False)
-
-
-def _gpus() -> int:
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
-
-
-def check_items(item_ids: Int64Array, vectors_ND: Float32Array) -> None:
-    """Refuse what no index should hold.
-
-    Raises:
-        IndexInputError: ids twice, another number of ids than vectors, or numbers that are not finite.
-    """
-    if item_ids.shape[0] != vectors_ND.shape[0]:
-        raise IndexInputError(f"{item_ids.shape[0]} item ids for {vectors_ND.shape[0]} vectors")
-    finite = np.isfinite(vectors_ND).all(axis=1)
-    if not finite.all():
-        first = item_ids[~finite][0]
-        raise IndexInputError(f"{int((~finite).sum())} item vectors are not finite, first of item {first}")
-    unique, counts = np.unique(item_ids, return_counts=True)
-    if unique.shape[0] != item_ids.shape[0]:
-        raise IndexInputError(
-            f"item {unique[counts > 1][0]} has {counts.max()} vectors; ids must be distinct"
-        )

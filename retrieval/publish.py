@@ -1,4 +1,7 @@
-"""Item vectors to a live version: build, tune, gate, commit, promote."""
+"""Item vectors to a live version: build, tune, gate, commit, promote.
+
+Shape letters: N items, Q queries, D columns.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from retrieval.config import IndexConfig
 from retrieval.exact import exact_top_k
-from retrieval.gate import GateReport, check_version, overlap_of
-from retrieval.index import IndexInputError, IvfIndex, check_items
-from retrieval.searcher import INDEX_FILE, ITEMS_FILE, LoadedVersion
+from retrieval.gate import GateReport, Measured, check_version, not_finite, overlap_of
+from retrieval.index import IndexInputError, IvfIndex, finite_rows
+from retrieval.parts import read_parts, write_part
+from retrieval.searcher import INDEX_FILE, ITEMS_FILE, VERIFIED_FILES, LoadedVersion
 from retrieval.tuning import choose_nprobe
-from retrieval.version import Version, VersionStore
+from retrieval.version import MANIFEST, Version, VersionError, VersionStore
+
+__all__ = ["PublishReport", "publish", "write_part"]
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -31,7 +36,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What came of one attempt. `version` is None if a gate refused it; the live version is then the old one."""
+    """What came of one attempt.
+
+    `version` is None if a gate refused it; the live version is then the old one. `scanned` is how many items a search
+    compares with, on average.
+    """
 
     version: Version | None
     items: int
@@ -40,6 +49,7 @@ class PublishReport:
     nprobe: int
     recall: float
     gate: GateReport
+    scanned: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
@@ -50,36 +60,10 @@ class PublishReport:
             "nlist": self.nlist,
             "nprobe": self.nprobe,
             "recall": self.recall,
+            "scanned": self.scanned,
             "gate": [asdict(check) for check in self.gate.checks],
             "seconds": self.seconds,
         }
-
-
-def write_part(path: Path, item_ids: Int64Array, vectors_ND: Float32Array) -> None:
-    """Write one rank's items as an Arrow file: id int64, vector fixed-size list of float32."""
-    flat = pa.array(np.ascontiguousarray(vectors_ND, np.float32).reshape(-1))
-    vectors = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
-    table = pa.table({"item_id": pa.array(item_ids, pa.int64()), "vector": vectors})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def read_parts(paths: Sequence[Path]) -> tuple[Int64Array, Float32Array]:
-    """Ids int64 (N,), ascending, and vectors float32 (N, D) of all parts.
-
-    Raises:
-        IndexInputError: no part, an item in two parts, or vectors that are not finite.
-    """
-    if not paths:
-        raise IndexInputError("there are no parts to publish")
-    table = pa.concat_tables([pa.ipc.open_file(pa.py_buffer(p.read_bytes())).read_all() for p in paths])
-    ids = table["item_id"].to_numpy()
-    flat = table["vector"].combine_chunks().flatten().to_numpy()
-    vectors = flat.reshape(ids.shape[0], table.schema.field("vector").type.list_size)
-    order = np.argsort(ids, kind="stable")
-    ids, vectors = ids[order], np.ascontiguousarray(vectors[order])
-    check_items(ids, vectors)
-    return ids, vectors
 
 
 def publish(
@@ -97,45 +81,106 @@ def publish(
     Args:
         store: where versions live.
         parts: what `write_part` wrote, one per rank; every item in one of them.
-        query_QD: float32, recent query vectors of the same model; recall is tuned and gated on them. Without any, on
-            item vectors.
+        query_QD: float32, recent query vectors of the same model; recall is tuned and gated on them (on a sample
+            if they are many). Without any, on item vectors.
         config: index kind, sizes, gates.
         extra_files: copied into the version under these names (query tower, rows, catalogue).
         metadata: goes into the manifest (`known_items` is what coverage is measured against).
-        seed: of k-means.
+        seed: of k-means and of the sample.
     Raises:
-        IndexInputError: the parts do not make an index.
+        IndexInputError: the parts do not make an index, or the queries do not fit them.
     """
     clock = _Clock()
     ids, vectors = read_parts(parts)
-    index = IvfIndex.build(vectors, config, seed=seed)
+    queries = _sample(query_QD if query_QD.shape[0] else vectors, vectors.shape[1], seed)
+    finite = np.concatenate([finite_rows(vectors), finite_rows(queries)])
+    if not finite.all():
+        gate = not_finite(float(finite.mean()))
+        return _settled(PublishReport(None, ids.shape[0], config.kind, 0, 0, 0.0, gate))
+    live = _live_version(store, vectors.shape[1], config)
+    warm_start = live.index.centroids() if live is not None and config.warm_start_iterations else None
+    index = IvfIndex.build(vectors, config, seed=seed, warm_start_LD=warm_start)
     clock.lap("build_s")
-    queries = (query_QD if query_QD.shape[0] else vectors)[-_MOST_QUERIES:]
-    wanted = exact_top_k(queries, vectors, min(config.recall_k, ids.shape[0]))
-    nprobe, recall = choose_nprobe(index, queries, wanted, config)
-    known = int(str(metadata.get("known_items", ids.shape[0])))
-    overlap = _overlap_with_live(store, index, ids, queries, nprobe, config)
-    gate = check_version(index, config, recall=recall, known_items=known, overlap=overlap)
+    report = _measure(
+        index, ids, vectors, queries, live, config, int(str(metadata.get("known_items", ids.shape[0])))
+    )
     clock.lap("gate_s")
-    version = None
-    if gate.passed:
-        described = {
-            **metadata,
-            "items": ids.shape[0],
-            "dim": index.dim,
-            "kind": config.kind,
-            "nlist": index.nlist,
-            "nprobe": nprobe,
-            "recall": recall,
-            "recall_k": config.recall_k,
-            "gate": [asdict(check) for check in gate.checks],
-        }
+    if report.gate.passed:
+        described = {**metadata, **report.figures(), "dim": index.dim, "recall_k": config.recall_k}
         version = _commit(store, index, ids, vectors, extra_files, described)
         store.prune(config.versions_to_keep)
-    else:
-        _log.warning("a new index version was refused, the live one stays: %s", gate.why_not())
-    clock.lap("commit_s")
-    return PublishReport(version, ids.shape[0], config.kind, index.nlist, nprobe, recall, gate, clock.laps)
+        report = replace(report, version=version)
+        clock.lap("commit_s")
+    return _settled(replace(report, seconds=clock.laps))
+
+
+def _settled(report: PublishReport) -> PublishReport:
+    if report.version is None:
+        _log.warning("a new index version was refused, the live one stays: %s", report.gate.why_not())
+    return report
+
+
+def _measure(
+    index: IvfIndex,
+    ids: Int64Array,
+    vectors: Float32Array,
+    queries: Float32Array,
+    live: LoadedVersion | None,
+    config: IndexConfig,
+    known_items: int,
+) -> PublishReport:
+    wanted = exact_top_k(queries, vectors, min(config.recall_k, ids.shape[0]))
+    nprobe, recall = choose_nprobe(index, queries, wanted, config)
+    scanned = index.scanned(queries, nprobe)
+    measured = Measured(
+        recall=recall,
+        coverage=ids.shape[0] / known_items if known_items else 1.0,
+        imbalance=scanned * index.nlist / (nprobe * index.size),
+        overlap=_overlap(live, index, ids, queries, nprobe, config),
+    )
+    gate = check_version(measured, config)
+    return PublishReport(None, index.size, index.kind, index.nlist, nprobe, recall, gate, scanned)
+
+
+def _sample(query_QD: Float32Array, dim: int, seed: int) -> Float32Array:
+    """At most 2,048 queries, from all of them alike: they come rank by rank."""
+    if query_QD.ndim != 2 or query_QD.shape[1] != dim:
+        raise IndexInputError(f"queries have shape {query_QD.shape}, item vectors have {dim} columns")
+    if query_QD.shape[0] > _MOST_QUERIES:
+        chosen = np.random.default_rng(seed).choice(query_QD.shape[0], _MOST_QUERIES, replace=False)
+        query_QD = query_QD[np.sort(chosen)]
+    return np.ascontiguousarray(query_QD, np.float32)
+
+
+def _live_version(store: VersionStore, dim: int, config: IndexConfig) -> LoadedVersion | None:
+    """The live version if a setting asks for it and it compares: a damaged one must not block its successor."""
+    if not (config.min_overlap or config.warm_start_iterations):
+        return None
+    try:
+        live = store.current()
+        if live is None:
+            return None
+        loaded = LoadedVersion.load(store.verify(live.name, VERIFIED_FILES))
+    except VersionError as error:
+        _log.warning("the live index version is not compared with: %s", error)
+        return None
+    return loaded if loaded.index.dim == dim else None
+
+
+def _overlap(
+    live: LoadedVersion | None,
+    index: IvfIndex,
+    ids: Int64Array,
+    queries: Float32Array,
+    nprobe: int,
+    config: IndexConfig,
+) -> float | None:
+    if live is None or config.min_overlap == 0:
+        return None
+    rows, _ = index.search(queries, config.recall_k, nprobe)
+    previous_ids, scores = live.search(queries, config.recall_k)
+    found = np.where(rows >= 0, ids[np.maximum(rows, 0)], -1)
+    return overlap_of(found, previous_ids, np.isfinite(scores))
 
 
 def _commit(
@@ -146,31 +191,22 @@ def _commit(
     extra_files: Mapping[str, Path],
     described: Mapping[str, Any],
 ) -> Version:
+    taken = sorted({INDEX_FILE, ITEMS_FILE, MANIFEST} & set(extra_files))
+    if taken:
+        raise ValueError(
+            f"extra_files must not be named {', '.join(taken)}: a version has files of these names"
+        )
     building = store.begin()
-    index.save(building / INDEX_FILE)
-    write_part(building / ITEMS_FILE, ids, vectors)
-    for name, source in extra_files.items():
-        shutil.copyfile(source, building / name)
-    version = store.commit(building, described)
+    try:
+        index.save(building.path / INDEX_FILE)
+        write_part(building.path / ITEMS_FILE, ids, vectors)
+        for name, source in extra_files.items():
+            shutil.copyfile(source, building.path / name)
+        version = store.commit(building, described)
+    except Exception:
+        store.abandon(building)
+        raise
     return store.promote(version.name)
-
-
-def _overlap_with_live(
-    store: VersionStore,
-    index: IvfIndex,
-    ids: Int64Array,
-    queries: Float32Array,
-    nprobe: int,
-    config: IndexConfig,
-) -> float | None:
-    if config.min_overlap == 0:
-        return None
-    live = store.current()
-    if live is None:
-        return None
-    rows, _ = index.search(queries, config.recall_k, nprobe)
-    previous_ids, _ = LoadedVersion.load(live).search(queries, config.recall_k)
-    return overlap_of(np.where(rows >= 0, ids[np.maximum(rows, 0)], -1), previous_ids)
 
 
 class _Clock:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from retrieval.index import IvfIndex
+from retrieval.index import IndexInputError, IvfIndex
+from retrieval.parts import read_ids
 from retrieval.version import Version, VersionError, VersionStore
 
 Float32Array = npt.NDArray[np.float32]
@@ -22,6 +22,7 @@ Int64Array = npt.NDArray[np.int64]
 
 INDEX_FILE = "index.faiss"
 ITEMS_FILE = "items.arrow"
+VERIFIED_FILES = frozenset((INDEX_FILE, ITEMS_FILE))
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,44 @@ class LoadedVersion:
     def load(version: Version) -> LoadedVersion:
         """Read a version's index and ids."""
         index = IvfIndex.load(version.path / INDEX_FILE, str(version.manifest["kind"]))
-        table = pa.ipc.open_file(pa.py_buffer((version.path / ITEMS_FILE).read_bytes())).read_all()
-        return LoadedVersion(version, index, table["item_id"].to_numpy())
+        return LoadedVersion(version, index, read_ids(version.path / ITEMS_FILE))
 
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
     ) -> tuple[Int64Array, Float32Array]:
         """As `Searcher.search`."""
-        longest = max((len(ids) for ids in exclude), default=0) if exclude is not None else 0
-        fetched = min(k + longest, self.index.size)
-        rows, scores = self.index.search(query_QD, fetched, int(self.version.manifest["nprobe"]))
+        unwanted = [np.unique(ids) for ids in exclude] if exclude is not None else None
+        if unwanted is not None and len(unwanted) != query_QD.shape[0]:
+            raise IndexInputError(f"{len(unwanted)} sets of excluded ids for {query_QD.shape[0]} queries")
+        nprobe = self._nprobe_for(max((ids.shape[0] for ids in unwanted or ()), default=0))
+        ids, scores = self._search(query_QD, k, nprobe, unwanted)
+        while nprobe < self.index.nlist:
+            short = np.flatnonzero(np.isneginf(scores[:, min(k, self.index.size) - 1]))
+            if short.shape[0] == 0:
+                break
+            nprobe *= 4
+            still_unwanted = [unwanted[q] for q in short] if unwanted is not None else None
+            ids[short], scores[short] = self._search(query_QD[short], k, nprobe, still_unwanted)
+        return ids, scores
+
+    def _nprobe_for(self, excluded: int) -> int:
+        """Lists to search. nprobe is tuned on plain queries, and the excluded items are the nearest of all.
+
+        Room for four times as many items: at a user's 300 nearest of 1,700 items excluded, recall@10 of the rest is
+        .04 with plain nprobe.
+        """
+        items_per_list = self.index.size / self.index.nlist
+        return int(self.version.manifest["nprobe"]) + int(np.ceil(4 * excluded / items_per_list))
+
+    def _search(
+        self, query_QD: Float32Array, k: int, nprobe: int, unwanted: Sequence[Int64Array] | None
+    ) -> tuple[Int64Array, Float32Array]:
+        longest = max((ids.shape[0] for ids in unwanted or ()), default=0)
+        rows, scores = self.index.search(query_QD, min(k + longest, self.index.size), nprobe)
         ids = np.where(rows >= 0, self.item_ids[np.maximum(rows, 0)], -1)
         drop = rows < 0
-        if exclude is not None:
-            for q, unwanted in enumerate(exclude):
-                drop[q] |= np.isin(ids[q], unwanted)
+        for q, excluded in enumerate(unwanted or ()):
+            drop[q] |= np.isin(ids[q], excluded)
         return _first_kept(ids, scores, drop, k)
 
 
@@ -70,13 +94,23 @@ class Searcher:
         return loaded.version if loaded is not None else None
 
     def refresh(self) -> bool:
-        """Load the live version if it is not the one in memory; whether it changed."""
+        """Load the live version if it is not the one in memory; whether it changed.
+
+        Raises:
+            VersionError: the live version cannot be used; the one in memory stays.
+        """
         with self._swap:
-            live = self._store.current()
-            if live is None or (self._loaded is not None and self._loaded.version.name == live.name):
-                return False
-            self._loaded = LoadedVersion.load(live)
-            return True
+            while True:
+                name = self._store.live_name()
+                if name is None or (self._loaded is not None and self._loaded.version.name == name):
+                    return False
+                try:
+                    self._loaded = LoadedVersion.load(self._store.verify(name, VERIFIED_FILES))
+                    return True
+                except Exception:
+                    # A version that was replaced while it was read may be pruned under us: then read the new one.
+                    if self._store.live_name() == name:
+                        raise
 
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
@@ -86,12 +120,14 @@ class Searcher:
         Args:
             query_QD: float32, made by the query tower of this very version.
             k: how many.
-            exclude: item ids, int64, that each query must not get; as many more are fetched.
+            exclude: item ids, int64, that each query must not get; more lists are searched and more items fetched,
+                and as many lists again as it takes to fill k.
         Returns:
             Item ids int64 (Q, k) and inner products float32 (Q, k), best first; where there are fewer, id -1 and
             score -inf.
         Raises:
             VersionError: no version is live.
+            IndexInputError: queries of another width, k below 1, or another number of `exclude` than of queries.
         """
         loaded = self._loaded
         if loaded is None:

@@ -1,4 +1,7 @@
-"""Chooses nprobe: the fewest lists that reach the wanted recall on recent queries."""
+"""Chooses nprobe: the fewest lists that reach the wanted recall on recent queries.
+
+Shape letters: Q queries, K results, D columns.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,21 @@ def choose_nprobe(
 
     Args:
         index: to be searched.
-        query_QD: float32, recent queries.
+        query_QD: float32, recent queries, at least one.
         wanted_QK: int64, exact results as row numbers.
-        config: `nprobe` fixes it; else at most `max_probe_fraction` of the lists.
+        config: `nprobe` fixes it; else at most `max_probe_fraction` of the lists, and that many if even they do not
+            reach `recall_target`.
     """
 
     def recall(nprobe: int) -> float:
         return recall_at_k(index.search(query_QD, wanted_QK.shape[1], nprobe)[0], wanted_QK)
 
     if config.nprobe:
-        return config.nprobe, recall(config.nprobe)
+        fixed = min(config.nprobe, index.nlist)
+        return fixed, recall(fixed)
     low, high = 1, max(1, int(index.nlist * config.max_probe_fraction))
     best = recall(high)
-    if query_QD.shape[0] == 0:
+    if best < config.recall_target:
         return high, best
     while low < high:
         middle = (low + high) // 2

@@ -1,0 +1,82 @@
+"""The coarse quantizer: centroids of the inverted lists, and which list an item belongs to.
+
+Shape letters: N items, L lists, D columns.
+
+Unit vectors: spherical k-means by inner product. Others: k-means by L2 distance, and an item goes to its nearest
+centroid, while queries choose lists by inner product all the same. Measured at recall@10 .97 on 20,000 vectors with
+log-normal norms (sigma .7): L2 scans 2.4 % of the items, spherical 17.7 %, k-means by inner product 81.5 %.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.config import IndexConfig
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+
+class IndexDeviceError(RuntimeError):
+    """index.device asks for a GPU that Faiss does not have."""
+
+
+def is_unit(vectors_ND: Float32Array) -> bool:
+    """Whether every row has norm 1."""
+    return bool(np.allclose(np.einsum("nd,nd->n", vectors_ND, vectors_ND), 1.0, atol=1e-3))
+
+
+def train_centroids(
+    vectors_ND: Float32Array,
+    lists: int,
+    config: IndexConfig,
+    *,
+    seed: int,
+    warm_start_LD: Float32Array | None = None,
+) -> Float32Array:
+    """Centroids float32 (L, D).
+
+    Args:
+        vectors_ND: float32, at least L rows.
+        lists: L.
+        config: build_iterations, warm_start_iterations, device.
+        seed: of the first centroids.
+        warm_start_LD: centroids of an earlier version to go on from; of no use, and not used, in another shape.
+    """
+    dim = vectors_ND.shape[1]
+    warm = warm_start_LD is not None and warm_start_LD.shape == (lists, dim)
+    settings = faiss.ClusteringParameters()
+    settings.seed = seed
+    settings.niter = config.warm_start_iterations if warm else config.build_iterations
+    settings.spherical = is_unit(vectors_ND)
+    settings.min_points_per_centroid = 1
+    clustering = faiss.Clustering(dim, lists, settings)
+    if warm:
+        faiss.copy_array_to_vector(np.ascontiguousarray(warm_start_LD).reshape(-1), clustering.centroids)
+    clustering.train(vectors_ND, _flat(dim, settings.spherical, config))
+    return np.asarray(faiss.vector_to_array(clustering.centroids).reshape(lists, dim), np.float32)
+
+
+def assign_lists(vectors_ND: Float32Array, centroid_LD: Float32Array, config: IndexConfig) -> Int64Array:
+    """The list of each item, int64 (N,)."""
+    flat = _flat(vectors_ND.shape[1], is_unit(vectors_ND), config)
+    flat.add(centroid_LD)
+    _, list_N1 = flat.search(vectors_ND, 1)
+    return np.ascontiguousarray(list_N1[:, 0], np.int64)
+
+
+def _flat(dim: int, by_inner_product: bool, config: IndexConfig) -> Any:
+    """Exact search over centroids. Nearly all of a build's time is spent in it, so only this goes to the GPU."""
+    flat = faiss.IndexFlatIP(dim) if by_inner_product else faiss.IndexFlatL2(dim)
+    gpus = int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
+    if config.device == "cuda" and gpus == 0:
+        raise IndexDeviceError(
+            "index.device is 'cuda' but Faiss sees no GPU; install faiss-gpu, or set index.device=auto"
+        )
+    if config.device == "cpu" or gpus == 0:
+        return flat
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, flat)
