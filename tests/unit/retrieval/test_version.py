@@ -1,0 +1,129 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from retrieval.version import VersionCorrupt, VersionError
+
+
+def commit(store, content=b"data", **described):
+    building = store.begin()
+    (building.path / "file").write_bytes(content)
+    return store.commit(building, described)
+
+
+def test_names_count_up_also_after_old_versions_are_gone(store):
+    for _ in range(3):
+        store.promote(commit(store).name)
+    store.prune(1)
+    assert commit(store).name == "v00000004"
+    assert store.names() == ["v00000003", "v00000004"]
+
+
+def test_a_version_is_not_live_before_it_is_promoted(store):
+    version = commit(store, step=3)
+    assert store.current() is None
+    assert store.promote(version.name).manifest["step"] == 3
+    assert store.current() == version
+    assert store.versions() == [version]
+
+
+def test_metadata_cannot_take_the_place_of_what_the_store_writes(store):
+    version = commit(store, format=99, version="v9", files=[])
+    assert store.open(version.name).manifest["version"] == "v00000001"
+    assert [file["name"] for file in version.manifest["files"]] == ["file"]
+
+
+def test_the_live_version_is_never_pruned(store):
+    for _ in range(4):
+        commit(store)
+    store.promote("v00000001")
+    store.prune(1)
+    assert store.names() == ["v00000001", "v00000004"]
+    assert store.current().name == "v00000001"
+
+
+@pytest.mark.parametrize("damage", [b"dat", b"dato", None])
+def test_a_damaged_file_is_named(store, damage):
+    version = commit(store)
+    file = version.path / "file"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    with pytest.raises(VersionCorrupt, match="v00000001 is damaged: file "):
+        store.verify(version.name)
+
+
+def test_rolling_back_makes_an_older_version_live(store):
+    for content in (b"old", b"new"):
+        store.promote(commit(store, content).name)
+    assert store.rollback("v00000001").name == "v00000001"
+    assert (store.current().path / "file").read_bytes() == b"old"
+
+
+def test_rolling_back_to_a_damaged_version_keeps_the_live_one(store):
+    for _ in range(2):
+        store.promote(commit(store).name)
+    (store.root / "v00000001" / "file").write_bytes(b"x")
+    with pytest.raises(VersionCorrupt):
+        store.rollback("v00000001")
+    assert store.current().name == "v00000002"
+
+
+@pytest.mark.parametrize("name", ["v00000007", "../elsewhere", "", "CURRENT"])
+def test_a_version_that_is_not_there_is_refused_with_those_that_are(store, name):
+    commit(store)
+    with pytest.raises(VersionError, match="there are: v00000001"):
+        store.promote(name)
+
+
+def test_an_unknown_format_is_refused(store):
+    version = commit(store)
+    (version.path / "manifest.json").write_text(json.dumps({**version.manifest, "format": 2}))
+    with pytest.raises(VersionError, match="version format 2; this program reads 1"):
+        store.promote(version.name)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
+def test_a_manifest_that_cannot_be_read_is_named(store, content):
+    version = commit(store)
+    (version.path / "manifest.json").write_text(content)
+    with pytest.raises(VersionCorrupt, match=r"manifest\.json"):
+        store.open(version.name)
+
+
+def test_a_second_writer_leaves_what_the_first_is_building(store):
+    first = store.begin()
+    (first.path / "file").write_bytes(b"first")
+    second = commit(store, b"second")
+    version = store.commit(first, {})
+    assert [second.name, version.name] == ["v00000001", "v00000002"]
+    assert (version.path / "file").read_bytes() == b"first"
+
+
+def test_many_writers_get_different_names(store):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda n: commit(store, b"%d" % n, n=n), range(24)))
+    assert sorted(version.name for version in made) == store.names()
+    assert len(store.names()) == 24
+    assert all((version.path / "file").read_bytes() == b"%d" % version.manifest["n"] for version in made)
+
+
+def test_what_a_killed_process_was_building_is_removed_by_the_next_one(store):
+    code = (
+        "import os, signal, sys, pathlib; from retrieval.version import VersionStore\n"
+        "building = VersionStore(pathlib.Path(sys.argv[1])).begin()\n"
+        "(building.path / 'file').write_bytes(b'half')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(store.root)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(store.root.glob(".building-*"))) == 1
+    commit(store)
+    assert list(store.root.glob(".building-*")) == []
