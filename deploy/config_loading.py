@@ -7,10 +7,11 @@ anything else is started.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, Literal, cast, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -43,21 +44,20 @@ def load_config(config_file: Path | None, overrides: list[str]) -> FreshetConfig
         ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
     merged = OmegaConf.structured(FreshetConfig)
+    types = _types(FreshetConfig)
     given: set[str] = set()
-    for source, values in _sources(config_file, overrides):
-        for key, value in _leaves(values):
-            _require_known(key, source)
+    for source, values in _sources(config_file, overrides, types):
+        for key, value in _leaves(values, types):
+            _require_known(key, types, source)
+            _assign(merged, key, value, types[key], source)
             given.add(key)
-            try:
-                OmegaConf.update(merged, key, value)
-            except OmegaConfBaseException as error:
-                reason = str(error).splitlines()[0]
-                raise ConfigError(f"setting '{key}' cannot be {value!r} ({source}): {reason}") from error
-    _follow_history_length(merged, given)
     try:
+        _follow_history_length(merged, given)
         return cast(FreshetConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(_one_line(error)) from error
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -67,17 +67,29 @@ def describe_settings() -> list[Setting]:
     return list(_describe(FreshetConfig, ""))
 
 
-def _sources(config_file: Path | None, overrides: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _sources(
+    config_file: Path | None, overrides: list[str], types: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     if config_file is not None:
         yield str(config_file), _read_yaml(config_file)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"'{override}' is not a setting; write key=value, for example train.workers=2")
-        try:
-            yield f"argument '{override}'", {key: yaml.safe_load(text) if text else ""}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of '{override}' is not valid YAML: {error}") from error
+        # Not the argument itself: a mistyped key may stand before a password.
+        yield "the arguments", {key: _argument_value(key, text, types)}
+
+
+def _argument_value(key: str, text: str, types: Mapping[str, Any]) -> Any:
+    """YAML, but what the setting wants as text stays as it was written (`topic=on`, `user=0123`, `path=a: b`)."""
+    keeps_text = _is_text(types.get(key, str)) and not _is_section(key, types)
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        if keeps_text:
+            return text
+        raise ConfigError(f"the value of '{key}={text}' is not valid YAML: {_one_line(error)}") from error
+    return text if keeps_text and not isinstance(value, str) else value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the settings file {path} cannot be read: {error} (option --config)") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -96,24 +108,72 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(values: dict[Any, Any], types: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{key}.")
-        else:
+        if isinstance(value, dict) and key not in types:
+            yield from _leaves(value, types, f"{key}.")
+        elif value is not None or not _is_section(key, types):  # a section without keys sets nothing
             yield key, value
 
 
-def _require_known(key: str, source: str) -> None:
-    known = [setting.key for setting in describe_settings()]
-    if key in known:
+def _is_section(key: str, types: Mapping[str, Any]) -> bool:
+    return any(name.startswith(f"{key}.") for name in types)
+
+
+def _require_known(key: str, types: Mapping[str, Any], source: str) -> None:
+    if key in types:
         return
+    known = list(types)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f" (did you mean '{close[0]}'?)" if close else ""
-    if not close and any(name.startswith(f"{key}.") for name in known):
+    if _is_section(key, types):
         hint = f" (it is a section: set one of its keys, for example {key}.{_first_in(key, known)}=...)"
     raise ConfigError(f"unknown setting '{key}'{hint} in {source}")
+
+
+def _assign(merged: Any, key: str, value: Any, kind: Any, source: str) -> None:
+    """Set one leaf; what omegaconf would quietly turn into something else is refused."""
+    reason = _why_refused(value, kind)
+    if not reason:
+        try:
+            OmegaConf.update(merged, key, value)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+    if reason:
+        raise ConfigError(f"setting '{key}' cannot be {value!r} in {source}: {reason}")
+
+
+def _why_refused(value: Any, kind: Any) -> str:
+    if value is None:
+        return "it needs a value"
+    if isinstance(value, dict):
+        return "it is one setting, not a section"
+    if _is_text(kind) and not isinstance(value, str):
+        return "it is text: put it in quotes"
+    if kind == list[str] and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return "it is a list of texts, for example [a, b]"
+    if kind is bool and not isinstance(value, bool):
+        return "it is true or false"
+    if kind is float and not _is_finite(value):
+        return "it is a finite number"
+    return ""
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or get_origin(kind) is Literal
+
+
+def _is_finite(value: Any) -> bool:
+    # YAML 1.1 reads 2e-3 as text; what is no number at all is omegaconf's to refuse.
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("full_key")[0].split())
 
 
 def _first_in(section: str, known: list[str]) -> str:
@@ -131,6 +191,17 @@ def _follow_history_length(merged: Any, given: set[str]) -> None:
         raise ConfigError(f"model.history_length={model} but stream.history_length={stream}: set one of them")
 
 
+def _types(kind: type[Any], prefix: str = "") -> dict[str, Any]:
+    """The declared type of every leaf, by its dotted key."""
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            types |= _types(cast("type[Any]", hint), f"{prefix}{name}.")
+        else:
+            types[f"{prefix}{name}"] = hint
+    return types
+
+
 def _describe(kind: type[Any], prefix: str) -> Iterator[Setting]:
     hints = get_type_hints(kind)
     documented = _attribute_help(kind)
@@ -144,10 +215,17 @@ def _describe(kind: type[Any], prefix: str) -> Iterator[Setting]:
 
 
 def _attribute_help(kind: type[Any]) -> dict[str, str]:
-    """`name: meaning` lines of a docstring's Attributes section."""
+    """`name: meaning` entries of a docstring's Attributes section, with the lines that go on below them."""
     _, _, section = (kind.__doc__ or "").partition("Attributes:")
-    pairs = (line.strip().partition(": ") for line in section.splitlines())
-    return {name: text for name, separator, text in pairs if separator and name.isidentifier()}
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        start, separator, text = line.strip().partition(": ")
+        if separator and start.isidentifier():
+            name, found[start] = start, text
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found
 
 
 def _default(item: Field[Any]) -> object:
