@@ -164,6 +164,9 @@ class Demo:
         if self._killer is not None and (done := self._killer.observe(now)):
             self.figures.killed_pid = self._killer.killed_pid
             self.display.say(done)
+            self.display.stage("a worker is dead: Ray Train starts the group again")
+        if now.restarts > before.restarts:
+            self.display.stage("streaming and training again")
         self.display.update()
         return now
 

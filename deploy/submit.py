@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -69,16 +70,35 @@ def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server.
 
     Raises:
-        ClusterUnreachable: nobody answers there.
+        ClusterUnreachable: nobody answers there, or not to us.
     """
+    use_local_token(address)
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ClusterUnreachable(
+            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and the token in "
+            "RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names (default ~/.ray/auth_token)"
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         raise ClusterUnreachable(
             f"no Ray cluster answers at {address} (setting: --address; `ray start --head` starts one here)"
         ) from error
+
+
+def use_local_token(address: str) -> None:
+    """Use this machine's Ray token with a cluster on this machine; never send it elsewhere unasked.
+
+    `ray start` turns token authentication on where a token exists, and any earlier `ray.init` has made
+    one, but Ray's job client does not look for it by itself. Must run before Ray is imported.
+    """
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    local = urlsplit(address).hostname in LOOPBACK
+    if local and "RAY_AUTH_MODE" not in os.environ and ("RAY_AUTH_TOKEN" in os.environ or token.is_file()):
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def submit(

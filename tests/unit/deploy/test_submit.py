@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import shlex
 import sys
 from types import SimpleNamespace
@@ -98,7 +99,28 @@ def test_without_waiting_the_job_is_only_submitted(client, tmp_path, capsys):
     assert json.loads((tmp_path / "j.json").read_text())["status"] == "SUBMITTED"
 
 
+def test_this_machines_token_is_used_here_and_never_sent_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    submit.use_local_token(LOCAL)
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / "token").write_text("secret")
+    submit.use_local_token(REMOTE)
+    assert "RAY_AUTH_MODE" not in os.environ
+    submit.use_local_token(LOCAL)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_what_the_user_says_about_tokens_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    submit.use_local_token(LOCAL)
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
 def test_a_cluster_that_does_not_answer_is_one_line_with_the_setting(monkeypatch):
-    monkeypatch.setenv("RAY_JOB_SUBMISSION_TIMEOUT", "1")
+    monkeypatch.setattr(submit, "use_local_token", lambda address: None)
     with pytest.raises(submit.ClusterUnreachable, match=r"no Ray cluster answers at .*:9 .*--address"):
         submit.connect("http://127.0.0.1:9")

@@ -1,0 +1,137 @@
+"""`freshet submit train` and plain `ray job submit`, on a real local cluster that `ray start --head` made."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pyarrow as pa
+import pytest
+
+from deploy.children import Child
+from streaming.producer import EventProducer
+from streaming.topics import create_topics
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).parents[2]
+EVENTS = 1500
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The job server's address of a Ray cluster of two CPUs, ended with the module."""
+    port = free_port()
+    # Ray's sockets lie below its temporary folder, and their paths must be short.
+    with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        command = [
+            *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true"),
+            *("--port", str(free_port()), "--dashboard-port", str(port), "--temp-dir", folder),
+            *("--ray-client-server-port", str(free_port()), "--disable-usage-stats"),
+        ]
+        with Child("ray", command, Path(folder) / "head.log") as head:
+            address = f"http://127.0.0.1:{port}"
+            wait_until_ready(address, head)
+            yield address
+
+
+def wait_until_ready(address: str, head: Child) -> None:
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            with urlopen(f"{address}/api/version", timeout=5):
+                return
+        except HTTPError:
+            return  # it answers, and wants a token
+        except OSError:
+            assert head.exit_status() is None, head.log_path.read_text()
+            assert time.monotonic() < deadline, head.log_path.read_text()
+            time.sleep(1)
+
+
+@pytest.fixture
+def stream(kafka_broker, tmp_path):
+    """Settings of a stream of 1,500 events, as `key=value`."""
+    from streaming.config import StreamConfig
+
+    suffix = tmp_path.name
+    config = replace(
+        StreamConfig(bootstrap_servers=kafka_broker.bootstrap_servers),
+        interactions_topic=f"interactions-{suffix}",
+        items_topic=f"items-{suffix}",
+        users_topic=f"users-{suffix}",
+    )
+    create_topics(config, 2)
+    numbers = range(EVENTS)
+    columns = {
+        "user_id": [n % 40 for n in numbers],
+        "item_id": [1 + n * n % 97 for n in numbers],
+        "timestamp_ms": [1_700_000_000_000 + 1000 * n for n in numbers],
+    }
+    with EventProducer(config) as producer:
+        producer.send(pa.RecordBatch.from_pydict(columns))
+    names = ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic")
+    return [f"stream.{name}={getattr(config, name)}" for name in names]
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=400,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+BOUNDED = ["train.bounded=true", "train.workers=1", "train.batch_events=256", "device=cpu"]
+
+
+def test_a_submitted_training_job_prints_its_logs_and_ends_with_its_status(cluster, stream, tmp_path):
+    settings = [*stream, *BOUNDED, f"storage_path={tmp_path / 'run'}"]
+    report = tmp_path / "job.json"
+    submit = [sys.executable, "-m", "deploy", "submit", "train", "--address", cluster, "--json", str(report)]
+    done = run([*submit, *settings])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert json.loads(report.read_text())["status"] == "SUCCEEDED"
+    progress = json.loads((tmp_path / "run" / "progress.json").read_text())
+    assert (progress["state"], progress["events_trained"]) == ("finished", EVENTS)
+    assert "events_trained" in done.stdout
+
+
+def test_a_job_that_fails_is_one_line_and_status_1(cluster, stream, tmp_path):
+    settings = [*stream, "stream.interactions_topic=nobody-made-it", f"storage_path={tmp_path / 'run'}"]
+    done = run([sys.executable, "-m", "deploy", "submit", "train", "--address", cluster, *settings])
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("freshet: error: job raysubmit_")
+    assert "nobody-made-it" in done.stdout
+
+
+def test_plain_ray_job_submit_of_the_verb_works_too(cluster, stream, tmp_path):
+    settings = [*stream, *BOUNDED, f"storage_path={tmp_path / 'run'}"]
+    ray = [str(BIN / "ray"), "job", "submit", "--address", cluster, "--working-dir", "."]
+    path = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    command = [*ray, "--runtime-env-json", json.dumps({"env_vars": path}), "--"]
+    # `ray start` turns token authentication on where a token exists; the job client must be told.
+    mode = "token" if (Path.home() / ".ray" / "auth_token").is_file() else "disabled"
+    done = run([*command, "python", "-m", "deploy", "train", *settings], RAY_AUTH_MODE=mode)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    progress = json.loads((tmp_path / "run" / "progress.json").read_text())
+    assert progress["events_trained"] == EVENTS
