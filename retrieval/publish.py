@@ -96,6 +96,10 @@ def publish(
     finite = np.concatenate([finite_rows(vectors), finite_rows(queries)])
     if not finite.all():
         gate = not_finite(float(finite.mean()))
+        bad_ids = ids[~finite[: ids.shape[0]]]
+        _log.warning(
+            "%d item vectors are not finite, first of items %s", bad_ids.shape[0], bad_ids[:3].tolist()
+        )
         return _settled(PublishReport(None, ids.shape[0], config.kind, 0, 0, 0.0, gate))
     live = _live_version(store, vectors.shape[1], config)
     warm_start = live.index.centroids() if live is not None and config.warm_start_iterations else None

@@ -84,13 +84,14 @@ def test_missing_items_fail_the_coverage_gate(store, put):
 
 
 @pytest.mark.parametrize("bad", ["items", "queries"])
-def test_a_diverged_model_fails_a_gate_instead_of_the_training(store, put, bad):
+def test_a_diverged_model_fails_a_gate_instead_of_the_training(store, put, caplog, bad):
     vectors, queries = clustered(1200)
     first = put(vectors, queries)
     (vectors if bad == "items" else queries)[3, 0] = np.nan
     report = put(vectors, queries)
     assert failed(report) == ["finite"]
     assert "diverged" in report.gate.why_not()
+    assert ("first of items [30]" in caplog.text) == (bad == "items")
     assert store.current() == first.version
 
 

@@ -57,6 +57,15 @@ def test_the_item_minus_one_is_an_item_like_any_other(store, put):
     np.testing.assert_allclose(scores, 1.0, atol=1e-3)
 
 
+def test_ids_at_both_ends_of_int64_come_back_unchanged(store, put):
+    ids = np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min, 0])
+    vectors = unit(np.eye(3))
+    put(vectors, ids=ids)
+    searcher = Searcher(store.root)
+    assert searcher.search(vectors, 1)[0][:, 0].tolist() == ids.tolist()
+    assert ids[1] not in searcher.search(vectors, 2, exclude=[ids[1:2]] * 3)[0]
+
+
 def test_no_queries_have_no_results(store, put):
     put(clustered(3)[0])
     ids, scores = Searcher(store.root).search(np.zeros((0, 32), np.float32), 4, exclude=[])

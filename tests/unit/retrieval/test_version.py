@@ -56,6 +56,13 @@ def test_a_damaged_file_is_named(store, damage):
         store.verify(version.name)
 
 
+def test_a_pointer_to_nothing_is_an_error_not_an_empty_store(store):
+    commit(store)
+    (store.root / "CURRENT").write_text("v00000009")
+    with pytest.raises(VersionError, match="'v00000009'"):
+        store.current()
+
+
 def test_rolling_back_makes_an_older_version_live(store):
     for content in (b"old", b"new"):
         store.promote(commit(store, content).name)
