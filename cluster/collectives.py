@@ -18,6 +18,9 @@ from torch import Tensor
 
 Int64Array = npt.NDArray[np.int64]
 
+# torch renamed it in 2.13 and warns of the old name at every call.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 class Collectives:
     """The collectives of one worker group. Every rank must make the same calls in the same order."""
@@ -38,7 +41,7 @@ class Collectives:
         if self.world == 1:
             return values[None, :].copy()
         out = torch.empty(self.world, values.shape[0], dtype=torch.float64)
-        dist.all_gather_into_tensor(out.view(-1), torch.from_numpy(np.ascontiguousarray(values)))
+        _all_gather(out.view(-1), torch.from_numpy(np.ascontiguousarray(values)))
         return cast("npt.NDArray[np.float64]", out.numpy())
 
     def gather_rows(self, x: Tensor) -> tuple[Tensor, list[int]]:
@@ -53,7 +56,7 @@ class Collectives:
         if x.shape[0] < longest:
             mine = torch.cat([mine, mine.new_zeros(longest - x.shape[0], *x.shape[1:])])
         out = mine.new_empty(self.world * longest, *x.shape[1:])
-        dist.all_gather_into_tensor(out, mine)
+        _all_gather(out, mine)
         if all(size == longest for size in sizes):
             return out, sizes
         return torch.cat([out[r * longest : r * longest + size] for r, size in enumerate(sizes)]), sizes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.checkpoint import Checkpoint, CheckpointStore
+from cluster.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.control import Decision, Report, agree
@@ -23,11 +23,11 @@ from cluster.progress_report import ProgressReporter
 from cluster.publisher import Publisher
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import restore_checkpoint, save_checkpoint
-from streaming.catalogue_records import CatalogueUpdate
 from streaming.catalogue_reader import CatalogueReader
-from streaming.group_offsets import publish_group_offsets
+from streaming.catalogue_records import CatalogueUpdate
+from streaming.group_offsets import GroupOffsets
 from streaming.position import Position
-from streaming.source import BrokerUnavailable, KafkaSource, end_offsets, partitions_of
+from streaming.source import KafkaSource, end_offsets, partitions_of
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Worker:
             config, partitions_of_rank(self.partition_count, comm.rank, comm.world), comm, device
         )
         self.progress = ProgressReporter(storage, run_id, comm)
+        self._group_offsets = GroupOffsets(config.stream)
         self._on_checkpoint = on_checkpoint
         self._pending: CatalogueUpdate | None = None
         self._validation = np.zeros(4)
@@ -88,6 +89,7 @@ class Worker:
                 else:
                     self.run.batcher.wait_full(self._quota, _IDLE_WAIT_S)
         finally:
+            self._group_offsets.close()
             self.run.source.close()
 
     def _resume(self) -> None:
@@ -188,16 +190,10 @@ class Worker:
         self._last_checkpoint_s = time.monotonic()
         if checkpoint is not None:
             self.progress.checkpointed(checkpoint)
-            self._tell_kafka(checkpoint)
+            self._group_offsets.tell(
+                {int(p): Position(*at) for p, at in checkpoint.manifest["positions"].items()}
+            )
         self._on_checkpoint(self.progress.metrics())
-
-    def _tell_kafka(self, checkpoint: Checkpoint) -> None:
-        """For lag tools; the checkpoint is what counts, so a broker that is away costs a warning, not the run."""
-        positions = {int(p): Position(*at) for p, at in checkpoint.manifest["positions"].items()}
-        try:
-            publish_group_offsets(self.config.stream, positions)
-        except BrokerUnavailable as error:
-            _log.warning("could not tell Kafka the offsets of step %d: %s", checkpoint.step, error)
 
     def _publish(self) -> None:
         snapshot = self._snapshot()

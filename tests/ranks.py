@@ -42,7 +42,9 @@ def _take(queue: Any, processes: list[Any]) -> tuple[int, Any]:
     return rank, result
 
 
-def _enter(rank: int, world: int, store: str, queue: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _enter(
+    rank: int, world: int, store: str, queue: Any, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:

@@ -1,0 +1,185 @@
+"""The worker loop on two ranks against a real broker, below Ray: trained once, kept, resumed, published."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from kafka import KafkaConsumer, KafkaProducer
+
+from cluster.accounting import verify_exactly_once
+from cluster.checkpoint import CheckpointStore, read_table, read_tensors
+from cluster.collectives import Collectives
+from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.refresh import refresh_from
+from cluster.serving import NothingToServe, Recommender, UnknownUser
+from cluster.worker import Worker
+from model.config import ModelConfig
+from streaming.config import StreamConfig
+from streaming.producer import EventProducer
+from tests.ranks import run_on_ranks
+
+USERS, ITEMS = 40, 60
+
+
+def _config(stream: StreamConfig, storage: Path, **train: object) -> FreshetConfig:
+    return FreshetConfig(
+        stream=stream,
+        model=ModelConfig(dim=16, layers=1, heads=2, augmented_dim=8, uniform_negatives=20),
+        train=TrainConfig(
+            batch_events=64,
+            bounded=True,
+            publish_every_s=0,
+            checkpoint_every_s=3600,
+            checkpoints_to_keep=50,
+            **train,
+        ),
+        evaluation=EvaluationConfig(sample_fraction=0.5, bin_events=100),
+        device="cpu",
+        storage_path=str(storage),
+    )
+
+
+def _produce(stream: StreamConfig, events: int, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    with EventProducer(stream) as producer:
+        for start in range(0, events, 50):
+            count = min(50, events - start)
+            columns = {
+                "user_id": rng.integers(1, USERS + 1, count),
+                "item_id": rng.integers(1, ITEMS + 1, count),
+                "timestamp_ms": 1_700_000_000_000 + np.arange(start, start + count) * 1000,
+            }
+            producer.send(pa.RecordBatch.from_pydict(columns))
+            producer.flush()
+
+
+def _train(rank: int, config: FreshetConfig) -> dict:
+    return Worker(config, Collectives(), torch.device("cpu")).train()
+
+
+def _refresh(rank: int, config: FreshetConfig, checkpoint: str, report: str) -> None:
+    refresh_from(
+        config,
+        Collectives(),
+        torch.device("cpu"),
+        checkpoint_path=Path(checkpoint),
+        report_path=Path(report),
+    )
+
+
+def _state(storage: Path) -> dict[str, np.ndarray]:
+    """Everything that training made, keyed so that it does not depend on how rows are spread."""
+    checkpoint = CheckpointStore(storage / "checkpoints").newest()
+    state = {k: t.numpy() for k, t in read_tensors(checkpoint.path / "towers.safetensors").items()}
+    rows = pa.concat_tables([read_table(f) for f in checkpoint.files("rows-")])
+    order = np.lexsort((rows["id"].to_numpy(), rows["table"].to_numpy()))
+    for name in ("table", "id", "frequency"):
+        state[f"rows.{name}"] = rows[name].to_numpy()[order]
+    state["rows.value"] = rows["value"].combine_chunks().flatten().to_numpy().reshape(len(order), -1)[order]
+    for file in checkpoint.files("users-"):
+        table = read_table(file)
+        state[file.name] = table["items"].combine_chunks().flatten().to_numpy()
+    return state
+
+
+def test_two_ranks_train_every_event_once_and_bad_events_go_to_the_dead_letter_topic(stream_config, tmp_path):
+    _produce(stream_config, 600)
+    with KafkaProducer(bootstrap_servers=stream_config.bootstrap_servers) as producer:
+        producer.send(stream_config.interactions_topic, key=b"1", value=b"no json at all", partition=2)
+        producer.send(stream_config.interactions_topic, key=b"1", value=b'{"user_id": 1}', partition=3)
+    _produce(stream_config, 100, seed=1)
+    config = _config(stream_config, tmp_path)
+    progress = run_on_ranks(_train, 2, config)[0]
+    assert progress["events_trained"] == 700
+    assert progress["dead_letters"] == 2
+    accounting = verify_exactly_once(config)
+    assert accounting.exactly_once
+    assert (accounting.events_in_topic, accounting.dead_letters_in_topic) == (700, 2)
+    letters = _messages(stream_config, stream_config.dead_letters)
+    reasons = sorted(dict(m.headers)["reason"].decode() for m in letters)
+    assert len(reasons) == 2
+    assert "JSON" in " ".join(reasons)
+    assert "item_id" in " ".join(reasons)
+    assert {dict(m.headers)["partition"] for m in letters} == {b"2", b"3"}
+    sample = sum(progress["progressive"]["sample"])
+    assert 0 < sample < 700
+    assert progress["index"]["versions"] == 1
+
+    # Embedding rows exist on exactly one rank.
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").newest()
+    parts = [read_table(file) for file in checkpoint.files("rows-")]
+    keys = [set(zip(p["table"].to_pylist(), p["id"].to_pylist(), strict=True)) for p in parts]
+    assert len(parts) == 2
+    assert all(len(k) > 20 for k in keys)
+    assert not keys[0] & keys[1]
+
+    # The version answers, without what the user has had; so does one made from the checkpoint by other workers.
+    recommender = Recommender(config)
+    items = _items_of(checkpoint, 1)
+    found = recommender.recommend(user_id=1, k=5)
+    assert len(found) == 5
+    assert not {r.item_id for r in found} & items
+    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    report = tmp_path / "report.json"
+    run_on_ranks(_refresh, 3, replace(config), str(checkpoint.path), str(report))
+    assert json.loads(report.read_text())["version"] == "v00000002"
+    again = Recommender(config).recommend(user_id=1, k=5)
+    assert [r.item_id for r in again] == [r.item_id for r in found]
+    assert Recommender(config).recommend(history=sorted(items), k=3)
+    with pytest.raises(UnknownUser, match="user 999"):
+        recommender.recommend(user_id=999)
+
+
+def test_a_run_that_was_cut_and_resumed_ends_as_one_that_was_not(stream_factory, tmp_path):
+    stream = stream_factory(2)
+    _produce(stream, 400)
+    run_on_ranks(_train, 2, _config(stream, tmp_path / "whole"))
+    run_on_ranks(_train, 2, _config(stream, tmp_path / "cut", stop_after_rows=150))
+    middle = CheckpointStore(tmp_path / "cut" / "checkpoints").newest()
+    assert 150 <= middle.manifest["rows_read"] < 400
+    run_on_ranks(_train, 2, _config(stream, tmp_path / "cut"))
+    whole, cut = _state(tmp_path / "whole"), _state(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, cut[name], err_msg=name)
+    assert verify_exactly_once(_config(stream, tmp_path / "cut")).exactly_once
+
+
+def test_three_ranks_go_on_from_the_checkpoint_of_two(stream_factory, tmp_path):
+    stream = stream_factory(3)
+    _produce(stream, 300)
+    run_on_ranks(_train, 2, _config(stream, tmp_path, stop_after_rows=120))
+    run_on_ranks(_train, 3, _config(stream, tmp_path))
+    accounting = verify_exactly_once(_config(stream, tmp_path))
+    assert accounting.exactly_once
+    assert accounting.events_trained == 300
+
+
+def test_a_run_without_versions_says_what_to_do(stream_config, tmp_path):
+    with pytest.raises(NothingToServe, match="freshet train"):
+        Recommender(_config(stream_config, tmp_path))
+
+
+def _messages(stream: StreamConfig, topic: str) -> list:
+    consumer = KafkaConsumer(
+        topic,
+        bootstrap_servers=stream.bootstrap_servers,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=3000,
+    )
+    try:
+        return list(consumer)
+    finally:
+        consumer.close()
+
+
+def _items_of(checkpoint, user: int) -> set[int]:
+    for file in checkpoint.files("users-"):
+        for row in read_table(file).to_pylist():
+            if row["user_id"] == user:
+                return set(row["items"])
+    raise AssertionError(f"user {user} is in no file")
