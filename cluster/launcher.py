@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,9 +21,11 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import process_group_backend, resolve_device
 from cluster.telemetry import read_progress, write_progress
-from streaming.source import partitions_of
+from retrieval.durable_files import write_durably
+from streaming.source import PositionLost, TopicMissing, partitions_of
 
-# Found by SIGKILL-to-resumed times: the defaults poll every 2 s and wait a minute for a lost size.
+STOP_FILE = "stopped.json"
+# Found by SIGKILL-to-resumed times: the default polls every 2 s.
 _RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
@@ -34,6 +39,10 @@ class TrainingSummary:
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
+class TrainingStopped(RuntimeError):
+    """A worker met something that a restart cannot mend; the message is the worker's."""
+
+
 def run_training(config: FreshetConfig) -> TrainingSummary:
     """Train until the stream ends (`train.bounded`, `train.stop_after_rows`) or for ever on a live topic.
 
@@ -42,6 +51,7 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     Raises:
         streaming.source.BrokerUnavailable, TopicMissing: nothing to read from.
         CheckpointError: `storage_path` holds checkpoints, but none that verifies.
+        TrainingStopped: a worker said that trying again cannot help.
     """
     config = replace(config, storage_path=str(Path(config.storage_path).resolve()))
     partitions_of(config.stream, config.stream.interactions_topic)
@@ -50,6 +60,9 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     run_id = uuid.uuid4().hex
     write_progress(storage, {"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
     _fit(config, _train_on_worker, {"run_id": run_id}, max_failures=config.train.max_restarts)
+    stopped = stop_reason(storage, run_id)
+    if stopped is not None:
+        raise TrainingStopped(stopped)
     return TrainingSummary(read_progress(storage) or {})
 
 
@@ -76,8 +89,6 @@ def run_refresh(config: FreshetConfig, checkpoint: Path | None = None) -> dict[s
 
 
 def _take_report(path: Path) -> dict[str, Any]:
-    import json
-
     report: dict[str, Any] = json.loads(path.read_text())
     path.unlink()
     return report
@@ -133,6 +144,10 @@ def _start_ray(config: FreshetConfig) -> bool:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=environment, log_to_driver=True)
         return True
+    # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
+    # `ray start` there would demand it.
+    if not os.environ.get("RAY_AUTH_MODE"):
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     wanted = config.train.workers * config.train.cpus_per_worker
     ray.init(
         num_cpus=max(os.cpu_count() or 1, int(wanted + 0.999)),
@@ -146,15 +161,36 @@ def _start_ray(config: FreshetConfig) -> bool:
 def _train_on_worker(settings: dict[str, Any]) -> None:
     from cluster.worker import Worker
 
+    logging.getLogger("kafka").setLevel(logging.ERROR)
     config: FreshetConfig = settings["config"]
-    worker = Worker(
-        config,
-        Collectives(),
-        resolve_device(config.device, ray.train.get_context().get_local_rank()),
-        run_id=settings["run_id"],
-        on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
-    )
-    worker.train()
+    storage, run_id = Path(config.storage_path), settings["run_id"]
+    if stop_reason(storage, run_id) is not None:
+        return  # Ray starts the group again after any failure; this one would only fail again
+    try:
+        worker = Worker(
+            config,
+            Collectives(),
+            resolve_device(config.device, ray.train.get_context().get_local_rank()),
+            run_id=run_id,
+            on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
+        )
+        worker.train()
+    except (CheckpointError, TopicMissing, PositionLost, ValueError) as error:
+        _note_stop(storage, run_id, error)
+        raise
+
+
+def _note_stop(storage: Path, run_id: str, error: Exception) -> None:
+    write_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
+
+
+def stop_reason(storage: Path, run_id: str) -> str | None:
+    """Why a worker of this run said that a restart cannot help, if one did."""
+    try:
+        noted = json.loads((storage / STOP_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return str(noted["reason"]) if noted.get("run_id") == run_id else None
 
 
 def _refresh_on_worker(settings: dict[str, Any]) -> None:
