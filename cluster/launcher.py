@@ -146,8 +146,7 @@ def _start_ray(config: FreshetConfig) -> bool:
         return True
     # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
     # `ray start` there would demand it.
-    if not os.environ.get("RAY_AUTH_MODE"):
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     wanted = config.train.workers * config.train.cpus_per_worker
     ray.init(
         num_cpus=max(os.cpu_count() or 1, int(wanted + 0.999)),

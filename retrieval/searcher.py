@@ -43,6 +43,8 @@ class LoadedVersion:
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
     ) -> tuple[Int64Array, Float32Array]:
         """As `Searcher.search`."""
+        if k < 1:
+            raise IndexInputError(f"k must be at least 1, got {k}")
         unwanted = [np.unique(ids) for ids in exclude] if exclude is not None else None
         if unwanted is not None and len(unwanted) != query_QD.shape[0]:
             raise IndexInputError(f"{len(unwanted)} sets of excluded ids for {query_QD.shape[0]} queries")

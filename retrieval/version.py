@@ -96,6 +96,7 @@ class VersionStore:
         Raises:
             VersionError: there is no such version.
         """
+        self.open(name)  # first of all: where there is no folder there is no lock either
         with self._exclusive():
             version = self.open(name)
             temporary = self.root / f".{_POINTER}-{uuid.uuid4().hex}"
@@ -122,9 +123,19 @@ class VersionStore:
             return None
 
     def current(self) -> Version | None:
-        """The live version, or None before the first promotion."""
-        name = self.live_name()
-        return self.open(name) if name is not None else None
+        """The live version, or None before the first promotion.
+
+        Raises:
+            VersionError: what the pointer names is not there, or cannot be read.
+        """
+        while (name := self.live_name()) is not None:
+            try:
+                return self.open(name)
+            except VersionError:
+                # Another one may have been promoted, and this one removed, since the pointer was read.
+                if self.live_name() == name:
+                    raise
+        return None
 
     def names(self) -> list[str]:
         """Committed versions, oldest first."""
