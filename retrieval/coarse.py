@@ -4,8 +4,8 @@ Shape letters: N items, L lists, D columns.
 
 Unit vectors: spherical k-means by inner product. Others: k-means by L2 distance, and an item goes to its nearest
 centroid, while queries choose lists by inner product all the same. Measured at recall@10 .97 on 20,000 synthetic
-vectors in clusters, with log-normal norms (sigma .7) and a common offset: L2 scans 2.4 % of the items, spherical 17.7 %,
-k-means by inner product 81.5 %. The more even the norms, the smaller the difference.
+vectors in clusters, with log-normal norms (sigma .7) and a common offset: L2 scans 2.4 % of the items, spherical
+17.7 %, k-means by inner product 81.5 %. The more even the norms, the smaller the difference.
 """
 
 from __future__ import annotations
