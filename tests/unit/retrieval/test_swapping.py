@@ -65,12 +65,12 @@ def test_readers_that_refresh_at_any_moment_see_one_whole_version_while_others_a
             wrong.append(ids)
 
     with running(4, read):
-        for n in range(2, 20):
+        for n in range(2, 14):
             put_version(n)
             time.sleep(0.02)
     assert wrong == []
-    assert len(seen) > 5
-    assert store.names() == ["v00000019"]
+    assert len(seen) > 3
+    assert store.names() == ["v00000013"]
 
 
 def test_the_pointer_names_a_whole_version_while_one_writer_removes_what_another_promotes(store):
@@ -85,7 +85,7 @@ def test_the_pointer_names_a_whole_version_while_one_writer_removes_what_another
                 rolled_back.append(VersionStore(store.root).promote(oldest).name)
 
     with running(3, roll_back):
-        for _ in range(40):
+        for _ in range(15):
             store.promote(commit(store).name)
             store.prune(1)
     store.verify(store.current().name)
