@@ -30,8 +30,8 @@ class TrainConfig:
     stop_after_rows: int = field(
         default=0, metadata={"help": "stop when this many rows have been read, over all runs (0 = never)"}
     )
-    learning_rate: float = field(default=2e-3, metadata={"help": "of the towers (AdamW)"})
-    row_learning_rate: float = field(default=2e-2, metadata={"help": "of the embedding rows"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "of the towers (AdamW)"})
+    row_learning_rate: float = field(default=1e-2, metadata={"help": "of the embedding rows"})
     row_optimizer: Literal["adam", "adagrad"] = field(
         default="adam", metadata={"help": "row-wise Adam, or row-wise Adagrad with 4 bytes of state per row"}
     )

@@ -12,7 +12,7 @@ import logging
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from cluster.catalogue_files import save_catalogue
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.device import resolve_device
 from cluster.freshness import FreshnessHistogram, UnpublishedAppends
 from cluster.item_encoding import encode_owned_items
 from cluster.row_files import save_rows
@@ -58,6 +59,10 @@ class Publisher:
         self.published = 0
         self.error: BaseException | None = None
         self._comm, self._config = comm, config
+        self._index_config = config.index
+        if config.index.device == "auto":  # one `device` setting decides for towers and index alike
+            on_gpu = resolve_device(config.device).type == "cuda"
+            self._index_config = replace(config.index, device="cuda" if on_gpu else "cpu")
         self._thread: threading.Thread | None = None
 
     @property
@@ -109,7 +114,7 @@ class Publisher:
             self.store,
             snapshot.parts,
             snapshot.queries,
-            self._config.index,
+            self._index_config,
             extra_files={path.name: path for path in extra},
             metadata=snapshot.metadata,
             seed=self._config.seed,

@@ -26,6 +26,7 @@ from model.cl_epidtn import CLEPIDTN
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
 from retrieval.searcher import Searcher
+from retrieval.version import VersionStore
 from streaming.catalogue import Catalogue
 from streaming.history import UserStore
 
@@ -61,6 +62,7 @@ class Recommender:
                 f"no index version is live in {storage / 'index'}; run `freshet train` or `freshet refresh`, "
                 "or set storage_path to a run that has published"
             )
+        VersionStore(storage / "index").verify(version.name)
         self.version = version.name
         self._config = config
         self._load_query_side(version.path)

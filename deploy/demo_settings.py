@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
 SETTINGS_FILE = "settings.yaml"
-DEMO_DEFAULTS = {"train.workers": 2}
+# Shorter periods than a cluster would want: a demo shows in two minutes what they do.
+DEMO_DEFAULTS = {"train.workers": 2, "train.publish_every_s": 5.0, "train.checkpoint_every_s": 10.0}
 
 
 @dataclass
