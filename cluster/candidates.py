@@ -107,7 +107,7 @@ def gather_targets(
     # Weights travel as raw bits, so that one gather of integers carries everything.
     columns = [ids, weight.astype(np.float64).view(np.int64), np.bincount(inverse, minlength=ids.shape[0])]
     columns.append(np.full(ids.shape[0], latest_ms))
-    gathered = comm.gather_ints(np.stack(columns, axis=1).astype(np.int64))
+    gathered = comm.gather_ints(np.stack(columns, axis=1).astype(np.int64), "targets")
     all_ids, where = np.unique(gathered[:, 0], return_inverse=True)
     weights = np.ascontiguousarray(gathered[:, 1]).view(np.float64)
     total = np.bincount(where, weights, minlength=all_ids.shape[0]).astype(np.float64)

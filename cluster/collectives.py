@@ -8,6 +8,7 @@ backend follows the tensor's device (`cpu:gloo,cuda:nccl`): ids travel over gloo
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ Int64Array = npt.NDArray[np.int64]
 
 # torch renamed it in 2.13 and warns of the old name at every call.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_HEADER_BYTES = 8
 
 
 class Collectives:
@@ -29,6 +31,7 @@ class Collectives:
         self.active = dist.is_available() and dist.is_initialized()
         self.rank: int = dist.get_rank() if self.active else 0
         self.world: int = dist.get_world_size() if self.active else 1
+        self._room: dict[str, int] = {}
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum over ranks, in place; the same bits on every rank."""
@@ -44,27 +47,60 @@ class Collectives:
         _all_gather(out.view(-1), torch.from_numpy(np.ascontiguousarray(values)))
         return cast("npt.NDArray[np.float64]", out.numpy())
 
-    def gather_rows(self, x: Tensor) -> tuple[Tensor, list[int]]:
-        """Concatenate (N, ...) over ranks, in rank order, to (M, ...), and each rank's N; N may differ."""
+    def gather_rows(self, x: Tensor, slot: str = "") -> tuple[Tensor, list[int]]:
+        """Concatenate (N, ...) over ranks, in rank order, to (M, ...), and each rank's N; N may differ.
+
+        Args:
+            x: the same dtype and trailing shape on every rank.
+            slot: names calls that come again in every step with sizes of the same order; on the CPU they take one
+                message instead of two.
+        """
         if self.world == 1:
             return x, [x.shape[0]]
+        if slot and x.device.type == "cpu":
+            return self._gather_at_once(x, slot)
         sizes = self.exchange(np.array([x.shape[0]], np.float64))[:, 0].astype(np.int64).tolist()
+        return self._gather_known(x, sizes), sizes
+
+    def gather_ints(self, values: Int64Array, slot: str = "") -> Int64Array:
+        """Concatenate int64 (N, ...) over ranks, in rank order; `slot` as in `gather_rows`."""
+        gathered, _ = self.gather_rows(torch.from_numpy(np.ascontiguousarray(values)), slot)
+        return cast("Int64Array", gathered.numpy())
+
+    def _gather_known(self, x: Tensor, sizes: list[int]) -> Tensor:
         longest = max(sizes)
         if longest == 0:
-            return x, sizes
+            return x
         mine = x.contiguous()
         if x.shape[0] < longest:
             mine = torch.cat([mine, mine.new_zeros(longest - x.shape[0], *x.shape[1:])])
         out = mine.new_empty(self.world * longest, *x.shape[1:])
         _all_gather(out, mine)
         if all(size == longest for size in sizes):
-            return out, sizes
-        return torch.cat([out[r * longest : r * longest + size] for r, size in enumerate(sizes)]), sizes
+            return out
+        return torch.cat([out[r * longest : r * longest + size] for r, size in enumerate(sizes)])
 
-    def gather_ints(self, values: Int64Array) -> Int64Array:
-        """Concatenate int64 (N, ...) over ranks, in rank order."""
-        gathered, _ = self.gather_rows(torch.from_numpy(np.ascontiguousarray(values)))
-        return cast("Int64Array", gathered.numpy())
+    def _gather_at_once(self, x: Tensor, slot: str) -> tuple[Tensor, list[int]]:
+        """The count travels in front of the rows, in the room that earlier calls needed.
+
+        Every rank sees all counts, so all have the same room, and all know when it was too small for somebody.
+        """
+        room = self._room.get(slot, 0)
+        row_bytes = math.prod(x.shape[1:]) * x.element_size()
+        mine = torch.zeros(_HEADER_BYTES + room * row_bytes, dtype=torch.uint8)
+        mine[:_HEADER_BYTES].view(torch.int64)[0] = x.shape[0]
+        if 0 < x.shape[0] <= room:
+            whole = x.contiguous().view(-1).view(torch.uint8)
+            mine[_HEADER_BYTES : _HEADER_BYTES + whole.shape[0]] = whole
+        out = torch.empty(self.world, mine.shape[0], dtype=torch.uint8)
+        _all_gather(out.view(-1), mine)
+        sizes = out[:, :_HEADER_BYTES].contiguous().view(torch.int64)[:, 0].tolist()
+        if max(sizes) > room:
+            self._room[slot] = max(sizes) * 5 // 4
+            return self._gather_known(x, sizes), sizes
+        ends = [_HEADER_BYTES + size * row_bytes for size in sizes]
+        rows = torch.cat([out[rank, _HEADER_BYTES:end] for rank, end in enumerate(ends)])
+        return rows.view(x.dtype).view(sum(sizes), *x.shape[1:]), sizes
 
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Rows (sum(send), ...) cut by destination rank, to rows (sum(receive), ...) in source-rank order."""
@@ -106,15 +142,18 @@ class CrossRankGather:
     def __init__(self, collectives: Collectives, device: torch.device) -> None:
         self._collectives = collectives
         self._token = torch.zeros((), device=device, requires_grad=True)
+        self._calls = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, ...) to (M, ...). Integer and boolean tensors pass without a gradient."""
         if self._collectives.world == 1:
             return x
+        # The model makes the same calls in every step, so a call's place names it.
+        slot, self._calls = f"model {self._calls}", self._calls + 1
         if not x.is_floating_point() or not torch.is_grad_enabled():
             as_sent = x.to(torch.uint8) if x.dtype == torch.bool else x
-            return self._collectives.gather_rows(as_sent)[0].to(x.dtype)
-        gathered, self._token = _GatherRows.apply(x, self._token, self._collectives)  # type: ignore[no-untyped-call]
+            return self._collectives.gather_rows(as_sent, slot)[0].to(x.dtype)
+        gathered, self._token = _GatherRows.apply(x, self._token, self._collectives, slot)  # type: ignore[no-untyped-call]
         return cast(Tensor, gathered)
 
     def close(self, loss: Tensor) -> Tensor:
@@ -124,15 +163,17 @@ class CrossRankGather:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, token: Tensor, collectives: Collectives) -> tuple[Tensor, Tensor]:
-        gathered, sizes = collectives.gather_rows(x.detach())
+    def forward(
+        ctx: Any, x: Tensor, token: Tensor, collectives: Collectives, slot: str
+    ) -> tuple[Tensor, Tensor]:
+        gathered, sizes = collectives.gather_rows(x.detach(), slot)
         ctx.collectives = collectives
         ctx.start = sum(sizes[: collectives.rank])
         ctx.size = x.shape[0]
         return gathered.clone() if gathered is x else gathered, token.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         gathered, token = gradients
         total = ctx.collectives.all_reduce_sum(gathered.contiguous().clone())
-        return total[ctx.start : ctx.start + ctx.size], token, None
+        return total[ctx.start : ctx.start + ctx.size], token, None, None

@@ -104,7 +104,8 @@ class TrainStep:
 
     def train(self, prepared: PreparedStep, step: int) -> dict[str, float]:
         """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks."""
-        self.model.train()
+        if not self.model.training:  # walking all modules takes as long as a small matrix product
+            self.model.train()
         gather = CrossRankGather(self._comm, self._device)
         terms = self.model(
             prepared.lookup.rows_UD,
@@ -153,7 +154,7 @@ class TrainStep:
             self.catalogue.item_ids.shape[0],
             self._config.model.uniform_negatives,
         )
-        gathered, _ = self._comm.gather_rows(torch.from_numpy(log_q))
+        gathered, _ = self._comm.gather_rows(torch.from_numpy(log_q), "log q")
         return gathered
 
     def _reduce_dense(self, terms: Tensor) -> Tensor:
