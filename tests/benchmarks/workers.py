@@ -24,7 +24,14 @@ from model.config import ModelConfig
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
 from tests.benchmarks.support.synthetic import Population
-from tests.benchmarks.support.window import Timing, Window, benchmark_config, fill_topics, timed_window
+from tests.benchmarks.support.window import (
+    Timing,
+    Window,
+    benchmark_config,
+    cpus_of_others,
+    fill_topics,
+    timed_window,
+)
 from tests.ranks import run_on_ranks
 
 REQUIRED_RATIO = 1.5
@@ -94,6 +101,7 @@ def report(
         "passed": ratio >= REQUIRED_RATIO,
         "examples_per_s": examples / statistics.median(two_s),
         "baseline_examples_per_s": examples / statistics.median(one_s),
+        "cpus_of_others": [round(cpus_of_others(run), 2) for run in (*one, *two)],
         "settings": settings,
         "runs": [[asdict(t) for t in run] for run in two],
         "baseline_runs": [[asdict(t) for t in run] for run in one],

@@ -1,5 +1,8 @@
 """Training on two ranks is training on one: the same global batch gives the same losses, towers and rows."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -28,20 +31,25 @@ CONFIG = FreshetConfig(
         contrastive_weight=0.5,
         init_std=0.2,
     ),
-    # A clip far below the gradient's norm, so that a norm that differs between ranks would show.
-    train=TrainConfig(learning_rate=0.01, row_learning_rate=0.02, warmup_steps=1, gradient_clip=0.1),
+    train=TrainConfig(learning_rate=0.01, row_learning_rate=0.02, warmup_steps=1, gradient_clip=0.0),
     device="cpu",
 )
+# Without a clip a gradient of the wrong scale shows; with one far below its norm, a norm that ranks disagree on.
+CLIPS = (0.0, 0.1)
 
 
-def _train(rank: int, steps: int) -> dict:
+def _train_each(rank: int, steps: int) -> list[dict]:
+    return [_train(replace(CONFIG, train=replace(CONFIG.train, gradient_clip=clip)), steps) for clip in CLIPS]
+
+
+def _train(config: FreshetConfig, steps: int) -> dict:
     """Losses of each step, then gradients and parameters of the towers, and the rows of this rank."""
     comm = Collectives()
     partitions = partitions_of_rank(PARTITIONS, comm.rank, comm.world)
-    run = TrainingRun.create(CONFIG, partitions, comm, torch.device("cpu"))
+    run = TrainingRun.create(config, partitions, comm, torch.device("cpu"))
     run.catalogue.apply(POPULATION.catalogue())
     source = MemorySource(partitioned_log(POPULATION.events(600), PARTITIONS), partitions)
-    batcher = Batcher(CONFIG.stream, source, run.users, run.catalogue, NoDeadLetters())
+    batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters())
     losses = []
     for step in range(steps):
         prepared = run.train_step.prepare(batcher.next_batch(QUOTA), step)
@@ -56,18 +64,19 @@ def _train(rank: int, steps: int) -> dict:
         "parameters": {n: p.detach().numpy().copy() for n, p in run.model.named_parameters()},
         "keys": list(zip(tables.tolist(), ids.tolist(), strict=True)),
         "rows": run.table.values_CD[:size].numpy().copy(),
+        "first_moment": run.table.state["first_moment"][:size].numpy().copy(),
         "frequency": run.table.frequency_C[:size].copy(),
         "events_seen": run.train_step.events_seen,
     }
 
 
 def test_one_rank_and_two_ranks_train_the_same_steps_on_the_same_events():
-    alone = _train(0, 2)
-    ranks = run_on_ranks(_train, 2, 2)
-    assert all(loss > 0 for loss in alone["losses"][0].values()), "a loss term that is off proves nothing"
-    for together in ranks:
-        _assert_same_towers(alone, together)
-    _assert_same_rows(alone, ranks)
+    ranks = zip(*run_on_ranks(_train_each, 2, 2), strict=True)
+    for alone, together in zip(_train_each(0, 2), ranks, strict=True):
+        assert all(loss > 0 for loss in alone["losses"][0].values()), "a loss term that is off proves nothing"
+        for rank in together:
+            _assert_same_towers(alone, rank)
+        _assert_same_rows(alone, together)
 
 
 def _assert_same_towers(alone: dict, together: dict) -> None:
@@ -84,7 +93,7 @@ def _assert_same_towers(alone: dict, together: dict) -> None:
             np.testing.assert_allclose(together[kind][name], value, atol=1e-5, err_msg=f"{kind} {name}")
 
 
-def _assert_same_rows(alone: dict, ranks: list[dict]) -> None:
+def _assert_same_rows(alone: dict, ranks: Sequence[dict]) -> None:
     keys = [key for rank in ranks for key in rank["keys"]]
     assert sorted(keys) == sorted(alone["keys"])
     assert all(rank["keys"] for rank in ranks)
@@ -92,4 +101,6 @@ def _assert_same_rows(alone: dict, ranks: list[dict]) -> None:
     for rank in ranks:
         at = [place[key] for key in rank["keys"]]
         np.testing.assert_allclose(rank["rows"], alone["rows"][at], atol=1e-5)
+        np.testing.assert_allclose(rank["first_moment"], alone["first_moment"][at], atol=1e-5)
+        assert np.abs(rank["first_moment"]).max() > 1e-3
         np.testing.assert_allclose(rank["frequency"], alone["frequency"][at])

@@ -5,7 +5,9 @@ out are what happens every few seconds (checkpoint, publish), which the caller t
 """
 
 import gc
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,8 @@ class Timing:
     examples: int
     wall_s: float
     cpu_s: float
+    host_cpu_s: float
+    """Of everything that ran on the machine, to judge by whether the wall time can be trusted."""
 
     @property
     def examples_per_s(self) -> float:
@@ -75,11 +79,28 @@ class Clock:
 
     def __init__(self) -> None:
         gc.collect()
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._host, self._wall, self._cpu = _host_cpu_s(), time.perf_counter(), time.process_time()
 
     def read(self, examples: int) -> Timing:
         """What was spent on so many examples."""
-        return Timing(examples, time.perf_counter() - self._wall, time.process_time() - self._cpu)
+        wall_s, cpu_s = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return Timing(examples, wall_s, cpu_s, _host_cpu_s() - self._host)
+
+
+def _host_cpu_s() -> float:
+    """CPU seconds that the machine has spent since it started; 0 where /proc does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return 0.0
+    idle_and_waiting = int(fields[3]) + int(fields[4])
+    return (sum(map(int, fields[:8])) - idle_and_waiting) / os.sysconf("SC_CLK_TCK")
+
+
+def cpus_of_others(run: Sequence[Timing]) -> float:
+    """CPUs that other processes kept busy while these timings were taken side by side."""
+    own_s = sum(timing.cpu_s for timing in run)
+    return max(0.0, run[0].host_cpu_s - own_s) / max(run[0].wall_s, 1e-9)
 
 
 def benchmark_config(
