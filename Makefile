@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@# Both wheels hold the module faiss: the other one must go first.
 	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python $(OTHER_FAISS)
-	$(BIN)/uv pip install --python $(BIN)/python $(if $(filter-out default,$(TORCH)),--torch-backend $(TORCH)) \
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(filter-out default,$(TORCH)),--torch-backend $(TORCH)) \
 	  -c constraints.txt -e '.[$(FAISS),broker,dev]'
 	@rm -f .venv/.installed-*
 	@touch $@
