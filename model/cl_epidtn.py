@@ -157,7 +157,7 @@ class CLEPIDTN(nn.Module):
         key = RandomKey(seed, step)
         query = self.encode_queries(rows_UD, queries, self._input_mask(queries, key))
         item = self.encode_items(rows_UD, items)
-        item_MD = gather(item.vectors_CD)
+        item_MD, augmented_MA = self._gather_items(item, gather)
         if item_MD.shape[0] != targets.log_q_M.shape[0]:
             raise ValueError(
                 f"the ranks encoded {item_MD.shape[0]} candidates, the step has {targets.log_q_M.shape[0]}"
@@ -170,13 +170,20 @@ class CLEPIDTN(nn.Module):
             queries.weight_E,
             targets.global_events,
         )
-        mimic_user, mimic_item = self._mimic(query, item, item_MD, queries, targets, gather)
+        mimic_user, mimic_item = self._mimic(query, item_MD, augmented_MA, queries, targets)
         sequence, attribute, items_loss = self.contrastive(
             self.user_tower, self.item_tower, rows_UD, queries, items, key, gather
         )
         # The zero row ties a rank without events to the graph.
         total = main + mimic_user + mimic_item + sequence + attribute + items_loss + rows_UD[0].sum() * 0.0
         return LossTerms(total, main, mimic_user, mimic_item, sequence, attribute, items_loss)
+
+    def _gather_items(self, item: ItemEncoding, gather: Gather) -> tuple[Tensor, Tensor | None]:
+        """Vectors and augmented vectors of the candidates of all ranks, in one message."""
+        if item.augmented_CA is None:
+            return gather(item.vectors_CD), None
+        gathered = gather(torch.cat([item.vectors_CD, item.augmented_CA], dim=1))
+        return gathered[:, : self.config.dim], gathered[:, self.config.dim :]
 
     def _input_mask(self, queries: QueryInputs, key: RandomKey) -> Tensor | None:
         """Tokens of the main loss's input to hide, bool (N, L), in training."""
@@ -191,17 +198,15 @@ class CLEPIDTN(nn.Module):
     def _mimic(
         self,
         query: QueryEncoding,
-        item: ItemEncoding,
         item_MD: Tensor,
+        augmented_MA: Tensor | None,
         queries: QueryInputs,
         targets: Targets,
-        gather: Gather,
     ) -> tuple[Tensor, Tensor]:
         """Weighted L_mu and L_mi (Eqs. 4 and 5)."""
         zero = item_MD.new_zeros(())
-        if query.augmented_EA is None or item.augmented_CA is None:
+        if query.augmented_EA is None or augmented_MA is None:
             return zero, zero
-        augmented_MA = gather(item.augmented_CA)
         weight, count = queries.weight_E, targets.global_events
         target_ED = item_MD.detach()[targets.target_E]
         user = mimic(self.mimic_user_head(query.augmented_EA), target_ED, weight, count)

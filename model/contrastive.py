@@ -129,8 +129,11 @@ class ContrastiveLosses:
         self, first_SD: Tensor, second_SD: Tensor, id_S: Tensor, group_S: Tensor, gather: Gather
     ) -> Tensor:
         """InfoNCE of local anchors against the second views of all ranks; equal groups are no negatives."""
-        second_TD = gather(second_SD)
-        id_T, group_T = gather(torch.stack([id_S, group_S], dim=1)).unbind(1)
+        # One message for both: the two int64 travel as the bits of four float32, which a copy does not change.
+        bits_S4 = torch.stack([id_S, group_S], dim=1).view(torch.float32)
+        gathered = gather(torch.cat([second_SD, bits_S4], dim=1))
+        second_TD = gathered[:, :-4]
+        id_T, group_T = gathered[:, -4:].detach().contiguous().view(torch.int64).unbind(1)
         if first_SD.shape[0] == 0:
             return first_SD.sum() * 0.0
         positive_S = (id_S.unsqueeze(1) == id_T).to(torch.uint8).argmax(dim=1)

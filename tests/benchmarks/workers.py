@@ -41,8 +41,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--batch-events", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch-events", type=int, default=1024)
     parser.add_argument("--dim", type=int, default=ModelConfig.dim)
     parser.add_argument("--layers", type=int, default=ModelConfig.layers)
     parser.add_argument(
