@@ -157,6 +157,7 @@ class CLEPIDTN(nn.Module):
         key = RandomKey(seed, step)
         query = self.encode_queries(rows_UD, queries, self._input_mask(queries, key))
         item = self.encode_items(rows_UD, items)
+        views = self.contrastive.views(self.user_tower, self.item_tower, rows_UD, queries, items, key)
         item_MD, augmented_MA = self._gather_items(item, gather)
         if item_MD.shape[0] != targets.log_q_M.shape[0]:
             raise ValueError(
@@ -171,9 +172,7 @@ class CLEPIDTN(nn.Module):
             targets.global_events,
         )
         mimic_user, mimic_item = self._mimic(query, item_MD, augmented_MA, queries, targets)
-        sequence, attribute, items_loss = self.contrastive(
-            self.user_tower, self.item_tower, rows_UD, queries, items, key, gather
-        )
+        sequence, attribute, items_loss = self.contrastive.losses(views, gather, zero=rows_UD.new_zeros(()))
         # The zero row ties a rank without events to the graph.
         total = main + mimic_user + mimic_item + sequence + attribute + items_loss + rows_UD[0].sum() * 0.0
         return LossTerms(total, main, mimic_user, mimic_item, sequence, attribute, items_loss)

@@ -7,6 +7,7 @@ D columns.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,13 +29,25 @@ from model.towers import AttributeTower, HistoryTower, ItemTower, UserTower
 Gather = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Views:
+    """Two views of S users or items of this rank."""
+
+    first_SD: Tensor
+    second_SD: Tensor
+    id_S: Tensor
+    """int64, distinct over all ranks."""
+    group_S: Tensor
+    """int64; equal groups are no negatives of each other."""
+
+
 class ContrastiveLosses:
     """Eqs. 20–24: the weighted sum's three terms, each with cross-rank negatives."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
 
-    def __call__(
+    def views(
         self,
         user_tower: UserTower,
         item_tower: ItemTower,
@@ -42,25 +55,43 @@ class ContrastiveLosses:
         queries: QueryInputs,
         items: ItemInputs,
         key: RandomKey,
-        gather: Gather,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted sequence, attribute and item losses. A weight of 0 computes and gathers nothing."""
+    ) -> list[Views | None]:
+        """Both views of this rank's users and items: of sequences, attributes, items; None where a weight is 0.
+
+        All local work, apart from what is gathered: ranks that wait for each other once wait less than ranks
+        that wait before every term.
+        """
         config = self._config
-        terms = [rows_UD.new_zeros(()), rows_UD.new_zeros(()), rows_UD.new_zeros(())]
-        sequence = config.contrastive_weight * config.contrastive_sequence_weight
-        attribute = config.contrastive_weight * config.contrastive_attribute_weight
-        item = config.contrastive_weight * config.contrastive_item_weight
-        if sequence > 0:
-            terms[0] = sequence * self._sequence(user_tower.history, rows_UD, queries, key, gather)
-        if attribute > 0:
-            terms[1] = attribute * self._attribute(user_tower.attributes, rows_UD, queries, key, gather)
-        if item > 0:
-            terms[2] = item * self._item(item_tower, rows_UD, items, key, gather)
+        alpha = config.contrastive_weight
+        return [
+            self._sequence(user_tower.history, rows_UD, queries, key)
+            if alpha * config.contrastive_sequence_weight > 0
+            else None,
+            self._attribute(user_tower.attributes, rows_UD, queries, key)
+            if alpha * config.contrastive_attribute_weight > 0
+            else None,
+            self._item(item_tower, rows_UD, items, key)
+            if alpha * config.contrastive_item_weight > 0
+            else None,
+        ]
+
+    def losses(
+        self, views: list[Views | None], gather: Gather, zero: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sequence, attribute and item losses; a term that is None is `zero` and gathers nothing."""
+        config = self._config
+        weights = (
+            config.contrastive_sequence_weight,
+            config.contrastive_attribute_weight,
+            config.contrastive_item_weight,
+        )
+        terms = [
+            zero if view is None else config.contrastive_weight * weight * self._agreement(view, gather)
+            for weight, view in zip(weights, views, strict=True)
+        ]
         return terms[0], terms[1], terms[2]
 
-    def _sequence(
-        self, tower: HistoryTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey, gather: Gather
-    ) -> Tensor:
+    def _sequence(self, tower: HistoryTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey) -> Views:
         """Eqs. 21, 22 on [mean ⊕ last] of the last W tokens of each user."""
         user_S = queries.user_N[queries.anchor_sequence_S]
         token_SL, position_SL, length_S = last_tokens(queries, self._config.history_length)
@@ -79,17 +110,17 @@ class ContrastiveLosses:
         at_2S = torch.arange(state_2SLD.shape[0], device=length_S.device)
         last, mean = tower.read(state_2SLD, at_2S, torch.cat([length_S, length_S]))
         first_SD, second_SD = torch.cat([mean, last], dim=1).chunk(2)
-        return self._agreement(first_SD, second_SD, user_S, user_S, gather)
+        return Views(first_SD, second_SD, user_S, user_S)
 
     def _attribute(
-        self, tower: AttributeTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey, gather: Gather
-    ) -> Tensor:
+        self, tower: AttributeTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey
+    ) -> Views:
         """Eq. 23 on MLP_user(z_u) of each user as of its last event."""
         fields_SFD = tower.embed(rows_UD, queries, queries.anchor_event_S)
         user_S = queries.user_E[queries.anchor_event_S]
         views = [self._user_view(tower, fields_SFD, user_S, key, ATTRIBUTE_VIEW + view) for view in (0, 1)]
         group_S = queries.group_E[queries.anchor_event_S]
-        return self._agreement(views[0], views[1], user_S, group_S, gather)
+        return Views(views[0], views[1], user_S, group_S)
 
     def _user_view(
         self, tower: AttributeTower, fields_SFD: Tensor, user_S: Tensor, key: RandomKey, salt: int
@@ -102,16 +133,14 @@ class ContrastiveLosses:
         out: Tensor = tower(dropped.view_as(fields_SFD))[0]
         return out
 
-    def _item(
-        self, tower: ItemTower, rows_UD: Tensor, items: ItemInputs, key: RandomKey, gather: Gather
-    ) -> Tensor:
+    def _item(self, tower: ItemTower, rows_UD: Tensor, items: ItemInputs, key: RandomKey) -> Views:
         """Eq. 24 on p_i of each distinct item."""
         chosen = items.targets_only() if self._config.contrastive_items == "targets" else items
         id_CD, category_CD = tower.embed(rows_UD, chosen)
         views = [
             self._item_view(tower, id_CD, category_CD, chosen.id_C, key, ITEM_VIEW + view) for view in (0, 1)
         ]
-        return self._agreement(views[0], views[1], chosen.id_C, chosen.id_C, gather)
+        return Views(views[0], views[1], chosen.id_C, chosen.id_C)
 
     def _item_view(
         self, tower: ItemTower, id_CD: Tensor, category_CD: Tensor, item_C: Tensor, key: RandomKey, salt: int
@@ -125,20 +154,18 @@ class ContrastiveLosses:
         out: Tensor = tower(*dropped.chunk(2, dim=1))[0]
         return out
 
-    def _agreement(
-        self, first_SD: Tensor, second_SD: Tensor, id_S: Tensor, group_S: Tensor, gather: Gather
-    ) -> Tensor:
+    def _agreement(self, views: Views, gather: Gather) -> Tensor:
         """InfoNCE of local anchors against the second views of all ranks; equal groups are no negatives."""
         # One message for both: the two int64 travel as the bits of four float32, which a copy does not change.
-        bits_S4 = torch.stack([id_S, group_S], dim=1).view(torch.float32)
-        gathered = gather(torch.cat([second_SD, bits_S4], dim=1))
+        bits_S4 = torch.stack([views.id_S, views.group_S], dim=1).view(torch.float32)
+        gathered = gather(torch.cat([views.second_SD, bits_S4], dim=1))
         second_TD = gathered[:, :-4]
         id_T, group_T = gathered[:, -4:].detach().contiguous().view(torch.int64).unbind(1)
-        if first_SD.shape[0] == 0:
-            return first_SD.sum() * 0.0
-        positive_S = (id_S.unsqueeze(1) == id_T).to(torch.uint8).argmax(dim=1)
-        same_ST = group_S.unsqueeze(1) == group_T
-        return info_nce(first_SD, second_TD, positive_S, same_ST, self._config.contrastive_temperature)
+        if views.first_SD.shape[0] == 0:
+            return views.first_SD.sum() * 0.0
+        positive_S = (views.id_S.unsqueeze(1) == id_T).to(torch.uint8).argmax(dim=1)
+        same_ST = views.group_S.unsqueeze(1) == group_T
+        return info_nce(views.first_SD, second_TD, positive_S, same_ST, self._config.contrastive_temperature)
 
 
 def last_tokens(queries: QueryInputs, window: int) -> tuple[Tensor, Tensor, Tensor]:
