@@ -7,6 +7,7 @@ from typing import Literal
 
 from model.config import ModelConfig
 from retrieval.config import IndexConfig
+from streaming.broker import BrokerConfig
 from streaming.config import StreamConfig
 
 
@@ -106,6 +107,7 @@ class FreshetConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    broker: BrokerConfig = field(default_factory=BrokerConfig)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
     storage_path: str = field(
         default="runs/freshet", metadata={"help": "folder of checkpoints, index versions and progress"}

@@ -26,9 +26,7 @@ class BrokerDied(CommandError):
 
 def broker_settings(config: FreshetConfig, data_dir: Path | None, port: int | None) -> BrokerConfig:
     """The `broker` settings of the configuration, with the options of the command line over them."""
-    from streaming.broker import BrokerConfig
-
-    chosen: BrokerConfig = getattr(config, "broker", None) or BrokerConfig()
+    chosen = config.broker
     if data_dir is not None:
         chosen = replace(chosen, data_dir=str(data_dir))
     return chosen if port is None else replace(chosen, port=port)
