@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+NO_AGENT = "No available agent"
+AGENT_TIMEOUT_S = 30.0
 # What the workers do not need, beside what .gitignore names (Ray reads that itself).
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "docs", "tests/benchmarks"]
 
@@ -104,11 +107,25 @@ def use_local_token(address: str) -> None:
 def submit(
     client: JobSubmissionClient, command: str, working_dir: Path, environment: dict[str, str] | None = None
 ) -> str:
-    """Upload the folder and start the job; returns its submission id."""
+    """Upload the folder and start the job; returns its submission id.
+
+    Raises:
+        JobFailed: the cluster would not take it.
+    """
     runtime_env: dict[str, Any] = {"working_dir": str(working_dir), "excludes": EXCLUDED}
     if environment:
         runtime_env["env_vars"] = environment
-    return str(client.submit_job(entrypoint=command, runtime_env=runtime_env))
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command, runtime_env=runtime_env))
+        except RuntimeError as error:
+            # A cluster answers a few seconds before the agent that runs its jobs does.
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise JobFailed(
+                    f"the cluster refused the job: {' '.join(str(error).split())[:400]}"
+                ) from error
+            time.sleep(1)
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> str:

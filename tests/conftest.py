@@ -1,11 +1,10 @@
-"""Fixtures of the whole suite: one real Apache Kafka and one Ray per test session, fresh topics per test.
+"""Fixtures of the whole suite: one real Apache Kafka per test session, fresh topics per test.
 
 A test that needs Kafka fails when Kafka cannot be started; it is never skipped.
 """
 
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,20 +66,3 @@ def topic_factory(kafka_broker: LocalBroker) -> Callable[..., str]:
         return name
 
     return make
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """A Ray of this session's own with four CPU slots; yields its address."""
-    import ray
-
-    context = ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 1024 * 1024,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}},
-    )
-    yield str(context.address_info["address"])
-    ray.shutdown()

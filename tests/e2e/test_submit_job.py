@@ -35,25 +35,28 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def cluster():
     """The job server's address of a Ray cluster of two CPUs, ended with the module."""
-    port = free_port()
+    port, agent_port = free_port(), free_port()
     # Ray's sockets lie below its temporary folder, and their paths must be short.
     with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [
             *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true"),
             *("--port", str(free_port()), "--dashboard-port", str(port), "--temp-dir", folder),
             *("--ray-client-server-port", str(free_port()), "--disable-usage-stats"),
+            # The agent runs the jobs; on its usual port it would collide with another Ray on this machine.
+            *("--dashboard-agent-listen-port", str(agent_port)),
         ]
         with Child("ray", command, Path(folder) / "head.log") as head:
             address = f"http://127.0.0.1:{port}"
-            wait_until_ready(address, head)
+            wait_until_ready(f"{address}/api/version", head)
+            wait_until_ready(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", head)
             yield address
 
 
-def wait_until_ready(address: str, head: Child) -> None:
+def wait_until_ready(url: str, head: Child) -> None:
     deadline = time.monotonic() + 180
     while True:
         try:
-            with urlopen(f"{address}/api/version", timeout=5):
+            with urlopen(url, timeout=5):
                 return
         except HTTPError:
             return  # it answers, and wants a token
