@@ -12,7 +12,7 @@ from rich.table import Table
 
 from deploy.errors import CommandError
 from deploy.progress import Progress, parse_progress
-from deploy.screen import freshness_text, index_text, number, rate
+from deploy.screen import freshness_text, number, rate
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -50,10 +50,19 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
         "progress": record,
         "age_s": time.time() - parse_progress(record).time_s if record else None,
         "checkpoints": [_brief(manifest, "step") for manifest in checkpoints],
-        "index_versions": [_brief(manifest, "items", "recall", "step") for manifest in versions],
+        "index_versions": [_brief(manifest, "items", "recall", "nprobe", "nlist", "step") for manifest in versions],
         "index_current": _current(storage / "index"),
     }
     return status | _lag(config, checkpoints)
+
+
+def _live_text(status: dict[str, Any]) -> str:
+    """What is served now: a refresh or a rollback may have changed it since training last said so."""
+    live = next((v for v in status["index_versions"] if v["name"] == status["index_current"]), None)
+    if live is None:
+        return "no version yet"
+    probes = f"nprobe {live.get('nprobe', '–')} of {live.get('nlist', '–')}"
+    return f"{number(live.get('items'))} items, recall@10 {rate(live.get('recall'))} ({probes})"
 
 
 def _manifests(folder: Path, pattern: str) -> list[dict[str, Any]]:
@@ -130,7 +139,7 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         ),
         ("checkpoints", ", ".join(names) or "none"),
         ("index", f"{', '.join(versions) or 'no versions'}; live: {status['index_current'] or 'none'}"),
-        ("live index", index_text(progress)),
+        ("live index", _live_text(status)),
         ("freshness", freshness_text(progress)),
         (
             "lag",
