@@ -50,7 +50,9 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
         "progress": record,
         "age_s": time.time() - parse_progress(record).time_s if record else None,
         "checkpoints": [_brief(manifest, "step") for manifest in checkpoints],
-        "index_versions": [_brief(manifest, "items", "recall", "nprobe", "nlist", "step") for manifest in versions],
+        "index_versions": [
+            _brief(manifest, "items", "recall", "nprobe", "nlist", "step") for manifest in versions
+        ],
         "index_current": _current(storage / "index"),
     }
     return status | _lag(config, checkpoints)
