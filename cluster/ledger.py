@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from model.key_index import KeyIndex
+from model.key_index import KeyIndex, mix64
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -28,10 +28,7 @@ def position_hash_sum(partition: int, offsets: Int64Array, rows: Int64Array) -> 
     for k in range(offsets.shape[0]):
         value = np.uint64(partition) * np.uint64(0x9E3779B97F4A7C15)
         for part in (np.uint64(offsets[k]), np.uint64(rows[k])):
-            value = (value ^ part) + np.uint64(0x9E3779B97F4A7C15)
-            value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            value = value ^ (value >> np.uint64(31))
+            value = mix64((value ^ part) + np.uint64(0x9E3779B97F4A7C15))
         total += value
     return total
 

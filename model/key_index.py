@@ -17,7 +17,7 @@ _MAX_LOAD = 0.6
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _mix64(value: np.uint64) -> np.uint64:
+def mix64(value: np.uint64) -> np.uint64:
     """The finalizer of splitmix64: every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -26,7 +26,7 @@ def _mix64(value: np.uint64) -> np.uint64:
 
 @njit(cache=True, nogil=True, inline="always")
 def _hash_key(table: np.int16, key: np.int64) -> np.uint64:
-    return _mix64(np.uint64(key) + (np.uint64(table) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return mix64(np.uint64(key) + (np.uint64(table) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
 
 
 @njit(cache=True, nogil=True)
