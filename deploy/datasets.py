@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deploy.dataset_fetching import DatasetError, FetchProgress, default_cache_dir, fetch_ml_100k
-from streaming.schema import ACTION, CATEGORIES, ITEM_ID, TIMESTAMP_MS, TITLE, USER_ID, VALUE
+from streaming.schema import ACTION, ATTRIBUTES, CATEGORIES, ITEM_ID, TIMESTAMP_MS, TITLE, USER_ID, VALUE
 
-__all__ = ["Dataset", "DatasetError", "fetch", "load"]
+__all__ = ["POS", "Dataset", "DatasetError", "fetch", "load"]
 
 AGE_GROUPS = ("under 18", "18-24", "25-34", "35-44", "45-49", "50-55", "56+")
 AGE_GROUP_STARTS = (0, 18, 25, 35, 45, 50, 56)
 FETCHERS = {"ml-100k": fetch_ml_100k}
+POS = "pos"
 # Columns of users.parquet that identify rather than describe.
 NOT_ATTRIBUTES = frozenset({USER_ID, "age", "zip_code"})
 
@@ -32,7 +34,8 @@ class Dataset:
 
     Attributes:
         name: from meta.json, else the folder's name.
-        interactions: user_id, item_id (int64), timestamp_ms (int64), action (string), value (float32).
+        interactions: user_id, item_id (int64), timestamp_ms (int64), and where the set has them action (string),
+            value (float32) and pos (int32: the order within the user, which tells apart what shares a time).
         items: item_id, title (string), categories (list of strings); zero rows if the data set has none.
         users: user_id and one string column per attribute; zero rows if the data set has none.
         meta: what meta.json holds (source, terms).
@@ -112,6 +115,8 @@ def _interactions(table: pa.Table, folder: Path) -> pa.Table:
         columns[ACTION] = table[ACTION].cast(pa.string())
     if value := next((name for name in (VALUE, "rating") if name in names), None):
         columns[VALUE] = table[value].cast(pa.float32())
+    if POS in names:
+        columns[POS] = table[POS].cast(pa.int32())
     return pa.table(columns)
 
 
@@ -149,9 +154,11 @@ def _titles(table: pa.Table) -> pa.ChunkedArray:
 
 
 def _categories(table: pa.Table, names: Sequence[str] | None) -> pa.ChunkedArray:
-    """Lists of names: from `categories`, else `genres` (one text), else of `category` and the like."""
+    """Lists of names: `categories`, else `attributes` (numbers), `genres` (one text), `category` and the like."""
     if CATEGORIES in table.column_names:
         return table[CATEGORIES].cast(pa.list_(pa.string()))
+    if ATTRIBUTES in table.column_names:
+        return pa.chunked_array([_named_attributes(table[ATTRIBUTES].cast(pa.list_(pa.int64())))])
     if "genres" in table.column_names:
         return pa.chunked_array([_split_genres(table["genres"].cast(pa.string()))])
     columns = [n for n in ("category", "subcategory", "category_l1", "brand") if n in table.column_names]
@@ -161,6 +168,16 @@ def _categories(table: pa.Table, names: Sequence[str] | None) -> pa.ChunkedArray
         for row in rows
     ]
     return pa.chunked_array([pa.array(lists, pa.list_(pa.string()))])
+
+
+def _named_attributes(lists: pa.ChunkedArray) -> pa.ListArray:
+    lists = lists.combine_chunks()
+    numbers = lists.flatten()
+    known = pc.is_valid(numbers)
+    row = np.asarray(pc.list_parent_indices(lists).filter(known))
+    counts = np.bincount(row, minlength=len(lists))
+    names = pc.binary_join_element_wise("attribute", numbers.filter(known).cast(pa.string()), " ")
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), names)
 
 
 def _split_genres(genres: pa.ChunkedArray) -> pa.Array:

@@ -64,6 +64,19 @@ def test_category_numbers_are_named_by_the_meta_file_or_by_their_column(tmp_path
     assert dataset.items["categories"].to_pylist() == [["toys"], ["category 7", "brand 3"]]
 
 
+def test_item_attributes_are_the_categories_where_the_data_set_has_them(tmp_path):
+    attributes = pa.array([[173, 1], None, [], [None, 2]], pa.list_(pa.int64()))
+    items = {"item_id": [1, 2, 3, 4], "category": [1, 2, 3, 4], "attributes": attributes}
+    loaded = load(write(tmp_path, interactions=EVENTS, items=items)).items
+    assert loaded["categories"].to_pylist() == [["attribute 173", "attribute 1"], [], [], ["attribute 2"]]
+
+
+def test_the_order_within_the_user_is_kept_where_there_is_one(tmp_path):
+    interactions = load(write(tmp_path, interactions=EVENTS | {"pos": [1, 0]})).interactions
+    assert interactions.schema.field("pos").type == pa.int32()
+    assert interactions["pos"].to_pylist() == [1, 0]
+
+
 def test_ages_become_the_seven_groups(tmp_path):
     ages = [1, 17, 18, 24, 25, 34, 35, 44, 45, 49, 50, 55, 56, 73, None]
     users = {"user_id": list(range(15)), "age": ages, "gender": ["F"] * 15, "zip_code": ["x"] * 15}
