@@ -130,11 +130,11 @@ def choose_candidates(targets_T: Int64Array, negatives: Int64Array, owners: Int6
     return Candidates(ids[order], owners[order], np.isin(ids, targets_T)[order])
 
 
-def negatives_to_drop(runs: Runs, candidates: Candidates) -> BoolArray:
+def negatives_to_drop(runs: Runs, candidates: Candidates, *, past_only: bool = False) -> BoolArray:
     """bool (E, M): candidates that the event's user is known to like, never the event's own target.
 
     Drops the user's seen items and every other target of the user's run: items that the same user
-    takes a moment later are no negatives.
+    takes a moment later are no negatives. With `past_only` those that come after the event stay negatives.
     """
     sorted_order = np.argsort(candidates.ids_M, kind="stable")
     drop_EM = np.zeros((runs.targets_E.shape[0], candidates.ids_M.shape[0]), np.bool_)
@@ -144,9 +144,10 @@ def negatives_to_drop(runs: Runs, candidates: Candidates) -> BoolArray:
         sorted_order,
         runs.items,
         runs.item_offsets_N1,
+        runs.context_N,
         runs.seen,
         runs.seen_offsets_N1,
-        np.searchsorted(runs.run_E, np.arange(runs.user_N.shape[0] + 1)),
+        past_only,
     )
     drop_EM[np.arange(drop_EM.shape[0]), candidates.positions(runs.targets_E)] = False
     return drop_EM
@@ -159,19 +160,30 @@ def _mark_known(
     sorted_order: Int64Array,
     items: Int64Array,
     item_offsets: Int64Array,
+    context_N: Int64Array,
     seen: Int64Array,
     seen_offsets: Int64Array,
-    first_event: Int64Array,
+    past_only: bool,
 ) -> None:
     known = np.zeros(drop_EM.shape[1], np.bool_)
+    e = 0
     for n in range(item_offsets.shape[0] - 1):
         known[:] = False
-        for source in range(2):
-            ids = items if source == 0 else seen
-            offsets = item_offsets if source == 0 else seen_offsets
-            for k in range(offsets[n], offsets[n + 1]):
-                place = np.searchsorted(sorted_ids, ids[k])
-                if place < sorted_ids.shape[0] and sorted_ids[place] == ids[k]:
-                    known[sorted_order[place]] = True
-        for e in range(first_event[n], first_event[n + 1]):
+        for k in range(seen_offsets[n], seen_offsets[n + 1]):
+            _mark(known, sorted_ids, sorted_order, seen[k])
+        start, end = item_offsets[n], item_offsets[n + 1]
+        first_target = start + context_N[n]
+        for k in range(start, first_target if past_only else end):
+            _mark(known, sorted_ids, sorted_order, items[k])
+        for k in range(first_target, end):
             drop_EM[e, :] = known
+            e += 1
+            if past_only:
+                _mark(known, sorted_ids, sorted_order, items[k])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _mark(known: BoolArray, sorted_ids: Int64Array, sorted_order: Int64Array, item: int) -> None:
+    place = np.searchsorted(sorted_ids, item)
+    if place < sorted_ids.shape[0] and sorted_ids[place] == item:
+        known[sorted_order[place]] = True

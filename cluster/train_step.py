@@ -28,7 +28,6 @@ from cluster.candidates import (
 from cluster.collectives import Collectives, CrossRankGather
 from cluster.config import FreshetConfig
 from cluster.sharded_embedding import Lookup, ShardedEmbedding
-from model.cl_epidtn import CLEPIDTN, Targets
 from model.features import (
     ITEM,
     ItemInputs,
@@ -38,6 +37,7 @@ from model.features import (
     query_inputs,
 )
 from model.frequency import combined_log_q
+from model.two_tower import Targets, TwoTower
 from streaming.catalogue import Catalogue
 
 
@@ -60,7 +60,7 @@ class TrainStep:
 
     def __init__(
         self,
-        model: CLEPIDTN,
+        model: TwoTower,
         table: ShardedEmbedding,
         catalogue: Catalogue,
         comm: Collectives,
@@ -95,15 +95,23 @@ class TrainStep:
         targets = Targets(
             target_E=torch.from_numpy(candidates.positions(runs.targets_E)).to(self._device),
             log_q_M=self._log_q(mine, agreed).to(self._device),
-            drop_EM=torch.from_numpy(negatives_to_drop(runs, candidates)).to(self._device),
+            drop_EM=torch.from_numpy(
+                negatives_to_drop(runs, candidates, past_only=self._config.model.history_mask == "past")
+            ).to(self._device),
             global_events=float(agreed.weight_T.sum()),
         )
         return PreparedStep(
             runs, queries.to(self._device), items.to(self._device), targets, lookup, agreed, new_items
         )
 
-    def train(self, prepared: PreparedStep, step: int) -> dict[str, float]:
-        """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks."""
+    def train(self, prepared: PreparedStep, step: int, *, decay: float = 1.0) -> dict[str, float]:
+        """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks.
+
+        Args:
+            prepared: the batch.
+            step: counts from 0.
+            decay: factor of both learning rates, beside the warm-up.
+        """
         if not self.model.training:  # walking all modules takes as long as a small matrix product
             self.model.train()
         gather = CrossRankGather(self._comm, self._device)
@@ -120,7 +128,7 @@ class TrainStep:
         gather.close(terms.total).backward()  # type: ignore[no-untyped-call]
         names, local = zip(*terms.detached().items(), strict=True)
         sums = self._reduce_dense(torch.stack(local))
-        rate = min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
+        rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.train.learning_rate * rate
         if self._config.train.gradient_clip > 0:

@@ -3,7 +3,7 @@
 Every random number is a hash of (seed, step, salt, entity, position): the same event, user or item gets the
 same view whatever rank it is on and wherever it stands in the batch.
 
-Shape letters: N sequences, L tokens, E entities, F fields, D columns.
+Shape letters: R rows of L tokens, N sequences, E entities, F fields, D columns.
 """
 
 from __future__ import annotations
@@ -70,11 +70,22 @@ class RandomKey:
         return x_ED * (uniform_ED >= ratio).to(x_ED.dtype).mul_(1.0 / (1.0 - ratio))
 
 
-def masked_positions(uniform_NL: Tensor, valid_NL: Tensor, ratio: float) -> Tensor:
-    """Which tokens to hide, bool (N, L): u < ratio, but the valid token with the largest u always stays."""
-    largest_N1 = uniform_NL.masked_fill(~valid_NL, -1.0).argmax(dim=1, keepdim=True)
-    hidden_NL = (uniform_NL < ratio) & valid_NL
-    return hidden_NL.scatter(1, largest_N1, False)
+def masked_tokens(uniform_RL: Tensor, sequence_RL: Tensor, sequences: int, ratio: float) -> Tensor:
+    """Which tokens to hide, bool (R, L): u < ratio, but the token with the largest u of each sequence always stays.
+
+    Args:
+        uniform_RL: float32, a random number for each token.
+        sequence_RL: int64, the sequence of each token; -1 for padding, which is never hidden.
+        sequences: how many there are.
+        ratio: the share to hide.
+    """
+    valid_RL = sequence_RL >= 0
+    of_token = sequence_RL.clamp_min(0).reshape(-1)
+    largest_N = uniform_RL.new_full((max(sequences, 1),), -1.0)
+    largest_N = largest_N.scatter_reduce(
+        0, of_token, uniform_RL.masked_fill(~valid_RL, -1.0).reshape(-1), "amax"
+    )
+    return (uniform_RL < ratio) & (uniform_RL < largest_N[of_token].view_as(uniform_RL)) & valid_RL
 
 
 def kept_fields(uniform_EF: Tensor, ratio: float) -> Tensor:

@@ -24,6 +24,10 @@ class ModelConfig:
     source_items: int = field(
         default=20, metadata={"help": "last items that add a source embedding to the query (0 = off)"}
     )
+    source_categories: bool = field(
+        default=True,
+        metadata={"help": "source embeddings of the items' categories beside those of the items"},
+    )
     source_gain: float = field(default=2.0, metadata={"help": "initial weight of the last source embedding"})
     source_decay: float = field(default=0.9, metadata={"help": "initial weight of each step further back"})
 
@@ -36,6 +40,12 @@ class ModelConfig:
 
     similarity: Literal["cosine", "dot"] = field(
         default="cosine", metadata={"help": "cosine: both towers' outputs get unit norm"}
+    )
+    history_mask: Literal["past", "all"] = field(
+        default="all",
+        metadata={
+            "help": "whose items are no negatives: those before the event, or all that the batch knows of the user"
+        },
     )
     temperature: float = field(default=0.15, metadata={"help": "of the main softmax"})
     logq_strength: float = field(default=1.0, metadata={"help": "0 = no sampling correction, 1 = all of it"})
@@ -78,6 +88,7 @@ class ModelConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
         self._require("logq_strength", 0 <= self.logq_strength <= 1, "be in [0, 1]")
         self._require("heads", self.dim % self.heads == 0, f"divide model.dim={self.dim}")
+        self._require("history_mask", self.history_mask in ("past", "all"), "be past or all")
         self._require("similarity", self.similarity in ("cosine", "dot"), "be cosine or dot")
         self._require(
             "contrastive_items",

@@ -1,12 +1,11 @@
 """The contrastive part of CL-EPIDTN: two random views of each user's sequence, attributes and of each item.
 
-Shape letters: N packed rows, L tokens, S distinct users, C items, T anchors of all ranks, F attributes,
+Shape letters: N sequences in R rows of L tokens, S distinct users, C items, T anchors of all ranks, F attributes,
 D columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +18,13 @@ from model.augmentation import (
     RandomKey,
     kept_fields,
     kept_item_fields,
-    masked_positions,
+    masked_tokens,
 )
 from model.config import ModelConfig
 from model.features import ItemInputs, QueryInputs
 from model.losses import info_nce
 from model.towers import AttributeTower, HistoryTower, ItemTower, UserTower
-
-Gather = Callable[[Tensor], Tensor]
+from model.two_tower import Gather, token_uniform
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,9 @@ class Views:
     """int64, distinct over all ranks."""
     group_S: Tensor
     """int64; equal groups are no negatives of each other."""
+    negative_SD: Tensor | None = None
+    """float32, what the user did not like, encoded (h⁻ of Eq. 21)."""
+    has_negative_S: Tensor | None = None
 
 
 class ContrastiveLosses:
@@ -92,25 +93,26 @@ class ContrastiveLosses:
         return terms[0], terms[1], terms[2]
 
     def _sequence(self, tower: HistoryTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey) -> Views:
-        """Eqs. 21, 22 on [mean ⊕ last] of the last W tokens of each user."""
-        user_S = queries.user_N[queries.anchor_sequence_S]
-        token_SL, position_SL, length_S = last_tokens(queries, self._config.history_length)
-        hidden = [
-            masked_positions(
-                key.uniform(SEQUENCE_VIEW + view, user_S.unsqueeze(1), position_SL),
-                token_SL > 0,
+        """Eqs. 21, 22 on [mean ⊕ last] of each user's last sequence; explicit negatives give h⁻."""
+        anchor_S, rows = queries.anchor_sequence_S, queries.history
+        user_S, length_S = queries.user_N[anchor_S], rows.length_N[anchor_S]
+        item_ID = tower.item_vectors(rows_UD, queries)
+        views = []
+        for view in (0, 1):
+            hidden_RL = masked_tokens(
+                token_uniform(key, SEQUENCE_VIEW + view, queries),
+                rows.sequence_RL,
+                rows.length_N.shape[0],
                 self._config.sequence_mask_ratio,
             )
-            for view in (0, 1)
-        ]
-        # One pass over both views: half the calls, twice the rows.
-        state_2SLD = tower.states(
-            tower.item_vectors(rows_UD, queries), torch.cat([token_SL, token_SL]), torch.cat(hidden)
-        )
-        at_2S = torch.arange(state_2SLD.shape[0], device=length_S.device)
-        last, mean = tower.read(state_2SLD, at_2S, torch.cat([length_S, length_S]))
-        first_SD, second_SD = torch.cat([mean, last], dim=1).chunk(2)
-        return Views(first_SD, second_SD, user_S, user_S)
+            last, mean = tower.read(tower.states(item_ID, rows, hidden_RL), rows, anchor_S, length_S)
+            views.append(torch.cat([mean, last], dim=1))
+        negatives = queries.negatives
+        if negatives.token_RL.shape[0] == 0:
+            return Views(views[0], views[1], user_S, user_S)
+        count_S = negatives.length_N[anchor_S]
+        last, mean = tower.read(tower.states(item_ID, negatives, None), negatives, anchor_S, count_S)
+        return Views(views[0], views[1], user_S, user_S, torch.cat([mean, last], dim=1), count_S > 0)
 
     def _attribute(
         self, tower: AttributeTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey
@@ -165,20 +167,12 @@ class ContrastiveLosses:
             return views.first_SD.sum() * 0.0
         positive_S = (views.id_S.unsqueeze(1) == id_T).to(torch.uint8).argmax(dim=1)
         same_ST = views.group_S.unsqueeze(1) == group_T
-        return info_nce(views.first_SD, second_TD, positive_S, same_ST, self._config.contrastive_temperature)
-
-
-def last_tokens(queries: QueryInputs, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The last W tokens of each distinct user, left aligned.
-
-    Returns:
-        tokens int64 (S, L'), their positions in the user's history int64 (S, L'), and lengths int64 (S,).
-    """
-    row_S = queries.anchor_sequence_S
-    whole_S = queries.length_N[row_S]
-    start_S1 = (whole_S - window).clamp_min(0).unsqueeze(1)
-    width = min(window, queries.token_NL.shape[1])
-    at_SL = start_S1 + torch.arange(width, device=row_S.device)
-    inside_SL = at_SL < whole_S.unsqueeze(1)
-    token_SL = queries.token_NL[row_S].gather(1, at_SL.clamp_max(queries.token_NL.shape[1] - 1)) * inside_SL
-    return token_SL, queries.first_position_N[row_S].unsqueeze(1) + at_SL, whole_S.clamp_max(window)
+        return info_nce(
+            views.first_SD,
+            second_TD,
+            positive_S,
+            same_ST,
+            self._config.contrastive_temperature,
+            views.negative_SD,
+            views.has_negative_S,
+        )

@@ -1,7 +1,7 @@
 """From a training batch and item ids to index tensors into the rows of one step.
 
-Shape letters: N packed rows (sequences), L longest row, E events, I distinct items of the sequences plus the
-padding item 0, K categories of an item, F user attributes, R source items, S distinct users, C candidates.
+Shape letters: N sequences (one per row of the batch), E events in them, I distinct items of the sequences plus the
+padding item 0, K categories of an item, F user attributes, S distinct users, C candidates.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.key_index import KeyIndex, hash_keys
+from model.token_rows import TokenRows, pack
 
 Int16Array = npt.NDArray[np.int16]
 Int64Array = npt.NDArray[np.int64]
@@ -25,7 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 Categories = Callable[[Int64Array], Int64Array]
 """int64 (n,) item ids to int64 (n, K) category ids, 0 where there is none."""
 
-ITEM, CATEGORY, USER, ACTIVITY, SOURCE = 0, 1, 2, 3, 4
+ITEM, CATEGORY, USER, ACTIVITY, SOURCE, SOURCE_CATEGORY = 0, 1, 2, 3, 4, 5
 _FIRST_ATTRIBUTE = 16
 _LAST_BUCKET = 20
 
@@ -73,23 +74,27 @@ def _to(inputs: Inputs, device: torch.device | str) -> Inputs:
 
 @dataclass(frozen=True)
 class QueryInputs:
-    """N packed sequences and E events in them. The history of an event is its row's tokens before it."""
+    """N sequences, E events in them: an event's history is what stands before it in its sequence."""
 
-    token_NL: Tensor
-    """int64, which distinct item each token is; 0 = padding, to the right of a row's items."""
-    length_N: Tensor
-    """int64, tokens of each row."""
+    history: TokenRows
+    """The sequences; a token is an index of the distinct items."""
+    negatives: TokenRows
+    """The explicit negatives before each sequence; length 0 where there are none."""
     user_N: Tensor
     """int64, raw user id."""
     first_position_N: Tensor
-    """int64, events of the user before the row's first token: names a token for keyed randomness."""
+    """int64, events of the user before the sequence's first token: names a token for keyed randomness."""
     item_row_I: Tensor
     """int64, row of each distinct item; entry 0 is padding."""
     category_row_IK: Tensor
+    source_row_I: Tensor
+    """int64, row of each distinct item's source embedding; 0 with model.source_items=0."""
+    source_category_row_IK: Tensor
+    """int64 (I, K), the same of its categories; K = 0 with model.source_categories off."""
     sequence_E: Tensor
-    """int64, which packed row an event is in."""
+    """int64, which sequence an event is in."""
     position_E: Tensor
-    """int64, how many tokens of that row are the event's history."""
+    """int64, how many tokens of that sequence are the event's history."""
     user_E: Tensor
     user_row_E: Tensor
     """int64, row of the user id's embedding; 0 with model.user_id_embedding off."""
@@ -97,14 +102,12 @@ class QueryInputs:
     attribute_row_EF: Tensor
     group_E: Tensor
     """int64, hash of the attribute values as of the event: equal attributes are no contrastive negatives."""
-    source_row_ER: Tensor
-    """int64, source rows of the last R items, newest first; 0 where the history is shorter."""
     weight_E: Tensor
     """float32."""
     key_E: Tensor
     """int64, hash of the event's place in the log."""
     anchor_sequence_S: Tensor
-    """int64, the last packed row of each distinct user."""
+    """int64, the last sequence of each distinct user."""
     anchor_event_S: Tensor
     """int64, the last event of each distinct user."""
 
@@ -172,26 +175,34 @@ def query_inputs(
         ValueError: rows with different numbers of user attributes.
     """
     rows = _Rows.of(batch)
-    distinct = KeyIndex(rows.items.shape[0])
-    token_T = distinct.add(np.zeros(rows.items.shape[0], np.int16), rows.items) + 1
+    negative_items, negative_length_N = _negatives(batch)
+    ids = np.concatenate([rows.items, negative_items])
+    distinct = KeyIndex(ids.shape[0])
+    token_T = distinct.add(np.zeros(ids.shape[0], np.int16), ids) + 1
     ids_I = np.concatenate([np.zeros(1, np.int64), distinct.keys()[1]])
-    token_NL = np.zeros((rows.length_N.shape[0], max(1, int(rows.length_N.max(initial=0)))), np.int64)
-    token_NL[rows.row_T, rows.within_T] = token_T
+    valid_I = np.arange(ids_I.shape[0]) > 0
+    category_IK = categories(ids_I[1:])
+    category_IK = np.concatenate([np.zeros((1, category_IK.shape[1]), np.int64), category_IK])
     sequence_E, position_E = rows.row_T[rows.is_event_T], rows.within_T[rows.is_event_T]
     activity_E = rows.events_before_N[sequence_E] + position_E - rows.context_N[sequence_E]
     bucket_E = activity_bucket(activity_E)
     attribute_NF = _attributes(batch)
     anchor_sequence_S, anchor_event_S = _anchors(rows.user_N, sequence_E)
-    valid_I = np.arange(ids_I.shape[0]) > 0
-    category_IK = categories(ids_I[1:])
-    category_IK = np.concatenate([np.zeros((1, category_IK.shape[1]), np.int64), category_IK])
+    items = rows.items.shape[0]
+    source_category_IK = (
+        category_IK if config.source_items and config.source_categories else category_IK[:, :0]
+    )
     return QueryInputs(
-        token_NL=_tensor(token_NL),
-        length_N=_tensor(rows.length_N),
+        history=pack(token_T[:items], rows.length_N),
+        negatives=pack(token_T[items:], negative_length_N),
         user_N=_tensor(rows.user_N),
         first_position_N=_tensor(rows.events_before_N - rows.context_N),
         item_row_I=_tensor(keys.add(ITEM, ids_I, valid_I)),
         category_row_IK=_tensor(keys.add(CATEGORY, category_IK, category_IK != 0)),
+        source_row_I=_tensor(keys.add(SOURCE, ids_I, valid_I & (config.source_items > 0))),
+        source_category_row_IK=_tensor(
+            keys.add(SOURCE_CATEGORY, source_category_IK, source_category_IK != 0)
+        ),
         sequence_E=_tensor(sequence_E),
         position_E=_tensor(position_E),
         user_E=_tensor(rows.user_N[sequence_E]),
@@ -199,9 +210,6 @@ def query_inputs(
         activity_row_E=_tensor(keys.add(ACTIVITY, bucket_E)),
         attribute_row_EF=_tensor(_attribute_rows(attribute_NF, keys)[sequence_E]),
         group_E=_tensor(_groups(attribute_NF, rows.user_N, sequence_E, bucket_E, config)),
-        source_row_ER=_tensor(
-            _source_rows(token_NL, ids_I, sequence_E, position_E, keys, config.source_items)
-        ),
         weight_E=torch.from_numpy(np.array(_values(batch, "weight"), np.float32)),
         key_E=_tensor(_event_keys(batch, sequence_E)),
         anchor_sequence_S=_tensor(anchor_sequence_S),
@@ -305,17 +313,11 @@ def _groups(
     return hash_keys(bucket_E.astype(np.int16), mixed_N[sequence_E]).view(np.int64)
 
 
-def _source_rows(
-    token_NL: Int64Array,
-    ids_I: Int64Array,
-    sequence_E: Int64Array,
-    position_E: Int64Array,
-    keys: KeyCollector,
-    count: int,
-) -> Int64Array:
-    back_ER = position_E[:, None] - 1 - np.arange(count)[None, :]
-    known_ER = back_ER >= 0
-    return keys.add(SOURCE, ids_I[token_NL[sequence_E[:, None], np.maximum(back_ER, 0)]], known_ER)
+def _negatives(batch: pa.RecordBatch) -> tuple[Int64Array, Int64Array]:
+    """The explicit negatives before each row: their items, and how many there are, int64 (N,)."""
+    if "negatives" not in batch.schema.names:
+        return np.zeros(0, np.int64), np.zeros(batch.num_rows, np.int64)
+    return _values(batch, "negatives").astype(np.int64), _lengths(batch, "negatives")
 
 
 def _event_keys(batch: pa.RecordBatch, sequence_E: Int64Array) -> Int64Array:

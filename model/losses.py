@@ -58,10 +58,13 @@ def info_nce(
     positive_S: Tensor,
     same_ST: Tensor,
     temperature: float,
+    negative_SD: Tensor | None = None,
+    has_negative_S: Tensor | None = None,
 ) -> Tensor:
     """Agreement of two views of the same entity against other entities (Eqs. 19, 21–24), cosine similarity.
 
-    L = −1/T Σ_i log [ exp(s(z'_i, z''_i)/τ) / Σ_{j: j = i or j differs from i} exp(s(z'_i, z''_j)/τ) ]
+    L = −1/T Σ_i log [ exp(s(z'_i, z''_i)/τ) / (Σ_{j: j = i or j differs from i} exp(s(z'_i, z''_j)/τ)
+                                                + exp(s(z'_i, z⁻_i)/τ)) ]
 
     Args:
         first_SD: float32, this rank's anchors in their first view.
@@ -69,12 +72,19 @@ def info_nce(
         positive_S: int64, the anchor's own place among T.
         same_ST: bool, entities that are the same for this purpose (same user, same attributes): no negatives.
         temperature: τ.
+        negative_SD: float32, z⁻, an explicit negative of each anchor (Eq. 21); None without any.
+        has_negative_S: bool, which anchors have one.
     Returns:
         Scalar; 0 if no rank has an anchor.
     """
     if first_SD.shape[0] == 0:
         return first_SD.sum() * 0.0
-    cosine_ST = F.normalize(first_SD, dim=1) @ F.normalize(second_TD, dim=1).T
+    unit_SD = F.normalize(first_SD, dim=1)
+    cosine_ST = unit_SD @ F.normalize(second_TD, dim=1).T
     is_positive_ST = torch.arange(second_TD.shape[0], device=positive_S.device) == positive_S.unsqueeze(1)
     logits_ST = (cosine_ST / temperature).masked_fill(same_ST & ~is_positive_ST, -torch.inf)
+    if negative_SD is not None and has_negative_S is not None:
+        own_S = (unit_SD * F.normalize(negative_SD, dim=1)).sum(1) / temperature
+        own_S1 = own_S.masked_fill(~has_negative_S, -torch.inf).unsqueeze(1)
+        logits_ST = torch.cat([logits_ST, own_S1], dim=1)
     return F.cross_entropy(logits_ST, positive_S, reduction="sum") / second_TD.shape[0]

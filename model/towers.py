@@ -1,8 +1,8 @@
 """The two towers and the personalised augmented vectors, on rows that somebody else looked up.
 
-Shape letters: U keys of a step (row 0 of rows_UD is zero), N packed rows, L tokens, I distinct items of the
-sequences, K categories, E events, F user attributes (id and activity included), C items, A augmented width,
-R source items, D columns.
+Shape letters: U keys of a step (row 0 of rows_UD is zero), N sequences in R rows of L tokens, I distinct items of
+the sequences, K categories, E events, F user attributes (id and activity included), C items, A augmented width,
+B source items, D columns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.features import ItemInputs, QueryInputs
-from model.transformer import SequenceEncoder, last_and_mean
+from model.token_rows import TokenRows
+from model.transformer import SequenceEncoder, different_sequences, last_and_mean, last_states
 
 
 def two_layers(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -30,8 +31,8 @@ def rows_of(rows_UD: Tensor, index: Tensor) -> Tensor:
 
 def category_sum(rows_UD: Tensor, category_row_CK: Tensor) -> Tensor:
     """The sum of an item's category rows, float32 (C, D); zero without categories."""
-    if category_row_CK.shape[0] == 0:
-        return rows_UD.new_zeros(0, rows_UD.shape[1])
+    if category_row_CK.numel() == 0:
+        return rows_UD.new_zeros(category_row_CK.shape[0], rows_UD.shape[1])
     return F.embedding_bag(category_row_CK, rows_UD, mode="sum", padding_idx=0)
 
 
@@ -106,29 +107,63 @@ class HistoryTower(nn.Module):
         """e_id + e_cat of the distinct items, float32 (I, D); entry 0 is zero."""
         return rows_of(rows_UD, queries.item_row_I) + category_sum(rows_UD, queries.category_row_IK)
 
-    def states(self, item_ID: Tensor, token_NL: Tensor, hidden_NL: Tensor | None) -> Tensor:
-        """Encoded tokens, float32 (N, L, D); the hidden ones enter as the learned MASK vector."""
-        token_NLD = F.embedding(token_NL, item_ID, padding_idx=0)
-        if hidden_NL is not None:
-            token_NLD = torch.where(hidden_NL.unsqueeze(2), self.mask_D, token_NLD)
-        if self.encoder is None or token_NLD.shape[0] == 0:
-            return token_NLD
-        encoded: Tensor = self.encoder(token_NLD)
+    def states(self, item_ID: Tensor, rows: TokenRows, hidden_RL: Tensor | None) -> Tensor:
+        """Encoded tokens, float32 (R, L, D); the hidden ones enter as the learned MASK vector."""
+        token_RLD = F.embedding(rows.token_RL, item_ID, padding_idx=0)
+        if hidden_RL is not None:
+            token_RLD = torch.where(hidden_RL.unsqueeze(2), self.mask_D, token_RLD)
+        if self.encoder is None or token_RLD.shape[0] == 0:
+            return token_RLD
+        encoded: Tensor = self.encoder(token_RLD, rows)
         return encoded
 
-    def read(self, state_NLD: Tensor, sequence_E: Tensor, position_E: Tensor) -> tuple[Tensor, Tensor]:
+    def read(
+        self, state_RLD: Tensor, rows: TokenRows, sequence_E: Tensor, position_E: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Last state and mean over the window before each position, float32 (E, D) each."""
-        if position_E.shape[0] == 0:
-            empty = state_NLD.new_zeros(0, state_NLD.shape[2])
+        if position_E.shape[0] == 0 or state_RLD.shape[0] == 0:
+            empty = state_RLD.new_zeros(position_E.shape[0], state_RLD.shape[2])
             return empty, empty
-        return last_and_mean(state_NLD, sequence_E, position_E, self.window)
+        return last_and_mean(state_RLD, rows, sequence_E, position_E, self.window)
+
+
+class RecentSources(nn.Module):
+    """Σ_b w_b source(b-th last item): what came after an item before, remembered apart from what the item is.
+
+    source(i) is an embedding of its own, plus those of the item's categories with model.source_categories.
+    The sum is a causal filter along the sequence: one small matrix product per row instead of B gathers per event.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        weights = [config.source_gain * config.source_decay**b for b in range(config.source_items)]
+        self.weight_B = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
+
+    def forward(self, rows_UD: Tensor, queries: QueryInputs) -> Tensor:
+        """float32 (E, D)."""
+        rows = queries.history
+        if rows.token_RL.shape[0] == 0:
+            return rows_UD.new_zeros(queries.position_E.shape[0], rows_UD.shape[1])
+        source_ID = rows_of(rows_UD, queries.source_row_I)
+        source_ID = source_ID + category_sum(rows_UD, queries.source_category_row_IK)
+        token_RLD = F.embedding(rows.token_RL, source_ID, padding_idx=0)
+        mixed_RLD = self._filter(rows) @ token_RLD
+        out: Tensor = self.dropout(last_states(mixed_RLD, rows, queries.sequence_E, queries.position_E))
+        return out
+
+    def _filter(self, rows: TokenRows) -> Tensor:
+        """What token i takes of token j: w of their distance, float32 (L, L) or (R, L, L)."""
+        at_L = torch.arange(rows.token_RL.shape[1], device=rows.token_RL.device)
+        distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)
+        outside_LL = (distance_LL < 0) | (distance_LL >= self.weight_B.shape[0])
+        weight_LL = self.weight_B[distance_LL.clamp(0, self.weight_B.shape[0] - 1)]
+        weight_LL = weight_LL.masked_fill(outside_LL, 0.0)
+        return weight_LL.masked_fill(different_sequences(rows), 0.0) if rows.shared else weight_LL
 
 
 class UserTower(nn.Module):
-    """p_u = W_out[MLP_user(z_u) ⊕ mean ⊕ last] + w last + Σ_r w_r source_r (Eq. 12 and skips).
-
-    source_r is the source embedding of the r-th last item; all w are learned.
-    """
+    """p_u = W_out[MLP_user(z_u) ⊕ mean ⊕ last] + w last + Σ_b w_b source_b (Eq. 12 and skips); all w are learned."""
 
     def __init__(self, config: ModelConfig, attribute_count: int) -> None:
         super().__init__()
@@ -136,15 +171,13 @@ class UserTower(nn.Module):
         self.history = HistoryTower(config)
         self.project = nn.Linear(3 * config.dim, config.dim)
         self.skip = nn.Parameter(torch.tensor(config.state_skip)) if config.state_skip > 0 else None
-        self.source_dropout = nn.Dropout(config.dropout)
-        weights = [config.source_gain * config.source_decay**r for r in range(config.source_items)]
-        self.source_weight_R = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
+        self.sources = RecentSources(config) if config.source_items > 0 else None
 
-    def combine(self, attribute_ED: Tensor, mean_ED: Tensor, last_ED: Tensor, source_ERD: Tensor) -> Tensor:
+    def combine(
+        self, attribute_ED: Tensor, mean_ED: Tensor, last_ED: Tensor, source_ED: Tensor | None
+    ) -> Tensor:
         """p_u, float32 (E, D)."""
         out: Tensor = self.project(torch.cat([attribute_ED, mean_ED, last_ED], dim=1))
         if self.skip is not None:
             out = out + self.skip * last_ED
-        source_ED = (source_ERD * self.source_weight_R.unsqueeze(1)).sum(1)
-        out = out + self.source_dropout(source_ED)
-        return out
+        return out if source_ED is None else out + source_ED

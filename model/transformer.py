@@ -1,10 +1,10 @@
-"""The causal sequence encoder of the user tower, on prefix-packed rows.
+"""The causal sequence encoder of the user tower, on prefix-packed sequences.
 
-Shape letters: N packed rows, L tokens of the longest, D columns, H heads, W window, E events.
+Shape letters: N sequences, R rows that hold them, L tokens of a row, D columns, H heads, W window, E events.
 
-A row holds a user's context and then the run's items; every event in it reads the states before its own
+A sequence holds a user's context and then the run's items; every event in it reads the states before its own
 position, so one pass encodes all of them. Positions are relative (a learned bias per head and distance):
-a token's distance from the end, which MODEL.md measured, would differ for every event of a row.
+a token's distance from the end, which MODEL.md measured, would differ for every event of a sequence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.token_rows import TokenRows
 
 
 class RelativeBias(nn.Module):
@@ -24,13 +25,19 @@ class RelativeBias(nn.Module):
         self.window = window
         self.bias_HW = nn.Parameter(torch.zeros(heads, window))
 
-    def forward(self, length: int) -> Tensor:
-        """float32 (H, L, L), −inf where token i must not see token j."""
+    def forward(self, strange_R1LL: Tensor | None, length: int) -> Tensor:
+        """float32 (H, L, L) or (R, H, L, L), −inf where token i must not see token j.
+
+        Args:
+            strange_R1LL: bool, pairs of tokens of different sequences; None where each row holds one.
+            length: L.
+        """
         at_L = torch.arange(length, device=self.bias_HW.device)
         distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)
         hidden_LL = (distance_LL < 0) | (distance_LL >= self.window)
         bias_HLL = self.bias_HW[:, distance_LL.clamp(0, self.window - 1)]
-        return bias_HLL.masked_fill(hidden_LL, -torch.inf)
+        bias_HLL = bias_HLL.masked_fill(hidden_LL, -torch.inf)
+        return bias_HLL if strange_R1LL is None else bias_HLL.masked_fill(strange_R1LL, -torch.inf)
 
 
 class Block(nn.Module):
@@ -49,18 +56,19 @@ class Block(nn.Module):
         self.widen = nn.Linear(dim, 4 * dim)
         self.narrow = nn.Linear(4 * dim, dim)
 
-    def forward(self, x_NLD: Tensor) -> Tensor:
-        """float32 (N, L, D) to the same shape; position t depends on tokens t−W+1..t of the block's input."""
-        x_NLD = x_NLD + self._drop(self._attend(self.attention_norm(x_NLD)))
-        hidden = self._drop(F.gelu(self.widen(self.feed_forward_norm(x_NLD))))
-        return x_NLD + self._drop(self.narrow(hidden))
+    def forward(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
+        """float32 (R, L, D) to the same shape; position t depends on its sequence's tokens t−W+1..t."""
+        x_RLD = x_RLD + self._drop(self._attend(self.attention_norm(x_RLD), strange_R1LL))
+        hidden = self._drop(F.gelu(self.widen(self.feed_forward_norm(x_RLD))))
+        return x_RLD + self._drop(self.narrow(hidden))
 
-    def _attend(self, x_NLD: Tensor) -> Tensor:
-        rows, length, dim = x_NLD.shape
-        qkv = self.to_qkv(x_NLD).view(rows, length, 3, self.heads, dim // self.heads)
+    def _attend(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
+        rows, length, dim = x_RLD.shape
+        qkv = self.to_qkv(x_RLD).view(rows, length, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_NHLD = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias(length))
-        out: Tensor = self.to_out(mixed_NHLD.transpose(1, 2).reshape(rows, length, dim))
+        bias = self.bias(strange_R1LL, length)
+        mixed_RHLD = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        out: Tensor = self.to_out(mixed_RHLD.transpose(1, 2).reshape(rows, length, dim))
         return out
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -77,35 +85,48 @@ class SequenceEncoder(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.output_norm = nn.LayerNorm(config.dim)
 
-    def forward(self, token_NLD: Tensor) -> Tensor:
-        """float32 (N, L, D) to states (N, L, D)."""
-        state_NLD = F.dropout(self.input_norm(token_NLD), self.dropout, self.training)
+    def forward(self, token_RLD: Tensor, rows: TokenRows) -> Tensor:
+        """Embedded tokens float32 (R, L, D), laid out as in `rows`, to states (R, L, D)."""
+        strange_R1LL = different_sequences(rows).unsqueeze(1) if rows.shared else None
+        state_RLD = F.dropout(self.input_norm(token_RLD), self.dropout, self.training)
         for block in self.blocks:
-            state_NLD = block(state_NLD)
-        out: Tensor = self.output_norm(state_NLD)
+            state_RLD = block(state_RLD, strange_R1LL)
+        out: Tensor = self.output_norm(state_RLD)
         return out
 
 
+def different_sequences(rows: TokenRows) -> Tensor:
+    """Which pairs of a row's tokens are not of one sequence, bool (R, L, L)."""
+    return rows.sequence_RL.unsqueeze(2) != rows.sequence_RL.unsqueeze(1)
+
+
 def last_and_mean(
-    state_NLD: Tensor, sequence_E: Tensor, position_E: Tensor, window: int
+    state_RLD: Tensor, rows: TokenRows, sequence_E: Tensor, position_E: Tensor, window: int
 ) -> tuple[Tensor, Tensor]:
     """What an event with `position_E` tokens of history reads: the last state and the mean of the last W.
 
     Args:
-        state_NLD: float32; state t has seen tokens up to t.
-        sequence_E: int64, row of each event.
+        state_RLD: float32; a state has seen its sequence's tokens up to its own.
+        rows: where the sequences are.
+        sequence_E: int64, sequence of each event.
         position_E: int64, tokens before it; 0 gives zero vectors.
         window: W.
     Returns:
         last and mean, float32 (E, D) each.
     """
-    _, length, dim = state_NLD.shape
-    at_E = sequence_E * length + position_E
-    seen_E1 = (position_E > 0).unsqueeze(1)
-    last_ED = state_NLD.reshape(-1, dim)[(at_E - 1).clamp_min(0)] * seen_E1
+    _, length, dim = state_RLD.shape
+    end_E = rows.start_N[sequence_E] + position_E
+    last_ED = last_states(state_RLD, rows, sequence_E, position_E)
+    count_E = position_E.clamp_max(window)
     # sums_t = states before t, so that a window is one difference; a leading zero column per row.
-    sums = F.pad(state_NLD.cumsum(1), (0, 0, 1, 0)).view(-1, dim)
-    start_E = (position_E - window).clamp_min(0)
-    row_E = sequence_E * (length + 1)
-    total_ED = sums[row_E + position_E] - sums[row_E + start_E]
-    return last_ED, total_ED / (position_E - start_E).clamp_min(1).unsqueeze(1)
+    sums = F.pad(state_RLD.cumsum(1), (0, 0, 1, 0)).view(-1, dim)
+    # A row's end and the next row's start are one place here but two there: the row is that of the last token.
+    row_E = (end_E - 1).clamp_min(0) // length
+    total_ED = sums[end_E + row_E] - sums[end_E + row_E - count_E]
+    return last_ED, total_ED / count_E.clamp_min(1).unsqueeze(1) * (count_E > 0).unsqueeze(1)
+
+
+def last_states(state_RLD: Tensor, rows: TokenRows, sequence_E: Tensor, position_E: Tensor) -> Tensor:
+    """The state of the token before each event, float32 (E, D); zero for an event without history."""
+    before_E = (rows.start_N[sequence_E] + position_E - 1).clamp_min(0)
+    return state_RLD.reshape(-1, state_RLD.shape[2])[before_E] * (position_E > 0).unsqueeze(1)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cluster.config import FreshetConfig
 from cluster.training_run import TrainingRun
-from model.cl_epidtn import CLEPIDTN, Targets
+from model.cl_epidtn import CLEPIDTN
 from model.features import ItemInputs, QueryInputs
+from model.two_tower import Targets
 from tests.benchmarks.support.window import Clock, Timing
 
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.cl_epidtn import Targets
 from model.config import ModelConfig
 from model.features import KeyCollector, item_inputs, query_inputs
+from model.two_tower import Targets
 
 SCHEMA = pa.schema(
     [

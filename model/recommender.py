@@ -1,0 +1,55 @@
+"""What every system of an evaluation can do, be it counted, factorised or trained.
+
+Shape letters: E events of a batch, Q queries, I items, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+Vectors = Any
+"""float32 (n, D): a NumPy array, or a SciPy CSR matrix where D is as large as the catalogue."""
+
+
+class Recommender(Protocol):
+    """Fits on training batches (DESIGN.md 3.2), of a stream or of a data set read in passes; encodes users and items."""
+
+    def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
+        """Take one batch in. Returns loss terms by name, empty for what only counts.
+
+        Args:
+            batch: one row per run of a user; the events are `items[context_length:]`.
+            decay: factor of the learning rates, in (0, 1]; what has none ignores it.
+        """
+        ...
+
+    def end_pass(self) -> None:
+        """Everything that was to be read has been read once: whoever solves rather than steps does it here."""
+        ...
+
+    def encode_users(self, batch: pa.RecordBatch) -> Vectors:
+        """The query vector of every event of a batch as of just before it; its own item is never looked at."""
+        ...
+
+    def encode_items(self, item_ids: Int64Array) -> Vectors:
+        """The vectors of items, raw ids int64 (I,); an item never seen in training gets one too."""
+        ...
+
+    def scores(self, users: Vectors, items: Vectors) -> Float32Array:
+        """How well each item fits each user, float32 (Q, I); larger is better."""
+        ...
+
+    def state(self) -> Any:
+        """A copy of everything that training changes, for going back to the best pass."""
+        ...
+
+    def load_state(self, state: Any) -> None:
+        """Go back to what `state` returned."""
+        ...
