@@ -28,7 +28,13 @@ def query_batch(
     """
     items, times, offset_Q1 = users.last(user_Q, history_length)
     return history_batch(
-        user_Q, np.diff(offset_Q1), items, times, users.counts(user_Q), attributes.user_attributes(user_Q)
+        user_Q,
+        np.diff(offset_Q1),
+        items,
+        times,
+        users.counts(user_Q),
+        attributes.user_attributes(user_Q),
+        users.negatives.last_items(user_Q, history_length),
     )
 
 
@@ -39,8 +45,12 @@ def history_batch(
     times: Int64Array,
     count_Q: Int64Array,
     attributes_QF: Int64Array,
+    negatives: tuple[Int64Array, Int64Array] | None = None,
 ) -> pa.RecordBatch:
-    """The same from histories given as ragged arrays: `length_Q` items of each query in turn."""
+    """The same from histories given as ragged arrays: `length_Q` items of each query in turn.
+
+    `negatives` are the explicit ones, with the offsets (Q + 1,) of each query's; by default nobody has any.
+    """
     queries = user_Q.shape[0]
     ends = np.cumsum(length_Q)
     with_place_Q1 = np.concatenate([[0], ends + np.arange(1, queries + 1)])
@@ -49,6 +59,7 @@ def history_batch(
     one_Q1 = np.arange(queries + 1)
     zeros_Q = np.zeros(queries, np.int64)
     width = attributes_QF.shape[1]
+    unwanted, unwanted_Q1 = negatives or (np.zeros(0, np.int64), np.zeros(queries + 1, np.int64))
     return pa.RecordBatch.from_arrays(
         [
             pa.array(user_Q, pa.int64()),
@@ -63,6 +74,7 @@ def history_batch(
             _lists(one_Q1, zeros_Q, pa.int32()),
             _lists(one_Q1, zeros_Q, pa.int64()),
             _lists(one_Q1, np.ones(queries), pa.float32()),
+            _lists(unwanted_Q1, unwanted, pa.int64()),
         ],
         schema=TRAINING_BATCH_SCHEMA,
     )

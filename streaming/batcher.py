@@ -1,8 +1,9 @@
 """Events into packed training batches: group by user, join the history, remember the events.
 
-A batch is a function of the log and the quotas: never of timing, of message sizes or of who else reads.
+A batch is a function of the log, the quotas and the settings: never of timing, of message sizes or of who else reads.
 
-Shapes: N events, G runs (one user's events of this batch), B rows (runs cut to at most W events), Q users.
+Shapes: N events, T targets among them, G runs (one user's targets of this batch), B rows (runs cut to at most W
+targets), M explicit negatives, Q users.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLetter
 from streaming.event_log import EventLog, append, copy_last
 from streaming.history import UserStore
+from streaming.negatives import NegativeEvents, join_negatives
 from streaming.partitioner import Int32s, Int64s
 from streaming.position import EventSource
 from streaming.schema import (
@@ -25,12 +27,15 @@ from streaming.schema import (
     OFFSET,
     PARTITION,
     ROW,
+    SET_ASIDE_SCHEMA,
     TIMESTAMP_MS,
     TRAINING_BATCH_SCHEMA,
     USER_ID,
-    WEIGHT,
     empty_batch,
 )
+from streaming.signals import NEGATIVE, POSITIVE, Float32s, Int8s, judge_signals
+
+_TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEND_MS]
 
 
 class UserAttributes(Protocol):
@@ -51,8 +56,9 @@ class Batcher:
     """Cuts what a source has ready into training batches.
 
     Attributes:
-        rows_read: rows taken from the source; always the events in batches plus `rows_dead`.
+        rows_read: rows taken from the source; always the events in batches, those set aside and `rows_dead`.
         rows_dead: those of them that could not be used.
+        set_aside: SET_ASIDE_SCHEMA, the usable rows beside the last batch: explicit negatives and ignored ones.
         watermark_ms: latest event time of each partition, for those that had a usable row.
     """
 
@@ -64,14 +70,14 @@ class Batcher:
         catalogue: UserAttributes,
         dead_letters: DeadLetterSink,
     ) -> None:
-        self._history_length = config.history_length
-        self._seen_length = config.seen_length
+        self._config = config
         self._source = source
         self._users = users
         self._catalogue = catalogue
         self._dead_letters = dead_letters
         self.rows_read = 0
         self.rows_dead = 0
+        self.set_aside = empty_batch(SET_ASIDE_SCHEMA)
         self.watermark_ms: dict[int, int] = {}
 
     def ready_rows(self, quota: int) -> int:
@@ -100,26 +106,35 @@ class Batcher:
         self.rows_dead += len(decoded.dead)
         if decoded.dead:
             self._dead_letters.send(decoded.dead)
-        if decoded.rows.num_rows == 0:
-            return empty_batch(TRAINING_BATCH_SCHEMA)
-        return self._pack(decoded.rows)
+        rows = decoded.rows
+        self._advance_watermarks(rows[PARTITION].to_numpy(), rows[TIMESTAMP_MS].to_numpy())
+        sign_N, weight_N = judge_signals(rows, self._config)
+        self.set_aside = _set_aside(rows, sign_N)
+        return self._pack(rows, np.flatnonzero(sign_N == POSITIVE), weight_N, _negatives(rows, sign_N))
 
-    def _pack(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        user_N, partition_N = rows[USER_ID].to_numpy(), rows[PARTITION].to_numpy()
-        time_N = rows[TIMESTAMP_MS].to_numpy()
-        self._advance_watermarks(partition_N, time_N)
-        slot_N = self._users.slots_of(user_N, partition_N)
-        order_N, pieces = group(slot_N, len(self._users), self._history_length)
-        self._users.reserve(len(pieces.slot_B), len(slot_N))
-        item_N, time_N = rows[ITEM_ID].to_numpy()[order_N], time_N[order_N]
-        packed = join(self._users, pieces, item_N, time_N, self._history_length, self._seen_length)
-        first_B = order_N[pieces.start_B[:-1]]
-        user_B = user_N[first_B]
+    def _pack(
+        self, rows: pa.RecordBatch, place_T: Int64s, weight_N: Float32s, negatives: NegativeEvents
+    ) -> pa.RecordBatch:
+        """A batch of the targets, which stand at `place_T` of the rows; both stores learn what is new."""
+        targets = rows.select(_TARGET_COLUMNS)
+        if len(place_T) < rows.num_rows:
+            targets = targets.take(pa.array(place_T))
+        user_T, partition_T = targets[USER_ID].to_numpy(), targets[PARTITION].to_numpy()
+        slot_T = self._users.slots_of(user_T, partition_T)
+        history_length = self._config.history_length
+        order_T, pieces = group(slot_T, len(self._users), history_length)
+        self._users.reserve(len(pieces.slot_B), len(slot_T))
+        item_T, time_T = (targets[name].to_numpy()[order_T] for name in (ITEM_ID, TIMESTAMP_MS))
+        packed = join(self._users, pieces, item_T, time_T, history_length, self._config.seen_length)
+        first_B = order_T[pieces.start_B[:-1]]
+        user_B = user_T[first_B]
+        unwanted, unwanted_offset_B = join_negatives(
+            self._users.negatives, negatives, user_B, place_T[first_B]
+        )
         attributes_BF = self._catalogue.user_attributes(user_B)
         stride_B = np.arange(len(user_B) + 1, dtype=np.int32) * np.int32(attributes_BF.shape[1])
-        targets = [
-            _lists(pieces.start_B, rows[name].to_numpy()[order_N])
-            for name in (OFFSET, ROW, APPEND_MS, WEIGHT)
+        positions = [
+            _lists(pieces.start_B, targets[name].to_numpy()[order_T]) for name in (OFFSET, ROW, APPEND_MS)
         ]
         return pa.RecordBatch.from_arrays(
             [
@@ -130,15 +145,17 @@ class Batcher:
                 pa.array(packed.before_B),
                 _lists(stride_B, attributes_BF.reshape(-1)),
                 _lists(packed.seen_offset_B, packed.seen),
-                pa.array(partition_N[first_B]),
-                *targets,
+                pa.array(partition_T[first_B]),
+                *positions,
+                _lists(pieces.start_B, weight_N[place_T][order_T]),
+                _lists(unwanted_offset_B, unwanted),
             ],
             schema=TRAINING_BATCH_SCHEMA,
         )
 
     def _advance_watermarks(self, partition_N: Int32s, time_N: Int64s) -> None:
         # Rows stand in partition order, so each partition is one stretch.
-        start_P = np.flatnonzero(np.diff(partition_N, prepend=partition_N[0] - 1))
+        start_P = np.flatnonzero(np.diff(partition_N, prepend=-1))
         for partition, latest in zip(partition_N[start_P], np.maximum.reduceat(time_N, start_P), strict=True):
             known = self.watermark_ms.get(int(partition), 0)
             self.watermark_ms[int(partition)] = max(known, int(latest))
@@ -213,6 +230,20 @@ def join(
     )
     _join(users.log, pieces, item_N, time_N, users.retained, packed)
     return packed
+
+
+def _set_aside(rows: pa.RecordBatch, sign_N: Int8s) -> pa.RecordBatch:
+    place_S = np.flatnonzero(sign_N != POSITIVE)
+    if not len(place_S):
+        return empty_batch(SET_ASIDE_SCHEMA)
+    columns = rows.select([USER_ID, PARTITION, OFFSET, ROW]).take(pa.array(place_S)).columns
+    return pa.RecordBatch.from_arrays([*columns, pa.array(sign_N[place_S])], schema=SET_ASIDE_SCHEMA)
+
+
+def _negatives(rows: pa.RecordBatch, sign_N: Int8s) -> NegativeEvents:
+    place_M = np.flatnonzero(sign_N == NEGATIVE)
+    user_M, partition_M, item_M = (rows[name].to_numpy()[place_M] for name in (USER_ID, PARTITION, ITEM_ID))
+    return NegativeEvents(user_M, partition_M, item_M, place_M)
 
 
 def _lists(offset_B: Int32s, values: npt.NDArray[np.generic]) -> pa.ListArray:

@@ -1,5 +1,6 @@
 """Settings of the stream and the arguments that every Kafka client of Freshet is opened with."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,6 +39,14 @@ class StreamConfig:
         seen_length: how many of a user's last events are known for masks; at least one.
         user_attributes: the attributes that become features, in this order.
         max_categories: categories kept per item; further ones are dropped.
+        positive_actions: the actions that are trained on; empty means every action that is no negative. An
+            event without an action is a positive.
+        action_weights: `action=weight` each, e.g. `buy=1.0`, `cart=0.5`: multiplies the weight of the event;
+            an action that is not named has weight 1.
+        negative_actions: the actions that say that a user did not want the item, e.g. `skip`, `impression`:
+            never trained on, but what the model contrasts the user's history with.
+        negative_below_value: an event with a value below this is such a negative whatever its action, e.g. 3 for
+            ratings of 1 and 2; 0 means that no value is.
         buffered_rows_per_partition: rows decoded ahead before a partition is paused (one poll may exceed it).
         max_message_bytes: largest message that is produced or fetched.
         fetch_max_bytes: most that one fetch brings, over all partitions.
@@ -67,6 +76,10 @@ class StreamConfig:
     seen_length: int = 1024
     user_attributes: list[str] = field(default_factory=lambda: ["gender", "age_group", "occupation"])
     max_categories: int = 8
+    positive_actions: list[str] = field(default_factory=list)
+    action_weights: list[str] = field(default_factory=list)
+    negative_actions: list[str] = field(default_factory=list)
+    negative_below_value: float = 0.0
     buffered_rows_per_partition: int = 65536
     max_message_bytes: int = 4_194_304
     fetch_max_bytes: int = 33_554_432
@@ -87,13 +100,36 @@ class StreamConfig:
         )
         unique = len(set(self.user_attributes)) == len(self.user_attributes)
         self._require("user_attributes", unique, "must not name an attribute twice")
+        self._require_signals()
         needs_sasl = self.security_protocol.startswith("SASL")
         rule = "goes together with stream.security_protocol=SASL_*"
         self._require("sasl_mechanism", bool(self.sasl_mechanism) == needs_sasl, rule)
 
+    def _require_signals(self) -> None:
+        positive, negative = set(self.positive_actions), set(self.negative_actions)
+        self._require(
+            "negative_actions", not positive & negative, "must name none of stream.positive_actions"
+        )
+        below = self.negative_below_value
+        self._require("negative_below_value", 0 <= below < math.inf, "must be finite and not negative")
+        rule = "must be action=weight each, no action twice, with finite weights above 0"
+        weights = self.weight_of_action
+        well_formed = len(weights) == len(self.action_weights) and "" not in weights
+        positive_weights = all(0 < weight < math.inf for weight in weights.values())
+        self._require("action_weights", well_formed and positive_weights, rule)
+        # Its weight would have no effect, which can only be a mistake.
+        trained = weights.keys() <= positive if positive else not weights.keys() & negative
+        self._require("action_weights", trained, "must name actions that are positives only")
+
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise StreamSettingError(f"stream.{name} {rule}, got {getattr(self, name)!r}")
+
+    @property
+    def weight_of_action(self) -> dict[str, float]:
+        """`action_weights` taken apart; NaN where the weight is no number."""
+        pairs = [entry.rpartition("=") for entry in self.action_weights]
+        return {action: _number(weight) for action, _, weight in pairs}
 
     @property
     def dead_letters(self) -> str:
@@ -127,6 +163,13 @@ def client_arguments(config: StreamConfig) -> dict[str, Any]:
         "ssl_password": _secret("ssl_password_env", config.ssl_password_env),
     }
     return arguments | {name: value for name, value in optional.items() if value}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _secret(setting: str, variable: str) -> str:

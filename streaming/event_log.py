@@ -24,7 +24,7 @@ class EventLog(NamedTuple):
         length_U: events in the chain.
         count_U: events of the user ever.
         items_CK: item ids.
-        times_CK: event times, ms.
+        times_CK: event times, ms; (C, 0) in a log that keeps none.
         next_C: the next newer chunk of the same user, -1 at the tail.
         prev_C: the next older one, -1 at the head.
         free_C: a stack of unused chunks.
@@ -44,7 +44,7 @@ class EventLog(NamedTuple):
     free: Int64s
 
 
-def new_log(users: int, chunks: int) -> EventLog:
+def new_log(users: int, chunks: int, *, with_times: bool = True) -> EventLog:
     """A log with room for so many users and chunks."""
     return EventLog(
         head_U=np.full(users, _NONE, np.int32),
@@ -53,7 +53,7 @@ def new_log(users: int, chunks: int) -> EventLog:
         length_U=np.zeros(users, np.int32),
         count_U=np.zeros(users, np.int64),
         items_CK=np.empty((chunks, CHUNK), np.int64),
-        times_CK=np.empty((chunks, CHUNK), np.int64),
+        times_CK=np.empty((chunks, CHUNK if with_times else 0), np.int64),
         next_C=np.full(chunks, _NONE, np.int32),
         prev_C=np.full(chunks, _NONE, np.int32),
         free_C=np.arange(chunks - 1, -1, -1, dtype=np.int32),
@@ -82,17 +82,20 @@ def with_free_chunks(log: EventLog, wanted: int) -> EventLog:
     if wanted <= free:
         return log
     more = max(wanted - free, have)
-    rows = np.empty((more, CHUNK), np.int64)
     links = np.full(more, _NONE, np.int32)
     fresh = np.arange(have + more - 1, have - 1, -1, dtype=np.int32)
     return log._replace(
-        items_CK=np.concatenate([log.items_CK, rows]),
-        times_CK=np.concatenate([log.times_CK, rows]),
+        items_CK=_longer(log.items_CK, more),
+        times_CK=_longer(log.times_CK, more),
         next_C=np.concatenate([log.next_C, links]),
         prev_C=np.concatenate([log.prev_C, links]),
         free_C=np.concatenate([fresh, log.free_C[:free], np.empty(have - free, np.int32)]),
         free=np.array([free + more], np.int64),
     )
+
+
+def _longer(values_CK: Int64s, more: int) -> Int64s:
+    return np.concatenate([values_CK, np.empty((more, values_CK.shape[1]), np.int64)])
 
 
 @njit(cache=True, nogil=True)
@@ -116,8 +119,9 @@ def append(
 ) -> None:
     """Appends events [start, end); afterwards whole chunks beyond the last `retained` events are freed.
 
-    The log must have (end - start) // CHUNK + 1 free chunks.
+    The log must have (end - start) // CHUNK + 1 free chunks. A log without times reads none of `time_N`.
     """
+    has_times = log.times_CK.shape[1] > 0
     log.count_U[slot] += end - start
     while start < end:
         if log.tail_U[slot] == _NONE or log.fill_U[slot] == CHUNK:
@@ -126,7 +130,8 @@ def append(
         taken = min(end - start, CHUNK - fill)
         for k in range(taken):
             log.items_CK[chunk, fill + k] = item_N[start + k]
-            log.times_CK[chunk, fill + k] = time_N[start + k]
+            if has_times:
+                log.times_CK[chunk, fill + k] = time_N[start + k]
         log.fill_U[slot] = fill + taken
         log.length_U[slot] += taken
         start += taken

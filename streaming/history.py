@@ -1,79 +1,29 @@
-"""What is known of every user: the last events, and how many there have been.
+"""What is known of every user: the last events, how many there have been, and the last explicit negatives.
 
-Shapes: Q queried users, R runs, N events.
+Shapes: Q queried users, N events.
 """
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
-from streaming.event_log import CHUNK, EventLog, append, copy_last, new_log, with_free_chunks, with_users
-from streaming.id_index import IdIndex
+from streaming.event_store import EventStore
 from streaming.partitioner import Int32s, Int64s
-from streaming.schema import HISTORY_SCHEMA
-
-_FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
+from streaming.schema import EVENTS, HISTORY_SCHEMA, ITEMS, NEGATIVES, PARTITION, TIMES_MS, USER_ID
 
 
-class UserStore:
+class UserStore(EventStore):
     """Histories of the users of the partitions that this worker reads.
 
-    The last max(history_length, seen_length) events of a user are kept (and up to 31 older ones that are
-    never shown, because chunks are freed whole).
+    The last max(history_length, seen_length) events of a user are kept.
+
+    Attributes:
+        negatives: the last `history_length` explicit negatives of the users who have any, without times; no
+            part of the history. It knows users of its own: those who never did anything else.
     """
 
     def __init__(self, history_length: int, seen_length: int) -> None:
-        self._retained = max(history_length, seen_length)
-        self._index = IdIndex()
-        self._partition_U = np.empty(_FIRST_USERS, np.int32)
-        self._log = new_log(_FIRST_USERS, _FIRST_CHUNKS)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    @property
-    def log(self) -> EventLog:
-        """The arrays, for kernels; valid until the next call that adds users or events."""
-        return self._log
-
-    @property
-    def retained(self) -> int:
-        """Events kept per user, for kernels that append."""
-        return self._retained
-
-    def slots_of(self, user_Q: Int64s, partition_Q: Int32s) -> Int32s:
-        """int32 (q,): the slot of each user; unknown users get one, and the partition given."""
-        known = len(self._index)
-        slot_Q = self._index.add(user_Q)
-        users = len(self._index)
-        self._log = with_users(self._log, users)
-        if users > len(self._partition_U):
-            grown = np.empty(len(self._log.head_U), np.int32)
-            grown[:known] = self._partition_U[:known]
-            self._partition_U = grown
-        new_Q = slot_Q >= known
-        self._partition_U[slot_Q[new_Q]] = partition_Q[new_Q]
-        return slot_Q
-
-    def reserve(self, runs: int, events: int) -> None:
-        """Makes room for so many events in so many runs before a kernel appends them."""
-        self._log = with_free_chunks(self._log, events // CHUNK + runs)
-
-    def append(
-        self, user_R: Int64s, partition_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s
-    ) -> None:
-        """Appends a run of events per user.
-
-        Args:
-            user_R: int64 (r,), may repeat.
-            partition_R: int32 (r,), the user's partition.
-            start_R: int64 (r + 1,), run r is events [start_R[r], start_R[r + 1]).
-            item_N: int64 (n,).
-            time_N: int64 (n,), ms.
-        """
-        slot_R = self.slots_of(user_R, partition_R)
-        self.reserve(len(user_R), len(item_N))
-        _append_runs(self._log, slot_R, start_R, item_N, time_N, self._retained)
+        super().__init__(max(history_length, seen_length))
+        self.negatives = EventStore(history_length, with_times=False)
 
     def last(self, user_Q: Int64s, limit: int) -> tuple[Int64s, Int64s, Int64s]:
         """The last events of each user.
@@ -82,38 +32,22 @@ class UserStore:
             items int64 (n,), times int64 (n,), offsets int64 (q + 1,) of each user's stretch, oldest first;
             an unknown user's is empty.
         """
-        slot_Q = self._index.find(user_Q)
-        offset_Q = np.zeros(len(user_Q) + 1, np.int64)
-        np.cumsum(np.minimum(self._lengths(slot_Q), limit), out=offset_Q[1:])
-        item_N, time_N = np.empty(offset_Q[-1], np.int64), np.empty(offset_Q[-1], np.int64)
-        _gather(self._log, slot_Q, offset_Q, item_N, time_N)
-        return item_N, time_N, offset_Q
-
-    def counts(self, user_Q: Int64s) -> Int64s:
-        """int64 (q,): events of each user ever."""
-        slot_Q = self._index.find(user_Q)
-        return np.where(slot_Q >= 0, self._log.count_U[slot_Q], 0)
-
-    def partitions(self) -> list[int]:
-        """The partitions that any user here belongs to, ascending."""
-        return [int(p) for p in np.unique(self._partition_U[: len(self)])]
-
-    def users_of(self, partition: int) -> Int64s:
-        """int64: the users of a partition, ascending."""
-        return np.sort(self._index.ids[self._partition_U[: len(self)] == partition])
+        item_N, offset_Q = self.last_items(user_Q, limit)
+        return item_N, self._times(self.find(user_Q), offset_Q), offset_Q
 
     def to_table(self, partition: int) -> pa.Table:
         """The state of a partition's users in HISTORY_SCHEMA, by user id: equal for equal histories."""
-        user_Q = self.users_of(partition)
-        item_N, time_N, offset_Q = self.last(user_Q, self._retained)
-        offsets = pa.array(offset_Q)
+        user_Q = np.union1d(self.users_of(partition), self.negatives.users_of(partition))
+        item_N, time_N, offset_Q = self.last(user_Q, self.retained)
+        negative_N, negative_offset_Q = self.negatives.last_items(user_Q, self.negatives.retained)
         return pa.table(
             [
                 pa.array(user_Q),
                 pa.array(np.full(len(user_Q), partition, np.int32)),
                 pa.array(self.counts(user_Q)),
-                pa.LargeListArray.from_arrays(offsets, pa.array(item_N)),
-                pa.LargeListArray.from_arrays(offsets, pa.array(time_N)),
+                _lists(offset_Q, item_N),
+                _lists(offset_Q, time_N),
+                _lists(negative_offset_Q, negative_N),
             ],
             schema=HISTORY_SCHEMA,
         )
@@ -121,36 +55,36 @@ class UserStore:
     def load(self, table: pa.Table) -> None:
         """Adds the users of a table that `to_table` made; none of them may be known already.
 
+        A table without the column of negatives, as earlier versions wrote it, has none.
+
         Raises:
             ValueError: a user is here already.
         """
         table = table.combine_chunks()
         if table.num_rows == 0:
             return
-        user_Q, partition_Q, count_Q = (table.column(c).to_numpy() for c in range(3))
-        if (self._index.find(user_Q) >= 0).any():
+        user_Q, partition_Q, count_Q = (table[name].to_numpy() for name in (USER_ID, PARTITION, EVENTS))
+        if (self.find(user_Q) >= 0).any() or (self.negatives.find(user_Q) >= 0).any():
             raise ValueError("histories loaded twice: a user of the table is in the store already")
-        items, times = (table.column(c).combine_chunks() for c in (3, 4))
-        start_R = items.offsets.to_numpy() - items.offsets[0].as_py()
-        self.append(user_Q, partition_Q, start_R, items.flatten().to_numpy(), times.flatten().to_numpy())
-        self._log.count_U[self._index.find(user_Q)] = count_Q
-
-    def _lengths(self, slot_Q: Int32s) -> Int64s:
-        shown_Q = np.minimum(self._log.length_U[slot_Q], self._retained)
-        return np.where(slot_Q >= 0, shown_Q, 0).astype(np.int64)
+        times = table[TIMES_MS].combine_chunks().flatten().to_numpy()
+        _load(self, user_Q, partition_Q, table[ITEMS], times)
+        slot_Q = self.find(user_Q)
+        self.log.count_U[slot_Q[slot_Q >= 0]] = count_Q[slot_Q >= 0]
+        if NEGATIVES in table.column_names:
+            _load(self.negatives, user_Q, partition_Q, table[NEGATIVES], np.empty(0, np.int64))
 
 
-@njit(cache=True, nogil=True)
-def _append_runs(
-    log: EventLog, slot_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s, retained: int
+def _lists(offset_Q: Int64s, value_N: Int64s) -> pa.LargeListArray:
+    return pa.LargeListArray.from_arrays(pa.array(offset_Q), pa.array(value_N))
+
+
+def _load(
+    store: EventStore, user_Q: Int64s, partition_Q: Int32s, column: pa.ChunkedArray, time_N: Int64s
 ) -> None:
-    for r in range(len(slot_R)):
-        append(log, slot_R[r], item_N, time_N, start_R[r], start_R[r + 1], retained)
-
-
-@njit(cache=True, nogil=True)
-def _gather(log: EventLog, slot_Q: Int32s, offset_Q: Int64s, item_N: Int64s, time_N: Int64s) -> None:
-    for q in range(len(slot_Q)):
-        count = offset_Q[q + 1] - offset_Q[q]
-        copy_last(log, log.items_CK, slot_Q[q], count, item_N, offset_Q[q + 1])
-        copy_last(log, log.times_CK, slot_Q[q], count, time_N, offset_Q[q + 1])
+    """Appends each user's list; a user whose list is empty stays unknown."""
+    lists = column.combine_chunks()
+    offset_Q = lists.offsets.to_numpy() - lists.offsets[0].as_py()
+    has_Q = np.diff(offset_Q) > 0
+    # What is left out is empty, so the stretches of the others still follow one another.
+    start_R = np.append(offset_Q[:-1][has_Q], offset_Q[-1])
+    store.append(user_Q[has_Q], partition_Q[has_Q], start_R, lists.flatten().to_numpy(), time_N)

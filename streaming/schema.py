@@ -22,6 +22,8 @@ EVENTS = "events"
 EVENTS_BEFORE = "events_before"
 ATTRIBUTES = "attributes"
 SEEN = "seen"
+NEGATIVES = "negatives"
+SIGN = "sign"
 
 TITLE = "title"
 CATEGORIES = "categories"
@@ -68,10 +70,22 @@ TRAINING_BATCH_SCHEMA = pa.schema(
         (ROW, pa.list_(pa.int32())),
         (APPEND_MS, pa.list_(pa.int64())),
         (WEIGHT, pa.list_(pa.float32())),
+        (NEGATIVES, pa.list_(pa.int64())),
     ]
 )
 
-# One user's state in a checkpoint: events ever, and the last ones, oldest first.
+# The usable rows beside a training batch that are no targets: sign -1 an explicit negative, 0 ignored.
+SET_ASIDE_SCHEMA = pa.schema(
+    [
+        (USER_ID, pa.int64()),
+        (PARTITION, pa.int32()),
+        (OFFSET, pa.int64()),
+        (ROW, pa.int32()),
+        (SIGN, pa.int8()),
+    ]
+)
+
+# One user's state in a checkpoint: events ever, the last ones, and the last explicit negatives, oldest first.
 HISTORY_SCHEMA = pa.schema(
     [
         (USER_ID, pa.int64()),
@@ -79,6 +93,7 @@ HISTORY_SCHEMA = pa.schema(
         (EVENTS, pa.int64()),
         (ITEMS, pa.large_list(pa.int64())),
         (TIMES_MS, pa.large_list(pa.int64())),
+        (NEGATIVES, pa.large_list(pa.int64())),
     ]
 )
 

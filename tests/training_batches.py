@@ -20,6 +20,7 @@ class Run:
     offsets: list[int] | None = None
     weights: list[float] | None = None
     attributes: tuple[int, ...] = ()
+    negatives: tuple[int, ...] = ()
 
 
 def to_batch(runs: list[Run]) -> pa.RecordBatch:
@@ -40,6 +41,7 @@ def to_batch(runs: list[Run]) -> pa.RecordBatch:
             [0] * count,
             [5000] * count,
             run.weights if run.weights is not None else [1.0] * count,
+            list(run.negatives),
         )
         for column, value in zip(columns, row, strict=True):
             column.append(value)

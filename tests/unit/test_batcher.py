@@ -53,13 +53,13 @@ class Sink(list):
         self.extend(letters)
 
 
-def _columns(users, items, partitions=None):
+def _columns(users, items, partitions=None, actions=None):
     n = len(users)
     return {
         "user_id": list(users),
         "item_id": list(items),
         "timestamp_ms": [1000 + k for k in range(n)],
-        "action": [None] * n,
+        "action": list(actions) if actions is not None else [None] * n,
         "weight": [k / 2 for k in range(n)],
         "value": [None] * n,
         "event_id": [None] * n,
@@ -70,23 +70,29 @@ def _columns(users, items, partitions=None):
     }
 
 
-def _batcher(source, history_length=4, seen_length=6, sink=None):
-    config = StreamConfig(history_length=history_length, seen_length=seen_length)
+def _batcher(source, history_length=4, seen_length=6, sink=None, **settings):
+    config = StreamConfig(history_length=history_length, seen_length=seen_length, **settings)
     users = UserStore(history_length, seen_length)
     return Batcher(config, source, users, NoAttributes(), sink if sink is not None else Sink())
 
 
 def _reference(columns, quota, width, seen_length):
-    """The same batches, one event at a time."""
-    past = defaultdict(list)
+    """The same batches, one event at a time; "skip" is a negative, "look" is ignored."""
+    past, unwanted = defaultdict(list), defaultdict(list)
     todo = {p: [n for n, q in enumerate(columns["partition"]) if q == p] for p in set(columns["partition"])}
     while any(todo.values()):
         batch = []
         for p in sorted(todo):
             now, todo[p] = todo[p][:quota], todo[p][quota:]
             runs = defaultdict(list)
+            unwanted_before = {}
             for n in now:
-                runs[columns["user_id"][n]].append(n)
+                user = columns["user_id"][n]
+                unwanted_before[n] = unwanted[user][-width:]
+                if columns["action"][n] == "skip":
+                    unwanted[user].append(columns["item_id"][n])
+                elif columns["action"][n] != "look":
+                    runs[user].append(n)
             for user, run in runs.items():
                 for start in range(0, len(run), width):
                     piece = run[start : start + width]
@@ -107,6 +113,7 @@ def _reference(columns, quota, width, seen_length):
                             "row": [columns["row"][n] for n in piece],
                             "append_ms": [columns["append_ms"][n] for n in piece],
                             "weight": [columns["weight"][n] for n in piece],
+                            "negatives": unwanted_before[piece[0]],
                         }
                     )
                     past[user] = before + new
@@ -114,21 +121,66 @@ def _reference(columns, quota, width, seen_length):
 
 
 @pytest.mark.parametrize(
+    "actions", [[None], ["like", "skip", "look", None], ["skip", "skip", "skip", "like"]]
+)
+@pytest.mark.parametrize(
     ("quota", "width", "seen_length"), [(7, 4, 6), (200, 4, 100), (50, 50, 3), (64, 1, 70)]
 )
-def test_batches_equal_those_of_a_plain_reference(quota, width, seen_length):
+def test_batches_equal_those_of_a_plain_reference(quota, width, seen_length, actions):
     rng = np.random.default_rng(quota)
     n = 600
     users = rng.zipf(1.5, n) % 17 * 4
     partitions = users % 3
-    columns = _columns(users.tolist(), rng.integers(0, 30, n).tolist(), partitions.tolist())
-    batcher = _batcher(ListSource(columns), width, seen_length)
+    drawn = [actions[k] for k in rng.integers(0, len(actions), n)]
+    columns = _columns(users.tolist(), rng.integers(0, 30, n).tolist(), partitions.tolist(), drawn)
+    settings = {"positive_actions": ["like"], "negative_actions": ["skip"]}
+    batcher = _batcher(ListSource(columns), width, seen_length, **settings)
+    aside = []
     for expected in _reference(columns, quota, width, seen_length):
         batch = batcher.next_batch(quota)
         assert batch.schema == TRAINING_BATCH_SCHEMA
         assert batch.to_pylist() == expected
+        aside += batcher.set_aside.to_pylist()
     assert batcher.next_batch(quota).num_rows == 0
+    assert batcher.set_aside.num_rows == 0
     assert batcher.rows_read == n
+    signs = {"skip": -1, "look": 0}
+    expected = [
+        {"user_id": user, "partition": partition, "offset": offset, "row": row, "sign": signs[action]}
+        for user, partition, offset, row, action in zip(
+            *(columns[name] for name in ("user_id", "partition", "offset", "row", "action")), strict=True
+        )
+        if action in signs
+    ]
+    assert sorted(aside, key=_place) == sorted(expected, key=_place)
+
+
+def _place(row):
+    return row["partition"], row["offset"]
+
+
+def test_a_negative_is_known_to_the_targets_after_it_and_to_no_target_before_it():
+    actions = [None, "skip", None, "skip", None]
+    source = ListSource(_columns([1, 1, 2, 1, 1], [10, 11, 12, 13, 14], actions=actions))
+    batcher = _batcher(source, history_length=2, negative_actions=["skip"])
+    assert [row["negatives"] for row in batcher.next_batch(2).to_pylist()] == [[]]
+    assert [row["negatives"] for row in batcher.next_batch(9).to_pylist()] == [[], [11, 13]]
+
+
+def test_a_batch_of_negatives_alone_has_no_rows_and_is_remembered():
+    source = ListSource(_columns([1] * 60 + [2], list(range(61)), actions=["skip"] * 61))
+    batcher = _batcher(source, negative_actions=["skip"])
+    assert batcher.next_batch(61).num_rows == 0
+    assert batcher.set_aside.num_rows == batcher.rows_read == 61
+    users = batcher._users
+    assert len(users) == 0
+    assert users.negatives.last_items(np.array([1, 2, 3]), 9)[0].tolist() == [56, 57, 58, 59, 60]
+
+
+def test_weights_are_those_of_the_event_times_those_of_its_action():
+    source = ListSource(_columns([1, 1, 1], [1, 2, 3], actions=["buy", "cart", None]))
+    batcher = _batcher(source, action_weights=["buy=3", "cart=0.5"])
+    assert batcher.next_batch(9)["weight"].to_pylist() == [[0.0, 0.25, 1.0]]
 
 
 def test_a_user_with_far_more_events_than_are_kept_shows_only_the_last():

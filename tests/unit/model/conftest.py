@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("row", pa.list_(pa.int32())),
         ("append_ms", pa.list_(pa.int64())),
         ("weight", pa.list_(pa.float32())),
+        ("negatives", pa.list_(pa.int64())),
     ]
 )
 
@@ -38,6 +39,7 @@ class Run:
     attributes: tuple[int, ...] = (1, 2)
     events_before: int | None = None
     weight: float = 1.0
+    negatives: tuple[int, ...] = ()
 
 
 def to_batch(runs: list[Run]) -> pa.RecordBatch:
@@ -58,6 +60,7 @@ def to_batch(runs: list[Run]) -> pa.RecordBatch:
             list(range(count)),
             [0] * count,
             [run.weight] * count,
+            list(run.negatives),
         )
         for column, value in zip(columns, row, strict=True):
             column.append(value)

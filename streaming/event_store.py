@@ -1,0 +1,126 @@
+"""The last events of each user of some partitions, by user id.
+
+Shapes: Q queried users, R runs, N events.
+"""
+
+import numpy as np
+from numba import njit
+
+from streaming.event_log import CHUNK, EventLog, append, copy_last, new_log, with_free_chunks, with_users
+from streaming.id_index import IdIndex
+from streaming.partitioner import Int32s, Int64s
+
+_FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
+
+
+class EventStore:
+    """The last `retained` events of every user who has any; a user without events costs nothing.
+
+    Up to 31 older events are kept too, but never shown, because chunks are freed whole.
+    """
+
+    def __init__(self, retained: int, *, with_times: bool = True) -> None:
+        self._retained = retained
+        self._index = IdIndex()
+        self._partition_U = np.empty(_FIRST_USERS, np.int32)
+        self._log = new_log(_FIRST_USERS, _FIRST_CHUNKS, with_times=with_times)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def log(self) -> EventLog:
+        """The arrays, for kernels; valid until the next call that adds users or events."""
+        return self._log
+
+    @property
+    def retained(self) -> int:
+        """Events kept per user, for kernels that append."""
+        return self._retained
+
+    def slots_of(self, user_Q: Int64s, partition_Q: Int32s) -> Int32s:
+        """int32 (q,): the slot of each user; unknown users get one, and the partition given."""
+        known = len(self._index)
+        slot_Q = self._index.add(user_Q)
+        users = len(self._index)
+        self._log = with_users(self._log, users)
+        if users > len(self._partition_U):
+            grown = np.empty(len(self._log.head_U), np.int32)
+            grown[:known] = self._partition_U[:known]
+            self._partition_U = grown
+        new_Q = slot_Q >= known
+        self._partition_U[slot_Q[new_Q]] = partition_Q[new_Q]
+        return slot_Q
+
+    def reserve(self, runs: int, events: int) -> None:
+        """Makes room for so many events in so many runs before a kernel appends them."""
+        self._log = with_free_chunks(self._log, events // CHUNK + runs)
+
+    def append(
+        self, user_R: Int64s, partition_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s
+    ) -> None:
+        """Appends a run of events per user.
+
+        Args:
+            user_R: int64 (r,), may repeat.
+            partition_R: int32 (r,), the user's partition.
+            start_R: int64 (r + 1,), run r is events [start_R[r], start_R[r + 1]).
+            item_N: int64 (n,).
+            time_N: int64 (n,), ms.
+        """
+        slot_R = self.slots_of(user_R, partition_R)
+        self.reserve(len(user_R), len(item_N))
+        _append_runs(self._log, slot_R, start_R, item_N, time_N, self._retained)
+
+    def find(self, user_Q: Int64s) -> Int32s:
+        """int32 (q,): the slot of each user, -1 where unknown."""
+        return self._index.find(user_Q)
+
+    def last_items(self, user_Q: Int64s, limit: int) -> tuple[Int64s, Int64s]:
+        """The last items of each user.
+
+        Returns:
+            items int64 (n,), offsets int64 (q + 1,) of each user's stretch, oldest first; an unknown user's is empty.
+        """
+        slot_Q = self._index.find(user_Q)
+        offset_Q = self._offsets(slot_Q, limit)
+        return _gather(self._log, self._log.items_CK, slot_Q, offset_Q), offset_Q
+
+    def counts(self, user_Q: Int64s) -> Int64s:
+        """int64 (q,): events of each user ever."""
+        slot_Q = self._index.find(user_Q)
+        return np.where(slot_Q >= 0, self._log.count_U[slot_Q], 0)
+
+    def partitions(self) -> list[int]:
+        """The partitions that any user here belongs to, ascending."""
+        return [int(p) for p in np.unique(self._partition_U[: len(self)])]
+
+    def users_of(self, partition: int) -> Int64s:
+        """int64: the users of a partition, ascending."""
+        return np.sort(self._index.ids[self._partition_U[: len(self)] == partition])
+
+    def _offsets(self, slot_Q: Int32s, limit: int) -> Int64s:
+        """int64 (q + 1,): where each user's last `limit` events would stand."""
+        shown_Q = np.minimum(self._log.length_U[slot_Q], min(limit, self._retained))
+        offset_Q = np.zeros(len(slot_Q) + 1, np.int64)
+        np.cumsum(np.where(slot_Q >= 0, shown_Q, 0), out=offset_Q[1:])
+        return offset_Q
+
+    def _times(self, slot_Q: Int32s, offset_Q: Int64s) -> Int64s:
+        return _gather(self._log, self._log.times_CK, slot_Q, offset_Q)
+
+
+@njit(cache=True, nogil=True)
+def _append_runs(
+    log: EventLog, slot_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s, retained: int
+) -> None:
+    for r in range(len(slot_R)):
+        append(log, slot_R[r], item_N, time_N, start_R[r], start_R[r + 1], retained)
+
+
+@njit(cache=True, nogil=True)
+def _gather(log: EventLog, values_CK: Int64s, slot_Q: Int32s, offset_Q: Int64s) -> Int64s:
+    out_N = np.empty(offset_Q[len(slot_Q)], np.int64)
+    for q in range(len(slot_Q)):
+        copy_last(log, values_CK, slot_Q[q], offset_Q[q + 1] - offset_Q[q], out_N, offset_Q[q + 1])
+    return out_N
