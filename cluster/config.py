@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.evaluation.config import FitConfig, ProtocolConfig
 from model.config import ModelConfig
 from retrieval.config import IndexConfig
 from streaming.broker import BrokerConfig
@@ -107,6 +108,8 @@ class FreshetConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
     storage_path: str = field(
