@@ -41,9 +41,28 @@ def test_an_event_drops_what_its_user_has_seen_or_takes_in_the_same_run_but_neve
     np.testing.assert_array_equal(drop, expected)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_with_past_only_an_item_that_the_user_takes_later_stays_a_negative_until_then(seed):
+    rng = np.random.default_rng(seed)
+    runs = random_runs(rng, rows=12, items=25)
+    candidates = _candidates(runs, rng.integers(1, 26, 10).tolist(), world=3, seed=seed)
+    expected = [
+        [item in {*run.context, *run.targets[:k], *run.seen} and item != target for item in candidates.ids_M]
+        for run in runs
+        for k, target in enumerate(run.targets)
+    ]
+    batch = Runs.of(to_batch(runs))
+    drop = negatives_to_drop(batch, candidates, past_only=True)
+    np.testing.assert_array_equal(drop, expected)
+    everything = negatives_to_drop(batch, candidates)
+    assert (everything & drop == drop).all()
+    assert everything.sum() > drop.sum()
+
+
 def test_a_step_without_events_on_this_rank_drops_nothing():
     candidates = Candidates(np.array([3, 4]), np.array([0, 0]), np.array([True, False]))
-    assert negatives_to_drop(Runs.of(to_batch([])), candidates).shape == (0, 2)
+    for past_only in (False, True):
+        assert negatives_to_drop(Runs.of(to_batch([])), candidates, past_only=past_only).shape == (0, 2)
 
 
 def test_runs_name_the_target_items_and_their_rows():

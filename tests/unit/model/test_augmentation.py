@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from model.augmentation import RandomKey, kept_fields, kept_item_fields, masked_positions
+from model.augmentation import RandomKey, kept_fields, kept_item_fields, masked_tokens
+from model.token_rows import pack
 
 _MASK = (1 << 64) - 1
 
@@ -45,13 +46,28 @@ def test_uniform_numbers_are_uniform_and_differ_by_seed_step_salt_entity_and_pos
         assert abs(float(torch.corrcoef(torch.stack([base.flatten(), other.flatten()]))[0, 1])) < 0.02
 
 
-def test_a_mask_always_leaves_one_valid_token():
-    uniform = torch.rand(200, 5, generator=torch.Generator().manual_seed(0))
-    valid = torch.arange(5) < torch.arange(200).remainder(5).add(1).unsqueeze(1)
-    hidden = masked_positions(uniform, valid, 0.95)
-    assert bool(((~hidden & valid).sum(1) >= 1).all())
-    assert not bool((hidden & ~valid).any())
-    assert bool(hidden[valid].any())
+def test_a_mask_hides_tokens_below_the_ratio_and_leaves_each_sequence_one_wherever_it_stands():
+    generator = np.random.default_rng(0)
+    length_N = generator.integers(0, 6, 200)
+    rows = pack(np.ones(length_N.sum(), np.int64), length_N)
+    uniform = torch.from_numpy(generator.random(rows.token_RL.shape, np.float32))
+    hidden = masked_tokens(uniform, rows.sequence_RL, 200, 0.95)
+    assert rows.shared
+    assert not bool(hidden[rows.sequence_RL < 0].any())
+    for n in range(200):
+        own = uniform[rows.sequence_RL == n]
+        want = [float(u) < 0.95 and u < own.max() for u in own]
+        assert hidden[rows.sequence_RL == n].tolist() == want
+        assert len(want) == length_N[n]
+        assert sum(want) < length_N[n] or length_N[n] == 0
+    assert bool(hidden.any())
+
+
+def test_a_mask_of_no_sequences_hides_nothing():
+    rows = pack(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert (
+        masked_tokens(torch.rand(rows.token_RL.shape), rows.sequence_RL, 0, 0.5).shape == rows.token_RL.shape
+    )
 
 
 def test_a_user_view_keeps_at_least_one_attribute():

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -183,6 +184,29 @@ def test_a_query_does_not_depend_on_its_own_item_or_on_later_ones(
     assert not torch.allclose(first_two([7, 8])[1], first_two([6, 8])[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("source_items", [1, 3, 20])
+@torch.no_grad()
+def test_an_event_takes_the_weighted_sources_of_its_last_items_and_of_no_other_user(
+    config, runs_of, step_of, item_categories, source_items
+):
+    config = replace(config, source_items=source_items)
+    runs = runs_of(6, 7, 6)
+    sources = _model(config).user_tower.sources
+    step = step_of(runs, _candidates(runs), _candidates(runs), 9.0, config)
+    tables, ids = step.keys.keys()
+    row = {k: step.rows_UD[n + 1] for n, k in enumerate(zip(tables.tolist(), ids.tolist(), strict=True))}
+    want = []
+    for run in runs:
+        for k in range(len(run.targets)):
+            vector = torch.zeros(config.dim)
+            for b, item in enumerate((run.context + run.targets[:k])[::-1][:source_items]):
+                parts = [(5, int(c)) for c in item_categories(np.array([item]))[0] if c]
+                vector = vector + sources.weight_B[b] * sum(row[key] for key in [(4, item), *parts])
+            want.append(vector)
+    assert step.queries.history.shared
+    assert torch.allclose(sources(step.rows_UD, step.queries), torch.stack(want), atol=1e-5)
+
+
 def _gradient_keys(step):
     tables, ids = step.keys.keys()
     touched = step.rows_UD.grad[1:].abs().sum(1) > 0
@@ -218,7 +242,7 @@ def test_the_main_loss_reaches_the_augmenting_networks_and_every_table(config, r
     model(*step.arguments()).main.backward()
     assert model.item_tower.augment[0].weight.grad.abs().sum() > 0
     assert model.user_tower.attributes.augment[0].weight.grad.abs().sum() > 0
-    assert {table for table, _ in _gradient_keys(step)} == {0, 1, 2, 3, 4, 16, 17}
+    assert {table for table, _ in _gradient_keys(step)} == {0, 1, 2, 3, 4, 5, 16, 17}
 
 
 @pytest.mark.parametrize(
@@ -245,6 +269,7 @@ def test_a_contrastive_loss_trains_the_tables_that_its_view_reads(config, runs_o
         ({"transformer": False}, set()),
         ({"user_id_embedding": False}, set()),
         ({"source_items": 0}, set()),
+        ({"source_categories": False}, set()),
         ({"state_skip": 0.0}, set()),
         (
             {"contrastive_weight": 0.0},

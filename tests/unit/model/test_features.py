@@ -1,6 +1,9 @@
 """Index tensors against what a plain loop over the batch says."""
 
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from model.features import (
     CATEGORY,
     ITEM,
     SOURCE,
+    SOURCE_CATEGORY,
     USER,
     KeyCollector,
     activity_bucket,
@@ -22,6 +26,12 @@ from model.features import (
 def _key_names(keys):
     tables, ids = keys.keys()
     return {k + 1: pair for k, pair in enumerate(zip(tables.tolist(), ids.tolist(), strict=True))}
+
+
+def _tokens(rows, n):
+    """The tokens of the n-th sequence."""
+    start = int(rows.start_N[n])
+    return rows.token_RL.reshape(-1)[start : start + int(rows.length_N[n])].tolist()
 
 
 def test_activity_buckets_are_two_per_doubling_and_stop_at_twenty():
@@ -49,9 +59,17 @@ def test_every_event_points_at_its_row_its_history_and_its_features(
     event = 0
     for n, run in enumerate(runs):
         whole = run.context + run.targets
-        tokens = [names[int(inputs.item_row_I[t])] for t in inputs.token_NL[n, : len(whole)]]
-        assert tokens == [(ITEM, item) for item in whole]
-        assert inputs.token_NL[n, len(whole) :].sum() == 0
+        tokens = _tokens(inputs.history, n)
+        assert [names[int(inputs.item_row_I[t])] for t in tokens] == [(ITEM, item) for item in whole]
+        assert [names[int(inputs.source_row_I[t])] for t in tokens] == [(SOURCE, item) for item in whole]
+        for token, own in zip(tokens, item_categories(np.array(whole)).tolist(), strict=True):
+            for table, rows in (
+                (CATEGORY, inputs.category_row_IK),
+                (SOURCE_CATEGORY, inputs.source_category_row_IK),
+            ):
+                assert [names.get(r) for r in rows[token].tolist()] == [
+                    (table, c) if c else None for c in own
+                ]
         assert int(inputs.first_position_N[n]) == run.events_before - len(run.context)
         for k in range(len(run.targets)):
             position = len(run.context) + k
@@ -62,12 +80,49 @@ def test_every_event_points_at_its_row_its_history_and_its_features(
             for f, value in enumerate(run.attributes):
                 row = int(inputs.attribute_row_EF[event, f])
                 assert names.get(row) == ((attribute_table(f), value) if value else None)
-            sources = [names.get(int(row)) for row in inputs.source_row_ER[event]]
-            last = [(SOURCE, item) for item in whole[:position][::-1][: config.source_items]]
-            assert sources == last + [None] * (config.source_items - len(last))
             assert float(inputs.weight_E[event]) == run.weight
             event += 1
     assert inputs.key_E.unique().shape[0] == event
+    assert (inputs.history.token_RL != 0).sum() == sum(len(run.context + run.targets) for run in runs)
+    padding = (inputs.item_row_I[0], inputs.source_row_I[0], *inputs.category_row_IK[0])
+    assert [int(row) for row in padding] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("off", "absent"),
+    [
+        ({"source_items": 0}, {SOURCE, SOURCE_CATEGORY}),
+        ({"source_categories": False}, {SOURCE_CATEGORY}),
+    ],
+)
+def test_what_is_switched_off_asks_for_no_row(runs_of, batch_of, item_categories, config, off, absent):
+    keys = KeyCollector()
+    inputs = query_inputs(batch_of(runs_of(3, 7, 6)), item_categories, keys, replace(config, **off))
+    assert not absent & set(keys.keys()[0].tolist())
+    assert inputs.source_category_row_IK.shape[1] == 0
+    assert {ITEM, CATEGORY} <= set(keys.keys()[0].tolist())
+
+
+def test_explicit_negatives_are_sequences_of_their_own_that_share_the_items(
+    run_class, batch_of, item_categories, config
+):
+    runs = [run_class(1, [3], [4]), run_class(2, [], [5]), run_class(3, [6], [7])]
+    batch = batch_of(runs)
+    assert query_inputs(batch, item_categories, KeyCollector(), config).negatives.length_N.tolist() == [
+        0,
+        0,
+        0,
+    ]
+    negatives = pa.array([[4, 8, 9], [], [8]], pa.list_(pa.int64()))
+    if "negatives" in batch.schema.names:
+        batch = batch.drop_columns(["negatives"])
+    keys = KeyCollector()
+    inputs = query_inputs(batch.append_column("negatives", negatives), item_categories, keys, config)
+    names = _key_names(keys)
+    got = [[names[int(inputs.item_row_I[t])] for t in _tokens(inputs.negatives, n)] for n in range(3)]
+    assert got == [[(ITEM, 4), (ITEM, 8), (ITEM, 9)], [], [(ITEM, 8)]]
+    assert [len(_tokens(inputs.history, n)) for n in range(3)] == [2, 1, 2]
+    assert inputs.position_E.tolist() == [1, 0, 1]
 
 
 def test_the_anchor_of_a_user_with_two_rows_is_the_last_row_and_its_last_event(
@@ -82,7 +137,7 @@ def test_the_anchor_of_a_user_with_two_rows_is_the_last_row_and_its_last_event(
 def test_a_batch_without_rows_gives_empty_tensors_and_no_keys(batch_of, item_categories, config):
     keys = KeyCollector()
     inputs = query_inputs(batch_of([]), item_categories, keys, config)
-    assert inputs.token_NL.shape == (0, 1)
+    assert inputs.history.token_RL.shape == inputs.negatives.token_RL.shape == (0, 1)
     assert inputs.sequence_E.shape == inputs.weight_E.shape == (0,)
     assert len(keys.keys()[0]) == 0
 
@@ -91,7 +146,8 @@ def test_a_slice_of_a_batch_gives_what_the_slice_alone_would(runs_of, batch_of, 
     runs = runs_of(4, 6, 6)
     sliced = query_inputs(batch_of(runs).slice(2, 3), item_categories, KeyCollector(), config)
     alone = query_inputs(batch_of(runs[2:5]), item_categories, KeyCollector(), config)
-    assert torch.equal(sliced.token_NL, alone.token_NL)
+    assert torch.equal(sliced.history.token_RL, alone.history.token_RL)
+    assert torch.equal(sliced.history.start_N, alone.history.start_N)
     assert torch.equal(sliced.attribute_row_EF, alone.attribute_row_EF)
     assert torch.equal(sliced.position_E, alone.position_E)
 
