@@ -1,0 +1,76 @@
+"""What the trained baselines share: dense towers, and what they read of a user.
+
+Shape letters: U keys of a step, I distinct items of the sequences, E events, F user attributes (id and activity
+included), D columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.features import QueryInputs
+from model.towers import rows_of
+from model.transformer import last_and_mean
+
+
+def dense_tower(inputs: int, config: ModelConfig) -> nn.Sequential:
+    """`config.layers` hidden layers (linear, ReLU, dropout), each half as wide as the one before, then linear to D.
+
+    With two layers: inputs, 4 D, 2 D, D (the tower pattern of Covington et al. 2016). The output is linear: of a
+    ReLU's output no entry could be negative, and two vectors never point apart.
+    """
+    layers: list[nn.Module] = []
+    for k in range(config.layers, 0, -1):
+        layers += [nn.Linear(inputs, config.dim << k), nn.ReLU(), nn.Dropout(config.dropout)]
+        inputs = config.dim << k
+    tower = nn.Sequential(*layers, nn.Linear(inputs, config.dim))
+    for module in tower:
+        if isinstance(module, nn.Linear):
+            initialise_linear(module)
+    return tower
+
+
+def initialise_linear(layer: nn.Linear) -> None:
+    """U(−a, a) with a = √(6 / (inputs + outputs)), no bias (Glorot and Bengio 2010; DSSM, section 3.4).
+
+    Several dense layers in a row that all start from N(0, model.init_std) would hand on next to nothing.
+    """
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def user_field_count(config: ModelConfig, attribute_count: int) -> int:
+    """F of `user_fields`."""
+    return attribute_count + 1 + int(config.user_id_embedding)
+
+
+def user_fields(rows_UD: Tensor, queries: QueryInputs, config: ModelConfig, attribute_count: int) -> Tensor:
+    """The user's embedded attributes side by side, float32 (E, F · D): [user id,] activity, configured ones."""
+    columns = [queries.user_row_E.unsqueeze(1)] if config.user_id_embedding else []
+    columns.append(queries.activity_row_E.unsqueeze(1))
+    # A batch without rows does not know how many attributes there are: the shape comes from here.
+    columns.append(queries.attribute_row_EF.reshape(queries.activity_row_E.shape[0], attribute_count))
+    return rows_of(rows_UD, torch.cat(columns, dim=1)).flatten(1)
+
+
+def history_mean(item_ID: Tensor, queries: QueryInputs, window: int) -> Tensor:
+    """Mean vector of the last items before each event, float32 (E, D); zero for an event without history.
+
+    Args:
+        item_ID: float32, vectors of the sequences' distinct items; entry 0 is zero.
+        queries: sequences and events.
+        window: how many items at most.
+    """
+    if queries.position_E.shape[0] == 0 or queries.history.token_RL.shape[0] == 0:
+        return item_ID.new_zeros(queries.position_E.shape[0], item_ID.shape[1])
+    token_RLD = F.embedding(queries.history.token_RL, item_ID, padding_idx=0)
+    return last_and_mean(token_RLD, queries.history, queries.sequence_E, queries.position_E, window)[1]
+
+
+def compared(vectors: Tensor, config: ModelConfig) -> Tensor:
+    """What the inner product is taken of, (..., D): unit vectors with model.similarity=cosine."""
+    return F.normalize(vectors, dim=-1) if config.similarity == "cosine" else vectors

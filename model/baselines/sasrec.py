@@ -1,0 +1,187 @@
+"""SASRec: causal self-attention over the history's items, the last state against item embeddings.
+
+Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018.
+
+Shape letters: U keys of a step, E events, C items of this rank, M candidates of all ranks, R rows of L tokens,
+H heads, D columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.augmentation import RandomKey
+from model.baselines.plain_towers import compared
+from model.config import ModelConfig
+from model.features import ItemInputs, QueryInputs
+from model.token_rows import TokenRows
+from model.towers import rows_of
+from model.transformer import RelativeBias, different_sequences, last_states
+from model.two_tower import Gather, ItemEncoding, LossTerms, QueryEncoding, Targets, TwoTower, no_gather
+
+NEGATIVE_DRAW = 128
+"""Salt of the draws of SASRecBCE, beside those of model.augmentation."""
+
+
+class SASRecBlock(nn.Module):
+    """x + drop(attention(LN x)), then x + drop(FFN(LN x)); FFN = linear, ReLU, linear, of width D (section III-B/C).
+
+    The paper adds an absolute position to each item. In a packed sequence an item has as many places as events read
+    it, so the position enters as a learned bias by distance, per head: W numbers a head that mean the same for all.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads, self.dropout = config.heads, config.dropout
+        self.attention_norm = nn.LayerNorm(dim)
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.to_out = nn.Linear(dim, dim)
+        self.bias = RelativeBias(config.heads, config.history_length)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.first = nn.Linear(dim, dim)
+        self.second = nn.Linear(dim, dim)
+
+    def forward(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
+        """float32 (R, L, D) to the same shape; `strange_R1LL` marks pairs of tokens of different sequences."""
+        x_RLD = x_RLD + self._drop(self._attend(self.attention_norm(x_RLD), strange_R1LL))
+        hidden = self._drop(F.relu(self.first(self.feed_forward_norm(x_RLD))))
+        return x_RLD + self._drop(self.second(hidden))
+
+    def _attend(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
+        rows, length, dim = x_RLD.shape
+        qkv = self.to_qkv(x_RLD).view(rows, length, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed_RHLD = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.bias(strange_R1LL, length)
+        )
+        out: Tensor = self.to_out(mixed_RHLD.transpose(1, 2).reshape(rows, length, dim))
+        return out
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class SASRec(TwoTower):
+    """v_u = the last state, v_i = the item's embedding, by the same sampled softmax as every system here.
+
+    As in the paper an item is its id alone, one table serves both sides and enters the blocks times √D. User
+    attributes are not read.
+
+    Args:
+        config: reads `dim`, `layers` (blocks), `heads`, `history_length`, `dropout`, `temperature`, `similarity`
+            (the paper's is dot, its temperature 1), `init_std`; hides no input items.
+        attribute_count: not read.
+    """
+
+    def __init__(self, config: ModelConfig, attribute_count: int) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList([SASRecBlock(config) for _ in range(config.layers)])
+        self.output_norm = nn.LayerNorm(config.dim)
+        self.initialise()
+
+    def encode_queries(
+        self, rows_UD: Tensor, queries: QueryInputs, hidden_RL: Tensor | None = None
+    ) -> QueryEncoding:
+        """See TwoTower; of unit norm with similarity=cosine, zero without history. `hidden_RL` is not read."""
+        rows = queries.history
+        if queries.position_E.shape[0] == 0 or rows.token_RL.shape[0] == 0:
+            return QueryEncoding(rows_UD.new_zeros(queries.position_E.shape[0], rows_UD.shape[1]))
+        state_RLD = self._states(rows_of(rows_UD, queries.item_row_I), rows)
+        last_ED = last_states(state_RLD, rows, queries.sequence_E, queries.position_E)
+        return QueryEncoding(compared(last_ED, self.config))
+
+    def encode_items(self, rows_UD: Tensor, items: ItemInputs) -> ItemEncoding:
+        """See TwoTower; of unit norm with similarity=cosine."""
+        return ItemEncoding(compared(rows_of(rows_UD, items.item_row_C), self.config))
+
+    def _states(self, item_ID: Tensor, rows: TokenRows) -> Tensor:
+        """Encoded tokens, float32 (R, L, D)."""
+        token_RLD = F.embedding(rows.token_RL, item_ID, padding_idx=0) * math.sqrt(self.config.dim)
+        state_RLD = F.dropout(token_RLD, self.config.dropout, self.training)
+        strange_R1LL = different_sequences(rows).unsqueeze(1) if rows.shared else None
+        for block in self.blocks:
+            state_RLD = block(state_RLD, strange_R1LL)
+        out: Tensor = self.output_norm(state_RLD)
+        return out
+
+
+class SASRecBCE(SASRec):
+    """SASRec with the loss of its paper: binary cross-entropy with one negative per event.
+
+    The negative is drawn among the step's uniform negatives that are nobody's target in the step and that the
+    event's user is not known to like; model.uniform_negatives must be positive. Neither logQ nor in-batch negatives.
+    """
+
+    def forward(
+        self,
+        rows_UD: Tensor,
+        queries: QueryInputs,
+        items: ItemInputs,
+        targets: Targets,
+        gather: Gather = no_gather,
+        *,
+        seed: int = 0,
+        step: int = 0,
+    ) -> LossTerms:
+        """See TwoTower; the draws are a function of (seed, step, event)."""
+        query_ED = self.encode_queries(rows_UD, queries).vectors_ED
+        item_MD = gather(self.encode_items(rows_UD, items).vectors_CD)
+        self._require_candidates(item_MD, targets)
+        id_M, is_target_M = gather(torch.stack([items.id_C, items.is_target_C.long()], dim=1)).unbind(1)
+        allowed_EM = (is_target_M == 0) & ~targets.drop_EM
+        uniform_E = RandomKey(seed, step).uniform(
+            NEGATIVE_DRAW, queries.key_E, torch.zeros_like(queries.key_E)
+        )
+        negative_E, found_E = draw_negatives(allowed_EM, id_M, uniform_E)
+        main = one_negative_cross_entropy(
+            (query_ED * item_MD[targets.target_E]).sum(1) / self.config.temperature,
+            (query_ED * item_MD[negative_E]).sum(1) / self.config.temperature,
+            found_E,
+            queries.weight_E,
+            targets.global_events,
+        )
+        return self._terms(rows_UD, main)
+
+
+def draw_negatives(allowed_EM: Tensor, id_M: Tensor, uniform_E: Tensor) -> tuple[Tensor, Tensor]:
+    """One of the allowed candidates for each event, each equally likely.
+
+    The candidates are counted in the order of their ids: gathered order depends on the number of ranks.
+
+    Args:
+        allowed_EM: bool.
+        id_M: int64, distinct.
+        uniform_E: float32 in [0, 1), decides the draw.
+    Returns:
+        Place of the drawn candidate, int64 (E,), and whether there is one, bool (E,).
+    """
+    if allowed_EM.numel() == 0:
+        nothing = torch.zeros(allowed_EM.shape[0], dtype=torch.int64, device=allowed_EM.device)
+        return nothing, nothing.bool()
+    order_M = id_M.argsort()
+    running_EM = allowed_EM[:, order_M].cumsum(1)
+    count_E = running_EM[:, -1]
+    nth_E = torch.minimum((uniform_E * count_E).long(), count_E - 1)
+    column_E = (running_EM > nth_E.unsqueeze(1)).to(torch.uint8).argmax(1)
+    return order_M[column_E], count_E > 0
+
+
+def one_negative_cross_entropy(
+    positive_E: Tensor, negative_E: Tensor, found_E: Tensor, weight_E: Tensor, global_events: float
+) -> Tensor:
+    """L = −1/B Σ_e w_e [log σ(r_e⁺) + log(1 − σ(r_e⁻))]  (SASRec, section III-E).
+
+    Args:
+        positive_E: float32, score of each event's item.
+        negative_E: float32, score of its negative.
+        found_E: bool, whether it has one; without one its second term is 0.
+        weight_E: float32.
+        global_events: B, the sum of weights over all ranks.
+    """
+    loss_E = F.softplus(-positive_E) + F.softplus(negative_E) * found_E
+    return (loss_E * weight_E).sum() / max(global_events, 1e-12)
