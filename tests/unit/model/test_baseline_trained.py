@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from model.baselines.dssm import DSSM
+from model.baselines.mind import MIND
 from model.baselines.sasrec import SASRec, SASRecBCE
 from model.baselines.youtube_dnn import YouTubeDNN
 from model.features import KeyCollector, item_inputs, query_inputs
 
-ALL = [YouTubeDNN, DSSM, SASRec, SASRecBCE]
+ALL = [YouTubeDNN, DSSM, MIND, SASRec, SASRecBCE]
 every_baseline = pytest.mark.parametrize("kind", ALL)
 
 
