@@ -47,7 +47,13 @@ class ModelConfig:
             "help": "whose items are no negatives: those before the event, or all that the batch knows of the user"
         },
     )
-    temperature: float = field(default=0.15, metadata={"help": "of the main softmax"})
+    loss: Literal["softmax", "pointwise"] = field(
+        default="softmax",
+        metadata={
+            "help": "main loss: softmax over the step's candidates (Eq. 25), or labels of single pairs (Eq. 14)"
+        },
+    )
+    temperature: float = field(default=0.15, metadata={"help": "of the main loss"})
     logq_strength: float = field(default=1.0, metadata={"help": "0 = no sampling correction, 1 = all of it"})
     uniform_negatives: int = field(
         default=500, metadata={"help": "uniform catalogue items added to every step's candidates"}
@@ -89,6 +95,7 @@ class ModelConfig:
         self._require("logq_strength", 0 <= self.logq_strength <= 1, "be in [0, 1]")
         self._require("heads", self.dim % self.heads == 0, f"divide model.dim={self.dim}")
         self._require("history_mask", self.history_mask in ("past", "all"), "be past or all")
+        self._require("loss", self.loss in ("softmax", "pointwise"), "be softmax or pointwise")
         self._require("similarity", self.similarity in ("cosine", "dot"), "be cosine or dot")
         self._require(
             "contrastive_items",

@@ -37,6 +37,32 @@ def in_batch_softmax(
     return (nll_E * weight_E).sum() / max(global_events, 1e-12)
 
 
+def pointwise(
+    scores_EM: Tensor, target_E: Tensor, drop_EM: Tensor, weight_E: Tensor, global_events: float
+) -> Tensor:
+    """Cross-entropy of labels (Eq. 14): the target has label 1, every other candidate that is not dropped 0.
+
+    L = −1/B Σ_e w_e [ log σ(s_e,t) + 1/n_e Σ_{c ∉ drop_e, c ≠ t} log(1 − σ(s_e,c)) ]
+
+    An event's n_e negatives weigh as much together as its positive, as if one were drawn for each positive. So the
+    loss does not grow with the number of candidates, and no rank has to know how many pairs the others have.
+
+    Args:
+        scores_EM: float32, similarity / temperature.
+        target_E: int64, the column of each event's positive.
+        drop_EM: bool, candidates without a label (items that the user is known to like); never the target.
+        weight_E: float32, weight of each event.
+        global_events: B, the sum of weights over all ranks.
+    Returns:
+        Scalar, in nats; without correction for how often an item is a candidate.
+    """
+    target_E1 = target_E.unsqueeze(1)
+    negative_EM = (~drop_EM).scatter(1, target_E1, False)
+    wrong_E = (F.softplus(scores_EM) * negative_EM).sum(1) / negative_EM.sum(1).clamp_min(1)
+    loss_E = F.softplus(-scores_EM.gather(1, target_E1).squeeze(1)) + wrong_E
+    return (loss_E * weight_E).sum() / max(global_events, 1e-12)
+
+
 def mimic(head_ED: Tensor, other_ED: Tensor, weight_E: Tensor, global_events: float) -> Tensor:
     """How far the augmented vectors are from the other tower's output (Eqs. 4 and 5, with linear heads).
 

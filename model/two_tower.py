@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model.augmentation import INPUT_MASK, RandomKey
 from model.config import ModelConfig
 from model.features import ItemInputs, QueryInputs
-from model.losses import in_batch_softmax
+from model.losses import in_batch_softmax, pointwise
 
 Gather = Callable[[Tensor], Tensor]
 """Concatenates a tensor over the ranks in rank order; differentiable for floats. Identity on one process."""
@@ -82,7 +82,7 @@ def no_gather(x: Tensor) -> Tensor:
 
 
 class TwoTower(nn.Module):
-    """A query tower and an item tower trained by a sampled softmax; subclasses say what the towers are."""
+    """A query tower and an item tower and the loss that trains them; subclasses say what the towers are."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -143,9 +143,14 @@ class TwoTower(nn.Module):
         return self._terms(rows_UD, main)
 
     def _main(self, scores_EM: Tensor, queries: QueryInputs, targets: Targets) -> Tensor:
-        """The sampled softmax with logQ correction (Eq. 25)."""
+        """The sampled softmax with logQ correction (Eq. 25), or labels for single pairs (Eq. 14)."""
+        logits_EM = scores_EM / self.config.temperature
+        if self.config.loss == "pointwise":
+            return pointwise(
+                logits_EM, targets.target_E, targets.drop_EM, queries.weight_E, targets.global_events
+            )
         return in_batch_softmax(
-            scores_EM / self.config.temperature,
+            logits_EM,
             targets.log_q_M * self.config.logq_strength,
             targets.target_E,
             targets.drop_EM,

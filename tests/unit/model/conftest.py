@@ -1,6 +1,6 @@
 """A small random step of the stream, whole or cut by rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,15 @@ def random_runs(seed: int, users: int, window: int) -> list[Run]:
         attributes = (int(rng.integers(0, 3)), int(rng.integers(0, 3)))
         runs.append(Run(user + 5, context, targets, attributes, length + 3 * user, float(rng.integers(1, 4))))
     return runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are tiny: a second thread costs more than it computes, twenty times on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

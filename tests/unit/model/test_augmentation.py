@@ -5,29 +5,14 @@ import torch
 
 from model.augmentation import RandomKey, kept_fields, kept_item_fields, masked_tokens
 from model.token_rows import pack
-
-_MASK = (1 << 64) - 1
-
-
-def _mix(x):
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
-
-
-def _reference(seed, step, salt, entity, position):
-    golden = 0x9E3779B97F4A7C15
-    base = _mix(_mix(_mix(seed & _MASK) + step * golden & _MASK) + salt * golden & _MASK)
-    return (_mix(_mix(entity + base & _MASK) + position * golden & _MASK) >> 40) / 2**24
+from tests.reference_model import keyed_uniform
 
 
 def test_uniform_numbers_are_those_of_splitmix_in_python_integers():
     entities = torch.tensor([0, 1, -5, 2**62, -(2**63)])
     positions = torch.tensor([[0], [3], [10**12]])
     got = RandomKey(-7, 12345).uniform(16, entities, positions)
-    want = [
-        [_reference(-7, 12345, 16, e & _MASK, p) for e in entities.tolist()] for p in positions[:, 0].tolist()
-    ]
+    want = [[keyed_uniform(-7, 12345, 16, e, p) for e in entities.tolist()] for p in positions[:, 0].tolist()]
     np.testing.assert_array_equal(got.numpy(), np.array(want, np.float32))
 
 

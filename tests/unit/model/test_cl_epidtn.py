@@ -78,13 +78,21 @@ def _candidates(runs):
     return [*targets, 900, 901, 903]
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("contrastive_items", ["targets", "candidates"])
-def test_the_ranks_losses_and_gradients_add_up_to_those_of_one_process(
-    config, runs_of, step_of, similarity, contrastive_items
-):
-    config = replace(config, similarity=similarity, contrastive_items=contrastive_items, temperature=0.5)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"contrastive_items": "candidates"},
+        {"similarity": "dot"},
+        {"similarity": "dot", "contrastive_items": "candidates"},
+        {"loss": "pointwise"},
+    ],
+    ids=str,
+)
+def test_the_ranks_losses_and_gradients_add_up_to_those_of_one_process(config, runs_of, step_of, settings):
+    config = replace(config, temperature=0.5, **settings)
     runs = runs_of(1, 9, config.history_length)
+    runs = [replace(run, negatives=(20, 30 + n) if n % 3 else ()) for n, run in enumerate(runs)]
     items, total = _candidates(runs), sum(run.weight * len(run.targets) for run in runs)
     model = _model(config)
     whole = [step_of(runs, items, items, total, config)]

@@ -20,6 +20,8 @@ from model.config import ModelConfig
         ("contrastive_weight", -1.0),
         ("similarity", "euclid"),
         ("contrastive_items", "all"),
+        ("loss", "hinge"),
+        ("history_mask", "future"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_its_name(setting, value):
