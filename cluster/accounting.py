@@ -1,4 +1,4 @@
-"""Counts the topic itself and holds the trained state against it: was every event trained exactly once?"""
+"""Counts the topic itself and holds the trained state against it: was every event used exactly once?"""
 
 from __future__ import annotations
 
@@ -25,10 +25,25 @@ _ROWS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class Accounting:
-    """The count over the topic beside the count in the checkpoint."""
+    """The count over the topic beside the count in the checkpoint.
+
+    Attributes:
+        events_in_topic: usable rows.
+        events_trained: those that were trained on.
+        events_negative: those that were explicit negatives.
+        events_ignored: those that were neither, by `stream.positive_actions`.
+        events_lost: rows that were used less often than they are there.
+        events_doubled: rows that were used more often.
+        dead_letters_in_topic: unusable rows.
+        dead_letters: rows that the checkpoint counts as such.
+        users: of the topic and the checkpoint together.
+        hash_equal: whether the positions of the used rows are those of the topic.
+    """
 
     events_in_topic: int
     events_trained: int
+    events_negative: int
+    events_ignored: int
     events_lost: int
     events_doubled: int
     dead_letters_in_topic: int
@@ -38,7 +53,7 @@ class Accounting:
 
     @property
     def exactly_once(self) -> bool:
-        """Every usable row trained once, every other one counted as a dead letter."""
+        """Every usable row trained or set aside once, every other one counted as a dead letter."""
         balanced = self.dead_letters == self.dead_letters_in_topic
         return self.events_lost == 0 and self.events_doubled == 0 and self.hash_equal and balanced
 
@@ -53,21 +68,23 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: Path | None = No
         CheckpointError: there is no checkpoint to compare with.
     """
     checkpoint = _open(config, checkpoint_path)
-    trained = {
+    used = {
         ledger.partition: ledger
         for ledger in (PartitionLedger.from_table(read_table(f)) for f in checkpoint.files("ledger-"))
     }
     counted, dead = count_topic(config.stream)
-    lost, doubled, users = _compare(counted, trained)
+    lost, doubled, users = _compare(counted, used)
     return Accounting(
         events_in_topic=sum(ledger.events for ledger in counted.values()),
-        events_trained=sum(ledger.events for ledger in trained.values()),
+        events_trained=sum(ledger.trained for ledger in used.values()),
+        events_negative=sum(ledger.negatives for ledger in used.values()),
+        events_ignored=sum(ledger.ignored for ledger in used.values()),
         events_lost=lost,
         events_doubled=doubled,
         dead_letters_in_topic=dead,
         dead_letters=int(checkpoint.manifest["dead_letters"]),
         users=users,
-        hash_equal={p: c.hash_sum for p, c in counted.items()} == {p: t.hash_sum for p, t in trained.items()},
+        hash_equal={p: c.hash_sum for p, c in counted.items()} == {p: t.hash_sum for p, t in used.items()},
     )
 
 
@@ -98,13 +115,11 @@ def _count(rows: pa.RecordBatch, ledgers: dict[int, PartitionLedger]) -> None:
         ledgers[partition].add(user_N[mine], offset_N[mine], row_N[mine])
 
 
-def _compare(
-    counted: dict[int, PartitionLedger], trained: dict[int, PartitionLedger]
-) -> tuple[int, int, int]:
+def _compare(counted: dict[int, PartitionLedger], used: dict[int, PartitionLedger]) -> tuple[int, int, int]:
     lost = doubled = users = 0
-    for partition in counted.keys() | trained.keys():
+    for partition in counted.keys() | used.keys():
         want = (counted.get(partition) or PartitionLedger(partition)).user_counts()
-        have = (trained.get(partition) or PartitionLedger(partition)).user_counts()
+        have = (used.get(partition) or PartitionLedger(partition)).user_counts()
         everyone = np.union1d(want[0], have[0])
         missing = _spread(everyone, want) - _spread(everyone, have)
         lost += int(np.maximum(missing, 0).sum())

@@ -82,7 +82,7 @@ class CheckpointStore:
         manifest["checksum"] = _checksum(manifest)
         write_durably(writing / "manifest.json", json.dumps(manifest, indent=1).encode())
         fsync_directory(writing)
-        if final.exists():  # a corrupt one that the run was resumed behind
+        if final.exists():  # a corrupt one that the run was resumed behind, or nothing to train on came since
             final.rename(self.root / f".replaced-step-{step:08d}")
         writing.rename(final)
         fsync_directory(self.root)

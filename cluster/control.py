@@ -21,6 +21,8 @@ class Report:
     finished: float = 0
     rows_read: float = 0
     dead_letters: float = 0
+    negatives: float = 0
+    ignored: float = 0
     lag_messages: float = 0
     sample: float = 0
     hits: float = 0

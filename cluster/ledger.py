@@ -1,9 +1,9 @@
-"""The proof that every event was trained exactly once.
+"""The proof that every event was used exactly once: trained, or set aside as a negative or as of no interest.
 
 Updated where the optimizer steps and saved in the same commit as what it trained: a counter per user, and
-per partition the number and the hash-sum of the trained (partition, offset, row). A count over the topic must
-give the same numbers. The sum of 64-bit hashes modulo 2^64 does not depend on order, and an event that is
-lost or doubled changes it.
+per partition the number and the hash-sum of the used (partition, offset, row). A count over the topic must
+give the same numbers, whatever the settings say of actions. The sum of 64-bit hashes modulo 2^64 does not
+depend on order, and an event that is lost or doubled changes it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from model.key_index import KeyIndex, mix64
 
 Int64Array = npt.NDArray[np.int64]
 
+_SUMS = ("partition", "events", "hash_sum", "negatives", "ignored")
+
 
 @njit(cache=True, nogil=True)
 def position_hash_sum(partition: int, offsets: Int64Array, rows: Int64Array) -> np.uint64:
@@ -35,13 +37,28 @@ def position_hash_sum(partition: int, offsets: Int64Array, rows: Int64Array) -> 
 
 @dataclass
 class PartitionLedger:
-    """What has been trained of one partition."""
+    """What has been used of one partition.
+
+    Attributes:
+        partition: its number.
+        events: used rows, trained on or not.
+        hash_sum: of their positions.
+        negatives: those of them that were explicit negatives.
+        ignored: those of them that were neither trained on nor negatives.
+    """
 
     partition: int
     events: int = 0
     hash_sum: int = 0
+    negatives: int = 0
+    ignored: int = 0
     _users: KeyIndex = field(default_factory=KeyIndex)
     _counts: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def trained(self) -> int:
+        """Used rows that were trained on."""
+        return self.events - self.negatives - self.ignored
 
     def add(self, users: Int64Array, offsets: Int64Array, rows: Int64Array) -> None:
         """Count events: their users int64 (E,), offsets int64 (E,) and rows int64 (E,)."""
@@ -50,7 +67,7 @@ class PartitionLedger:
         self._add_counts(users, np.ones(users.shape[0], np.int64))
 
     def user_counts(self) -> tuple[Int64Array, Int64Array]:
-        """Users int64 (U,), ascending, and how often each was trained int64 (U,)."""
+        """Users int64 (U,), ascending, and how many rows of each were used int64 (U,)."""
         users = self._users.keys()[1]
         order = np.argsort(users)
         return users[order], self._counts[: len(self._users)][order]
@@ -58,14 +75,15 @@ class PartitionLedger:
     def to_table(self) -> pa.Table:
         """For the checkpoint: users and counts, with the sums as schema metadata."""
         users, counts = self.user_counts()
-        sums = {"partition": str(self.partition), "events": str(self.events), "hash_sum": str(self.hash_sum)}
+        sums = {name: str(getattr(self, name)) for name in _SUMS}
         return pa.table({"user_id": users, "events": counts}).replace_schema_metadata(sums)
 
     @staticmethod
     def from_table(table: pa.Table) -> PartitionLedger:
-        """The inverse of `to_table`."""
+        """The inverse of `to_table`; an earlier version's has no negatives and nothing ignored."""
         meta = {key.decode(): int(value) for key, value in table.schema.metadata.items()}
-        ledger = PartitionLedger(meta["partition"], meta["events"], meta["hash_sum"])
+        partition, events, hash_sum, negatives, ignored = (meta.get(name, 0) for name in _SUMS)
+        ledger = PartitionLedger(partition, events, hash_sum, negatives, ignored)
         ledger._add_counts(table["user_id"].to_numpy(), table["events"].to_numpy())
         return ledger
 
@@ -85,16 +103,39 @@ class Ledger:
 
     @property
     def events(self) -> int:
-        """Trained events of all of them."""
+        """Used rows of all of them."""
         return sum(ledger.events for ledger in self.partitions.values())
+
+    @property
+    def negatives(self) -> int:
+        """Explicit negatives of all of them."""
+        return sum(ledger.negatives for ledger in self.partitions.values())
+
+    @property
+    def ignored(self) -> int:
+        """Rows of all of them that say nothing."""
+        return sum(ledger.ignored for ledger in self.partitions.values())
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Count the targets of a training batch (DESIGN.md 3.2), after the optimizer has stepped on them."""
         runs = np.diff(batch.column("offset").offsets.to_numpy())
         users = np.repeat(batch.column("user_id").to_numpy(), runs)
         partitions = np.repeat(batch.column("partition").to_numpy(), runs)
-        offsets = batch.column("offset").flatten().to_numpy()
-        rows = batch.column("row").flatten().to_numpy().astype(np.int64)
+        self._add(users, partitions, batch.column("offset").flatten(), batch.column("row").flatten())
+
+    def add_set_aside(self, rows: pa.RecordBatch) -> None:
+        """Count the rows beside a training batch (SET_ASIDE_SCHEMA)."""
+        partitions, signs = rows.column("partition").to_numpy(), rows.column("sign").to_numpy()
+        self._add(rows.column("user_id").to_numpy(), partitions, rows.column("offset"), rows.column("row"))
+        for partition in np.unique(partitions).tolist():
+            negatives = int((signs[partitions == partition] < 0).sum())
+            self.partitions[partition].negatives += negatives
+            self.partitions[partition].ignored += int((partitions == partition).sum()) - negatives
+
+    def _add(
+        self, users: Int64Array, partitions: npt.NDArray[np.int32], offsets: pa.Array, rows: pa.Array
+    ) -> None:
+        offsets_E, rows_E = offsets.to_numpy(), rows.to_numpy().astype(np.int64)
         for partition in np.unique(partitions).tolist():
             mine = partitions == partition
-            self.partitions[partition].add(users[mine], offsets[mine], rows[mine])
+            self.partitions[partition].add(users[mine], offsets_E[mine], rows_E[mine])

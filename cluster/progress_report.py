@@ -92,6 +92,8 @@ class ProgressReporter:
             "step": run.step,
             "rows_read": int(totals.rows_read),
             "events_trained": run.events_trained,
+            "events_negative": int(totals.negatives),
+            "events_ignored": int(totals.ignored),
             "dead_letters": int(totals.dead_letters),
             "lag_messages": int(totals.lag_messages),
             "loss": dict(self._losses),

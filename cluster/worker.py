@@ -127,6 +127,8 @@ class Worker:
             finished=float(self.run.source.finished),
             rows_read=batcher.rows_read + self.run.rows_read_before,
             dead_letters=batcher.rows_dead + self.run.dead_letters_before,
+            negatives=self.run.ledger.negatives,
+            ignored=self.run.ledger.ignored,
             lag_messages=sum(self.run.source.lag().values()),
         )
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation
@@ -168,10 +170,11 @@ class Worker:
     def _step(self) -> None:
         run = self.run
         batch = run.batcher.next_batch(self._quota)
+        run.ledger.add_set_aside(run.batcher.set_aside)
         prepared = run.train_step.prepare(batch, run.step)
         self._last_step_s = time.monotonic()
         if prepared.global_targets.ids_T.shape[0] == 0:
-            return  # nothing but dead letters on any rank
+            return  # nothing to train on, on any rank
         self._validation = run.progressive.score(batch, prepared)
         self._validated_at = run.events_trained
         losses = run.train_step.train(prepared, run.step)

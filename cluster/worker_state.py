@@ -4,8 +4,8 @@
 |---|---|---|
 | `towers.safetensors` | rank 0 | towers and their AdamW moments |
 | `rows-LLLL-HHHH.arrow` | every rank | embedding rows of the buckets it owns |
-| `users-pPPPP.arrow` | reader of the partition | histories, seen sets, activity |
-| `ledger-pPPPP.arrow` | reader of the partition | what has been trained, for the exactly-once proof |
+| `users-pPPPP.arrow` | reader of the partition | histories, seen sets, activity, explicit negatives |
+| `ledger-pPPPP.arrow` | reader of the partition | what has been used, for the exactly-once proof |
 | `catalogue-items.arrow`, `catalogue-users.arrow` | rank 0 | attributes, and the order in which items became known |
 | `baselines.safetensors` | rank 0 | popularity and co-occurrence counts |
 | `rng-rRRRR.safetensors` | every rank | torch's generator state |

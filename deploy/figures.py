@@ -11,19 +11,32 @@ from deploy.progress import Progress
 
 MIN_INDEX_VERSIONS = 3
 
+_COUNTS = (
+    "events_in_topic",
+    "events_trained",
+    "events_negative",
+    "events_ignored",
+    "events_lost",
+    "events_doubled",
+    "dead_letters",
+)
+
 
 @dataclass
 class DemoFigures:
     """Every figure of a run; the field names are those of the JSON file.
 
-    The progressive figures are of the second half of the events: HR@10 of the events in a hash sample,
-    each scored against all known items before it was trained on.
+    Every event produced is trained, negative, ignored or a dead letter; lost and doubled count all but the
+    last. The progressive figures are of the second half of the trained events: HR@10 of the events in a
+    hash sample, each scored against all known items before it was trained on.
     """
 
     broker: str = "apache-kafka"
     events_produced: int = 0
     events_in_topic: int = 0
     events_trained: int = 0
+    events_negative: int = 0
+    events_ignored: int = 0
     events_lost: int = 0
     events_doubled: int = 0
     dead_letters: int = 0
@@ -60,7 +73,7 @@ class DemoFigures:
     def take_progress(self, progress: Progress) -> None:
         """Fill in what the trainer said last."""
         curve, index = progress.progressive, progress.index
-        half = self.events_produced / 2
+        half = progress.events_trained / 2
         self.steps, self.workers, self.restarts = progress.step, progress.workers, progress.restarts
         self.examples_per_s, self.known_items = progress.mean_examples_per_s, progress.known_items
         self.loss = dict(progress.loss)
@@ -78,16 +91,18 @@ class DemoFigures:
 
     def take_accounting(self, accounting: Mapping[str, Any]) -> None:
         """Fill in the count over the topic, the source of truth for what was trained."""
-        for name in ("events_in_topic", "events_trained", "events_lost", "events_doubled", "dead_letters"):
+        for name in _COUNTS:
             setattr(self, name, int(accounting[name]))
         self.hash_equal = accounting.get("hash_equal")
 
     def judge(self) -> None:
         """Set `problems` and `ok`: everything that a working loop would not show."""
+        used = self.events_trained + self.events_negative + self.events_ignored
         checks = [
             (
-                self.events_trained + self.dead_letters == self.events_produced,
-                f"{self.events_trained:,} of {self.events_produced:,} produced events were trained",
+                used + self.dead_letters == self.events_produced,
+                f"{used:,} of {self.events_produced:,} produced events were trained"
+                + (" or set aside" if used > self.events_trained else ""),
             ),
             (self.events_lost == 0, f"{self.events_lost:,} events were lost"),
             (self.events_doubled == 0, f"{self.events_doubled:,} events were trained twice"),

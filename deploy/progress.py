@@ -57,6 +57,8 @@ class Progress:
     workers: int = 0
     rows_read: int = 0
     events_trained: int = 0
+    events_negative: int = 0
+    events_ignored: int = 0
     dead_letters: int = 0
     lag_messages: int = 0
     loss: Mapping[str, float] = field(default_factory=dict)
@@ -97,6 +99,8 @@ SCALARS = {
     "workers": int,
     "rows_read": int,
     "events_trained": int,
+    "events_negative": int,
+    "events_ignored": int,
     "dead_letters": int,
     "lag_messages": int,
     "examples_per_s": float,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.figures import DemoFigures
-from deploy.screen import number, rate
+from deploy.screen import number, rate, set_aside_text
 
 
 def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
@@ -22,7 +22,8 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
         ("broker", f.broker),
         (
             "events",
-            f"{f.events_produced:,} produced, {f.events_trained:,} trained, {f.events_lost:,} lost, "
+            f"{f.events_produced:,} produced, {f.events_trained:,} trained"
+            f"{set_aside_text(f.events_negative, f.events_ignored)}, {f.events_lost:,} lost, "
             f"{f.events_doubled:,} doubled, {f.dead_letters:,} dead letters",
         ),
         (

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from deploy.errors import CommandError
 from deploy.progress import Progress, parse_progress
-from deploy.screen import freshness_text, number, rate
+from deploy.screen import freshness_text, number, rate, set_aside_text
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -131,8 +131,9 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         ("state", _state(status, progress)),
         (
             "trained",
-            f"{progress.events_trained:,} events in {progress.step:,} steps, {progress.dead_letters:,} "
-            f"dead letters, {progress.restarts} restarts",
+            f"{progress.events_trained:,} events in {progress.step:,} steps"
+            f"{set_aside_text(progress.events_negative, progress.events_ignored)}, "
+            f"{progress.dead_letters:,} dead letters, {progress.restarts} restarts",
         ),
         ("speed", f"{number(progress.examples_per_s)} examples/s on {progress.workers} workers"),
         (

@@ -1,6 +1,8 @@
 """The worker loop on two ranks against a real broker, below Ray: trained once, kept, resumed, published."""
 
 import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from model.config import ModelConfig
 from retrieval.version import VersionStore
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer
+from streaming.source import KafkaSource, end_offsets
 from tests.ranks import run_on_ranks
 
 USERS, ITEMS = 40, 60
@@ -43,7 +46,7 @@ def _config(stream: StreamConfig, storage: Path, **train: object) -> FreshetConf
     )
 
 
-def _produce(stream: StreamConfig, events: int, seed: int = 0) -> None:
+def _produce(stream: StreamConfig, events: int, seed: int = 0, actions: Sequence[str] = ()) -> None:
     rng = np.random.default_rng(seed)
     with EventProducer(stream) as producer:
         for start in range(0, events, 50):
@@ -53,6 +56,8 @@ def _produce(stream: StreamConfig, events: int, seed: int = 0) -> None:
                 "item_id": rng.integers(1, ITEMS + 1, count),
                 "timestamp_ms": 1_700_000_000_000 + np.arange(start, start + count) * 1000,
             }
+            if actions:
+                columns["action"] = rng.choice(actions, count).tolist()
             producer.send(pa.RecordBatch.from_pydict(columns))
             producer.flush()
 
@@ -82,7 +87,8 @@ def _state(storage: Path) -> dict[str, np.ndarray]:
     state["rows.value"] = rows["value"].combine_chunks().flatten().to_numpy().reshape(len(order), -1)[order]
     for file in checkpoint.files("users-"):
         table = read_table(file)
-        state[file.name] = table["items"].combine_chunks().flatten().to_numpy()
+        for name in ("items", "negatives"):
+            state[f"{file.name} {name}"] = table[name].combine_chunks().flatten().to_numpy()
     return state
 
 
@@ -135,9 +141,14 @@ def test_two_ranks_train_every_event_once_and_bad_events_go_to_the_dead_letter_t
         recommender.recommend(user_id=999)
 
 
-def test_a_run_that_was_cut_and_resumed_ends_as_one_that_was_not(stream_factory, tmp_path):
-    stream = stream_factory(2)
-    _produce(stream, 400)
+ACTIONS = ["like", "skip", "look"]
+SIGNALS = {"positive_actions": ["like"], "negative_actions": ["skip"], "action_weights": ["like=0.5"]}
+
+
+@pytest.mark.parametrize("signals", [{}, SIGNALS], ids=["all positive", "signals"])
+def test_a_run_that_was_cut_and_resumed_ends_as_one_that_was_not(stream_factory, tmp_path, signals):
+    stream = stream_factory(2, **signals)
+    _produce(stream, 400, actions=ACTIONS)
     part, rest = (_config(stream, tmp_path / "cut", stop_after_rows=rows) for rows in (150, 0))
     runs = run_on_ranks(_train, 2, _config(stream, tmp_path / "whole"), part, rest)[0]
     assert 150 <= runs[1]["rows_read"] < 400
@@ -156,6 +167,44 @@ def test_three_ranks_go_on_from_the_checkpoint_of_two(stream_factory, tmp_path):
     accounting = verify_exactly_once(_config(stream, tmp_path))
     assert accounting.exactly_once
     assert accounting.events_trained == 300
+
+
+def test_negatives_and_ignored_events_are_accounted_for_and_kept_by_whoever_reads_on(
+    stream_factory, tmp_path
+):
+    stream = stream_factory(3, **SIGNALS)
+    _produce(stream, 150, actions=ACTIONS)
+    _produce(stream, 40, seed=1, actions=["skip"])
+    run_on_ranks(_train, 2, _config(stream, tmp_path, stop_after_rows=90))
+    progress = run_on_ranks(_train, 3, _config(stream, tmp_path))[0][0]
+    accounting = verify_exactly_once(_config(stream, tmp_path))
+    assert accounting.exactly_once
+    rows = _rows_in_topic(stream)
+    counts = Counter(row["action"] for row in rows)
+    found = (accounting.events_trained, accounting.events_negative, accounting.events_ignored)
+    assert found == (counts["like"], counts["skip"], counts["look"])
+    assert found == tuple(progress[f"events_{kind}"] for kind in ("trained", "negative", "ignored"))
+    assert progress["rows_read"] == accounting.events_in_topic == sum(found) == 190
+    expected = defaultdict(list)
+    for row in rows:
+        if row["action"] == "skip":
+            expected[row["user_id"]].append(row["item_id"])
+    saved = [
+        row
+        for file in CheckpointStore(tmp_path / "checkpoints").newest().files("users-")
+        for row in read_table(file).to_pylist()
+    ]
+    assert {row["user_id"]: row["negatives"] for row in saved if row["negatives"]} == expected
+
+
+def _rows_in_topic(stream: StreamConfig) -> list[dict]:
+    ends = end_offsets(stream, stream.interactions_topic)
+    rows = []
+    with KafkaSource(stream, sorted(ends), {}, ends) as source:
+        while not source.finished:
+            source.wait(1.0)
+            rows += source.take(dict.fromkeys(ends, 1000)).rows.to_pylist()
+    return rows
 
 
 def test_a_run_without_versions_says_what_to_do(stream_config, tmp_path):

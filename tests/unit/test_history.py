@@ -86,6 +86,47 @@ def test_a_user_cannot_be_loaded_twice():
         store.load(store.to_table(0))
 
 
+def _with_negatives(rng):
+    """User 1 has events only, 2 both, 3 negatives only; 4 is of another partition."""
+    store = UserStore(40, 60)
+    items = rng.integers(0, 10**12, 300)
+    store.append(np.array([1, 2]), np.zeros(2, np.int32), np.array([0, 100, 300]), items, np.arange(300))
+    partitions = np.array([0, 0, 1], np.int32)
+    store.negatives.append(np.array([2, 3, 4]), partitions, np.array([0, 70, 73, 80]), items, np.empty(0))
+    return store, items
+
+
+def test_negatives_are_saved_beside_the_history_also_of_users_who_have_nothing_else():
+    store, items = _with_negatives(np.random.default_rng(6))
+    table = store.to_table(0)
+    assert table["user_id"].to_pylist() == [1, 2, 3]
+    assert table["events"].to_pylist() == [100, 200, 0]
+    assert table["negatives"].to_pylist() == [[], items[30:70].tolist(), items[70:73].tolist()]
+    other = UserStore(40, 60)
+    other.load(store.to_table(1))
+    other.load(pa.concat_tables([table.slice(0, 2), table.slice(2)]))
+    assert [other.to_table(p) for p in (0, 1)] == [store.to_table(p) for p in (0, 1)]
+    assert (other.users_of(0).tolist(), other.negatives.users_of(0).tolist()) == ([1, 2], [2, 3])
+    with pytest.raises(ValueError, match="loaded twice"):
+        other.load(table.slice(2))
+
+
+def test_a_table_of_an_earlier_version_has_no_negatives():
+    store, _ = _with_negatives(np.random.default_rng(7))
+    table = store.to_table(0).drop_columns(["negatives"])
+    other = UserStore(40, 60)
+    other.load(table)
+    assert other.to_table(0).drop_columns(["negatives"]) == table.slice(0, 2)
+    assert len(other.negatives) == 0
+
+
+def test_negatives_keep_no_times():
+    store, _ = _with_negatives(np.random.default_rng(8))
+    assert store.negatives.log.times_CK.size == 0
+    store.negatives.reserve(5000, 0)
+    assert store.negatives.log.times_CK.size == 0
+
+
 def test_the_id_index_numbers_ids_in_order_of_arrival():
     rng = np.random.default_rng(0)
     index, expected = IdIndex(), {}

@@ -20,6 +20,14 @@ from streaming.config import StreamConfig, StreamSettingError, client_arguments
         ("fetch_max_bytes", 2048),
         ("user_attributes", ["age", "age"]),
         ("sasl_mechanism", "PLAIN"),
+        ("negative_below_value", -1.0),
+        ("negative_below_value", float("inf")),
+        ("action_weights", ["buy"]),
+        ("action_weights", ["=2"]),
+        ("action_weights", ["buy=much"]),
+        ("action_weights", ["buy=nan"]),
+        ("action_weights", ["buy=0"]),
+        ("action_weights", ["buy=1", "buy=2"]),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_name_and_value(setting, value):
@@ -28,6 +36,17 @@ def test_a_setting_that_cannot_work_is_refused_by_name_and_value(setting, value)
     assert f"stream.{setting}" in str(caught.value)
     assert repr(value) in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_an_action_cannot_be_both_positive_and_negative():
+    with pytest.raises(StreamSettingError, match=r"stream\.negative_actions.*\['skip', 'buy'\]"):
+        StreamConfig(positive_actions=["buy"], negative_actions=["skip", "buy"])
+
+
+@pytest.mark.parametrize("kinds", [{"negative_actions": ["skip"]}, {"positive_actions": ["buy"]}])
+def test_a_weight_of_an_action_that_is_never_trained_on_is_refused(kinds):
+    with pytest.raises(StreamSettingError, match=r"stream\.action_weights.*skip=2"):
+        StreamConfig(action_weights=["skip=2"], **kinds)
 
 
 def test_sasl_needs_a_mechanism():

@@ -4,11 +4,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.checkpoint import read_table, write_table
 from cluster.ledger import Ledger, PartitionLedger
+from streaming.schema import SET_ASIDE_SCHEMA
 from tests.training_batches import Run, to_batch
 
 EVENTS = st.lists(
@@ -96,6 +98,31 @@ def test_a_batch_is_counted_in_the_ledgers_of_its_partitions():
     assert _same(ledger.partitions[0], _ledger([(1, 10, 0), (1, 11, 0), (1, 12, 0)], partition=0))
     assert _same(ledger.partitions[2], _ledger([(2, 4, 0)], partition=2))
     assert ledger.partitions[1].events == 0
+
+
+def test_rows_that_were_set_aside_count_as_used_and_not_as_trained():
+    batch = to_batch([Run(1, [], [5], partition=0, offsets=[10])])
+    rows = [(1, 0, 11, 0, -1), (2, 0, 12, 3, 0), (7, 2, 4, 1, -1)]
+    ledger = Ledger([0, 1, 2])
+    ledger.add_batch(batch)
+    columns = zip(*rows, strict=True)
+    ledger.add_set_aside(
+        pa.RecordBatch.from_arrays(
+            [pa.array(column, field.type) for column, field in zip(columns, SET_ASIDE_SCHEMA, strict=True)],
+            schema=SET_ASIDE_SCHEMA,
+        )
+    )
+    assert (ledger.events, ledger.negatives, ledger.ignored) == (4, 2, 1)
+    assert _same(ledger.partitions[0], _ledger([(1, 10, 0), (1, 11, 0), (2, 12, 3)], partition=0))
+    again = PartitionLedger.from_table(ledger.partitions[0].to_table())
+    assert (again.trained, again.negatives, again.ignored) == (1, 1, 1)
+
+
+def test_a_ledger_of_an_earlier_version_has_nothing_set_aside():
+    table = _ledger([(1, 5, 0), (2, 6, 0)]).to_table()
+    meta = {k: v for k, v in table.schema.metadata.items() if k not in (b"negatives", b"ignored")}
+    old = PartitionLedger.from_table(table.replace_schema_metadata(meta))
+    assert (old.trained, old.negatives, old.ignored) == (2, 0, 0)
 
 
 def test_a_ledger_that_was_loaded_goes_on_counting():

@@ -1,6 +1,7 @@
 """A run that is restored from a checkpoint goes on as if it had never stopped, to the last bit."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -20,7 +21,24 @@ POPULATION = Population(users=30, items=50, burst=3.0, attributes=1)
 LOG = partitioned_log(POPULATION.events(500), PARTITIONS)
 
 
-def _config(**model):
+def _log_with_actions():
+    """The same log; of five events one is a skip and one a look."""
+    actions = np.array(["like", "skip", "look", "like", "like"])
+    return {
+        p: rows.set_column(
+            rows.schema.get_field_index("action"),
+            rows.schema.field("action"),
+            pa.array(actions[np.arange(rows.num_rows) * 7 % 5]),
+        )
+        for p, rows in LOG.items()
+    }
+
+
+SIGNALS = {"positive_actions": ["like"], "negative_actions": ["skip"], "action_weights": ["like=2"]}
+LOG_WITH_ACTIONS = _log_with_actions()
+
+
+def _config(signals=None, **model):
     sizes = {
         "dim": 8,
         "heads": 2,
@@ -30,7 +48,7 @@ def _config(**model):
         "uniform_negatives": 9,
     }
     return FreshetConfig(
-        stream=StreamConfig(history_length=6, seen_length=20, user_attributes=["gender"]),
+        stream=StreamConfig(history_length=6, seen_length=20, user_attributes=["gender"], **(signals or {})),
         model=ModelConfig(**{**sizes, **model}),
         train=TrainConfig(warmup_steps=5),
         evaluation=EvaluationConfig(sample_fraction=0.5, bin_events=50),
@@ -44,7 +62,8 @@ def _open(config, checkpoint=None):
         run.catalogue.apply(POPULATION.catalogue())
     else:
         restore_checkpoint(run, checkpoint, Collectives())
-    source = MemorySource(LOG, run.partitions, run.positions)
+    log = LOG_WITH_ACTIONS if config.stream.negative_actions else LOG
+    source = MemorySource(log, run.partitions, run.positions)
     batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters())
     run._opened = (source, batcher, None)
     return run
@@ -53,6 +72,7 @@ def _open(config, checkpoint=None):
 def _train(run, steps):
     for _ in range(steps):
         batch = run.batcher.next_batch(QUOTA)
+        run.ledger.add_set_aside(run.batcher.set_aside)
         prepared = run.train_step.prepare(batch, run.step)
         run.curve.add(run.events_trained, run.progressive.score(batch, prepared))
         run.train_step.train(prepared, run.step)
@@ -74,7 +94,7 @@ def _state(run):
         "frequency": run.table.frequency_C[:size][by_key].tolist(),
         "events_seen": run.train_step.events_seen,
         "curve": run.curve.to_json(),
-        "ledger": [(ledger.events, ledger.hash_sum) for ledger in run.ledger.partitions.values()],
+        "ledger": [ledger.to_table().schema.metadata for ledger in run.ledger.partitions.values()],
         "users": [run.users.to_table(p).to_pydict() for p in run.partitions],
         "items": run.catalogue.item_ids.tolist(),
         "positions": run.source.positions(),
@@ -104,6 +124,21 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped_dropout_inc
     resumed = _open(_config(dropout=0.3), checkpoint)
     _train(resumed, 5)
     assert _state(resumed) == _state(run)
+
+
+def test_explicit_negatives_go_on_from_a_checkpoint_as_if_it_had_not_stopped(store):
+    run = _open(_config(SIGNALS))
+    _train(run, 3)
+    checkpoint = save_checkpoint(run, store, Collectives())
+    batches = [run.batcher.next_batch(QUOTA) for _ in range(3)]
+    resumed = _open(_config(SIGNALS), checkpoint)
+    assert [resumed.batcher.next_batch(QUOTA) for _ in range(3)] == batches
+    assert any(len(negatives) for negatives in batches[0]["negatives"].to_pylist())
+    assert _state(resumed)["users"] == _state(run)["users"]
+    used = 3 * PARTITIONS * QUOTA
+    ledger = resumed.ledger
+    assert (ledger.events, resumed.events_trained) == (used, used - ledger.negatives - ledger.ignored)
+    assert min(ledger.negatives, ledger.ignored) > 0
 
 
 def test_saving_a_checkpoint_does_not_change_the_run(store):

@@ -57,7 +57,7 @@ def world(monkeypatch, progress_record):
     monkeypatch.setattr(demo_module, "POLL_S", 0.05)
     FakeBroker.last_stopped = False
     accounting = {"events_in_topic": EVENTS, "events_trained": EVENTS, "dead_letters": 0, "hash_equal": True}
-    accounting |= {"events_lost": 0, "events_doubled": 0}
+    accounting |= {"events_negative": 0, "events_ignored": 0, "events_lost": 0, "events_doubled": 0}
 
     def trainer(run_dir: Path) -> Child:
         arguments = [str(run_dir / "storage"), json.dumps(world.records), world.pause, str(world.status)]

@@ -11,6 +11,8 @@ PROMISED = {
     "broker",
     "events_produced",
     "events_trained",
+    "events_negative",
+    "events_ignored",
     "events_lost",
     "events_doubled",
     "dead_letters",
@@ -41,6 +43,8 @@ def figures(progress_record) -> DemoFigures:
         {
             "events_in_topic": 60_000,
             "events_trained": 60_000,
+            "events_negative": 0,
+            "events_ignored": 0,
             "events_lost": 0,
             "events_doubled": 0,
             "dead_letters": 0,
@@ -91,6 +95,15 @@ def test_each_figure_out_of_order_is_a_problem(figures, changes, problem):
     figures.judge()
     assert not figures.ok
     assert any(problem in text for text in figures.problems)
+
+
+def test_events_that_were_set_aside_are_accounted_for(figures):
+    figures.events_trained, figures.events_negative, figures.events_ignored = 59_000, 900, 100
+    figures.judge()
+    assert figures.ok
+    figures.events_ignored = 99
+    figures.judge()
+    assert figures.problems == ["59,999 of 60,000 produced events were trained or set aside"]
 
 
 def test_a_chaos_run_that_restarted_is_ok(figures):

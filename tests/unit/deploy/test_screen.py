@@ -36,6 +36,17 @@ def test_the_screen_fits_80_columns_and_24_lines_before_its_messages(progress_re
     assert len(lines) <= 24
 
 
+def test_negatives_and_ignored_events_are_shown_where_there_are_some(progress_record):
+    def view(**counts):
+        return DemoView(progress=parse_progress(progress_record(**counts)))
+
+    assert "negatives" not in screen_text(view())
+    text = screen_text(view(events_negative=10_234))
+    assert "negatives 10,234" in " ".join(text.split())
+    assert "ignored" not in text
+    assert "trained 59,976, 7 negatives |" in plain_line(view(events_negative=7))
+
+
 def test_a_screen_before_anything_is_known_has_dashes_and_no_nan():
     text = screen_text(DemoView(planned=0))
     assert "nan" not in text.lower()
