@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@# Both wheels hold the module faiss: the other one must go first.
 	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python $(OTHER_FAISS)
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(filter-out default,$(TORCH)),--torch-backend $(TORCH)) \
-	  -c constraints.txt -e '.[$(FAISS),broker,dev]'
+	  -c constraints.txt -e '.[$(FAISS),broker,evaluation,dev]'
 	@rm -f .venv/.installed-*
 	@touch $@
 
@@ -64,7 +64,7 @@ endif
 constraints: install  ## Pins the newest versions that fit pyproject.toml into constraints.txt.
 	{ for faiss in cpu gpu; do \
 	    $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --upgrade \
-	      --extra $$faiss --extra broker --extra dev pyproject.toml; done; echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)"; \
+	      --extra $$faiss --extra broker --extra evaluation --extra dev pyproject.toml; done; echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)"; \
 	} | sort -u > constraints.new
 	mv constraints.new constraints.txt
 
