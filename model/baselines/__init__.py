@@ -1,1 +1,1 @@
-"""Streaming baselines: the floors that a trained model must clear, counted from the same events."""
+"""The systems that CL-EPIDTN is compared with: counted, factorised and trained ones; import the modules directly."""

@@ -1,15 +1,24 @@
 """Streaming item-item co-occurrence: how often an item came within the 20 events after another.
 
-Shape letters: E events, I items, R recent items of a user (20), −1 padded.
+Shape letters: E events, I items, R recent items of a user (20), −1 padded, Q items that are asked for.
 
-A dense count matrix, so it is for catalogues up to some 20,000 items (1.6 GB).
+StreamingCooccurrence has a dense count matrix, so it is for catalogues up to some 20,000 items (1.6 GB);
+Cooccurrence gives the same scores as vectors, from sparse counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from numba import njit
+
+from model.baselines.histories import Histories, ItemIndex
+
+RECENT_ITEMS = 20
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -93,3 +102,70 @@ class StreamingCooccurrence:
             grown = np.zeros((max(items, room * 3 // 2, 256),) * 2, np.int32)
             grown[:room, :room] = self._count_II
             self._count_II = grown
+
+
+class Cooccurrence:
+    """The scores of StreamingCooccurrence as inner products: Σ_{j∈R} [1 / √total(j)] · [count(i, j) / √total(i)].
+
+    A user's vector holds the first factor at each of the recent items, CSR (E, I); an item's vector the second one at
+    each j, CSC (Q, I).
+
+    Args:
+        item_ids: int64 (I,), the catalogue's ids; other items are not counted.
+        recent_items: R, items before an event that count.
+    """
+
+    def __init__(self, item_ids: Int64Array, *, recent_items: int = RECENT_ITEMS) -> None:
+        # Here, because the streaming counter is used where SciPy may be missing.
+        from model.baselines import sparse
+
+        self._tools = sparse
+        self._index = ItemIndex(item_ids)
+        self._counts = sparse.PairCounts(len(self._index))
+        self._recent_items = recent_items
+
+    def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
+        """See Recommender: counts each event's item with the items before it."""
+        histories = Histories.of(batch, self._index)
+        recent_ER = histories.recent(self._recent_items)
+        target_ER = np.broadcast_to(histories.target_E[:, None], recent_ER.shape)
+        pair_ER = (target_ER >= 0) & (recent_ER >= 0) & (target_ER != recent_ER)
+        target, recent = target_ER[pair_ER], recent_ER[pair_ER]
+        # Both directions: taken together, in whatever order.
+        self._counts.add(np.concatenate([target, recent]), np.concatenate([recent, target]))
+        return {}
+
+    def end_pass(self) -> None:
+        """See Recommender: counts are ready at any time."""
+
+    def encode_users(self, batch: pa.RecordBatch) -> Any:
+        """See Recommender."""
+        recent_ER = Histories.of(batch, self._index).recent(self._recent_items)
+        event, place = np.nonzero(recent_ER >= 0)
+        item = recent_ER[event, place]
+        shape = (recent_ER.shape[0], len(self._index))
+        return self._tools.sparse.csr_matrix((self._norms()[item], (event, item)), shape=shape)
+
+    def encode_items(self, item_ids: Int64Array) -> Any:
+        """See Recommender."""
+        column_Q = self._index.find(item_ids)
+        norm_Q = self._norms()[np.maximum(column_Q, 0)]
+        return self._tools.rows_or_zero(self._counts.matrix(), column_Q, norm_Q).tocsc()
+
+    def scores(self, users: Any, items: Any) -> Float32Array:
+        """See Recommender."""
+        scores: Float32Array = self._tools.inner_products(users, items)
+        return scores
+
+    def state(self) -> Any:
+        """See Recommender."""
+        return self._counts.matrix().copy()
+
+    def load_state(self, state: Any) -> None:
+        """See Recommender."""
+        self._counts.load(state.copy())
+
+    def _norms(self) -> Float32Array:
+        """1 / √total of each item, float32 (I,)."""
+        total_I = np.asarray(self._counts.matrix().sum(axis=1, dtype=np.int64)).reshape(-1)
+        return (1.0 / np.sqrt(np.maximum(total_I, 1))).astype(np.float32)

@@ -8,6 +8,8 @@ attributes, C items, M candidates of all ranks, Q queries, D columns.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,7 +115,8 @@ class MIND(TwoTower):
 
     def scores(self, query_QD: Tensor, item_ID: Tensor) -> Tensor:
         """The largest inner product over the interests, float32 (Q, I); `query_QD` is (Q, K · D)."""
-        return (self._interests(query_QD) @ item_ID.T).amax(dim=1)
+        # One interest at a time: (Q, K, I) of a large catalogue is a lot of memory for its maximum.
+        return reduce(torch.maximum, (one_QD @ item_ID.T for one_QD in self._interests(query_QD).unbind(1)))
 
     def forward(
         self,

@@ -1,0 +1,135 @@
+"""WALS: weighted alternating least squares on implicit feedback, by the package `implicit` (extra `evaluation`).
+
+Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
+
+Shape letters: E events, P read interactions, X known items of all events, I items, Q items that are asked for,
+F factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.baselines.extra import evaluation_package
+from model.baselines.histories import Histories, ItemIndex
+from model.recommender import Float32Array, Int64Array
+
+
+class WALS:
+    """min Σ_ui c_ui (p_ui − x_u·y_i)² + λ (Σ ‖x_u‖² + Σ ‖y_i‖²), c_ui = 1 + κ w_ui, p_ui = 1 where u took i, else 0.
+
+    w_ui is the summed weight of the user's events with the item. `end_pass` factorises what the pass has read, anew
+    each time: before the first one all vectors are zero. A user's vector is solved anew from the history of the query,
+    each item of it once with weight 1,
+    x = (YᵀY + κ Σ_i y_i y_iᵀ + λ I)⁻¹ (1 + κ) Σ_i y_i,
+    so it needs no user that the factorisation has seen. An item without an interaction has a zero vector.
+
+    Args:
+        item_ids: int64 (I,), the catalogue's ids; other items are left out.
+        factors: F.
+        regularization: λ.
+        iterations: each solves all users and then all items.
+        kappa: κ.
+        threads: of `implicit`; its BLAS gets one, as it demands.
+        seed: of the initial factors.
+    """
+
+    def __init__(
+        self,
+        item_ids: Int64Array,
+        *,
+        factors: int = 100,
+        regularization: float = 0.01,
+        iterations: int = 15,
+        kappa: float = 40.0,
+        threads: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self._index = ItemIndex(item_ids)
+        self.factors, self.regularization, self.iterations = factors, regularization, iterations
+        self.kappa, self.threads, self.seed = kappa, threads, seed
+        self._read: list[tuple[Int64Array, Int64Array, Float32Array]] = []
+        self._item_IF = np.zeros((len(self._index), factors), np.float32)
+
+    def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
+        """See Recommender: keeps the events for `end_pass`."""
+        histories = Histories.of(batch, self._index)
+        known_E = histories.target_E >= 0
+        self._read.append(
+            (histories.user_E[known_E], histories.target_E[known_E], histories.weight_E[known_E])
+        )
+        return {}
+
+    def end_pass(self) -> None:
+        """See Recommender: factorises the interactions since the last pass."""
+        if not self._read:
+            return
+        user_P, item_P, weight_P = (np.concatenate(parts) for parts in zip(*self._read, strict=True))
+        self._read = []
+        _, row_P = np.unique(user_P, return_inverse=True)
+        rows = int(row_P.max(initial=-1)) + 1
+        confidence = self._matrix(row_P, item_P, weight_P, rows)
+        confidence.data = 1.0 + np.float32(self.kappa) * confidence.data
+        if rows:
+            with _one_blas_thread():
+                solver = self._solver()
+                solver.fit(confidence, show_progress=False)
+            self._item_IF = np.ascontiguousarray(solver.item_factors)
+            # What is left of an untrained item's initial factors is noise.
+            self._item_IF[np.bincount(item_P, minlength=len(self._index)) == 0] = 0.0
+
+    def encode_users(self, batch: pa.RecordBatch) -> Float32Array:
+        """See Recommender: solved from each event's history, float32 (E, F)."""
+        histories = Histories.of(batch, self._index)
+        events = histories.place_E.shape[0]
+        event_X, item_X = histories.known()
+        weight_X = np.full(event_X.shape[0], 1.0 + self.kappa, np.float32)
+        if not events:
+            return np.zeros((0, self.factors), np.float32)
+        with _one_blas_thread():
+            solver = self._solver()
+            solver.item_factors = self._item_IF
+            solved: Float32Array = solver.recalculate_user(
+                np.arange(events), self._matrix(event_X, item_X, weight_X, events)
+            )
+        return solved
+
+    def encode_items(self, item_ids: Int64Array) -> Float32Array:
+        """See Recommender: float32 (Q, F)."""
+        column_Q = self._index.find(item_ids)
+        return self._item_IF[np.maximum(column_Q, 0)] * (column_Q >= 0)[:, None].astype(np.float32)
+
+    def scores(self, users: Float32Array, items: Float32Array) -> Float32Array:
+        """See Recommender: how near each p_ui is to 1."""
+        return users @ items.T
+
+    def state(self) -> Any:
+        """See Recommender."""
+        return self._item_IF.copy()
+
+    def load_state(self, state: Any) -> None:
+        """See Recommender."""
+        self._item_IF = state.copy()
+
+    def _solver(self) -> Any:
+        als = evaluation_package("implicit.cpu.als")
+        return als.AlternatingLeastSquares(
+            factors=self.factors,
+            regularization=self.regularization,
+            iterations=self.iterations,
+            num_threads=self.threads,
+            random_state=self.seed,
+        )
+
+    def _matrix(self, row: Int64Array, column: Int64Array, value: Float32Array, rows: int) -> Any:
+        sparse = evaluation_package("scipy.sparse")
+        return sparse.coo_matrix((value, (row, column)), shape=(rows, len(self._index))).tocsr()
+
+
+def _one_blas_thread() -> Any:
+    """While it lasts BLAS has one thread; `implicit` warns of more, since its own threads call it."""
+    return evaluation_package("threadpoolctl").threadpool_limits(1, "blas")
