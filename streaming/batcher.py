@@ -18,7 +18,7 @@ from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLetter
 from streaming.event_log import EventLog, append, copy_last
 from streaming.history import UserStore
-from streaming.negatives import NegativeEvents, join_negatives
+from streaming.negatives import NO_NEGATIVES, NegativeEvents, join_negatives
 from streaming.partitioner import Int32s, Int64s
 from streaming.position import EventSource
 from streaming.schema import (
@@ -35,6 +35,7 @@ from streaming.schema import (
 )
 from streaming.signals import NEGATIVE, POSITIVE, Float32s, Int8s, judge_signals
 
+_NOTHING = empty_batch(SET_ASIDE_SCHEMA)
 _TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEND_MS]
 
 
@@ -77,7 +78,7 @@ class Batcher:
         self._dead_letters = dead_letters
         self.rows_read = 0
         self.rows_dead = 0
-        self.set_aside = empty_batch(SET_ASIDE_SCHEMA)
+        self.set_aside = _NOTHING
         self.watermark_ms: dict[int, int] = {}
 
     def ready_rows(self, quota: int) -> int:
@@ -116,9 +117,8 @@ class Batcher:
         self, rows: pa.RecordBatch, place_T: Int64s, weight_N: Float32s, negatives: NegativeEvents
     ) -> pa.RecordBatch:
         """A batch of the targets, which stand at `place_T` of the rows; both stores learn what is new."""
-        targets = rows.select(_TARGET_COLUMNS)
-        if len(place_T) < rows.num_rows:
-            targets = targets.take(pa.array(place_T))
+        everything = len(place_T) == rows.num_rows
+        targets = rows if everything else rows.select(_TARGET_COLUMNS).take(pa.array(place_T))
         user_T, partition_T = targets[USER_ID].to_numpy(), targets[PARTITION].to_numpy()
         slot_T = self._users.slots_of(user_T, partition_T)
         history_length = self._config.history_length
@@ -147,7 +147,7 @@ class Batcher:
                 _lists(packed.seen_offset_B, packed.seen),
                 pa.array(partition_T[first_B]),
                 *positions,
-                _lists(pieces.start_B, weight_N[place_T][order_T]),
+                _lists(pieces.start_B, weight_N[place_T[order_T]]),
                 _lists(unwanted_offset_B, unwanted),
             ],
             schema=TRAINING_BATCH_SCHEMA,
@@ -235,13 +235,15 @@ def join(
 def _set_aside(rows: pa.RecordBatch, sign_N: Int8s) -> pa.RecordBatch:
     place_S = np.flatnonzero(sign_N != POSITIVE)
     if not len(place_S):
-        return empty_batch(SET_ASIDE_SCHEMA)
+        return _NOTHING
     columns = rows.select([USER_ID, PARTITION, OFFSET, ROW]).take(pa.array(place_S)).columns
     return pa.RecordBatch.from_arrays([*columns, pa.array(sign_N[place_S])], schema=SET_ASIDE_SCHEMA)
 
 
 def _negatives(rows: pa.RecordBatch, sign_N: Int8s) -> NegativeEvents:
     place_M = np.flatnonzero(sign_N == NEGATIVE)
+    if not len(place_M):
+        return NO_NEGATIVES
     user_M, partition_M, item_M = (rows[name].to_numpy()[place_M] for name in (USER_ID, PARTITION, ITEM_ID))
     return NegativeEvents(user_M, partition_M, item_M, place_M)
 

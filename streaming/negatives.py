@@ -31,6 +31,11 @@ class NegativeEvents(NamedTuple):
     place_M: Int64s
 
 
+NO_NEGATIVES = NegativeEvents(
+    np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
+)
+
+
 def join_negatives(
     store: EventStore, events: NegativeEvents, user_B: Int64s, place_B: Int64s
 ) -> tuple[Int64s, Int32s]:
