@@ -168,4 +168,5 @@ class Cooccurrence:
     def _norms(self) -> Float32Array:
         """1 / √total of each item, float32 (I,)."""
         total_I = np.asarray(self._counts.matrix().sum(axis=1, dtype=np.int64)).reshape(-1)
-        return (1.0 / np.sqrt(np.maximum(total_I, 1))).astype(np.float32)
+        norm_I: Float32Array = (1.0 / np.sqrt(np.maximum(total_I, 1))).astype(np.float32)
+        return norm_I
