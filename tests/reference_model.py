@@ -46,9 +46,9 @@ def pointwise_loss(scores_EM, target_E, drop_EM, weight_E, count):
     """(14): −log q of the positive, and the mean of −log(1 − q) over the event's negatives."""
     total = 0.0
     for scores, target, drop, weight in zip(scores_EM, target_E, drop_EM, weight_E, strict=True):
-        q = 1.0 / (1.0 + np.exp(-scores))
-        wrong = [-np.log(1.0 - q[c]) for c in range(len(q)) if c != target and not drop[c]]
-        total += weight * (-np.log(q[target]) + (np.mean(wrong) if wrong else 0.0))
+        # −log σ(s) = log(1 + e^−s) and −log(1 − σ(s)) = log(1 + e^s), which no score overflows.
+        wrong = [np.logaddexp(0.0, s) for c, s in enumerate(scores) if c != target and not drop[c]]
+        total += weight * (np.logaddexp(0.0, -scores[target]) + (np.mean(wrong) if wrong else 0.0))
     return total / count
 
 
