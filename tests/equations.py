@@ -454,6 +454,45 @@ def check_heads_are_training_only():
     assert torch.equal(served(), before)
 
 
+def check_gradients_flow():
+    """Main and contrastive losses differentiate everything that they read: a random direction, central differences.
+
+    Of the tables only without augmented vectors, which see them detached (check_pav_input_is_detached).
+    """
+    for augmented in (False, True):
+        step = small_step(replace(CONFIG, augmented_vectors=augmented))
+        terms = step.terms()
+        along = np.random.default_rng(5)
+        weights = {name: along.normal(size=p.shape) for name, p in step.model.named_parameters()}
+        rows = {key: along.normal(size=CONFIG.dim) * (not augmented) for key in step.keys}
+        sources = [step.rows_UD, *step.model.parameters()]
+        directions = [
+            torch.from_numpy(np.stack([np.zeros(CONFIG.dim), *rows.values()])),
+            *(torch.from_numpy(d) for d in weights.values()),
+        ]
+        ahead, behind = (_moved(step, weights, rows, size) for size in (1e-6, -1e-6))
+        for name in ("main", "contrastive_sequence", "contrastive_attribute", "contrastive_item"):
+            gradients = torch.autograd.grad(
+                getattr(terms, name), sources, retain_graph=True, allow_unused=True
+            )
+            got = sum(
+                float((g.double() * d).sum())
+                for g, d in zip(gradients, directions, strict=True)
+                if g is not None
+            )
+            want = (ahead[name] - behind[name]) / 2e-6
+            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4, err_msg=f"{name}, {augmented=}")
+
+
+def _moved(step: Step, weights: dict, rows: dict, size: float) -> dict[str, float]:
+    reference = replace(
+        step.reference,
+        weights={name: x + size * weights[name] for name, x in step.reference.weights.items()},
+        rows={key: x + size * rows[key] for key, x in step.reference.rows.items()},
+    )
+    return reference.terms(RUNS, step.item_ids, step.items.is_target_C.tolist(), step.targets)
+
+
 def check_order_changes_nothing():
     """Neither the order of the rows nor that of the candidates changes a term."""
     step = small_step()

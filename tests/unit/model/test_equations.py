@@ -11,6 +11,7 @@ import pytest
 from tests.equations import (
     CONFIG,
     ROUTES,
+    check_gradients_flow,
     check_heads_are_training_only,
     check_info_nce,
     check_info_nce_with_explicit_negatives,
@@ -108,6 +109,10 @@ def test_equation_25_the_sampled_softmax_and_its_gradient():
 @pytest.mark.parametrize("term", ROUTES)
 def test_section_4_a_term_trains_exactly_the_weights_and_tables_that_it_may(term):
     check_routes(term)
+
+
+def test_section_4_encoders_and_tables_are_not_frozen_for_any_view_or_tower():
+    check_gradients_flow()
 
 
 def test_section_4_the_target_table_is_the_history_table():

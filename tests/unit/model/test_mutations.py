@@ -1,0 +1,444 @@
+"""The checks of tests/equations.py notice: each of them fails on a model with one thing wrong in it.
+
+A mutation replaces a piece of one function's source and swaps the function's compiled code, so that whoever imported
+the function runs the mutant. A piece that is in the source no more fails its test: find where it went.
+"""
+
+import __future__
+
+import inspect
+import textwrap
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from model import augmentation, losses, towers, transformer, two_tower
+from model.cl_epidtn import CLEPIDTN
+from model.contrastive import ContrastiveLosses
+from tests import equations
+from tests.equations import CONFIG
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` becomes `new` in the one function of `owner` (a class or a module) that has it."""
+
+    what: str
+    owner: object
+    old: str
+    new: str
+    check: str
+    arguments: tuple = ()
+    settings: dict = field(default_factory=dict)
+
+    @property
+    def check_id(self):
+        return " ".join([self.check, *self.arguments, *(f"{k}={v}" for k, v in self.settings.items())])
+
+    def run_check(self):
+        config = (replace(CONFIG, **self.settings),) if self.settings else ()
+        getattr(equations, self.check)(*self.arguments, *config)
+
+
+def _functions(owner):
+    """A function itself, those of a class, or those of a module, methods included."""
+    if inspect.isfunction(owner):
+        yield owner
+        return
+    module = owner if inspect.ismodule(owner) else inspect.getmodule(owner)
+    for value in vars(owner).values():
+        if inspect.isfunction(value) and value.__code__.co_filename == module.__file__:
+            yield value
+        elif inspect.isclass(value) and value.__module__ == module.__name__:
+            yield from _functions(value)
+
+
+@contextmanager
+def mutated(owner, old, new):
+    """The function of `owner` whose source holds `old`, with `new` instead, until the end of the block."""
+    found = [f for f in _functions(owner) if old in inspect.getsource(f)]
+    assert len(found) == 1, f"{old!r} is in {len(found)} functions of {owner.__name__}"
+    function = found[0]
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{old!r} is {source.count(old)} times in {function.__qualname__}"
+    flags = __future__.annotations.compiler_flag
+    code = compile(source.replace(old, new), f"mutant of {function.__qualname__}", "exec", flags, True)
+    namespace = {}
+    exec(code, function.__globals__, namespace)
+    whole = function.__code__
+    function.__code__ = namespace[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = whole
+
+
+def _of(check, owner, *rows, **settings):
+    return [Mutation(what, owner, old, new, check, settings=settings) for what, old, new in rows]
+
+
+COUNT = "max(global_events, 1e-12)"
+
+IN_BATCH_SOFTMAX = _of(
+    "check_softmax",
+    losses.in_batch_softmax,
+    ("log q is added", "scores_EM - log_q_M", "scores_EM + log_q_M"),
+    ("no log q", "scores_EM - log_q_M", "scores_EM"),
+    ("known items are negatives", ".masked_fill(drop_EM, -torch.inf)", ""),
+    (
+        "the target is not in the denominator",
+        'F.cross_entropy(logits_EM, target_E, reduction="none")',
+        "(logits_EM.scatter(1, target_E.unsqueeze(1), -torch.inf).logsumexp(1)"
+        " - logits_EM.gather(1, target_E.unsqueeze(1)).squeeze(1))",
+    ),
+    ("another event's target", "target_E, reduction", "target_E.roll(1), reduction"),
+    ("no weight", "nll_E * weight_E", "nll_E"),
+    ("mean over this rank's events", COUNT, "nll_E.shape[0]"),
+    ("not divided", f" / {COUNT}", ""),
+    ("sign", "nll_E * weight_E", "-nll_E * weight_E"),
+)
+POINTWISE = _of(
+    "check_pointwise",
+    losses.pointwise,
+    ("known items are negatives", "(~drop_EM)", "torch.ones_like(drop_EM)"),
+    ("the target is its own negative", ".scatter(1, target_E1, False)", ""),
+    ("sign of the positive", "F.softplus(-scores_EM", "F.softplus(scores_EM"),
+    ("sign of the negatives", "(F.softplus(scores_EM)", "(F.softplus(-scores_EM)"),
+    ("no negatives", " + wrong_E", ""),
+    ("no positive", "F.softplus(-scores_EM.gather(1, target_E1).squeeze(1)) + ", ""),
+    ("sum over negatives", " / negative_EM.sum(1).clamp_min(1)", ""),
+    ("hinge", "(F.softplus(scores_EM)", "(F.relu(scores_EM)"),
+    ("no weight", "(loss_E * weight_E)", "loss_E"),
+    ("mean over this rank's events", COUNT, "loss_E.shape[0]"),
+)
+MIMIC = _of(
+    "check_mimic",
+    losses.mimic,
+    ("the other tower is trained", "other_ED.detach()", "other_ED"),
+    ("the target keeps its length", "F.normalize(other_ED.detach(), dim=1)", "other_ED.detach()"),
+    ("mean over columns", ".sum(1)", ".mean(1)"),
+    ("away from the target", "head_ED - target_ED", "head_ED + target_ED"),
+    ("absolute error", ".square()", ".abs()"),
+    ("no weight", ".sum(1) * weight_E)", ".sum(1))"),
+    ("mean over this rank's events", COUNT, "weight_E.shape[0]"),
+    ("the head is not trained", "(head_ED - ", "(head_ED.detach() + 0 * head_ED - "),
+)
+INFO_NCE = _of(
+    "check_info_nce",
+    losses.info_nce,
+    ("the same entity is a negative", ".masked_fill(same_ST & ~is_positive_ST, -torch.inf)", ""),
+    ("the positive is not in the denominator", "same_ST & ~is_positive_ST", "same_ST"),
+    ("no temperature", "(cosine_ST / temperature)", "cosine_ST"),
+    ("multiplied by the temperature", "cosine_ST / temperature", "cosine_ST * temperature"),
+    ("first view keeps its length", "unit_SD = F.normalize(first_SD, dim=1)", "unit_SD = first_SD"),
+    ("second view keeps its length", "F.normalize(second_TD, dim=1)", "second_TD"),
+    ("second view is frozen", "F.normalize(second_TD, dim=1)", "F.normalize(second_TD.detach(), dim=1)"),
+    ("first view is frozen", "F.normalize(first_SD, dim=1)", "F.normalize(first_SD.detach(), dim=1)"),
+    (
+        "another anchor's positive",
+        "logits_ST, positive_S, reduction",
+        "logits_ST, positive_S.roll(1), reduction",
+    ),
+    ("not divided", " / second_TD.shape[0]", ""),
+    ("divided twice", 'reduction="sum"', 'reduction="mean"'),
+)
+EXPLICIT_NEGATIVE = _of(
+    "check_info_nce_with_explicit_negatives",
+    losses.info_nce,
+    ("no explicit negative", "torch.cat([logits_ST, own_S1], dim=1)", "logits_ST"),
+    ("explicit negative without temperature", ".sum(1) / temperature", ".sum(1)"),
+    ("explicit negative keeps its length", "F.normalize(negative_SD, dim=1)", "negative_SD"),
+    ("explicit negative where there is none", "own_S.masked_fill(~has_negative_S, -torch.inf)", "own_S"),
+    (
+        "another anchor's explicit negative",
+        "F.normalize(negative_SD, dim=1)",
+        "F.normalize(negative_SD.roll(1, 0), dim=1)",
+    ),
+    ("explicit negative is frozen", "F.normalize(negative_SD,", "F.normalize(negative_SD.detach(),"),
+)
+WEIGHTED_SUM = [
+    *_of(
+        "check_terms",
+        CLEPIDTN,
+        ("no lambda 1", "user * self.config.mimic_user_weight", "user"),
+        ("no lambda 2", "other * self.config.mimic_item_weight", "other"),
+        ("lambda 2 for lambda 1", "self.config.mimic_user_weight", "self.config.mimic_item_weight"),
+        (
+            "mimic of any candidate",
+            "augmented_MA[targets.target_E]",
+            "augmented_MA[: queries.weight_E.shape[0]]",
+        ),
+        ("mimic of the own tower", "mimic(head_ED, query.vectors_ED", "mimic(head_ED, target_ED"),
+        ("main loss sees masked tokens", "self._input_mask(queries, key)", "None"),
+        (
+            "no mimic in the sum",
+            "main, *mimics, *contrastive",
+            "main, *(0 * m for m in mimics), *contrastive",
+        ),
+    ),
+    *_of(
+        "check_terms",
+        two_tower,
+        ("main alone", "main + sum(rest)", "main"),
+        ("one term is lost", "main + sum(rest)", "main + sum(rest[:-1])"),
+        ("no temperature", "scores_EM / self.config.temperature", "scores_EM"),
+        ("full log q", "targets.log_q_M * self.config.logq_strength", "targets.log_q_M"),
+    ),
+    *_of(
+        "check_terms",
+        two_tower,
+        ("softmax instead of labels", 'self.config.loss == "pointwise"', "False"),
+        loss="pointwise",
+    ),
+    *_of(
+        "check_terms",
+        ContrastiveLosses,
+        ("no alpha", "config.contrastive_weight * weight", "weight"),
+        ("no sub-weight", "config.contrastive_weight * weight", "config.contrastive_weight"),
+        (
+            "weights of sequence and attributes are swapped",
+            "zip(weights, views",
+            "zip((weights[1], weights[0], weights[2]), views",
+        ),
+        ("temperature of the main loss", "self._config.contrastive_temperature", "self._config.temperature"),
+    ),
+]
+VIEWS = [
+    *_of(
+        "check_terms",
+        ContrastiveLosses,
+        ("explicit negatives are not read", "negatives.token_RL.shape[0] == 0", "True"),
+        (
+            "no mean in the sequence view",
+            "views.append(torch.cat([mean,",
+            "views.append(torch.cat([0 * mean,",
+        ),
+        (
+            "no last state in the sequence view",
+            "views.append(torch.cat([mean, last]",
+            "views.append(torch.cat([mean, 0 * last]",
+        ),
+        ("the sequence view hides nothing", "rows, hidden_RL)", "rows, None)"),
+        ("attributes are not masked", "fields_SFD * kept_SF.unsqueeze(2)", "fields_SFD"),
+        (
+            "no dropout on attributes",
+            "dropped = key.dropout(salt, user_S, masked_SFD.flatten(1), self._config.view_dropout)",
+            "dropped = masked_SFD.flatten(1)",
+        ),
+        ("the item's id is not masked", "id_CD * keep_id_C.unsqueeze(1)", "id_CD"),
+        ("the item's categories are not masked", "category_CD * keep_category_C.unsqueeze(1)", "category_CD"),
+        (
+            "no dropout on items",
+            "dropped = key.dropout(salt, item_C, fields, self._config.view_dropout)",
+            "dropped = fields",
+        ),
+        ("uniform negatives are anchors", "items.targets_only() if", "items if"),
+    ),
+    *_of(
+        "check_terms",
+        ContrastiveLosses,
+        (
+            "users of equal attributes are negatives",
+            "Views(views[0], views[1], user_S, group_S)",
+            "Views(views[0], views[1], user_S, user_S)",
+        ),
+        user_id_embedding=False,
+    ),
+    *_of(
+        "check_terms",
+        augmentation,
+        ("a whole sequence may be hidden", "(uniform_RL < largest_N[of_token].view_as(uniform_RL)) & ", ""),
+        sequence_mask_ratio=0.95,
+    ),
+    *_of(
+        "check_terms",
+        augmentation,
+        (
+            "all attributes may be hidden",
+            "kept_EF.scatter(1, uniform_EF.argmax(dim=1, keepdim=True), True)",
+            "kept_EF",
+        ),
+        attribute_mask_ratio=0.95,
+    ),
+    *_of(
+        "check_terms",
+        augmentation,
+        ("ids are hidden twice as often", "return uniform_E >= ratio / 2", "return uniform_E >= ratio"),
+        ("dropout changes the mean", ".mul_(1.0 / (1.0 - ratio))", ""),
+        item_mask_ratio=0.9,
+    ),
+    *_of(
+        "check_two_views_are_two_augmentations",
+        ContrastiveLosses,
+        ("both sequence views are one", "SEQUENCE_VIEW + view", "SEQUENCE_VIEW"),
+        ("both attribute views are one", "ATTRIBUTE_VIEW + view", "ATTRIBUTE_VIEW"),
+        ("both item views are one", "ITEM_VIEW + view", "ITEM_VIEW"),
+    ),
+    *_of(
+        "check_gradients_flow",
+        ContrastiveLosses,
+        (
+            "the other views are frozen",
+            "torch.cat([views.second_SD, bits",
+            "torch.cat([views.second_SD.detach(), bits",
+        ),
+        (
+            "sequence views do not train items",
+            "tower.item_vectors(rows_UD, queries)",
+            "tower.item_vectors(rows_UD, queries).detach()",
+        ),
+        (
+            "explicit negatives are frozen",
+            "torch.cat([mean, last], dim=1), count_S > 0",
+            "torch.cat([mean, last], dim=1).detach(), count_S > 0",
+        ),
+        (
+            "item views do not train rows",
+            "tower.embed(rows_UD, chosen)",
+            "tower.embed(rows_UD.detach(), chosen)",
+        ),
+        (
+            "attribute views do not train rows",
+            "tower.embed(rows_UD, queries, queries",
+            "tower.embed(rows_UD.detach(), queries, queries",
+        ),
+    ),
+]
+ITEM_TOWER = [
+    *_of(
+        "check_item_tower",
+        towers.ItemTower,
+        ("no residual path", " + id_CD + category_CD", ""),
+        ("no category in the residual path", " + category_CD, augmented", ", augmented"),
+        (
+            "no augmented vector",
+            "torch.cat([fields, augmented], dim=1)",
+            "torch.cat([fields, 0 * augmented], dim=1)",
+        ),
+    ),
+    *_of("check_item_tower", towers.category_sum, ("mean of categories", 'mode="sum"', 'mode="mean"')),
+    *_of("check_item_tower", CLEPIDTN, ("no unit norm", "F.normalize(vectors, dim=1) if", "vectors if")),
+    *_of(
+        "check_pav_input_is_detached",
+        towers.ItemTower,
+        ("the input of a_i is not detached", "fields.detach()", "fields"),
+    ),
+]
+USER_TOWER = [
+    *_of(
+        "check_pav_input_is_detached",
+        towers.AttributeTower,
+        ("the input of a_u is not detached", "joined.detach()", "joined"),
+    ),
+    *_of(
+        "check_user_tower",
+        towers,
+        (
+            "no augmented vector",
+            "torch.cat([joined, augmented], dim=1)",
+            "torch.cat([joined, 0 * augmented], dim=1)",
+        ),
+        ("mean and last are swapped", "[attribute_ED, mean_ED, last_ED]", "[attribute_ED, last_ED, mean_ED]"),
+        ("the skip has no weight", "self.skip * last_ED", "last_ED"),
+        ("no sources", "out + source_ED", "out"),
+        ("one weight for all sources", "distance_LL.clamp(0, self.weight_B.shape[0] - 1)", "0 * distance_LL"),
+        (
+            "sources of later items",
+            "(distance_LL < 0) | (distance_LL >= self.weight_B",
+            "(distance_LL >= self.weight_B",
+        ),
+        ("sources of other users", "if rows.shared else weight_LL", "if False else weight_LL"),
+        ("no categories in the sequence", "category_sum(rows_UD, queries.category_row_IK)", "0"),
+        ("no categories in the sources", "category_sum(rows_UD, queries.source_category_row_IK)", "0"),
+    ),
+    *_of(
+        "check_user_tower",
+        transformer,
+        (
+            "attention sees what comes later",
+            "(distance_LL < 0) | (distance_LL >= self.window)",
+            "distance_LL >= self.window",
+        ),
+        ("attention sees beyond the window", "distance_LL >= self.window", "distance_LL > self.window"),
+        ("attention sees other users", "bias_HLL.masked_fill(strange_R1LL, -torch.inf)", "bias_HLL"),
+        ("attention without positions", "self.bias_HW[:, distance_LL", "0.0 * self.bias_HW[:, distance_LL"),
+        ("no norm before attention", "self.attention_norm(x_RLD)", "x_RLD"),
+        ("no norm before the feed-forward part", "self.feed_forward_norm(x_RLD)", "x_RLD"),
+        ("no residual path", "return x_RLD + self._drop", "return self._drop"),
+        ("another activation", "F.gelu(", "F.relu("),
+        ("no norm of the input", "self.input_norm(token_RLD)", "token_RLD"),
+        ("no norm of the output", "self.output_norm(state_RLD)", "state_RLD"),
+        ("mean over all states", "position_E.clamp_max(window)", "position_E"),
+        ("a state too early", "+ position_E - 1).clamp_min(0)", "+ position_E - 2).clamp_min(0)"),
+        ("an event without history reads a state", "* (position_E > 0).unsqueeze(1)", ""),
+    ),
+    *_of(
+        "check_scores",
+        CLEPIDTN,
+        ("dot product where cosine is meant", 'self.config.similarity == "cosine"', "False"),
+    ),
+]
+ROUTES = [
+    Mutation(what, owner, old, new, "check_routes", arguments=(term,))
+    for what, owner, old, new, term in (
+        ("mimic reaches user rows", towers.AttributeTower, "joined.detach()", "joined", "mimic_user"),
+        ("mimic reaches item rows", towers.ItemTower, "fields.detach()", "fields", "mimic_item"),
+        ("mimic reaches the user tower", losses.mimic, "other_ED.detach()", "other_ED", "mimic_item"),
+        (
+            "main does not train the user's augmentation",
+            towers.AttributeTower,
+            "[joined, augmented]",
+            "[joined, augmented.detach()]",
+            "main",
+        ),
+        (
+            "main does not train the item's augmentation",
+            towers.ItemTower,
+            "[fields, augmented]",
+            "[fields, augmented.detach()]",
+            "main",
+        ),
+        (
+            "main does not train items",
+            CLEPIDTN,
+            "return gathered[:, : self.config.dim], ",
+            "return gathered[:, : self.config.dim].detach(), ",
+            "main",
+        ),
+    )
+]
+ALL = {
+    "in-batch softmax": IN_BATCH_SOFTMAX,
+    "pointwise": POINTWISE,
+    "mimic": MIMIC,
+    "InfoNCE": INFO_NCE,
+    "explicit negative": EXPLICIT_NEGATIVE,
+    "weighted sum": WEIGHTED_SUM,
+    "views": VIEWS,
+    "item tower": ITEM_TOWER,
+    "user tower": USER_TOWER,
+    "routes": ROUTES,
+}
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [pytest.param(m, id=f"{part}: {m.what}") for part, mutations in ALL.items() for m in mutations],
+)
+def test_a_wrong_term_or_path_makes_its_check_fail(mutation):
+    with mutated(mutation.owner, mutation.old, mutation.new), pytest.raises(AssertionError):
+        mutation.run_check()
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [pytest.param(m, id=name) for name, m in {m.check_id: m for ms in ALL.values() for m in ms}.items()],
+)
+def test_afterwards_the_same_check_passes_on_the_model_as_it_is(mutation):
+    mutation.run_check()
+
+
+def test_a_mutation_whose_text_is_gone_is_an_error():
+    with pytest.raises(AssertionError, match="in 0 functions"), mutated(losses, "no such text", ""):
+        pass
