@@ -212,6 +212,75 @@ def status(overrides: Overrides = None, config: ConfigOption = None, json: JsonO
     print_status(_console(), found)
 
 
+@app.command(
+    epilog="**Example:** `freshet evaluate --data ml-100k --models cl_epidtn,sasrec,popularity --seeds 5`"
+)
+def evaluate(
+    data: Annotated[str, typer.Option("--data", help="`ml-100k`, or a folder with interactions.parquet.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    models: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many: seeds 1 to N.")] = 1,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Values of one setting; may be repeated.", show_default=False),
+    ] = None,
+    preset: Annotated[
+        Literal["default", "paper"], typer.Option(help="What measures best, or what the paper says.")
+    ] = "default",
+    trials: Annotated[
+        int, typer.Option(min=0, help="First search each model's settings by so many validation runs.")
+    ] = 0,
+    tuned: Annotated[
+        Path | None,
+        typer.Option("--tuned", metavar="FILE", help="Settings by model, of a search.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Default: runs/evaluate/NAME.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Cells at a time; 0 = one, without Ray. Default: as CPUs allow.", show_default=False
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str, typer.Option("--ray-address", help="A running Ray cluster; default: one here.")
+    ] = "",
+) -> None:
+    """Compare models on a data set at rest: hit rates, significance, time; goes on where it was interrupted.
+
+    Two protocols: `protocol.kind=leave_one_out` (each user's last event is the test) and `protocol.kind=temporal`
+    (train before `protocol.validation_from`, test after `protocol.test_from`). `protocol.shuffle_ties=true` draws the
+    order of events with one time. All items are ranked but those that the user has had.
+
+    Models: cl_epidtn, its ablations epidtn, cltd, cl_dssm; wals, youtube_dnn, dssm, mind, sasrec, sasrec_bce;
+    popularity, markov, cooccurrence.
+
+    A sweep changes one setting at a time: `--sweep model.layers=1,2,5 --sweep model.dim=32,64,128`.
+    """
+    from deploy.evaluating import run_evaluation
+    from deploy.evaluation_options import EvaluateOptions
+
+    options = EvaluateOptions(
+        data,
+        models,
+        seeds,
+        sweep or [],
+        preset,
+        trials,
+        tuned,
+        out,
+        workers,
+        ray_address,
+        config,
+        overrides or [],
+    )
+    raise typer.Exit(run_evaluation(options, json, _console()))
+
+
 @app.command("settings", epilog="**Example:** `freshet settings train.checkpoint_every_s=30`")
 def list_settings(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
     """All settings, with their types, defaults and meaning."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_origin, get_type_hints
@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cluster.config import FreshetConfig
+
+_HISTORY_LENGTHS = frozenset({"model.history_length", "stream.history_length"})
 
 
 class ConfigError(ValueError):
@@ -34,25 +36,25 @@ class Setting:
     help: str
 
 
-def load_config(config_file: Path | None, overrides: list[str]) -> FreshetConfig:
+def load_config(
+    config_file: Path | None, overrides: list[str], presets: Sequence[Path] = ()
+) -> FreshetConfig:
     """The validated settings.
 
     Args:
         config_file: YAML with the sections of FreshetConfig, or None.
         overrides: `train.checkpoint_every_s=30`, later ones win.
+        presets: YAML files below the config file, later ones win.
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
     merged = OmegaConf.structured(FreshetConfig)
     types = _types(FreshetConfig)
-    given: set[str] = set()
-    for source, values in _sources(config_file, overrides, types):
-        for key, value in _leaves(values, types):
-            _require_known(key, types, source)
-            _assign(merged, key, value, types[key], source)
-            given.add(key)
+    below = _apply(merged, _files(presets), types)
+    given = _apply(merged, _sources(config_file, overrides, types), types)
     try:
-        _follow_history_length(merged, given)
+        # A preset's history length is no more than a default: the user's, of either section, wins over both.
+        _follow_history_length(merged, given if given & _HISTORY_LENGTHS else below)
         return cast(FreshetConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
@@ -67,11 +69,27 @@ def describe_settings() -> list[Setting]:
     return list(_describe(FreshetConfig, ""))
 
 
+def _apply(merged: Any, sources: Iterator[tuple[str, dict[str, Any]]], types: Mapping[str, Any]) -> set[str]:
+    """Set what the sources say; returns the keys."""
+    given: set[str] = set()
+    for source, values in sources:
+        for key, value in _leaves(values, types):
+            _require_known(key, types, source)
+            _assign(merged, key, value, types[key], source)
+            given.add(key)
+    return given
+
+
+def _files(paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in paths:
+        yield str(path), _read_yaml(path)
+
+
 def _sources(
     config_file: Path | None, overrides: list[str], types: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if config_file is not None:
-        yield str(config_file), _read_yaml(config_file)
+        yield from _files([config_file])
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:

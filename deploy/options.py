@@ -33,8 +33,15 @@ AddressOption = Annotated[
 ]
 
 
-def settings(config_file: Path | None, overrides: list[str] | None) -> FreshetConfig:
+def settings(
+    config_file: Path | None, overrides: list[str] | None, preset: str | None = None
+) -> FreshetConfig:
     """The configuration of the file and the overrides, with `storage_path` absolute.
+
+    Args:
+        config_file: YAML.
+        overrides: `key=value`, which win over the file.
+        preset: name of a file of deploy/configs below both.
 
     Raises:
         ConfigError: a setting is unknown or has a wrong value.
@@ -42,4 +49,5 @@ def settings(config_file: Path | None, overrides: list[str] | None) -> FreshetCo
     from deploy.config_loading import load_config
     from deploy.preflight import absolute_storage
 
-    return absolute_storage(load_config(config_file, list(overrides or [])))
+    presets = [Path(__file__).parent / "configs" / f"{preset}.yaml"] if preset else []
+    return absolute_storage(load_config(config_file, list(overrides or []), presets))

@@ -1,9 +1,11 @@
 """Ranking metrics with full ranking and ties counted half.
 
-Shape letters: E events, I items.
+Shape letters: E events, I items, Q queries, G targets of all queries; query q has the targets G with `query_G == q`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +47,7 @@ def full_ranks(scores_EI: Float32Array, target_E: Int64Array, drop_EI: BoolArray
 
 
 def hit_rate(rank_E: Float64Array, n: int) -> float:
-    """HR@N = |{e : rank_e < N}| / E (Eq. 26 with one item per event); nan without events."""
+    """HR@N = Σ_u |Top-N(u) ∩ T_u| / Σ_u |T_u| (Eq. 26): the share of all targets ranked above N; nan without any."""
     return float((rank_E < n).mean()) if rank_E.size else float("nan")
 
 
@@ -54,3 +56,46 @@ def ndcg(rank_E: Float64Array, n: int) -> float:
     if not rank_E.size:
         return float("nan")
     return float(np.where(rank_E < n, 1.0 / np.log2(rank_E + 2.0), 0.0).mean())
+
+
+def hits_per_query(rank_G: Float64Array, query_G: Int64Array, queries: int, n: int) -> Float64Array:
+    """|Top-N(u) ∩ T_u| of every query, float64 (Q,).
+
+    Args:
+        rank_G: float64, 0 is the best.
+        query_G: int64, the query of each target.
+        queries: Q.
+        n: N.
+    """
+    return _summed(query_G, rank_G < n, queries)
+
+
+def recall_per_query(rank_G: Float64Array, query_G: Int64Array, queries: int, n: int) -> Float64Array:
+    """|Top-N(u) ∩ T_u| / |T_u| of every query, float64 (Q,), whose mean is Recall@N (Eq. 27); nan without targets."""
+    targets_Q = np.bincount(query_G, minlength=queries)
+    return _divided(hits_per_query(rank_G, query_G, queries, n), targets_Q.astype(np.float64))
+
+
+def ndcg_per_query(rank_G: Float64Array, query_G: Int64Array, queries: int, n: int) -> Float64Array:
+    """DCG / ideal DCG of every query, float64 (Q,), whose mean is NDCG@N; nan without targets.
+
+    DCG = Σ_{t∈T_u, rank_t < N} 1 / log2(rank_t + 2)         (Järvelin and Kekäläinen 2002, binary gains)
+    ideal DCG = Σ_{k < min(|T_u|, N)} 1 / log2(k + 2)        what a perfect ranking gets
+    """
+    gain_G = np.where(rank_G < n, 1.0 / np.log2(rank_G + 2.0), 0.0)
+    ideal_N1 = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(n) + 2.0))])
+    targets_Q = np.bincount(query_G, minlength=queries)
+    return _divided(_summed(query_G, gain_G, queries), ideal_N1[np.minimum(targets_Q, n)])
+
+
+def _summed(query_G: Int64Array, value_G: npt.NDArray[Any], queries: int) -> Float64Array:
+    sums: Float64Array = np.bincount(query_G, value_G.astype(np.float64), minlength=queries).astype(
+        np.float64
+    )
+    return sums
+
+
+def _divided(numerator_Q: Float64Array, denominator_Q: Float64Array) -> Float64Array:
+    with np.errstate(invalid="ignore"):
+        quotient: Float64Array = numerator_Q / denominator_Q
+    return quotient

@@ -1,0 +1,148 @@
+"""One cell of an evaluation: one system, one seed, one setting, trained and looked at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cluster.config import FreshetConfig
+from cluster.device import resolve_device
+from cluster.evaluation.data import EvaluationData, Tables, prepare
+from cluster.evaluation.fitting import Fitted, PassReport, fit
+from cluster.evaluation.measures import TestRanks, test_ranks
+from cluster.evaluation.overrides import leaves
+from cluster.evaluation.ranking import rank
+from cluster.evaluation.systems import SYSTEMS, create
+
+FORMAT = 1
+"""Of a cell's result; another one is another cell."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be run."""
+
+    system: str
+    seed: int
+    config: FreshetConfig
+    """Everything applied: tuned, swept and forced settings, and the seed."""
+    data_fingerprint: str
+    point: Mapping[str, Any] = field(default_factory=dict)
+    """The sweep's values that led here."""
+    trial: bool = False
+    """A trial of a search sees validation only; the test is not ranked."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, by dotted key."""
+        system = SYSTEMS[self.system]
+        return {key: value for key, value in leaves(self.config) if system.influences(key)}
+
+    @property
+    def key(self) -> str:
+        """Names the result: equal for equal work, also across sweeps, and another one for any other setting."""
+        seed = self.seed if SYSTEMS[self.system].depends_on_seed else 0
+        depends = [FORMAT, self.system, seed, self.trial, self.data_fingerprint, self.settings]
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        return f"{self.system}-{'trial' if self.trial else f'seed{seed}'}-{digest[:16]}"
+
+    @property
+    def passes(self) -> int:
+        """How often it reads the data at most."""
+        return self.config.fit.passes if SYSTEMS[self.system].trained else 1
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What came out."""
+
+    key: str
+    system: str
+    seed: int
+    trial: bool
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    """Name, fingerprint and sizes."""
+    fitted: Fitted
+    wall_s: float
+    figures: dict[str, float]
+    """See TestRanks.figures; empty for a trial."""
+    ranks: TestRanks | None
+
+    @property
+    def validation(self) -> float:
+        """HR@10 of the best pass on the validation queries."""
+        return max(self.fitted.validation, default=math.nan)
+
+
+def run_cell(
+    cell: Cell, tables: Tables, tell: Callable[[PassReport], None] = lambda report: None
+) -> CellResult:
+    """Trains on the training events, goes back to the best pass, and ranks the test's targets once.
+
+    Args:
+        cell: what to run.
+        tables: the data set, whose fingerprint is the cell's.
+        tell: hears of every validated pass.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(cell.config.fit.threads)
+    system, config = SYSTEMS[cell.system], cell.config
+    data = prepare(tables, config)
+    recommender = create(system, config, data.catalogue, data.item_ids, resolve_device(config.device))
+    fitted = fit(
+        recommender,
+        data.split,
+        data.item_ids,
+        config.fit,
+        window=config.model.history_length,
+        mask_all=config.model.history_mask == "all",
+        exclude_seen=config.protocol.exclude_seen,
+        seed=config.seed,
+        passes=cell.passes,
+        tell=tell,
+    )
+    ranks = None
+    if not cell.trial:
+        ranking = rank(
+            recommender,
+            data.interactions,
+            data.split.test,
+            data.item_ids,
+            window=config.model.history_length,
+            exclude_seen=config.protocol.exclude_seen,
+        )
+        ranks = test_ranks(data, ranking)
+    return CellResult(
+        key=cell.key,
+        system=cell.system,
+        seed=cell.seed,
+        trial=cell.trial,
+        settings=cell.settings,
+        data=_described(tables, cell, data),
+        fitted=fitted,
+        wall_s=time.perf_counter() - started,
+        figures=ranks.figures() if ranks is not None else {},
+        ranks=ranks,
+    )
+
+
+def _described(tables: Tables, cell: Cell, data: EvaluationData) -> dict[str, Any]:
+    return {
+        "name": tables.name,
+        "fingerprint": cell.data_fingerprint,
+        "users": int(data.interactions.user_U.shape[0]),
+        "items": int(data.item_ids.shape[0]),
+        "events": int(data.interactions.item_T.shape[0]),
+        "training_events": int(data.split.train_U.sum()),
+        "validation_queries": len(data.split.validation),
+        "test_queries": len(data.split.test),
+        "test_targets": int(data.split.test.target_G.shape[0]),
+    }

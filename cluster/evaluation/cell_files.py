@@ -1,0 +1,85 @@
+"""Results of cells on disk: whole, or not there.
+
+A result is two files, `<key>.npz` (ranks of the test) and `<key>.json`, which is written last and holds the checksum of
+the other. Each is written under another name, made durable, and renamed, so that a process can die at any moment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.evaluation.cell import FORMAT, CellResult
+from cluster.evaluation.fitting import Fitted
+from cluster.evaluation.measures import TestRanks
+from retrieval.durable_files import fsync_directory, sha256, write_durably
+
+
+class CellFiles:
+    """The folder of finished cells.
+
+    Args:
+        folder: made when it is first written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, key: str) -> CellResult | None:
+        """A finished cell's result; None if there is none, or one that is not whole."""
+        try:
+            record = json.loads((self.folder / f"{key}.json").read_bytes())
+            if record["format"] != FORMAT or record["key"] != key:
+                return None
+            return _result(record, self._ranks(key, record["ranks_sha256"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self, result: CellResult) -> None:
+        """Write a result for good."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checksum = None
+        if result.ranks is not None:
+            checksum = self._replace(f"{result.key}.npz", _packed(result.ranks))
+        record = json.dumps(_record(result, checksum), indent=1, allow_nan=True).encode()
+        self._replace(f"{result.key}.json", record)
+        fsync_directory(self.folder)
+
+    def _replace(self, name: str, payload: bytes) -> str:
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        entry = write_durably(temporary, payload)
+        os.replace(temporary, self.folder / name)
+        return entry.sha256
+
+    def _ranks(self, key: str, checksum: str | None) -> TestRanks | None:
+        if checksum is None:
+            return None
+        path = self.folder / f"{key}.npz"
+        if sha256(path) != checksum:
+            raise ValueError(f"{path} is not what was written")
+        with np.load(path, allow_pickle=False) as arrays:
+            return TestRanks(**{name: arrays[name] for name in arrays.files})
+
+
+def _packed(ranks: TestRanks) -> bytes:
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **vars(ranks))
+    return packed.getvalue()
+
+
+def _record(result: CellResult, checksum: str | None) -> dict[str, Any]:
+    parts = {name: value for name, value in vars(result).items() if name not in ("ranks", "fitted")}
+    return {"format": FORMAT, **parts, "fitted": asdict(result.fitted), "ranks_sha256": checksum}
+
+
+def _result(record: dict[str, Any], ranks: TestRanks | None) -> CellResult:
+    names = ("key", "system", "seed", "trial", "settings", "data", "wall_s", "figures")
+    return CellResult(
+        **{name: record[name] for name in names}, fitted=Fitted(**record["fitted"]), ranks=ranks
+    )

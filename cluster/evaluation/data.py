@@ -1,0 +1,90 @@
+"""A data set at rest, ready for an evaluation: catalogue, sequences, split, ranked items."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.config import FreshetConfig
+from cluster.evaluation.interactions import Float32Array, Interactions, by_user, catalogue_of, event_columns
+from cluster.evaluation.protocols import Split, split
+from streaming.catalogue import Catalogue
+from streaming.schema import ACTION, VALUE, WEIGHT
+from streaming.signals import judge_signals
+
+Int64Array = npt.NDArray[np.int64]
+
+# Which of the events that share a time comes first must be the same for all systems and seeds: it decides the test.
+_TIES_SEED = 0
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A data set as deploy.datasets reads it."""
+
+    name: str
+    interactions: pa.Table
+    """user_id, item_id, timestamp_ms; action, value, weight and pos where the set has them."""
+    items: pa.Table
+    """item_id, title, categories."""
+    users: pa.Table
+    """user_id and a text column per attribute."""
+
+    def fingerprint(self) -> str:
+        """A hash of all values, hexadecimal."""
+        digest = hashlib.sha256()
+        for table in (self.interactions, self.items, self.users):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
+                writer.write_table(table.replace_schema_metadata(None).combine_chunks())
+            digest.update(memoryview(sink.getvalue()))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """One data set under one protocol."""
+
+    catalogue: Catalogue
+    split: Split
+    item_ids: Int64Array
+    """int64 (I,), ascending: every item of the events, all of which are ranked."""
+
+    @property
+    def interactions(self) -> Interactions:
+        """All events by user."""
+        return self.split.interactions
+
+
+def prepare(tables: Tables, config: FreshetConfig) -> EvaluationData:
+    """Sorts, signs and splits a data set.
+
+    Args:
+        tables: the data set.
+        config: `stream` says what is a positive, `protocol` how to split.
+    Raises:
+        ProtocolError: it cannot be split so.
+    """
+    events = event_columns(tables.interactions, *signals(tables.interactions, config))
+    catalogue = catalogue_of(tables.items, tables.users, events.item_N, config.stream)
+    interactions = by_user(events, catalogue, shuffle_ties=config.protocol.shuffle_ties, seed=_TIES_SEED)
+    return EvaluationData(catalogue, split(interactions, config.protocol), np.unique(events.item_N))
+
+
+def signals(interactions: pa.Table, config: FreshetConfig) -> tuple[npt.NDArray[np.int8], Float32Array]:
+    """Sign and weight of every event as the stream would judge it; columns that are missing say nothing."""
+    rows, names = interactions.num_rows, interactions.column_names
+    absent = {
+        ACTION: pa.nulls(rows, pa.string()),
+        VALUE: pa.nulls(rows, pa.float32()),
+        WEIGHT: pa.array(np.ones(rows, np.float32)),
+    }
+    columns = {
+        name: interactions[name].combine_chunks().cast(default.type) if name in names else default
+        for name, default in absent.items()
+    }
+    return judge_signals(pa.RecordBatch.from_pydict(columns), config.stream)

@@ -1,0 +1,77 @@
+"""Settings by their dotted key: what systems force, what a search draws, what a sweep goes through."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from cluster.config import FreshetConfig
+
+_Config = TypeVar("_Config")
+_HISTORY_LENGTHS = frozenset({"model.history_length", "stream.history_length"})
+
+
+class OverrideError(ValueError):
+    """A setting that is not there, or a value that it cannot have; the message names both."""
+
+
+def with_settings(config: FreshetConfig, values: Mapping[str, Any]) -> FreshetConfig:
+    """A copy with other values; a section's own checks run once for all of them.
+
+    Args:
+        config: stays as it is.
+        values: `{"model.dropout": 0.3}`. One history length sets the other: the model sees what the stream gives.
+    Raises:
+        OverrideError: an unknown key or a value of another type.
+        ValueError: a section refuses the values.
+    """
+    known = dict(leaves(config))
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise OverrideError(f"unknown setting '{key}'{did_you_mean(key, known)}")
+        for name in _HISTORY_LENGTHS if key in _HISTORY_LENGTHS else (key,):
+            _put(nested, name, _as_type_of(known[name], value, name))
+    return _replaced(config, nested)
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting as its dotted key and its value."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """A hint at the nearest known name, in parentheses, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _put(nested: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        nested = nested.setdefault(section, {})
+    nested[name] = value
+
+
+def _replaced(config: _Config, nested: Mapping[str, Any]) -> _Config:
+    changes = {
+        name: _replaced(getattr(config, name), value) if isinstance(value, dict) else value
+        for name, value in nested.items()
+    }
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _as_type_of(now: Any, value: Any, key: str) -> Any:
+    """The value, a whole number as float where the setting is one."""
+    if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(now):
+        raise OverrideError(f"setting '{key}' cannot be {value!r}: it is a {type(now).__name__}")
+    return value

@@ -1,0 +1,169 @@
+"""Whether one system is better than another on the same users: paired bootstrap and paired t-test.
+
+Shape letters: Q queries (users), K systems, R resamples. The first system is the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array = npt.NDArray[np.float64]
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+_RESAMPLES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The reference against one other system; differences are reference minus other."""
+
+    difference: float
+    low: float
+    """Of the 95 % percentile interval."""
+    high: float
+    gain: float
+    """Relative, difference / other; nan if the other is at zero."""
+    gain_low: float
+    gain_high: float
+    t: float
+    p: float
+    """Two-sided, of the t-test."""
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """One metric of all systems: a system's figure is Σ_q numerator / Σ_q denominator."""
+
+    numerator_QK: Float64Array
+    """Averaged over seeds."""
+    denominator_Q: Float64Array
+    """The same for all systems."""
+
+
+def compare(
+    metrics: Mapping[str, PerQuery], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, list[Comparison]]:
+    """The first system against each other one, by metric.
+
+    Args:
+        metrics: of the same queries and systems.
+        resamples: R.
+        seed: of the resampling; all systems and metrics get the same resamples.
+    Returns:
+        K − 1 comparisons for each metric.
+    """
+    figure_RK = bootstrap_figures(list(metrics.values()), resamples=resamples, seed=seed)
+    return {
+        name: _compare(metric, figure_RK[name_at]) for name_at, (name, metric) in enumerate(metrics.items())
+    }
+
+
+def _compare(metric: PerQuery, figure_RK: Float64Array) -> list[Comparison]:
+    numerator_QK, denominator_Q = metric.numerator_QK, metric.denominator_Q
+    figure_K = numerator_QK.sum(axis=0) / denominator_Q.sum()
+    found = []
+    for k in range(1, numerator_QK.shape[1]):
+        difference_R, gain_R = figure_RK[:, 0] - figure_RK[:, k], _gain(figure_RK[:, 0], figure_RK[:, k])
+        # A query's share of the difference, so that the mean of the shares is the difference itself.
+        share_Q = (numerator_QK[:, 0] - numerator_QK[:, k]) / denominator_Q.mean()
+        found.append(
+            Comparison(
+                float(figure_K[0] - figure_K[k]),
+                *_interval(difference_R),
+                float(_gain(figure_K[:1], figure_K[k : k + 1])[0]),
+                *_interval(gain_R),
+                *paired_t_test(share_Q),
+            )
+        )
+    return found
+
+
+def bootstrap_figures(metrics: Sequence[PerQuery], *, resamples: int, seed: int) -> list[Float64Array]:
+    """Every system's figures on R samples of Q queries with replacement, float64 (R, K) for each metric."""
+    rng = np.random.default_rng(seed)
+    queries = metrics[0].denominator_Q.shape[0]
+    columns_QX = np.column_stack([part for m in metrics for part in (m.numerator_QK, m.denominator_Q)])
+    parts = []
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        rows = min(_RESAMPLES_AT_ONCE, resamples - start)
+        drawn_RQ = rng.integers(0, queries, (rows, queries))
+        # One count for all the rows of the block: row r counts into its own stretch of Q places.
+        drawn_RQ += np.arange(rows)[:, None] * queries
+        count_RQ = np.bincount(drawn_RQ.reshape(-1), minlength=rows * queries).reshape(rows, queries)
+        parts.append(count_RQ.astype(np.float64) @ columns_QX)
+    sums_RX = np.concatenate(parts)
+    ends = np.cumsum([m.numerator_QK.shape[1] + 1 for m in metrics])
+    return [block[:, :-1] / block[:, -1:] for block in np.split(sums_RX, ends[:-1], axis=1)]
+
+
+def paired_t_test(difference_Q: Float64Array) -> tuple[float, float]:
+    """Student's t of the mean of paired differences, and its two-sided p with Q − 1 degrees of freedom.
+
+    t = mean(d) / (s(d) / √Q); differences that are all the same give (0, 1) at zero and (±inf, 0) elsewhere.
+    """
+    count = difference_Q.shape[0]
+    if count < 2:
+        return math.nan, math.nan
+    mean, deviation = float(difference_Q.mean()), float(difference_Q.std(ddof=1))
+    if deviation == 0.0:
+        return (0.0, 1.0) if mean == 0.0 else (math.copysign(math.inf, mean), 0.0)
+    t = mean / (deviation / math.sqrt(count))
+    return t, two_sided_p(t, count - 1)
+
+
+def two_sided_p(t: float, degrees: int) -> float:
+    """P(|T| >= |t|) of Student's distribution: I_x(ν/2, 1/2) with x = ν / (ν + t²)  (Abramowitz and Stegun 26.7.1)."""
+    return _incomplete_beta(degrees / 2.0, 0.5, degrees / (degrees + t * t))
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function I_x(a, b)."""
+    if x <= 0.0 or x >= 1.0:
+        return min(max(x, 0.0), 1.0)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    # The fraction converges fast below the mean of the distribution only.
+    if x < (a + 1.0) / (a + b + 2.0):
+        return front * _beta_fraction(a, b, x) / a
+    return 1.0 - front * _beta_fraction(b, a, 1.0 - x) / b
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """The continued fraction of the incomplete beta function by Lentz's method (Numerical Recipes 6.4)."""
+    tiny, c = 1e-300, 1.0
+    d = 1.0 / _off_zero(1.0 - (a + b) * x / (a + 1.0), tiny)
+    value = d
+    for m in range(1, 10_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0))
+        for term in (even, odd):
+            d = 1.0 / _off_zero(1.0 + term * d, tiny)
+            c = _off_zero(1.0 + term / c, tiny)
+            value *= d * c
+        if abs(d * c - 1.0) < 1e-14:
+            break
+    return value
+
+
+def _off_zero(value: float, tiny: float) -> float:
+    return tiny if abs(value) < tiny else value
+
+
+def _gain(reference: Float64Array, other: Float64Array) -> Float64Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(other > 0, reference / other - 1.0, np.nan)
+
+
+def _interval(values_R: Float64Array) -> tuple[float, float]:
+    """The central LEVEL of the values; nan if none is a number."""
+    if np.isnan(values_R).all():
+        return math.nan, math.nan
+    low, high = np.nanquantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

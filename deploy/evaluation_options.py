@@ -1,0 +1,102 @@
+"""What the command line of `evaluate` asks for, read and checked before anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.errors import UsageError
+from deploy.options import settings
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The options as they were given."""
+
+    data: str
+    models: str = "all"
+    seeds: int = 1
+    sweeps: list[str] = field(default_factory=list)
+    preset: str = "default"
+    trials: int = 0
+    tuned: Path | None = None
+    out: Path | None = None
+    workers: int | None = None
+    ray_address: str = ""
+    config: Path | None = None
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def overridden(self) -> set[str]:
+        """Keys that the arguments set."""
+        return {override.partition("=")[0] for override in self.overrides}
+
+
+def sweep_points(options: EvaluateOptions) -> list[dict[str, Any]]:
+    """One setting with its value for each value of each sweep; what is not swept stays as configured.
+
+    Raises:
+        UsageError: a sweep without key or values.
+        ConfigError: an unknown setting, or a value that it cannot have.
+    """
+    points: list[dict[str, Any]] = []
+    for text in options.sweeps:
+        key, _, values = text.partition("=")
+        # Commas inside a list's brackets separate nothing.
+        texts = [value for value in re.split(r",(?![^\[]*\])", values) if value]
+        if not key or not texts:
+            raise UsageError(f"'{text}' is no sweep; write --sweep key=v1,v2, for example model.layers=1,2,5")
+        points += [{key: _value(options, key, value)} for value in texts]
+    return points
+
+
+def _value(options: EvaluateOptions, key: str, text: str) -> Any:
+    value: Any = settings(options.config, [*options.overrides, f"{key}={text}"], options.preset)
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def read_tuned(options: EvaluateOptions) -> dict[str, dict[str, Any]]:
+    """Settings by system from the file that `--tuned` names; what the arguments set wins over them.
+
+    Raises:
+        UsageError: the file cannot be read, or is no mapping of systems to settings.
+    """
+    path = options.tuned
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())} (option --tuned)") from error
+    return without_overridden(checked_tuned(content, path), options)
+
+
+def checked_tuned(content: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """The content of a file of tuned settings, if it is one."""
+    from cluster.evaluation.systems import SYSTEMS
+
+    if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
+        raise UsageError(
+            f"{path} must hold settings by model, as in 'dssm: {{model.dropout: 0.3}}' (--tuned)"
+        )
+    unknown = sorted(set(content) - set(SYSTEMS))
+    if unknown:
+        raise UsageError(f"{path} names '{unknown[0]}', which is no model: {', '.join(SYSTEMS)} (--tuned)")
+    return {name: dict(values or {}) for name, values in content.items()}
+
+
+def without_overridden(
+    tuned: Mapping[str, Mapping[str, Any]], options: EvaluateOptions
+) -> dict[str, dict[str, Any]]:
+    """Tuned settings without those that the arguments set."""
+    return {
+        name: {key: value for key, value in values.items() if key not in options.overridden}
+        for name, values in tuned.items()
+    }

@@ -1,0 +1,172 @@
+"""The table of an evaluation, and the same as data.
+
+At most 120 columns wide: what belongs together stands in two lines of one row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deploy.screen import number
+
+if TYPE_CHECKING:
+    from cluster.evaluation.cell import Cell
+    from cluster.evaluation.grid import GridOutcome
+    from cluster.evaluation.significance import Comparison
+    from cluster.evaluation.summary import Row
+
+SLICED = ("tail_hr@10", "tail_hr@50", "low_activity_hr@10")
+HEADINGS = {
+    "hr@10": "HR\n@10",
+    "hr@50": "HR\n@50",
+    "recall@10": "Recall\n@10",
+    "recall@50": "Recall\n@50",
+    "ndcg@10": "NDCG\n@10",
+    "tail_hr@10": "tail\nHR@10",
+    "tail_hr@50": "tail\nHR@50",
+    "low_activity_hr@10": "low act.\nHR@10",
+}
+
+
+@dataclass
+class Report:
+    """What one command found."""
+
+    rows: list[Row]
+    data: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    """What was asked for: protocol, preset, seeds, sweeps."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """By the failed cell's title."""
+    files: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result for machines; `results` has one object per model, or per model and swept value."""
+        return {
+            **self.about,
+            "data": self.data,
+            "results": [row_as_json(row) for row in self.rows],
+            "failed": [{"cell": cell, "error": error} for cell, error in self.errors.items()],
+            "files": self.files,
+        }
+
+
+def build_report(cells: Sequence[Cell], outcome: GridOutcome, about: Mapping[str, Any]) -> Report:
+    """Everything that the cells gave."""
+    from cluster.evaluation.summary import summarise
+    from deploy.evaluation_progress import cell_title
+
+    titles = {cell.key: cell_title(cell) for cell in cells}
+    data = next((result.data for result in outcome.results.values()), {})
+    errors = {titles.get(key, key): error for key, error in outcome.errors.items()}
+    return Report(summarise(cells, outcome), dict(data), dict(about), errors)
+
+
+def row_as_json(row: Row) -> dict[str, Any]:
+    """One object of `results`."""
+    figures: dict[str, Any] = {}
+    for name in row.results[0].figures:
+        figures |= {name: row.mean(name), f"{name}_std": row.std(name)}
+    return {
+        "model": row.system,
+        **({"sweep": dict(row.point)} if row.point else {}),
+        **figures,
+        "seeds": row.seeds,
+        "train_s": row.train_s,
+        "examples_per_s": row.examples_per_s,
+        "validation_hr@10": row.validation,
+        "best_pass": [result.fitted.best_pass for result in row.results],
+        "cells": [result.key for result in row.results],
+        "cl_epidtn_against_it": {metric: asdict(found) for metric, found in row.comparisons.items()},
+    }
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The table, what it says, what failed, where the files are."""
+    console.print()
+    if report.rows:
+        console.print(results_table(report))
+        for line in legend(report):
+            console.print(line, style="dim", markup=False, soft_wrap=False)
+    for name, path in report.files.items():
+        console.print(f"{name:9} {path}", markup=False, soft_wrap=True)
+    for cell, error in report.errors.items():
+        console.print(Text(f"failed: {cell}: {error}", style="bold red"), soft_wrap=True)
+
+
+def results_table(report: Report) -> Table:
+    """One row per model, or per model and swept value; means over seeds with their standard deviations below."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
+    for heading in HEADINGS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for metric in ("HR@10", "NDCG@10"):
+        table.add_column(f"gain in\n{metric}", justify="right", no_wrap=True)
+    for heading in ("train\ns", "exam-\nples/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(*_cells_of(row))
+    return table
+
+
+def legend(report: Report) -> list[str]:
+    """What the columns mean."""
+    data, row = report.data, report.rows[0]
+    lines = [
+        f"{data['name']}: {data['test_queries']:,} users tested, {data['test_targets']:,} targets among all "
+        f"{data['items']:,} items; {_seeds(row.seeds)}",
+    ]
+    if any(row.comparisons for row in report.rows):
+        lines.append(
+            "gain: CL-EPIDTN over the row, with the 95 % interval of a paired bootstrap over users; p of a paired "
+            "t-test: * < .05, ** < .01, *** < .001"
+        )
+    lines.append(
+        "tail: items outside the 20 % trained on most; low act.: users with at most the median of training events"
+    )
+    return lines
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean and standard deviation of {count} seeds"
+
+
+def _cells_of(row: Row) -> list[str]:
+    from cluster.evaluation.systems import SYSTEMS
+
+    point = "\n".join(f" {key.rpartition('.')[2]}={value}" for key, value in row.point.items())
+    cells = [f"{SYSTEMS[row.system].title}\n{point}"]
+    for name in HEADINGS:
+        deviation = f"±{share(row.std(name))}" if row.seeds > 1 else ""
+        cells.append(f"{share(row.mean(name))}\n{deviation}")
+    cells += [_gain(row.comparisons.get(metric)) for metric in ("hr@10", "ndcg@10")]
+    return [*cells, number(row.train_s, 1 if row.train_s < 100 else 0), number(row.examples_per_s)]
+
+
+def _gain(found: Comparison | None) -> str:
+    """`+5.2 %**` above `[+1.3, +9.1]`."""
+    if found is None:
+        return ""
+    if math.isnan(found.gain):
+        return f"{stars(found.p)}\n"
+    low, high = found.gain_low * 100, found.gain_high * 100
+    digits = 0 if max(abs(low), abs(high)) >= 100 else 1
+    return f"{found.gain * 100:+.{digits}f} %{stars(found.p)}\n[{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def stars(p: float) -> str:
+    """One for p < .05, two for p < .01, three for p < .001."""
+    return "*" * sum(p < limit for limit in (0.05, 0.01, 0.001))
+
+
+def share(value: float) -> str:
+    """Four digits without the leading zero: `.0970`."""
+    text = number(value, 4)
+    return text.removeprefix("0") if text.startswith("0.") else text
