@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from model import losses
+from model import losses, metrics
 from model.augmentation import RandomKey
 from model.cl_epidtn import CLEPIDTN
 from model.config import ModelConfig
@@ -18,10 +18,13 @@ from model.features import ITEM, ItemInputs, KeyCollector, QueryInputs, item_inp
 from model.two_tower import Targets
 from tests.reference_model import (
     Reference,
+    hit_rate_at,
     info_nce_loss,
     item_categories,
     mimic_loss,
+    ndcg_at,
     pointwise_loss,
+    recall_at,
     softmax_loss,
 )
 from tests.training_batches import Run, to_batch
@@ -269,6 +272,45 @@ def check_info_nce_with_explicit_negatives():
     views = (first, second, negative)
     close(got(*map(torch.from_numpy, views)), want(*views), rtol=1e-12)
     gradients_match(got, want, *views)
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def _users(test_items, count=12, items=20):
+    """Users with distinct scores, some seen items and `test_items(k)` test items, none of them seen."""
+    random = np.random.default_rng(4)
+    users = []
+    for k in range(count):
+        order = random.permutation(items).tolist()
+        test, seen = set(order[: test_items(k)]), set(order[8 : 8 + k % 5])
+        users.append((random.permutation(items).astype(np.float32), seen, test))
+    return users
+
+
+def _ranks(users):
+    """The rank of each test item and its user, as the model's metrics take them."""
+    pairs = [(k, item) for k, (_, _, test) in enumerate(users) for item in sorted(test)]
+    scores = np.stack([users[k][0] for k, _ in pairs])
+    drop = np.array([[i in users[k][1] for i in range(scores.shape[1])] for k, _ in pairs])
+    ranks = metrics.full_ranks(scores, np.array([item for _, item in pairs]), drop)
+    return ranks, np.array([k for k, _ in pairs])
+
+
+def check_hit_rate():
+    """(26): all test items of all users in the denominator."""
+    users = _users(lambda k: 1 + k % 4)
+    for n in (1, 5, 10):
+        close(metrics.hit_rate(_ranks(users)[0], n), hit_rate_at(users, n), rtol=1e-12)
+
+
+def check_one_test_item_each():
+    """(26), (27): with one test item per user HR is Recall; NDCG of one relevant item."""
+    users = _users(lambda k: 1)
+    ranks = _ranks(users)[0]
+    for n in (1, 5, 10):
+        close(metrics.hit_rate(ranks, n), recall_at(users, n), rtol=1e-12)
+        close(metrics.ndcg(ranks, n), ndcg_at(users, n), rtol=1e-12)
 
 
 # --- the towers -----------------------------------------------------------------------------------------------------

@@ -73,6 +73,35 @@ def info_nce_loss(first_SD, second_SD, same_SS, temperature, negative_SD=None):
     return total / len(second_SD)
 
 
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def top(scores_I, seen, n):
+    """The n best items that the user has not had, best first; no two scores are equal."""
+    order = sorted(range(len(scores_I)), key=lambda i: -scores_I[i])
+    return [i for i in order if i not in seen][:n]
+
+
+def hit_rate_at(users, n):
+    """(26) Σ_u |Top-N(u) ∩ T_u| / Σ_u |T_u|; a user is (scores, seen items, test items)."""
+    hits = sum(len({*top(scores, seen, n)} & test) for scores, seen, test in users)
+    return hits / sum(len(test) for *_, test in users)
+
+
+def recall_at(users, n):
+    """(27) mean_u |Top-N(u) ∩ T_u| / |T_u|."""
+    return float(np.mean([len({*top(scores, seen, n)} & test) / len(test) for scores, seen, test in users]))
+
+
+def ndcg_at(users, n):
+    """Mean over users of DCG / the DCG of a perfect ranking, gains of 1."""
+    out = []
+    for scores, seen, test in users:
+        gain = sum(1 / log2(k + 2) for k, item in enumerate(top(scores, seen, n)) if item in test)
+        out.append(gain / sum(1 / log2(k + 2) for k in range(min(n, len(test)))))
+    return float(np.mean(out))
+
+
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from model import augmentation, losses, towers, transformer, two_tower
+from model import augmentation, losses, metrics, towers, transformer, two_tower
 from model.cl_epidtn import CLEPIDTN
 from model.contrastive import ContrastiveLosses
 from tests import equations
@@ -408,6 +408,16 @@ ROUTES = [
         ),
     )
 ]
+METRICS = [
+    *_of("check_hit_rate", metrics.hit_rate, ("one place too many", "rank_E < n", "rank_E <= n")),
+    *_of(
+        "check_one_test_item_each",
+        metrics.ndcg,
+        ("one place too many", "rank_E < n", "rank_E <= n"),
+        ("discount of the place before", "rank_E + 2.0", "rank_E + 1.0"),
+        ("natural logarithm", "np.log2", "np.log"),
+    ),
+]
 ALL = {
     "in-batch softmax": IN_BATCH_SOFTMAX,
     "pointwise": POINTWISE,
@@ -419,6 +429,7 @@ ALL = {
     "item tower": ITEM_TOWER,
     "user tower": USER_TOWER,
     "routes": ROUTES,
+    "metrics": METRICS,
 }
 
 
