@@ -304,6 +304,19 @@ def check_hit_rate():
         close(metrics.hit_rate(_ranks(users)[0], n), hit_rate_at(users, n), rtol=1e-12)
 
 
+def check_recall():
+    """(27): the mean over users of their own shares, and NDCG likewise; a user without test items has none."""
+    users = _users(lambda k: 1 + k % 4)
+    ranks, owner = _ranks(users)
+    for n in (1, 3, 10):
+        recall = metrics.recall_per_query(ranks, owner, len(users) + 1, n)
+        ndcg = metrics.ndcg_per_query(ranks, owner, len(users) + 1, n)
+        close(recall[:-1].mean(), recall_at(users, n), rtol=1e-12)
+        close(ndcg[:-1].mean(), ndcg_at(users, n), rtol=1e-12)
+        assert np.isnan([recall[-1], ndcg[-1]]).all()
+        assert abs(recall_at(users, n) - hit_rate_at(users, n)) > 1e-3
+
+
 def check_one_test_item_each():
     """(26), (27): with one test item per user HR is Recall; NDCG of one relevant item."""
     users = _users(lambda k: 1)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from model.metrics import full_ranks, hit_rate, ndcg
-from tests.equations import check_hit_rate, check_one_test_item_each
+from tests.equations import check_hit_rate, check_one_test_item_each, check_recall
 
 
 def test_ties_count_half_and_dropped_items_not_at_all():
@@ -39,6 +39,10 @@ def test_a_rank_is_the_mean_place_over_all_orders_of_the_ties(scores, drop, targ
 
 def test_equation_26_hit_rate_is_the_share_of_all_test_items_in_their_users_top_n():
     check_hit_rate()
+
+
+def test_equation_27_recall_is_the_mean_share_of_a_users_test_items_in_its_top_n_and_no_hit_rate():
+    check_recall()
 
 
 def test_equations_26_and_27_with_one_test_item_per_user_hit_rate_is_recall():

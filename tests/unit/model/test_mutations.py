@@ -409,12 +409,28 @@ ROUTES = [
     )
 ]
 METRICS = [
+    *_of(
+        "check_recall",
+        metrics,
+        (
+            "share of N",
+            "_divided(hits_per_query(rank_G, query_G, queries, n), targets_Q.astype(np.float64))",
+            "hits_per_query(rank_G, query_G, queries, n) / n",
+        ),
+        ("hits beyond N", "query_G, rank_G < n,", "query_G, rank_G < n + 1,"),
+        (
+            "ideal of a single test item",
+            "ideal_N1[np.minimum(targets_Q, n)]",
+            "ideal_N1[np.minimum(targets_Q, 1)]",
+        ),
+        ("ideal beyond N", "np.arange(n) + 2.0))])", "np.arange(n) + 1.5))])"),
+    ),
     *_of("check_hit_rate", metrics.hit_rate, ("one place too many", "rank_E < n", "rank_E <= n")),
     *_of(
         "check_one_test_item_each",
         metrics.ndcg,
         ("one place too many", "rank_E < n", "rank_E <= n"),
-        ("discount of the place before", "rank_E + 2.0", "rank_E + 1.0"),
+        ("discount of the place after", "rank_E + 2.0", "rank_E + 3.0"),
         ("natural logarithm", "np.log2", "np.log"),
     ),
 ]
