@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.evaluation.config import FitConfig, ProtocolConfig
+from cluster.evaluation.config import FitConfig, ProtocolConfig, WalsConfig
 from model.config import ModelConfig
 from retrieval.config import IndexConfig
 from streaming.broker import BrokerConfig
@@ -110,6 +110,7 @@ class FreshetConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    wals: WalsConfig = field(default_factory=WalsConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
     storage_path: str = field(

@@ -32,7 +32,7 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Co
     Raises:
         ConfigError, UsageError, UnknownSystem, DatasetError, ProtocolError: found before anything is trained.
     """
-    from cluster.evaluation.systems import chosen
+    from cluster.evaluation.systems import chosen, require_packages
 
     systems = chosen(options.models)
     config = settings(options.config, options.overrides, options.preset)
@@ -40,6 +40,7 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Co
     tuned = read_tuned(options)
     if options.seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {options.seeds}")
+    require_packages(systems)
     tables = load_tables(options.data, console)
     return Evaluation(options, systems, config, points, tuned, tables, console).run(json_path)
 
@@ -97,9 +98,14 @@ class Evaluation:
             return run_grid(cells, self._runner(), files, display.take)
 
     def _runner(self) -> Runner:
-        from cluster.evaluation.grid import InProcess
+        if self.options.workers == 0:
+            from cluster.evaluation.grid import InProcess
 
-        return InProcess(self.tables)
+            return InProcess(self.tables)
+        from cluster.evaluation.ray_runner import OnRay
+
+        threads, address = self.config.fit.threads, self.options.ray_address
+        return OnRay(self.tables, self.options.workers or 0, threads, address)
 
     def _tell(self, cells: Sequence[Cell], outcome: GridOutcome, json_path: Path | None) -> int:
         from deploy.evaluation_report import build_report, print_report

@@ -96,8 +96,11 @@ class EvaluationDisplay:
     """Takes the events of a grid and shows them."""
 
     def __init__(self, title: str, cells: Sequence[Cell], console: Console) -> None:
-        self.view = EvaluationView(title, {cell.key: cell for cell in cells})
-        self.view.passes_left = sum(cell.passes for cell in self.view.cells.values())
+        first_of: dict[str, Cell] = {}
+        for cell in cells:
+            first_of.setdefault(cell.key, cell)
+        self.view = EvaluationView(title, first_of)
+        self.view.passes_left = sum(cell.passes for cell in first_of.values())
         self.console = console
         self._live: Live | None = None
 

@@ -98,3 +98,22 @@ class FitConfig:
         for name in ("warmup_steps", "weight_decay", "gradient_clip", "patience", "validation_users"):
             if getattr(self, name) < 0:
                 raise ValueError(f"fit.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass
+class WalsConfig:
+    """The baseline WALS: implicit alternating least squares."""
+
+    factors: int = field(default=128, metadata={"help": "columns of its vectors"})
+    regularization: float = field(default=0.01, metadata={"help": "lambda, of the squared norms"})
+    kappa: float = field(default=40.0, metadata={"help": "confidence of an event is 1 + kappa · its weight"})
+    iterations: int = field(default=15, metadata={"help": "each solves all users, then all items"})
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting."""
+        for name in ("factors", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"wals.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("regularization", "kappa"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"wals.{name} must be positive, got {getattr(self, name)}")

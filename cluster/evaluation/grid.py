@@ -82,7 +82,10 @@ def run_grid(cells: Iterable[Cell], runner: Runner, files: CellFiles, tell: Tell
         tell: hears of everything, a finished cell only after it has been written.
     """
     outcome, missing = GridOutcome(), []
-    for key, cell in {cell.key: cell for cell in cells}.items():
+    first_of: dict[str, Cell] = {}
+    for cell in cells:
+        first_of.setdefault(cell.key, cell)
+    for key, cell in first_of.items():
         result = files.load(key)
         if result is None:
             missing.append(cell)

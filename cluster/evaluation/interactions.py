@@ -1,6 +1,7 @@
 """A data set as every user's events, oldest first, in flat arrays.
 
-Shape letters: N events of the table, U users, T positive events, X explicit negatives, I items, C categories, F attributes.
+Shape letters: N events of the table, U users, T positive events, X explicit negatives, I items, C categories,
+F attributes.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, s
             a file's order inside a second or a day can be an artefact that a model learns.
         seed: of the shuffling.
     """
-    tie_N = np.random.default_rng(seed).random(events.user_N.shape[0]) if shuffle_ties else events.pos_N
+    rows = events.user_N.shape[0]
+    tie_N = np.random.default_rng(seed).permutation(rows) if shuffle_ties else events.pos_N
     order = np.lexsort((tie_N, events.time_N, events.user_N))
     sign, user = events.sign_N[order], events.user_N[order]
     positive, negative = order[sign > 0], order[sign < 0]
@@ -107,7 +109,8 @@ def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, s
 def ids(column: pa.ChunkedArray) -> Int64Array:
     """Integer ids as they are, texts by their xxh64, as on the stream."""
     if pa.types.is_integer(column.type):
-        return column.to_numpy().astype(np.int64)
+        numbers: Int64Array = column.to_numpy().astype(np.int64)
+        return numbers
     return hash_texts(column.cast(pa.string()).combine_chunks())
 
 

@@ -29,7 +29,7 @@ class Queries:
     """Raw item ids; those of query q stand from `target_offset_Q1[q]`."""
 
     def __len__(self) -> int:
-        return self.user_Q.shape[0]
+        return len(self.user_Q)
 
     def some(self, count: int, seed: int) -> Queries:
         """At most `count` of the queries, drawn from `seed`, in order."""
@@ -169,7 +169,7 @@ def _distinct_targets(queries: Queries, interactions: Interactions, exclude_seen
     """Each target once; those that the user has had are none if seen items are not ranked. Queries without any go."""
     lengths = np.diff(queries.target_offset_Q1)
     query_G = np.repeat(np.arange(len(queries)), lengths)
-    pairs, first = np.unique(np.stack([query_G, queries.target_G], axis=1), axis=0, return_index=True)
+    _, first = np.unique(np.stack([query_G, queries.target_G], axis=1), axis=0, return_index=True)
     keep = np.zeros(query_G.shape[0], np.bool_)
     keep[first] = True
     if exclude_seen:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -12,19 +12,24 @@ import torch
 from cluster.config import FreshetConfig
 from cluster.evaluation.overrides import did_you_mean, with_settings
 from cluster.evaluation.trained import TrainedRecommender
+from model.baselines.extra import evaluation_package
 from model.recommender import Int64Array, Recommender
 from streaming.catalogue import Catalogue
 
 REFERENCE = "cl_epidtn"
 """The system that the others are compared with."""
 
-# What only CL-EPIDTN has. A search may give a baseline the ones that it can use.
+# What only CL-EPIDTN has, and L, which is its number of blocks. A search may give a baseline the ones that it can use.
 _PLAIN = {
+    "model.layers": 2,
     "model.source_items": 0,
     "model.contrastive_weight": 0.0,
     "model.augmented_vectors": False,
     "model.input_mask_ratio": 0.0,
 }
+# How each baseline's own paper compares two vectors; cosine at the temperature of the reconstruction (MODEL.md 0).
+_DOT = {"model.similarity": "dot", "model.temperature": 1.0}
+_COSINE = {"model.similarity": "cosine", "model.temperature": 0.07}
 _ONE_PASS = {"fit.passes": 1, "fit.first_events": True}
 _ALWAYS = (
     "protocol.",
@@ -56,6 +61,8 @@ class System:
     """What makes it this system; nothing changes them."""
     trained: bool = True
     """Many passes with decaying rates; the others read everything once."""
+    packages: tuple[str, ...] = ()
+    """Of the extra `evaluation`."""
 
     @property
     def depends_on_seed(self) -> bool:
@@ -76,8 +83,8 @@ class System:
 _TOWERS = ("model.", "fit.", "device")
 
 
-def _towers(name: str, title: str, source: str) -> System:
-    return System(name, title, f"model.baselines.{source}", _TOWERS, defaults=_PLAIN)
+def _towers(name: str, title: str, source: str, defaults: Mapping[str, Any]) -> System:
+    return System(name, title, f"model.baselines.{source}", _TOWERS, defaults={**_PLAIN, **defaults})
 
 
 def _ablation(name: str, title: str, **forced: Any) -> System:
@@ -90,8 +97,11 @@ def _ablation(name: str, title: str, **forced: Any) -> System:
     )
 
 
-def _one_pass(name: str, title: str, source: str, *reads: str) -> System:
-    return System(name, title, f"model.baselines.{source}", reads, forced=_ONE_PASS, trained=False)
+def _one_pass(
+    name: str, title: str, source: str, packages: tuple[str, ...] = (), reads: tuple[str, ...] = ()
+) -> System:
+    source = f"model.baselines.{source}"
+    return System(name, title, source, reads, forced=_ONE_PASS, trained=False, packages=packages)
 
 
 SYSTEMS: dict[str, System] = {
@@ -101,15 +111,16 @@ SYSTEMS: dict[str, System] = {
         _ablation("epidtn", "EPIDTN", contrastive_weight=0.0),
         _ablation("cltd", "CLTD", augmented_vectors=False),
         _ablation("cl_dssm", "CL-DSSM", transformer=False, augmented_vectors=False),
-        _one_pass("wals", "WALS", "wals:WALS", "wals.", "seed"),
-        _towers("youtube_dnn", "YouTube DNN", "youtube_dnn:YouTubeDNN"),
-        _towers("dssm", "DSSM", "dssm:DSSM"),
-        _towers("mind", "MIND", "mind:MIND"),
-        _towers("sasrec", "SASRec", "sasrec:SASRec"),
-        _towers("sasrec_bce", "SASRec (BCE)", "sasrec:SASRecBCE"),
+        _one_pass("wals", "WALS", "wals:WALS", ("implicit", "scipy.sparse"), ("wals.", "seed")),
+        _towers("youtube_dnn", "YouTube DNN", "youtube_dnn:YouTubeDNN", _DOT),
+        _towers("dssm", "DSSM", "dssm:DSSM", _COSINE),
+        _towers("mind", "MIND", "mind:MIND", _DOT),
+        _towers("sasrec", "SASRec", "sasrec:SASRec", _DOT),
+        # Its one negative is drawn among the step's uniform ones.
+        _towers("sasrec_bce", "SASRec (BCE)", "sasrec:SASRecBCE", {**_DOT, "model.uniform_negatives": 1000}),
         _one_pass("popularity", "Popularity", "popularity:Popularity"),
-        _one_pass("markov", "Markov", "markov:Markov"),
-        _one_pass("cooccurrence", "Co-occurrence", "cooccurrence:Cooccurrence"),
+        _one_pass("markov", "Markov", "markov:Markov", ("scipy.sparse",)),
+        _one_pass("cooccurrence", "Co-occurrence", "cooccurrence:Cooccurrence", ("scipy.sparse",)),
     )
 }
 
@@ -159,8 +170,23 @@ def create(
     if system.trained:
         model = make(config.model, len(config.stream.user_attributes))
         return TrainedRecommender(model, catalogue, config, config.fit, device)
-    recommender: Recommender = make(item_ids)
+    extra: dict[str, Any] = {}
+    if system.name == "wals":
+        extra = {**asdict(config.wals), "threads": config.fit.threads, "seed": config.seed}
+    recommender: Recommender = make(item_ids, **extra)
     return recommender
+
+
+def require_packages(systems: Iterable[System]) -> None:
+    """See before anything is trained that what the systems import is there.
+
+    Raises:
+        MissingPackage: names the extra to install.
+    """
+    for system in systems:
+        _imported(system.source)
+        for name in system.packages:
+            evaluation_package(name)
 
 
 def _imported(source: str) -> Callable[..., Any]:
