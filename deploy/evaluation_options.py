@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from deploy.errors import UsageError
 from deploy.options import settings
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
 
 
 @dataclass(frozen=True)
@@ -62,41 +64,40 @@ def _value(options: EvaluateOptions, key: str, text: str) -> Any:
     return value
 
 
-def read_tuned(options: EvaluateOptions) -> dict[str, dict[str, Any]]:
-    """Settings by system from the file that `--tuned` names; what the arguments set wins over them.
+def read_tuned(options: EvaluateOptions, config: FreshetConfig) -> dict[str, dict[str, Any]]:
+    """Settings by model from the file that `--tuned` names, without those that the arguments set: these win.
 
     Raises:
-        UsageError: the file cannot be read, or is no mapping of systems to settings.
+        UsageError: the file cannot be read, or holds something else; names file, model and setting.
     """
+    from cluster.evaluation.systems import SYSTEMS
+
     path = options.tuned
     if path is None:
         return {}
+    tuned = {}
+    for name, values in _models_of(path).items():
+        tuned[name] = {key: value for key, value in values.items() if key not in options.overridden}
+        try:
+            SYSTEMS[name].settings_of(config, tuned[name], {})
+        except ValueError as error:
+            raise UsageError(f"{path}: {name}: {error} (option --tuned)") from error
+    return tuned
+
+
+def _models_of(path: Path) -> dict[str, dict[str, Any]]:
+    """The content of a file of tuned settings, if it is one."""
+    from cluster.evaluation.systems import SYSTEMS
+
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())} (option --tuned)") from error
-    return without_overridden(checked_tuned(content, path), options)
-
-
-def checked_tuned(content: Any, path: Path) -> dict[str, dict[str, Any]]:
-    """The content of a file of tuned settings, if it is one."""
-    from cluster.evaluation.systems import SYSTEMS
-
     if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
         raise UsageError(
-            f"{path} must hold settings by model, as in 'dssm: {{model.dropout: 0.3}}' (--tuned)"
+            f"{path} must hold settings by model, for example 'dssm: {{model.dropout: 0.3}}' (option --tuned)"
         )
-    unknown = sorted(set(content) - set(SYSTEMS))
-    if unknown:
-        raise UsageError(f"{path} names '{unknown[0]}', which is no model: {', '.join(SYSTEMS)} (--tuned)")
+    for name in content:
+        if name not in SYSTEMS:
+            raise UsageError(f"{path} names '{name}', but models are {', '.join(SYSTEMS)} (option --tuned)")
     return {name: dict(values or {}) for name, values in content.items()}
-
-
-def without_overridden(
-    tuned: Mapping[str, Mapping[str, Any]], options: EvaluateOptions
-) -> dict[str, dict[str, Any]]:
-    """Tuned settings without those that the arguments set."""
-    return {
-        name: {key: value for key, value in values.items() if key not in options.overridden}
-        for name, values in tuned.items()
-    }

@@ -89,7 +89,8 @@ def cell_title(cell: Cell) -> str:
     from cluster.evaluation.systems import SYSTEMS
 
     swept = [f"{key}={value}" for key, value in cell.point.items()]
-    return ", ".join([SYSTEMS[cell.system].title, "trial" if cell.trial else f"seed {cell.seed}", *swept])
+    which = f"trial {cell.trial}" if cell.trial else f"seed {cell.seed}"
+    return ", ".join([SYSTEMS[cell.system].title, which, *swept])
 
 
 class EvaluationDisplay:
@@ -145,7 +146,8 @@ class EvaluationDisplay:
             self._say(f"{cell_title(event.cell)}: {what} {share(shown)} in {duration(event.result.wall_s)}")
 
     def _say_pass(self, event: CellEvent) -> None:
-        if self._live is None and event.report is not None:
+        # The end of a single pass is the end of the cell, which is told anyway.
+        if self._live is None and event.report is not None and event.cell.passes > 1:
             self._say(f"{cell_title(event.cell)}: {_pass_text(event.report)}")
 
     def _say(self, sentence: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -45,7 +46,15 @@ class Report:
     """What was asked for: protocol, preset, seeds, sweeps."""
     errors: dict[str, str] = field(default_factory=dict)
     """By the failed cell's title."""
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    """What was written, by kind."""
+
+    @property
+    def protocol(self) -> str:
+        """In words."""
+        protocol = self.about.get("protocol", {})
+        ties = ", ties shuffled" if protocol.get("shuffle_ties") else ""
+        return f"{protocol.get('kind', '').replace('_', ' ')}{ties}"
 
     def as_json(self) -> dict[str, Any]:
         """The result for machines; `results` has one object per model, or per model and swept value."""
@@ -54,7 +63,7 @@ class Report:
             "data": self.data,
             "results": [row_as_json(row) for row in self.rows],
             "failed": [{"cell": cell, "error": error} for cell, error in self.errors.items()],
-            "files": self.files,
+            "files": {kind: paths for kind, paths in self.files.items() if paths},
         }
 
 
@@ -94,9 +103,11 @@ def print_report(console: Console, report: Report) -> None:
     if report.rows:
         console.print(results_table(report))
         for line in legend(report):
-            console.print(line, style="dim", markup=False, soft_wrap=False)
-    for name, path in report.files.items():
-        console.print(f"{name:9} {path}", markup=False, soft_wrap=True)
+            console.print(line, style="dim", markup=False)
+    for kind, paths in report.files.items():
+        if paths:
+            names = " · ".join(str(path) for path in paths)
+            console.print(f"{kind:7} {names}", markup=False, soft_wrap=True)
     for cell, error in report.errors.items():
         console.print(Text(f"failed: {cell}: {error}", style="bold red"), soft_wrap=True)
 
@@ -120,7 +131,7 @@ def legend(report: Report) -> list[str]:
     """What the columns mean."""
     data, row = report.data, report.rows[0]
     lines = [
-        f"{data['name']}: {data['test_queries']:,} users tested, {data['test_targets']:,} targets among all "
+        f"{data['name']}, {report.protocol}: {data['test_queries']:,} users tested, {data['test_targets']:,} targets among all "
         f"{data['items']:,} items; {_seeds(row.seeds)}",
     ]
     if any(row.comparisons for row in report.rows):
@@ -131,6 +142,12 @@ def legend(report: Report) -> list[str]:
     lines.append(
         "tail: items outside the 20 % trained on most; low act.: users with at most the median of training events"
     )
+    outdated, cells = sum(row.outdated for row in report.rows), sum(row.seeds for row in report.rows)
+    if outdated:
+        lines.append(
+            f"{outdated} of {cells} cells were measured by other code than is here now; "
+            "remove their files to measure them again"
+        )
     return lines
 
 

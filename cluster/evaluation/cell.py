@@ -14,6 +14,7 @@ import torch
 
 from cluster.config import FreshetConfig
 from cluster.device import resolve_device
+from cluster.evaluation.code_version import code_of
 from cluster.evaluation.data import EvaluationData, Tables, prepare
 from cluster.evaluation.fitting import Fitted, PassReport, fit
 from cluster.evaluation.measures import TestRanks, test_ranks
@@ -36,8 +37,8 @@ class Cell:
     data_fingerprint: str
     point: Mapping[str, Any] = field(default_factory=dict)
     """The sweep's values that led here."""
-    trial: bool = False
-    """A trial of a search sees validation only; the test is not ranked."""
+    trial: int = 0
+    """The number of a search's trial, from 1: it sees validation only, the test is not ranked. 0: no trial."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class Cell:
     def key(self) -> str:
         """Names the result: equal for equal work, also across sweeps, and another one for any other setting."""
         seed = self.seed if SYSTEMS[self.system].depends_on_seed else 0
-        depends = [FORMAT, self.system, seed, self.trial, self.data_fingerprint, self.settings]
+        depends = [FORMAT, self.system, seed, self.trial > 0, self.data_fingerprint, self.settings]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         return f"{self.system}-{'trial' if self.trial else f'seed{seed}'}-{digest[:16]}"
 
@@ -66,7 +67,8 @@ class CellResult:
     key: str
     system: str
     seed: int
-    trial: bool
+    code: str
+    """See code_version.code_of."""
     settings: dict[str, Any]
     data: dict[str, Any]
     """Name, fingerprint and sizes."""
@@ -124,7 +126,7 @@ def run_cell(
         key=cell.key,
         system=cell.system,
         seed=cell.seed,
-        trial=cell.trial,
+        code=code_of(system),
         settings=cell.settings,
         data=_described(tables, cell, data),
         fitted=fitted,

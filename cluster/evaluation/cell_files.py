@@ -79,7 +79,7 @@ def _record(result: CellResult, checksum: str | None) -> dict[str, Any]:
 
 
 def _result(record: dict[str, Any], ranks: TestRanks | None) -> CellResult:
-    names = ("key", "system", "seed", "trial", "settings", "data", "wall_s", "figures")
-    return CellResult(
-        **{name: record[name] for name in names}, fitted=Fitted(**record["fitted"]), ranks=ranks
-    )
+    names = ("key", "system", "seed", "settings", "data", "wall_s", "figures")
+    parts = {name: record[name] for name in names}
+    code = record.get("code", "")
+    return CellResult(**parts, code=code, fitted=Fitted(**record["fitted"]), ranks=ranks)

@@ -49,6 +49,10 @@ class Runner(Protocol):
         """Returns when every cell has finished or failed."""
         ...
 
+    def close(self) -> None:
+        """Stop what was started for running cells."""
+        ...
+
 
 @dataclass(frozen=True)
 class InProcess:
@@ -66,6 +70,9 @@ class InProcess:
                 tell(CellEvent(cell, "failed", error=failure(error)))
             else:
                 tell(CellEvent(cell, "finished", result=result))
+
+    def close(self) -> None:
+        """See Runner: nothing was started."""
 
 
 def _tell_pass(tell: Tell, cell: Cell, report: PassReport) -> None:
@@ -132,7 +139,7 @@ def cell_of(
     *,
     point: Mapping[str, Any] | None = None,
     tuned: Mapping[str, Any] | None = None,
-    trial: bool = False,
+    trial: int = 0,
 ) -> Cell:
     """One cell with all its settings applied."""
     applied = with_settings(system.settings_of(config, tuned or {}, point or {}), {"seed": seed})

@@ -6,12 +6,10 @@ folder, and a task that dies leaves nothing behind.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -28,21 +26,31 @@ POLL_S = 0.5
 _RETRIES_OF_A_LOST_TASK = 1
 
 
-@dataclass(frozen=True)
 class OnRay:
-    """Up to `workers` cells at a time."""
+    """Up to `workers` cells at a time. Ray is started, or joined, for the first cells, and left by `close`.
 
-    tables: Tables
-    workers: int
-    """0 = as many as the cluster has CPUs for."""
-    threads: int
-    address: str = ""
-    """Of a running cluster (`auto`, or host:port); empty takes RAY_ADDRESS, or starts one here."""
+    Args:
+        tables: the data set.
+        workers: 0 = as many as the cluster has CPUs for.
+        threads: CPUs of a cell.
+        address: of a running cluster (`auto`, or host:port); empty takes RAY_ADDRESS, or starts one here.
+    """
+
+    def __init__(self, tables: Tables, *, workers: int, threads: int, address: str = "") -> None:
+        self.tables, self.workers, self.threads, self.address = tables, workers, threads, address
+        self._started = False
 
     def run(self, cells: Sequence[Cell], tell: Tell) -> None:
         """See Runner."""
-        with _ray(self.address, self.workers * self.threads):
-            _Run(self, cells, tell).until_done()
+        if not ray.is_initialized():
+            _start(self.address, self.workers * self.threads)
+            self._started = True
+        _Run(self, cells, tell).until_done()
+
+    def close(self) -> None:
+        """See Runner. A Ray that others started stays."""
+        if self._started:
+            ray.shutdown()
 
 
 class _Run:
@@ -137,21 +145,13 @@ def _resource(name: str) -> float:
     return resources.get(name, 0.0)
 
 
-@contextlib.contextmanager
-def _ray(address: str, cpus: int) -> Iterator[None]:
-    """Join the cluster at the address, or the one of this process, or start one here."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
+def _start(address: str, cpus: int) -> None:
+    """Join the cluster at the address, or start one here."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address := address or os.environ.get("RAY_ADDRESS", ""):
         ray.init(address=address, **quiet)
-    else:
-        # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
-        # `ray start` there would demand it.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        return
+    # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
+    # `ray start` there would demand it.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, **quiet)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from cluster.evaluation.cell import Cell, CellResult
+from cluster.evaluation.code_version import code_of
 from cluster.evaluation.grid import GridOutcome
 from cluster.evaluation.significance import Comparison, PerQuery, compare
-from cluster.evaluation.systems import REFERENCE
+from cluster.evaluation.systems import REFERENCE, SYSTEMS
 
 COMPARED = ("hr@10", "ndcg@10")
 
@@ -29,6 +30,11 @@ class Row:
     """One per seed; the same one again where the seed changes nothing."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     """By metric: the reference at the same point against this system."""
+
+    @property
+    def outdated(self) -> int:
+        """How many of the results other code gave than what is here now."""
+        return sum(result.code != code_of(SYSTEMS[self.system]) for result in self.results)
 
     @property
     def seeds(self) -> int:
