@@ -122,17 +122,25 @@ def results_table(report: Report) -> Table:
         table.add_column(f"gain in\n{metric}", justify="right", no_wrap=True)
     for heading in ("train\ns", "exam-\nples/s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in report.rows:
-        table.add_row(*_cells_of(row))
+    for row in _distinct(report.rows):
+        table.add_row(*_cells_of(row, report.rows))
     return table
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """Without the rows of a model that a sweep does not change, but the first."""
+    first_of: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        first_of.setdefault(tuple(result.key for result in row.results), row)
+    return list(first_of.values())
 
 
 def legend(report: Report) -> list[str]:
     """What the columns mean."""
     data, row = report.data, report.rows[0]
     lines = [
-        f"{data['name']}, {report.protocol}: {data['test_queries']:,} users tested, {data['test_targets']:,} targets among all "
-        f"{data['items']:,} items; {_seeds(row.seeds)}",
+        f"{data['name']}, {report.protocol}: {data['test_queries']:,} users tested, {data['test_targets']:,} targets "
+        f"among all {data['items']:,} items; {_seeds(row.seeds)}",
     ]
     if any(row.comparisons for row in report.rows):
         lines.append(
@@ -155,16 +163,21 @@ def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean and standard deviation of {count} seeds"
 
 
-def _cells_of(row: Row) -> list[str]:
+def _cells_of(row: Row, rows: Sequence[Row]) -> list[str]:
     from cluster.evaluation.systems import SYSTEMS
 
-    point = "\n".join(f" {key.rpartition('.')[2]}={value}" for key, value in row.point.items())
+    same = [other for other in rows if other.results[0].key == row.results[0].key]
+    point = "\n".join(_setting(key, value) for key, value in row.point.items()) if len(same) == 1 else ""
     cells = [f"{SYSTEMS[row.system].title}\n{point}"]
     for name in HEADINGS:
         deviation = f"±{share(row.std(name))}" if row.seeds > 1 else ""
         cells.append(f"{share(row.mean(name))}\n{deviation}")
     cells += [_gain(row.comparisons.get(metric)) for metric in ("hr@10", "ndcg@10")]
     return [*cells, number(row.train_s, 1 if row.train_s < 100 else 0), number(row.examples_per_s)]
+
+
+def _setting(key: str, value: object) -> str:
+    return f" {key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
 
 
 def _gain(found: Comparison | None) -> str:
