@@ -17,7 +17,7 @@ from cluster.device import resolve_device
 from cluster.evaluation.code_version import code_of
 from cluster.evaluation.data import EvaluationData, Tables, prepare
 from cluster.evaluation.fitting import Fitted, PassReport, fit
-from cluster.evaluation.measures import TestRanks, test_ranks
+from cluster.evaluation.measures import RankedTargets, ranked_targets
 from cluster.evaluation.overrides import leaves
 from cluster.evaluation.ranking import rank
 from cluster.evaluation.systems import SYSTEMS, create
@@ -75,8 +75,8 @@ class CellResult:
     fitted: Fitted
     wall_s: float
     figures: dict[str, float]
-    """See TestRanks.figures; empty for a trial."""
-    ranks: TestRanks | None
+    """See RankedTargets.figures; empty for a trial."""
+    ranks: RankedTargets | None
 
     @property
     def validation(self) -> float:
@@ -121,7 +121,7 @@ def run_cell(
             window=config.model.history_length,
             exclude_seen=config.protocol.exclude_seen,
         )
-        ranks = test_ranks(data, ranking)
+        ranks = ranked_targets(data, ranking)
     return CellResult(
         key=cell.key,
         system=cell.system,

@@ -17,7 +17,7 @@ import numpy as np
 
 from cluster.evaluation.cell import FORMAT, CellResult
 from cluster.evaluation.fitting import Fitted
-from cluster.evaluation.measures import TestRanks
+from cluster.evaluation.measures import RankedTargets
 from retrieval.durable_files import fsync_directory, sha256, write_durably
 
 
@@ -57,17 +57,17 @@ class CellFiles:
         os.replace(temporary, self.folder / name)
         return entry.sha256
 
-    def _ranks(self, key: str, checksum: str | None) -> TestRanks | None:
+    def _ranks(self, key: str, checksum: str | None) -> RankedTargets | None:
         if checksum is None:
             return None
         path = self.folder / f"{key}.npz"
         if sha256(path) != checksum:
             raise ValueError(f"{path} is not what was written")
         with np.load(path, allow_pickle=False) as arrays:
-            return TestRanks(**{name: arrays[name] for name in arrays.files})
+            return RankedTargets(**{name: arrays[name] for name in arrays.files})
 
 
-def _packed(ranks: TestRanks) -> bytes:
+def _packed(ranks: RankedTargets) -> bytes:
     packed = io.BytesIO()
     np.savez_compressed(packed, **vars(ranks))
     return packed.getvalue()
@@ -78,7 +78,7 @@ def _record(result: CellResult, checksum: str | None) -> dict[str, Any]:
     return {"format": FORMAT, **parts, "fitted": asdict(result.fitted), "ranks_sha256": checksum}
 
 
-def _result(record: dict[str, Any], ranks: TestRanks | None) -> CellResult:
+def _result(record: dict[str, Any], ranks: RankedTargets | None) -> CellResult:
     names = ("key", "system", "seed", "settings", "data", "wall_s", "figures")
     parts = {name: record[name] for name in names}
     code = record.get("code", "")

@@ -43,15 +43,20 @@ def _require_moment(name: str, text: str) -> None:
     try:
         share = float(text)
     except ValueError:
-        try:
-            np.datetime64(text, "ms")
-        except ValueError as error:
+        if not _is_date(text):
             raise ValueError(
                 f"{name} must be a date (2001-02-01) or a share of the events (0.9), got {text!r}"
-            ) from error
+            ) from None
         return
     if not 0 < share < 1:
         raise ValueError(f"{name} as a share must be between 0 and 1, got {text!r}")
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return not bool(np.isnat(np.datetime64(text, "ms")))
+    except ValueError:
+        return False
 
 
 @dataclass

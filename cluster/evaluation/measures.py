@@ -26,7 +26,7 @@ HEAD_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class TestRanks:
+class RankedTargets:
     """Where the targets of the test stand, and which slice each belongs to."""
 
     rank_G: Float64Array
@@ -74,11 +74,11 @@ class TestRanks:
         return ndcg_per_query(self.rank_G, self.query_G, self.queries, int(cut)), np.ones(self.queries)
 
 
-def test_ranks(data: EvaluationData, ranking: Ranking) -> TestRanks:
+def ranked_targets(data: EvaluationData, ranking: Ranking) -> RankedTargets:
     """Ranks of the test's targets with their slices."""
     queries, train_U = data.split.test, data.split.train_U
     trained_Q = train_U[queries.user_Q]
-    return TestRanks(
+    return RankedTargets(
         rank_G=ranking.rank_G,
         query_G=ranking.query_G,
         user_Q=data.interactions.user_U[queries.user_Q],
