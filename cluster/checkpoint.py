@@ -29,6 +29,9 @@ from safetensors.torch import load_file, save_file
 from retrieval.durable_files import FileEntry, fsync_directory, seal, sha256, write_durably
 
 FORMAT = 1
+START_ANEW = "point storage_path elsewhere to start anew"
+"""What can always be done about a checkpoint of the run's own."""
+
 _NAME = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
 
@@ -57,9 +60,9 @@ class Checkpoint:
 class CheckpointStore:
     """All checkpoints of one run, under `storage_path/checkpoints`."""
 
-    def __init__(self, root: Path, keep: int = 3) -> None:
+    def __init__(self, root: Path, keep: int = 3, *, advice: str = START_ANEW) -> None:
         self.root = root
-        self._keep = keep
+        self._keep, self._advice = keep, advice
 
     def begin(self, step: int) -> Path:
         """Make the directory that the ranks write into (rank 0 only); drops what a crash left behind."""
@@ -112,7 +115,7 @@ class CheckpointStore:
         if problems:
             raise CheckpointError(
                 f"none of the {len(problems)} checkpoints in {self.root} verifies: {problems[0]}; "
-                "point storage_path elsewhere to start anew"
+                f"{self._advice}"
             )
         return None
 

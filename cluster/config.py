@@ -42,6 +42,12 @@ class TrainConfig:
     gradient_clip: float = field(
         default=5.0, metadata={"help": "norm that the towers' gradient is clipped to (0 = off)"}
     )
+    init_from: str = field(
+        default="",
+        metadata={
+            "help": "a checkpoint, or a run's folder: a new run starts from what was learnt there, the stream anew"
+        },
+    )
     checkpoint_every_s: float = field(default=15.0, metadata={"help": "seconds between checkpoints"})
     checkpoints_to_keep: int = field(default=3, metadata={"help": "older ones are removed after a commit"})
     publish_every_s: float = field(

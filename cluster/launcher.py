@@ -20,6 +20,7 @@ from cluster.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import process_group_backend, resolve_device
+from cluster.starting_point import find_starting_point
 from cluster.telemetry import read_progress, write_progress
 from retrieval.durable_files import write_durably
 from streaming.source import PositionLost, TopicMissing, partitions_of
@@ -50,13 +51,15 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
 
     Raises:
         streaming.source.BrokerUnavailable, TopicMissing: nothing to read from.
-        CheckpointError: `storage_path` holds checkpoints, but none that verifies.
+        CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
+            `train.init_from` names nothing that this run can start from.
         TrainingStopped: a worker said that trying again cannot help.
     """
-    config = replace(config, storage_path=str(Path(config.storage_path).resolve()))
+    config = _with_absolute_paths(config)
     partitions_of(config.stream, config.stream.interactions_topic)
     storage = _storage(config)
-    CheckpointStore(storage / "checkpoints").newest()
+    if CheckpointStore(storage / "checkpoints").newest() is None:
+        find_starting_point(config)
     run_id = uuid.uuid4().hex
     write_progress(storage, {"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
     _fit(config, _train_on_worker, {"run_id": run_id}, max_failures=config.train.max_restarts)
@@ -64,6 +67,13 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     if stopped is not None:
         raise TrainingStopped(stopped)
     return TrainingSummary(read_progress(storage) or {})
+
+
+def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:
+    """Workers run in other folders than this one."""
+    start = config.train.init_from
+    train = replace(config.train, init_from=str(Path(start).expanduser().resolve()) if start else "")
+    return replace(config, train=train, storage_path=str(Path(config.storage_path).resolve()))
 
 
 def run_refresh(config: FreshetConfig, checkpoint: Path | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from cluster.buckets import bucket_range, buckets_of
-from cluster.checkpoint import CheckpointError, read_table, write_table
+from cluster.checkpoint import START_ANEW, CheckpointError, read_table, write_table
 from cluster.sharded_embedding import ShardedEmbedding
 from retrieval.durable_files import FileEntry
 
@@ -36,8 +36,14 @@ def save_rows(directory: Path, table: ShardedEmbedding, rank: int, world: int) -
     return write_table(directory / f"{PREFIX}{low:04d}-{high:04d}.arrow", pa.table(columns))
 
 
-def load_rows(files: Iterable[Path], table: ShardedEmbedding, rank: int, world: int) -> None:
-    """Read the rows whose buckets this rank owns, from files written by any number of ranks."""
+def load_rows(
+    files: Iterable[Path], table: ShardedEmbedding, rank: int, world: int, *, advice: str = START_ANEW
+) -> None:
+    """Read the rows whose buckets this rank owns, from files written by any number of ranks.
+
+    Raises:
+        CheckpointError: rows of another dimension or row optimizer; ends with `advice`.
+    """
     low, high = bucket_range(rank, world)
     for file in files:
         first, last = (int(part) for part in file.stem.removeprefix(PREFIX).split("-"))
@@ -45,23 +51,23 @@ def load_rows(files: Iterable[Path], table: ShardedEmbedding, rank: int, world: 
             continue
         rows = read_table(file)
         buckets = buckets_of(rows["table"].to_numpy(), rows["id"].to_numpy())
-        _insert(rows.filter(pa.array((buckets >= low) & (buckets < high))), table, file)
+        _insert(rows.filter(pa.array((buckets >= low) & (buckets < high))), table, file, advice)
 
 
-def _insert(rows: pa.Table, table: ShardedEmbedding, file: Path) -> None:
+def _insert(rows: pa.Table, table: ShardedEmbedding, file: Path, advice: str) -> None:
     if rows.num_rows == 0:
         return
     width = rows.schema.field("value").type.list_size
     if width != table.dim:
         raise CheckpointError(
             f"{file} holds rows of dimension {width}, but model.dim is {table.dim}; "
-            "set it back or point storage_path elsewhere to start anew"
+            f"set it back or {advice}"
         )
     missing = [name for name in table.state if f"state.{name}" not in rows.column_names]
     if missing:
         raise CheckpointError(
             f"{file} has no optimizer state {missing[0]!r}: it was written with another "
-            "train.row_optimizer; set it back or point storage_path elsewhere to start anew"
+            f"train.row_optimizer; set it back or {advice}"
         )
     local = table.add(rows["table"].to_numpy(), rows["id"].to_numpy())
     where = torch.from_numpy(local).to(table.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cluster.checkpoint import CheckpointError, read_tensors, write_tensors
+from cluster.checkpoint import START_ANEW, CheckpointError, read_tensors, write_tensors
 from retrieval.durable_files import FileEntry
 
 FILE = "towers.safetensors"
@@ -26,8 +26,14 @@ def save_towers(directory: Path, model: nn.Module, optimizer: torch.optim.Optimi
     return write_tensors(directory / FILE, tensors)
 
 
-def load_towers(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Read what `save_towers` wrote.
+def load_towers(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    advice: str = START_ANEW,
+) -> None:
+    """Read what `save_towers` wrote; `advice` is what else can be done about shapes that differ.
 
     Raises:
         CheckpointError: the file's shapes are not this model's; names the first parameter and both shapes.
@@ -40,7 +46,7 @@ def load_towers(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer |
         if want != have:
             raise CheckpointError(
                 f"{path}: parameter {name} has shape {have}, but the settings `model.*` ask for {want}; "
-                "set them back or point storage_path elsewhere to start anew"
+                f"set them back or {advice}"
             )
     model.load_state_dict(saved)
     if optimizer is None:

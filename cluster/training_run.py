@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,6 +26,11 @@ from streaming.position import EventSource, Position
 def partitions_of_rank(partitions: int, rank: int, world: int) -> list[int]:
     """The partitions that a rank reads; all of a user's events are in one of them."""
     return list(range(rank, partitions, world))
+
+
+def seed_dropout(seed: int, rank: int, step: int = 0) -> None:
+    """Dropout differs between ranks, and between runs that start at different steps."""
+    torch.manual_seed(seed + 7919 * (rank + 1) + 1_000_003 * step)
 
 
 @dataclass
@@ -50,6 +56,8 @@ class TrainingRun:
     dead_letters_before: int = 0
     positions: dict[int, Position] = field(default_factory=dict)
     catalogue_positions: Mapping[str, Mapping[int, Position]] = field(default_factory=dict)
+    init_from: Mapping[str, Any] | None = None
+    """Path and step of the checkpoint that the run was started from; None if from nothing."""
     _opened: tuple[EventSource, Batcher, DeadLetterWriter] | None = None
 
     @staticmethod
@@ -59,7 +67,7 @@ class TrainingRun:
         """A run that has seen nothing yet; towers start from the seed, the same on every rank."""
         torch.manual_seed(config.seed)
         model = CLEPIDTN(config.model, len(config.stream.user_attributes)).to(device)
-        torch.manual_seed(config.seed + 7919 * (comm.rank + 1))  # dropout differs between ranks
+        seed_dropout(config.seed, comm.rank)
         table = ShardedEmbedding(
             config.model.dim,
             comm,

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.checkpoint import CheckpointStore
+from cluster.checkpoint import Checkpoint, CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.control import Decision, Report, agree
 from cluster.progress_report import ProgressReporter
 from cluster.publisher import Publisher
+from cluster.starting_point import find_starting_point, start_from
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import restore_checkpoint, save_checkpoint
 from streaming.catalogue_reader import CatalogueReader
@@ -93,14 +94,22 @@ class Worker:
             self.run.source.close()
 
     def _resume(self) -> None:
-        # Rank 0 chooses, so that every rank restores the same checkpoint.
-        newest = self.checkpoints.newest() if self.comm.rank == 0 else None
-        path = self.comm.gather_objects(str(newest.path) if newest else None)[0]
-        if path is None:
+        own = self._agreed(self.checkpoints.newest)
+        if own is not None:
+            restore_checkpoint(self.run, own, self.comm)
+            _log.info("resumed from %s (step %d)", own.path, self.run.step)
             return
-        checkpoint = newest if newest is not None else self.checkpoints.open_verified(Path(path))
-        restore_checkpoint(self.run, checkpoint, self.comm)
-        _log.info("resumed from %s (step %d)", path, self.run.step)
+        start = self._agreed(lambda: find_starting_point(self.config))
+        if start is not None:
+            start_from(self.run, start, self.comm)
+
+    def _agreed(self, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """Rank 0 looks, so that every rank restores the same checkpoint."""
+        found = find() if self.comm.rank == 0 else None
+        path = self.comm.gather_objects(str(found.path) if found else None)[0]
+        if path is None:
+            return None
+        return found if found is not None else self.checkpoints.open_verified(Path(path))
 
     def _open_stream(self) -> None:
         stream = self.config.stream
@@ -139,7 +148,7 @@ class Worker:
             report.publish_due = float(
                 0 < train.publish_every_s <= now - self._last_publish_s
                 and not self.publisher.busy
-                and self.run.step > 0
+                and self._worth_publishing
             )
             report.failed = float(self.publisher.error is not None)
         return report
@@ -148,6 +157,11 @@ class Worker:
     def _quota(self) -> int:
         """Rows of each partition in one global step: a function of the settings and the topic alone."""
         return max(1, self.config.train.batch_events // self.partition_count)
+
+    @property
+    def _worth_publishing(self) -> bool:
+        """A run that was started from a checkpoint has steps behind it before it knows of any item."""
+        return self.run.step > 0 and self.run.catalogue.item_ids.shape[0] > 0
 
     def _absorb(self, decision: Decision) -> None:
         self.run.curve.add(self._validated_at, decision.validation)
@@ -223,7 +237,7 @@ class Worker:
         self._checkpoint()
         if self.comm.rank == 0:
             self.publisher.wait()
-        if self.run.step > 0:
+        if self._worth_publishing:
             snapshot = self._snapshot()
             if self.comm.rank == 0:
                 self.publisher.build(snapshot)

@@ -9,7 +9,7 @@
 | `catalogue-items.arrow`, `catalogue-users.arrow` | rank 0 | attributes, and the order in which items became known |
 | `baselines.safetensors` | rank 0 | popularity and co-occurrence counts |
 | `rng-rRRRR.safetensors` | every rank | torch's generator state |
-| `manifest.json` | rank 0 | step, positions, counters, progressive curve, config |
+| `manifest.json` | rank 0 | step, positions, counters, progressive curve, config, what the run was started from |
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 
 from cluster.catalogue_files import read_catalogue, save_catalogue
 from cluster.checkpoint import (
+    START_ANEW,
     Checkpoint,
     CheckpointStore,
     read_table,
@@ -66,16 +67,14 @@ def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives)
 def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
     """Read what this rank owns now, whoever wrote it."""
     manifest = checkpoint.manifest
-    load_towers(checkpoint.path / TOWERS, run.model, run.train_step.optimizer)
-    load_rows(checkpoint.files(ROWS), run.table, comm.rank, comm.world)
+    restore_learnt(run, checkpoint, comm)
     for partition in run.partitions:
         run.users.load(read_table(checkpoint.path / f"users-p{partition:05d}.arrow"))
         ledger = PartitionLedger.from_table(read_table(checkpoint.path / f"ledger-p{partition:05d}.arrow"))
         run.ledger.partitions[partition] = ledger
     run.catalogue.apply(read_catalogue(checkpoint.path))
-    run.step = int(manifest["step"])
     run.events_trained = int(manifest["events_trained"])
-    run.train_step.events_seen = float(manifest["events_seen"])
+    run.init_from = manifest.get("init_from")
     run.curve = Curve(
         int(manifest["curve"]["bin_events"]),
         {name: list(manifest["curve"][name]) for name in run.curve.bins},
@@ -94,6 +93,20 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
     _restore_progressive(run.progressive, checkpoint)
     if int(manifest["workers"]) == comm.world:
         torch.set_rng_state(read_tensors(checkpoint.path / f"rng-r{comm.rank:05d}.safetensors")["cpu"])
+
+
+def restore_learnt(
+    run: TrainingRun, checkpoint: Checkpoint, comm: Collectives, *, advice: str = START_ANEW
+) -> None:
+    """What a checkpoint knows of the world, whatever stream it came from: towers, rows, optimizers, frequencies.
+
+    The step comes along: random views and negatives are functions of (seed, step), so that a run that counts on does
+    not draw again what was drawn before, and a warm-up that is over stays so.
+    """
+    load_towers(checkpoint.path / TOWERS, run.model, run.train_step.optimizer, advice=advice)
+    load_rows(checkpoint.files(ROWS), run.table, comm.rank, comm.world, advice=advice)
+    run.step = int(checkpoint.manifest["step"])
+    run.train_step.events_seen = float(checkpoint.manifest["events_seen"])
 
 
 def _write_files(run: TrainingRun, directory: Path, comm: Collectives) -> list[FileEntry]:
@@ -131,6 +144,7 @@ def _manifest(run: TrainingRun, told: list[dict[str, Any]], world: int) -> dict[
         "dead_letters": sum(rank["dead_letters"] for rank in told) + run.dead_letters_before,
         "events_trained": run.events_trained,
         "events_seen": run.train_step.events_seen,
+        "init_from": run.init_from,
         "curve": run.curve.to_json(),
         "config": _config_without_secrets(run.config),
     }

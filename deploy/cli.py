@@ -116,7 +116,20 @@ def broker(
 
 
 @app.command(epilog="**Example:** `freshet train storage_path=runs/movies train.checkpoint_every_s=30`")
-def train(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from",
+            metavar="DIR",
+            help="A checkpoint, or a run's folder, that a new run starts from: train.init_from=DIR.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Train on the stream, commit checkpoints and publish index versions; goes on from the last checkpoint.
 
     Never ends on a live topic, unless `train.stop_after_rows` or `train.bounded=true` says where. It is the
@@ -127,7 +140,8 @@ def train(overrides: Overrides = None, config: ConfigOption = None, json: JsonOp
     from deploy.output import write_json
     from deploy.training import train as run_train
 
-    summary = run_train(settings(config, overrides))
+    start = [f"train.init_from={init_from}"] if init_from is not None else []
+    summary = run_train(settings(config, [*(overrides or []), *start]))
     write_json(json, summary)
     _print_fields(summary)
 

@@ -12,7 +12,7 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer
 
 from cluster.accounting import verify_exactly_once
-from cluster.checkpoint import CheckpointStore, read_table, read_tensors
+from cluster.checkpoint import CheckpointError, CheckpointStore, read_table, read_tensors
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
 from cluster.refresh import refresh_from
@@ -167,6 +167,56 @@ def test_three_ranks_go_on_from_the_checkpoint_of_two(stream_factory, tmp_path):
     accounting = verify_exactly_once(_config(stream, tmp_path))
     assert accounting.exactly_once
     assert accounting.events_trained == 300
+
+
+def test_two_ranks_start_from_what_one_has_learnt_and_read_their_own_stream(stream_factory, tmp_path):
+    stream, silent = stream_factory(2), stream_factory(2)
+    _produce(stream, 300)
+    _train(0, _config(stream, tmp_path / "first"))
+    start = str(tmp_path / "first")
+    runs = run_on_ranks(
+        _train,
+        2,
+        _config(silent, tmp_path / "silent", init_from=start),
+        _config(stream, tmp_path / "whole", init_from=start),
+        _config(stream, tmp_path / "cut", init_from=start, stop_after_rows=120),
+        # The first run is gone: one that has a checkpoint of its own does not ask for it.
+        _config(stream, tmp_path / "cut", init_from=str(tmp_path / "nowhere")),
+    )[0]
+    first, silent_state, whole, cut = (_state(tmp_path / n) for n in ("first", "silent", "whole", "cut"))
+    manifests = {
+        n: CheckpointStore(tmp_path / n / "checkpoints").newest().manifest for n in ("first", "silent", "cut")
+    }
+
+    # Without events the run is what it started from, but for histories and positions.
+    learnt = [name for name in first if not name.startswith("users-")]
+    for name in learnt:
+        np.testing.assert_array_equal(silent_state[name], first[name], err_msg=name)
+    assert all(silent_state[name].size == 0 for name in silent_state if name.startswith("users-"))
+    assert set(map(tuple, manifests["silent"]["positions"].values())) == {(0, 0)}
+    kept = ("step", "events_seen", "events_trained", "rows_read")
+    assert [manifests["silent"][name] for name in kept] == [manifests["first"]["step"], 300.0, 0, 0]
+
+    # With them it trains each once, and a cut changes nothing.
+    assert [run["rows_read"] for run in runs[1:]] == [300, runs[2]["rows_read"], 300]
+    assert 120 <= runs[2]["rows_read"] < 300
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, cut[name], err_msg=name)
+    for name in set(first) - set(learnt):
+        np.testing.assert_array_equal(cut[name], first[name], err_msg=name)
+    assert not np.array_equal(cut["rows.value"], first["rows.value"])
+    assert cut["rows.frequency"].sum() == manifests["cut"]["events_seen"] == 600
+    assert manifests["cut"]["step"] == 2 * manifests["first"]["step"]
+    origin = CheckpointStore(tmp_path / "first" / "checkpoints").newest()
+    assert manifests["cut"]["init_from"] == {"path": str(origin.path), "step": origin.step}
+    assert verify_exactly_once(_config(stream, tmp_path / "cut")).exactly_once
+
+
+def test_a_starting_point_that_is_none_is_refused_before_ray_starts(stream_config, tmp_path):
+    from cluster.launcher import run_training
+
+    with pytest.raises(CheckpointError, match=r"nowhere is no folder.*setting: train\.init_from"):
+        run_training(_config(stream_config, tmp_path / "run", init_from=str(tmp_path / "nowhere")))
 
 
 def test_negatives_and_ignored_events_are_accounted_for_and_kept_by_whoever_reads_on(

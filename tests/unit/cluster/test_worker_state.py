@@ -1,4 +1,7 @@
-"""A run that is restored from a checkpoint goes on as if it had never stopped, to the last bit."""
+"""A run that is restored from a checkpoint goes on as if it had never stopped, to the last bit.
+
+One that is started from another's checkpoint knows what that one learnt, and nothing of where it stood.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,7 @@ import torch
 from cluster.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.starting_point import start_from
 from cluster.training_run import TrainingRun
 from cluster.worker_state import restore_checkpoint, save_checkpoint
 from model.config import ModelConfig
@@ -56,12 +60,14 @@ def _config(signals=None, **model):
     )
 
 
-def _open(config, checkpoint=None):
+def _open(config, checkpoint=None, start=None):
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
     if checkpoint is None:
         run.catalogue.apply(POPULATION.catalogue())
     else:
         restore_checkpoint(run, checkpoint, Collectives())
+    if start is not None:
+        start_from(run, start, Collectives())
     log = LOG_WITH_ACTIONS if config.stream.negative_actions else LOG
     source = MemorySource(log, run.partitions, run.positions)
     batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters())
@@ -162,3 +168,59 @@ def test_a_run_that_is_saved_twice_and_restored_twice_counts_rows_once(store):
     third = _open(_config(), save_checkpoint(second, store, Collectives()))
     assert third.rows_read_before == 4 * PARTITIONS * QUOTA
     assert third.events_trained == third.ledger.events == 4 * PARTITIONS * QUOTA
+
+
+LEARNT = ("towers", "keys", "rows", "frequency", "events_seen")
+ABOUT_THE_STREAM = ("curve", "ledger", "users", "items", "positions")
+
+
+def test_a_run_started_from_a_checkpoint_has_what_was_learnt_and_its_stream_is_new(store):
+    run = _open(_config())
+    _train(run, 4)
+    checkpoint = save_checkpoint(run, store, Collectives())
+    started, fresh = _open(_config(), start=checkpoint), _open(_config())
+    learnt, found, anew = _state(run), _state(started), _state(fresh)
+    assert {name: found[name] for name in LEARNT} == {name: learnt[name] for name in LEARNT}
+    assert {name: found[name] for name in ABOUT_THE_STREAM} == {name: anew[name] for name in ABOUT_THE_STREAM}
+    assert found["counters"] == (run.step, 0, 0)
+    assert started.init_from == {"path": str(checkpoint.path), "step": 4}
+
+
+def test_the_second_run_trains_on_with_the_optimizers_of_the_first(store):
+    run = _open(_config(dropout=0.0))
+    _train(run, 3)
+    checkpoint = save_checkpoint(run, store, Collectives())
+    started = _open(_config(dropout=0.0), start=checkpoint)
+    # The first run reads its log again: the same batches, now with the same histories.
+    again = TrainingRun.create(run.config, run.partitions, Collectives(), torch.device("cpu"))
+    again.catalogue.apply(POPULATION.catalogue())
+    batcher = Batcher(
+        run.config.stream, MemorySource(LOG, run.partitions), again.users, again.catalogue, NoDeadLetters()
+    )
+    for _ in range(3):
+        run.train_step.train(run.train_step.prepare(batcher.next_batch(QUOTA), run.step), run.step)
+        run.step += 1
+    _train(started, 3)
+    assert {name: _state(started)[name] for name in LEARNT} == {name: _state(run)[name] for name in LEARNT}
+
+
+def test_dropout_of_a_second_run_is_not_that_of_the_first(store):
+    run = _open(_config(dropout=0.3))
+    first = torch.rand(8)
+    _open(_config(dropout=0.3))
+    assert torch.equal(torch.rand(8), first)
+    run.step = 5
+    _open(_config(dropout=0.3), start=save_checkpoint(run, store, Collectives()))
+    assert not torch.equal(torch.rand(8), first)
+
+
+def test_what_a_run_was_started_from_stays_known_through_its_own_checkpoints(store, tmp_path):
+    run = _open(_config())
+    _train(run, 2)
+    origin = save_checkpoint(run, store, Collectives())
+    started = _open(_config(), start=origin)
+    _train(started, 1)
+    own = save_checkpoint(started, CheckpointStore(tmp_path / "other"), Collectives())
+    assert own.manifest["init_from"] == {"path": str(origin.path), "step": 2}
+    assert _open(_config(), own).init_from == own.manifest["init_from"]
+    assert origin.manifest["init_from"] is None

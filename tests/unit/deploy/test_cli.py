@@ -84,3 +84,11 @@ def test_an_unknown_option_is_a_usage_error():
     )
     assert done.returncode == 2
     assert "--nonsense" in done.stderr
+
+
+def test_init_from_is_a_setting_by_another_name_and_wins_over_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr("deploy.training.train", lambda config: seen.append(config.train.init_from) or {})
+    for arguments in (["--init-from", "runs/a"], ["train.init_from=runs/b", "--init-from", "runs/a"], []):
+        assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 0
+    assert seen == ["runs/a", "runs/a", ""]
