@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def run_on_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+def run_on_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
     """`function(rank, *args)` on every rank; their results in rank order. A rank's failure fails the test."""
     with tempfile.TemporaryDirectory() as folder:
         context = mp.get_context("spawn")
@@ -25,7 +25,7 @@ def run_on_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[A
         for process in processes:
             process.start()
         try:
-            results = dict(_take(queue, processes) for _ in range(world))
+            results = dict(_take(queue, processes, timeout_s) for _ in range(world))
         finally:
             for process in processes:
                 process.join(10)
@@ -33,8 +33,8 @@ def run_on_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[A
     return [results[rank] for rank in range(world)]
 
 
-def _take(queue: Any, processes: list[Any]) -> tuple[int, Any]:
-    rank, result, failure = queue.get(timeout=120)
+def _take(queue: Any, processes: list[Any], timeout_s: float) -> tuple[int, Any]:
+    rank, result, failure = queue.get(timeout=timeout_s)
     if failure:
         for process in processes:
             process.kill()
