@@ -111,10 +111,11 @@ class SASRec(TwoTower):
 
 
 class SASRecBCE(SASRec):
-    """SASRec with the loss of its paper: binary cross-entropy with one negative per event.
+    """SASRec with the loss of its paper: binary cross-entropy with one negative per event, uniform over the catalogue.
 
-    The negative is drawn among the step's uniform negatives that are nobody's target in the step and that the
-    event's user is not known to like; model.uniform_negatives must be positive. Neither logQ nor in-batch negatives.
+    The negative is drawn among the step's candidates that the event's user is not known to like, by 1/q. A candidate is
+    there with chance q, so every item is drawn equally often. (Drawn among the uniform negatives that are nobody's
+    target, popular items would hardly ever be negatives.) Neither logQ nor in-batch negatives enter the loss itself.
     """
 
     def forward(
@@ -132,12 +133,12 @@ class SASRecBCE(SASRec):
         query_ED = self.encode_queries(rows_UD, queries).vectors_ED
         item_MD = gather(self.encode_items(rows_UD, items).vectors_CD)
         self._require_candidates(item_MD, targets)
-        id_M, is_target_M = gather(torch.stack([items.id_C, items.is_target_C.long()], dim=1)).unbind(1)
-        allowed_EM = (is_target_M == 0) & ~targets.drop_EM
+        id_M = gather(items.id_C)
+        allowed_EM = (~targets.drop_EM).scatter(1, targets.target_E.unsqueeze(1), False)
         uniform_E = RandomKey(seed, step).uniform(
             NEGATIVE_DRAW, queries.key_E, torch.zeros_like(queries.key_E)
         )
-        negative_E, found_E = draw_negatives(allowed_EM, id_M, uniform_E)
+        negative_E, found_E = draw_negatives(allowed_EM, torch.exp(-targets.log_q_M), id_M, uniform_E)
         main = one_negative_cross_entropy(
             (query_ED * item_MD[targets.target_E]).sum(1) / self.config.temperature,
             (query_ED * item_MD[negative_E]).sum(1) / self.config.temperature,
@@ -148,13 +149,16 @@ class SASRecBCE(SASRec):
         return self._terms(rows_UD, main)
 
 
-def draw_negatives(allowed_EM: Tensor, id_M: Tensor, uniform_E: Tensor) -> tuple[Tensor, Tensor]:
-    """One of the allowed candidates for each event, each equally likely.
+def draw_negatives(
+    allowed_EM: Tensor, weight_M: Tensor, id_M: Tensor, uniform_E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One of the allowed candidates for each event, each with a chance in proportion to its weight.
 
-    The candidates are counted in the order of their ids: gathered order depends on the number of ranks.
+    The candidates are laid out in the order of their ids: gathered order depends on the number of ranks.
 
     Args:
         allowed_EM: bool.
+        weight_M: float32, positive.
         id_M: int64, distinct.
         uniform_E: float32 in [0, 1), decides the draw.
     Returns:
@@ -164,11 +168,10 @@ def draw_negatives(allowed_EM: Tensor, id_M: Tensor, uniform_E: Tensor) -> tuple
         nothing = torch.zeros(allowed_EM.shape[0], dtype=torch.int64, device=allowed_EM.device)
         return nothing, nothing.bool()
     order_M = id_M.argsort()
-    running_EM = allowed_EM[:, order_M].cumsum(1)
-    count_E = running_EM[:, -1]
-    nth_E = torch.minimum((uniform_E * count_E).long(), count_E - 1)
-    column_E = (running_EM > nth_E.unsqueeze(1)).to(torch.uint8).argmax(1)
-    return order_M[column_E], count_E > 0
+    running_EM = (allowed_EM[:, order_M] * weight_M[order_M].double()).cumsum(1)
+    total_E = running_EM[:, -1]
+    column_E = (running_EM > (uniform_E * total_E).unsqueeze(1)).to(torch.uint8).argmax(1)
+    return order_M[column_E], total_E > 0
 
 
 def one_negative_cross_entropy(

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.baselines.sasrec import SASRec, SASRecBCE, draw_negatives, one_negative_cross_entropy
+from model.augmentation import RandomKey
+from model.baselines.sasrec import (
+    NEGATIVE_DRAW,
+    SASRec,
+    SASRecBCE,
+    draw_negatives,
+    one_negative_cross_entropy,
+)
 from model.features import ITEM
 
 
@@ -79,28 +86,34 @@ def test_a_query_is_the_last_state_of_blocks_over_scaled_embeddings(config, runs
 
 @torch.no_grad()
 def test_the_loss_is_the_weighted_mean_of_two_logistic_terms_per_event(config, runs_of, step_of):
-    """With one uniform negative there is nothing to draw."""
     runs = runs_of(2, 6, config.history_length)
-    items = [*sorted({t for run in runs for t in run.targets}), 900]
+    items = [*sorted({t for run in runs for t in run.targets}), 900, 901]
     total = sum(run.weight * len(run.targets) for run in runs)
     step = step_of(runs, items, items, total, config)
     model = _model(SASRecBCE, config)
     query = model.encode_queries(step.rows_UD, step.queries).vectors_ED.double().numpy()
     item = model.encode_items(step.rows_UD, step.items).vectors_CD.double().numpy()
-    scores = query @ item.T / config.temperature
-    loss, event = 0.0, 0
+    scores, log_q = query @ item.T / config.temperature, step.targets.log_q_M.double().numpy()
+    key_E = step.queries.key_E
+    uniform = RandomKey(4, 9).uniform(NEGATIVE_DRAW, key_E, torch.zeros_like(key_E)).tolist()
+    loss, event, drawn = 0.0, 0, set()
     for run in runs:
         for target in run.targets:
+            allowed = [m for m, i in enumerate(items) if i != target and i not in run.context]
+            weights = np.exp(-log_q[allowed])
+            negative = allowed[int((weights.cumsum() / weights.sum() > uniform[event]).argmax())]
             own = 1 / (1 + np.exp(-scores[event, items.index(target)]))
-            other = 1 / (1 + np.exp(-scores[event, -1]))
+            other = 1 / (1 + np.exp(-scores[event, negative]))
             loss -= run.weight * (np.log(own) + np.log(1 - other))
+            drawn.add(negative)
             event += 1
-    assert float(model(*step.arguments()).main) == pytest.approx(loss / total, rel=1e-4)
+    assert len(drawn) > 3
+    assert float(model(*step.arguments(), seed=4, step=9).main) == pytest.approx(loss / total, rel=1e-4)
 
 
 @torch.no_grad()
 def test_an_event_whose_user_knows_every_negative_has_only_its_positive_term(config, run_class, step_of):
-    runs = [run_class(1, [3], [4, 5])]
+    runs = [run_class(1, [4, 5], [4, 5])]
     step = step_of(runs, [4, 5], [4, 5], 2.0, config)
     model = _model(SASRecBCE, config)
     query = model.encode_queries(step.rows_UD, step.queries).vectors_ED
@@ -110,25 +123,25 @@ def test_an_event_whose_user_knows_every_negative_has_only_its_positive_term(con
     torch.testing.assert_close(model(*step.arguments()).main, want)
 
 
-def test_negatives_are_drawn_from_the_allowed_ones_with_equal_chance_and_by_id():
+def test_negatives_are_drawn_from_the_allowed_ones_by_weight_whatever_their_order():
     allowed = torch.tensor([[True, False, True, True, False]]).expand(6000, 5)
     uniform = (torch.arange(6000) + 0.5) / 6000
-    ids = torch.tensor([50, 40, 30, 20, 10])
-    place, found = draw_negatives(allowed, ids, uniform)
+    ids, weight = torch.tensor([50, 40, 30, 20, 10]), torch.tensor([3.0, 9.0, 2.0, 1.0, 9.0])
+    place, found = draw_negatives(allowed, weight, ids, uniform)
     assert found.all()
-    assert torch.bincount(place, minlength=5).tolist() == [2000, 0, 2000, 2000, 0]
-    assert ids[place].tolist() == sorted(ids[place].tolist())
+    assert torch.bincount(place, minlength=5).tolist() == [3000, 0, 2000, 1000, 0]
     order = torch.tensor([3, 1, 4, 0, 2])
-    again, _ = draw_negatives(allowed[:, order], ids[order], uniform)
+    again, _ = draw_negatives(allowed[:, order], weight[order], ids[order], uniform)
     assert torch.equal(ids[order][again], ids[place])
 
 
 def test_no_allowed_candidate_means_no_negative():
     allowed = torch.tensor([[False, False], [False, True]])
-    place, found = draw_negatives(allowed, torch.tensor([7, 5]), torch.tensor([0.9, 0.9]))
+    place, found = draw_negatives(allowed, torch.ones(2), torch.tensor([7, 5]), torch.tensor([0.9, 0.9]))
     assert found.tolist() == [False, True]
     assert place[1] == 1
-    assert not draw_negatives(torch.zeros(3, 0, dtype=torch.bool), torch.zeros(0), torch.zeros(3))[1].any()
+    nothing = torch.zeros(3, 0, dtype=torch.bool)
+    assert not draw_negatives(nothing, torch.zeros(0), torch.zeros(0), torch.zeros(3))[1].any()
 
 
 def test_the_draws_change_with_the_step_and_the_seed_and_with_nothing_else(config, runs_of, step_of):
