@@ -6,12 +6,13 @@ At most 120 columns wide: what belongs together stands in two lines of one row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from cluster.evaluation.significance import Comparison
     from cluster.evaluation.summary import Row
 
-SLICED = ("tail_hr@10", "tail_hr@50", "low_activity_hr@10")
+TABLE_WIDTH = 120
 HEADINGS = {
     "hr@10": "HR\n@10",
     "hr@50": "HR\n@50",
@@ -34,6 +35,7 @@ HEADINGS = {
     "tail_hr@50": "tail\nHR@50",
     "low_activity_hr@10": "low act.\nHR@10",
 }
+LEFT_OUT_FIRST = ("recall@10", "recall@50", "tail_hr@10", "tail_hr@50", "low_activity_hr@10", "hr@50")
 
 
 @dataclass
@@ -99,10 +101,13 @@ def row_as_json(row: Row) -> dict[str, Any]:
 
 def print_report(console: Console, report: Report) -> None:
     """The table, what it says, what failed, where the files are."""
+    if not console.is_terminal:
+        console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe has no width of its own
     console.print()
     if report.rows:
-        console.print(results_table(report))
-        for line in legend(report):
+        left_out = _too_wide(console, report)
+        console.print(results_table(report, left_out))
+        for line in legend(report, left_out):
             console.print(line, style="dim", markup=False)
     for kind, paths in report.files.items():
         if paths:
@@ -112,18 +117,29 @@ def print_report(console: Console, report: Report) -> None:
         console.print(Text(f"failed: {cell}: {error}", style="bold red"), soft_wrap=True)
 
 
-def results_table(report: Report) -> Table:
+def _too_wide(console: Console, report: Report) -> list[str]:
+    """The figures that a narrow terminal has no room for."""
+    wide = console.options.update(width=10 * TABLE_WIDTH)
+    for count in range(len(LEFT_OUT_FIRST) + 1):
+        left_out = list(LEFT_OUT_FIRST[:count])
+        if Measurement.get(console, wide, results_table(report, left_out)).maximum <= console.width:
+            break
+    return left_out
+
+
+def results_table(report: Report, left_out: Collection[str] = ()) -> Table:
     """One row per model, or per model and swept value; means over seeds with their standard deviations below."""
+    names = [name for name in HEADINGS if name not in left_out]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
-    for heading in HEADINGS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(HEADINGS[name], justify="right", no_wrap=True)
     for metric in ("HR@10", "NDCG@10"):
         table.add_column(f"gain in\n{metric}", justify="right", no_wrap=True)
     for heading in ("train\ns", "exam-\nples/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in _distinct(report.rows):
-        table.add_row(*_cells_of(row, report.rows))
+        table.add_row(*_cells_of(row, report.rows, names))
     return table
 
 
@@ -135,7 +151,7 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
     return list(first_of.values())
 
 
-def legend(report: Report) -> list[str]:
+def legend(report: Report, left_out: Collection[str] = ()) -> list[str]:
     """What the columns mean."""
     data, row = report.data, report.rows[0]
     lines = [
@@ -150,6 +166,8 @@ def legend(report: Report) -> list[str]:
     lines.append(
         "tail: items outside the 20 % trained on most; low act.: users with at most the median of training events"
     )
+    if left_out:
+        lines.append(f"no room for {', '.join(left_out)}: results.csv has them")
     outdated, cells = sum(row.outdated for row in report.rows), sum(row.seeds for row in report.rows)
     if outdated:
         lines.append(
@@ -163,13 +181,13 @@ def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean and standard deviation of {count} seeds"
 
 
-def _cells_of(row: Row, rows: Sequence[Row]) -> list[str]:
+def _cells_of(row: Row, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     from cluster.evaluation.systems import SYSTEMS
 
     same = [other for other in rows if other.results[0].key == row.results[0].key]
     point = "\n".join(_setting(key, value) for key, value in row.point.items()) if len(same) == 1 else ""
     cells = [f"{SYSTEMS[row.system].title}\n{point}"]
-    for name in HEADINGS:
+    for name in names:
         deviation = f"±{share(row.std(name))}" if row.seeds > 1 else ""
         cells.append(f"{share(row.mean(name))}\n{deviation}")
     cells += [_gain(row.comparisons.get(metric)) for metric in ("hr@10", "ndcg@10")]

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import FreshetConfig
 from cluster.evaluation.overrides import did_you_mean, with_settings
-from cluster.evaluation.trained import TrainedRecommender
 from model.baselines.extra import evaluation_package
 from model.recommender import Int64Array, Recommender
-from streaming.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    # Names and settings are checked without it, in a moment.
+    import torch
+
+    from streaming.catalogue import Catalogue
 
 REFERENCE = "cl_epidtn"
 """The system that the others are compared with."""
@@ -165,6 +167,10 @@ def create(
         item_ids: int64 (I,), ascending: all items that are ranked.
         device: of the towers.
     """
+    import torch
+
+    from cluster.evaluation.trained import TrainedRecommender
+
     torch.manual_seed(config.seed)
     make = _imported(system.source)
     if system.trained:

@@ -16,6 +16,7 @@ VERBS = [
     ["refresh"],
     ["recommend"],
     ["status"],
+    ["evaluate"],
     ["settings"],
     ["data", "fetch"],
     ["submit", "train"],

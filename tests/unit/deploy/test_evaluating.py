@@ -1,0 +1,278 @@
+"""`freshet evaluate` as a whole: what it writes and prints, how it goes on, what it refuses."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cluster.evaluation import grid
+from cluster.evaluation.cell import run_cell
+from cluster.evaluation.cell_files import CellFiles
+from cluster.evaluation.data import Tables
+from cluster.evaluation.systems import chosen
+from deploy.cli import app
+from deploy.config_loading import load_config
+from deploy.datasets import load
+from deploy.errors import report
+from deploy.evaluation_report import build_report, print_report
+from tests.data_tables import random_tables
+
+TINY = [
+    "model.dim=8",
+    "model.augmented_dim=4",
+    "model.uniform_negatives=5",
+    "fit.batch_targets=128",
+    "fit.passes=2",
+    "device=cpu",
+]
+PRESETS = Path(__file__).parents[3] / "deploy" / "configs"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set laid out like those that users have."""
+    tables = random_tables()
+    data = tmp_path / "circle"
+    data.mkdir()
+    pq.write_table(tables.interactions, data / "interactions.parquet")
+    pq.write_table(tables.items, data / "items.parquet")
+    pq.write_table(tables.users, data / "users.parquet")
+    return data
+
+
+def _reported(folder, out):
+    """Cells, outcome and what was asked for, of two models that have been run."""
+    config = load_config(None, TINY, [PRESETS / "default.yaml"])
+    dataset = load(folder)
+    tables = Tables(dataset.name, dataset.interactions, dataset.items, dataset.users)
+    cells = grid.cells_of(chosen("epidtn,popularity"), [1], config, tables.fingerprint())
+    files = CellFiles(out / "cells")
+    return cells, grid.run_grid(cells, grid.InProcess(tables), files, lambda event: None), {}
+
+
+def _evaluate(folder, *arguments, out="out"):
+    result = CliRunner().invoke(
+        app,
+        [
+            "evaluate",
+            "--data",
+            str(folder),
+            "--workers",
+            "0",
+            "--out",
+            str(folder.parent / out),
+            *arguments,
+            *TINY,
+        ],
+        env={"COLUMNS": "120", "TERM": "dumb"},
+    )
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_it_prints_a_table_within_120_columns_and_writes_json_csv_and_a_plot(folder):
+    done = _evaluate(
+        folder,
+        "--models",
+        "cl_epidtn,dssm,popularity",
+        "--seeds",
+        "2",
+        "--json",
+        str(folder.parent / "x.json"),
+    )
+    assert done.exit_code == 0, done.output
+    assert (
+        max(len(line) for line in done.output.splitlines() if not line.startswith(("table", "data"))) <= 120
+    )
+    for word in (
+        "CL-EPIDTN",
+        "DSSM",
+        "Popularity",
+        "Recall",
+        "NDCG",
+        "tail",
+        "low act.",
+        "gain in",
+        "±",
+        "circle",
+    ):
+        assert word in done.output
+    assert "…" not in done.output
+    out = folder.parent / "out"
+    written = json.loads((folder.parent / "x.json").read_text())
+    assert written == json.loads((out / "results.json").read_text())
+    assert [entry["model"] for entry in written["results"]] == ["cl_epidtn", "dssm", "popularity"]
+    for entry in written["results"]:
+        for metric in ("hr@10", "hr@50", "recall@10", "recall@50", "ndcg@10"):
+            assert 0 <= entry[metric] <= 1
+            assert entry[f"{metric}_std"] >= 0
+        assert entry["seeds"] == 2
+        assert entry["train_s"] > 0
+        assert entry["examples_per_s"] > 0
+    assert set(written["results"][1]["cl_epidtn_against_it"]) == {"hr@10", "ndcg@10"}
+    with (out / "cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert [c["model"] for c in cells] == ["cl_epidtn", "dssm", "popularity"] * 2
+    assert [c["seed"] for c in cells] == ["1"] * 3 + ["2"] * 3
+    ours = [float(c["hr@10"]) for c in cells if c["model"] == "cl_epidtn"]
+    assert written["results"][0]["hr@10"] == pytest.approx(sum(ours) / 2)
+    with (out / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(out.rglob(".*"))
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(folder):
+    _evaluate(folder, "--models", "epidtn,popularity")
+    folder_of_results = folder.parent / "out"
+    narrow = build_report(*_reported(folder, folder_of_results))
+    console = Console(width=80, record=True, force_terminal=True, file=io.StringIO())
+    print_report(console, narrow)
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert "no room for recall@10, recall@50" in shown
+
+
+def test_a_second_call_runs_nothing_and_says_the_same(folder, monkeypatch):
+    first = _evaluate(folder, "--models", "dssm,popularity")
+    monkeypatch.setattr(grid, "run_cell", None)
+    second = _evaluate(folder, "--models", "dssm,popularity")
+    assert second.exit_code == 0
+    assert first.output.endswith(second.output)
+
+
+def test_a_sweep_changes_one_setting_at_a_time_and_has_a_plot_of_its_own(folder):
+    done = _evaluate(
+        folder, "--models", "epidtn,popularity", "--sweep", "model.layers=1,2", "--sweep", "model.dropout=0.3"
+    )
+    assert done.exit_code == 0, done.output
+    out = folder.parent / "out"
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert [entry["sweep"] for entry in results if entry["model"] == "epidtn"] == [
+        {"model.layers": 1},
+        {"model.layers": 2},
+        {"model.dropout": 0.3},
+    ]
+    assert {path.name for path in out.glob("*.png")} == {"sweep-model.layers.png", "sweep-model.dropout.png"}
+    assert "layers=2" in done.output
+    assert done.output.count("Popularity  ") == 1
+    assert len(list((out / "cells").glob("popularity-*.json"))) == 1
+
+
+def test_a_search_keeps_its_log_writes_what_was_best_and_is_used_and_resumed(folder, monkeypatch):
+    done = _evaluate(folder, "--models", "dssm,popularity", "--trials", "3")
+    assert done.exit_code == 0, done.output
+    out = folder.parent / "out"
+    trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    assert [(entry["model"], entry["trial"]) for entry in trials] == [
+        ("dssm", 1),
+        ("dssm", 2),
+        ("dssm", 3),
+        ("popularity", 1),
+    ]
+    # What the arguments say is not searched.
+    assert all("model.uniform_negatives" not in entry["settings"] for entry in trials)
+    best = max(trials[:3], key=lambda entry: entry["validation_hr@10"])
+    tuned = yaml.safe_load((out / "tuned.yaml").read_text())
+    assert tuned == {"dssm": best["settings"], "popularity": {}}
+    assert (out / "trials.csv").read_text().count("\n") == 5
+    written = json.loads((out / "results.json").read_text())
+    assert written["tuned"] == tuned
+    assert written["trials"] == {"dssm": 3, "popularity": 1}
+    monkeypatch.setattr(grid, "run_cell", None)
+    assert _evaluate(folder, "--models", "dssm,popularity", "--trials", "3").exit_code == 0
+    # The same cells by the file that the search wrote.
+    assert _evaluate(folder, "--models", "dssm,popularity", "--tuned", str(out / "tuned.yaml")).exit_code == 0
+
+
+def test_a_failed_cell_is_told_in_one_line_and_the_status_is_not_0(folder, monkeypatch):
+    def fails(cell, tables, tell):
+        if cell.system == "dssm":
+            raise MemoryError("no room")
+        return run_cell(cell, tables, tell)
+
+    monkeypatch.setattr(grid, "run_cell", fails)
+    done = _evaluate(folder, "--models", "dssm,popularity")
+    assert done.exit_code == 1
+    assert "failed: DSSM, seed 1: MemoryError: no room" in done.output
+    assert "Popularity" in done.output
+    assert json.loads((folder.parent / "out" / "results.json").read_text())["failed"] == [
+        {"cell": "DSSM, seed 1", "error": "MemoryError: no room"}
+    ]
+
+
+def test_an_evaluation_that_is_killed_goes_on_with_what_it_had_finished(folder):
+    out = folder.parent / "out"
+    arguments = [
+        "evaluate",
+        "--data",
+        str(folder),
+        "--workers",
+        "0",
+        "--out",
+        str(out),
+        "--models",
+        "popularity,dssm",
+    ]
+    settings = [*TINY, "fit.passes=1000"]
+    child = subprocess.Popen([sys.executable, "-m", "deploy", *arguments, *settings], stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("cells/popularity-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    [kept] = out.glob("cells/*.json")
+    before = kept.stat().st_mtime_ns
+    done = _evaluate(folder, "--models", "popularity,dssm")
+    assert done.exit_code == 0
+    assert kept.stat().st_mtime_ns == before
+    assert "Popularity, seed 1: HR@10" not in done.output
+    assert "DSSM, seed 1: HR@10" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--models", "dsm"], 1, "unknown model 'dsm' (did you mean 'dssm'?)"),
+        (["--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
+        (["--sweep", "model.layers"], 2, "'model.layers' is no sweep"),
+        (["--sweep", "model.layer=1,2"], 2, "did you mean 'model.layers'?"),
+        (["--sweep", "model.layers=1,x"], 2, "setting 'model.layers' cannot be 'x'"),
+        (["--tuned", "/nowhere.yaml"], 2, "/nowhere.yaml cannot be read"),
+        (["protocol.kind=temporal", "protocol.test_from=2100-01-01"], 1, "protocol.test_from"),
+        (["protocol.kind=random"], 2, "protocol.kind"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_done_is_told_in_one_line_before_anything_is_trained(
+    folder, arguments, status, message, capsys
+):
+    data = ["--data", str(folder)]
+    out = folder.parent / "out"
+    capsys.readouterr()
+    with pytest.raises(Exception) as refused:  # noqa: PT011
+        app(["evaluate", *data, "--workers", "0", "--out", str(out), *arguments], standalone_mode=False)
+    assert report(refused.value) == status
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not out.exists()
+
+
+def test_a_folder_without_interactions_is_refused(tmp_path):
+    from deploy.datasets import DatasetError
+
+    with pytest.raises(DatasetError, match=r"interactions\.parquet"):
+        _evaluate(tmp_path)

@@ -1,0 +1,128 @@
+"""Options of `freshet evaluate`, its presets, and how figures and progress are told."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deploy.config_loading import load_config
+from deploy.errors import UsageError
+from deploy.evaluation_options import EvaluateOptions, read_tuned, sweep_points
+from deploy.evaluation_report import share, stars
+
+PRESETS = Path(__file__).parents[3] / "deploy" / "configs"
+
+
+def _options(**changes):
+    return EvaluateOptions("data", **changes)
+
+
+def test_values_of_a_sweep_are_read_as_their_setting():
+    points = sweep_points(
+        _options(
+            sweeps=["model.layers=1,5", "model.similarity=dot,cosine", "stream.user_attributes=[a,b],[]"]
+        )
+    )
+    assert points == [
+        {"model.layers": 1},
+        {"model.layers": 5},
+        {"model.similarity": "dot"},
+        {"model.similarity": "cosine"},
+        {"stream.user_attributes": ["a", "b"]},
+        {"stream.user_attributes": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[dssm]", "must hold settings by model"),
+        ("dssm: 3", "must hold settings by model"),
+        ("dsm: {}", "names 'dsm'"),
+        (
+            "dssm: {model.dropuot: 0.3}",
+            "dssm: unknown setting 'model.dropuot' (did you mean 'model.dropout'?)",
+        ),
+        ("dssm: {model.dropout: 3}", "dssm: model.dropout must be in [0, 1)"),
+        ("dssm: {", "cannot be read"),
+    ],
+)
+def test_a_file_of_tuned_settings_is_checked_before_anything_is_trained(tmp_path, text, message):
+    path = tmp_path / "tuned.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        read_tuned(_options(tuned=path), load_config(None, []))
+    assert message in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_an_argument_wins_over_what_was_tuned(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    path.write_text("dssm: {model.dropout: 0.3, model.layers: 1}\nmarkov:\n")
+    options = _options(tuned=path, overrides=["model.dropout=0.1"])
+    assert read_tuned(options, load_config(None, [])) == {"dssm": {"model.layers": 1}, "markov": {}}
+
+
+def test_the_paper_preset_says_what_the_paper_says():
+    config = load_config(None, [], [PRESETS / "paper.yaml"])
+    model = config.model
+    assert (model.dim, model.layers, model.dropout, model.augmented_dim) == (128, 5, 0.3, 32)
+    assert (model.mimic_user_weight, model.mimic_item_weight, model.contrastive_weight) == (1.0, 1.0, 1.0)
+    assert (model.similarity, model.source_items, model.state_skip, model.logq_strength) == (
+        "cosine",
+        0,
+        0,
+        0,
+    )
+    assert (model.uniform_negatives, config.fit.batch_targets) == (0, 32)
+    assert model.transformer
+    assert model.augmented_vectors
+
+
+def test_a_preset_stands_below_file_and_arguments(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {layers: 3, dim: 16}\n")
+    config = load_config(file, ["model.dim=32"], [PRESETS / "paper.yaml"])
+    assert (config.model.layers, config.model.dim, config.model.dropout) == (3, 32, 0.3)
+
+
+@pytest.mark.parametrize("section", ["stream", "model"])
+def test_a_history_length_of_the_user_wins_over_a_presets_in_both_sections(tmp_path, section):
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("model: {history_length: 20}\n")
+    config = load_config(None, [], [preset])
+    assert (config.model.history_length, config.stream.history_length) == (20, 20)
+    config = load_config(None, [f"{section}.history_length=7"], [preset])
+    assert (config.model.history_length, config.stream.history_length) == (7, 7)
+
+
+def test_figures_are_told_in_four_digits_and_p_in_stars():
+    assert [share(value) for value in (0.097, 1.0, 0.0, math.nan)] == [".0970", "1.0000", ".0000", "–"]
+    assert [stars(p) for p in (0.5, 0.04, 0.009, 0.0001, math.nan)] == ["", "*", "**", "***", ""]
+
+
+def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
+    from cluster.evaluation.fitting import PassReport
+    from cluster.evaluation.grid import CellEvent, cell_of
+    from cluster.evaluation.systems import SYSTEMS
+    from deploy.evaluation_progress import EvaluationDisplay, duration
+
+    config = load_config(None, ["fit.passes=4"])
+    cells = [
+        cell_of(SYSTEMS[name], 1, config, "data", point={"model.layers": 2}) for name in ("dssm", "mind")
+    ]
+    console = Console(width=120, record=True, force_terminal=True, file=io.StringIO())
+    display = EvaluationDisplay("evaluating", cells, console)
+    display.take(CellEvent(cells[0], "started"))
+    display.take(CellEvent(cells[0], "pass", report=PassReport(1, 4, 5.25, 0.1234, 0.1234)))
+    console.print(display._render())
+    shown = console.export_text()
+    assert "evaluating: 0 of 2 cells · 1 running" in shown
+    assert "to go" in shown
+    assert "DSSM, seed 1, model.layers=2" in shown
+    assert "pass 1/4  loss 5.250  validation HR@10 .1234" in shown
+    display.take(CellEvent(cells[0], "failed", error="no room"))
+    assert display.view.summary(display.view.started).startswith("evaluating: 1 of 2 cells · 1 failed")
+    assert [duration(s) for s in (3, 185, 7440)] == ["3 s", "3 min 5 s", "2 h 4 min"]
