@@ -144,7 +144,11 @@ class Evaluation:
 
         files = CellFiles(self.folder / "cells")
         with EvaluationDisplay(title, cells, self.console) as display:
-            return run_grid(cells, self.runner, files, display.take)
+            try:
+                return run_grid(cells, self.runner, files, display.take)
+            except (KeyboardInterrupt, SystemExit):
+                display.say(f"interrupted with {display.view.done_text}; the same command goes on from here")
+                raise
 
     @cached_property
     def runner(self) -> Runner:

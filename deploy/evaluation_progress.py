@@ -55,6 +55,11 @@ class EvaluationView:
         """Cells that need nothing more."""
         return self.found + self.finished + self.failed
 
+    @property
+    def done_text(self) -> str:
+        """`3 of 8 cells`."""
+        return f"{self.done} of {len(self.cells)} cells"
+
     def eta_s(self, now: float) -> float | None:
         """Seconds to go if passes go on taking what they took so far; None before the first."""
         under_way = sum(r.report.number for r in self.running.values() if r.report)
@@ -65,7 +70,7 @@ class EvaluationView:
     def summary(self, now: float) -> str:
         """One line."""
         eta = self.eta_s(now)
-        parts = [f"{self.title}: {self.done} of {len(self.cells)} cells"]
+        parts = [f"{self.title}: {self.done_text}"]
         parts += [f"{self.found} found"] if self.found else []
         parts += [f"{self.failed} failed"] if self.failed else []
         parts.append(f"{len(self.running)} running")
@@ -139,18 +144,19 @@ class EvaluationDisplay:
         if event.kind == "finished":
             view.passes_done += event.cell.passes
         if event.kind == "failed":
-            self._say(f"{cell_title(event.cell)}: failed: {event.error}")
+            self.say(f"{cell_title(event.cell)}: failed: {event.error}")
         elif event.kind == "finished" and event.result is not None:
             shown = event.result.figures.get("hr@10", event.result.validation)
             what = "validation HR@10" if event.cell.trial else "HR@10"
-            self._say(f"{cell_title(event.cell)}: {what} {share(shown)} in {duration(event.result.wall_s)}")
+            self.say(f"{cell_title(event.cell)}: {what} {share(shown)} in {duration(event.result.wall_s)}")
 
     def _say_pass(self, event: CellEvent) -> None:
         # The end of a single pass is the end of the cell, which is told anyway.
         if self._live is None and event.report is not None and event.cell.passes > 1:
-            self._say(f"{cell_title(event.cell)}: {_pass_text(event.report)}")
+            self.say(f"{cell_title(event.cell)}: {_pass_text(event.report)}")
 
-    def _say(self, sentence: str) -> None:
+    def say(self, sentence: str) -> None:
+        """Tell something with its time."""
         elapsed = time.monotonic() - self.view.started
         self.console.print(f"{elapsed:7.1f} s  {sentence}", markup=False, soft_wrap=True)
 

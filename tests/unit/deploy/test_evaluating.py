@@ -134,6 +134,30 @@ def test_it_prints_a_table_within_120_columns_and_writes_json_csv_and_a_plot(fol
     assert not list(out.rglob(".*"))
 
 
+def test_the_temporal_protocol_has_several_targets_a_user_so_that_recall_is_no_hit_rate(folder):
+    settings = ["protocol.kind=temporal", "protocol.targets=all", "protocol.shuffle_ties=true"]
+    settings += ["protocol.validation_from=0.7", "protocol.test_from=0.8"]
+    done = _evaluate(folder, "--models", "popularity,markov", *settings)
+    assert done.exit_code == 0, done.output
+    assert "temporal, ties shuffled" in done.output
+    written = json.loads((folder.parent / "out" / "results.json").read_text())
+    assert written["protocol"]["kind"] == "temporal"
+    assert written["data"]["test_targets"] > written["data"]["test_queries"]
+    assert written["results"][0]["hr@10"] != written["results"][0]["recall@10"]
+
+
+def test_an_interruption_says_how_to_go_on(folder, monkeypatch):
+    def interrupted(cell, tables, tell):
+        if cell.system == "dssm":
+            raise KeyboardInterrupt
+        return run_cell(cell, tables, tell)
+
+    monkeypatch.setattr(grid, "run_cell", interrupted)
+    done = _evaluate(folder, "--models", "popularity,dssm")
+    assert done.exit_code != 0
+    assert "interrupted with 1 of 2 cells; the same command goes on from here" in done.output
+
+
 def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(folder):
     _evaluate(folder, "--models", "epidtn,popularity")
     folder_of_results = folder.parent / "out"

@@ -10,6 +10,7 @@ from cluster.config import FreshetConfig
 from cluster.evaluation.config import ProtocolConfig
 from cluster.evaluation.data import prepare, signals
 from streaming.config import StreamConfig
+from streaming.hashing import hash_texts
 from tests.data_tables import random_tables, tables_of
 
 
@@ -85,3 +86,15 @@ def test_the_fingerprint_follows_every_value_and_nothing_else():
         replace(tables, users=tables.users.slice(1)).fingerprint(),
     }
     assert len(prints) == 4
+
+
+def test_ids_that_are_texts_are_those_of_the_stream():
+    tables = tables_of([(1, 5, 1), (1, 6, 2), (1, 5, 3)])
+    texts = {
+        "user_id": pa.array(["anna"] * 3),
+        "item_id": pa.array(["a", "b", "a"]),
+        "timestamp_ms": tables.interactions["timestamp_ms"],
+    }
+    found = prepare(replace(tables, interactions=pa.table(texts)), FreshetConfig()).interactions
+    assert found.user_U.tolist() == hash_texts(pa.array(["anna"])).tolist()
+    assert found.item_T.tolist() == hash_texts(pa.array(["a", "b", "a"])).tolist()
