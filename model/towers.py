@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.dropout import Dropout
 from model.features import ItemInputs, QueryInputs
 from model.token_rows import TokenRows
 from model.transformer import SequenceEncoder, different_sequences, last_and_mean, last_states
@@ -19,9 +20,7 @@ from model.transformer import SequenceEncoder, different_sequences, last_and_mea
 
 def two_layers(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     """Linear, ReLU, dropout, linear: the paper's "layer of MLP"."""
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
-    )
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, outputs))
 
 
 def rows_of(rows_UD: Tensor, index: Tensor) -> Tensor:
@@ -136,7 +135,7 @@ class RecentSources(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         weights = [config.source_gain * config.source_decay**b for b in range(config.source_items)]
         self.weight_B = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
 

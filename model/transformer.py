@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.dropout import dropout
 from model.token_rows import TokenRows
 
 
@@ -72,7 +73,7 @@ class Block(nn.Module):
         return out
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 class SequenceEncoder(nn.Module):
@@ -88,7 +89,7 @@ class SequenceEncoder(nn.Module):
     def forward(self, token_RLD: Tensor, rows: TokenRows) -> Tensor:
         """Embedded tokens float32 (R, L, D), laid out as in `rows`, to states (R, L, D)."""
         strange_R1LL = different_sequences(rows).unsqueeze(1) if rows.shared else None
-        state_RLD = F.dropout(self.input_norm(token_RLD), self.dropout, self.training)
+        state_RLD = dropout(self.input_norm(token_RLD), self.dropout, self.training)
         for block in self.blocks:
             state_RLD = block(state_RLD, strange_R1LL)
         out: Tensor = self.output_norm(state_RLD)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.dropout import Dropout
 from model.features import QueryInputs
 from model.towers import rows_of
 from model.transformer import last_and_mean
@@ -24,7 +25,7 @@ def dense_tower(inputs: int, config: ModelConfig) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for k in range(config.layers, 0, -1):
-        layers += [nn.Linear(inputs, config.dim << k), nn.ReLU(), nn.Dropout(config.dropout)]
+        layers += [nn.Linear(inputs, config.dim << k), nn.ReLU(), Dropout(config.dropout)]
         inputs = config.dim << k
     tower = nn.Sequential(*layers, nn.Linear(inputs, config.dim))
     for module in tower:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model.augmentation import RandomKey
 from model.baselines.plain_towers import compared
 from model.config import ModelConfig
+from model.dropout import dropout
 from model.features import ItemInputs, QueryInputs
 from model.token_rows import TokenRows
 from model.towers import rows_of
@@ -63,7 +64,7 @@ class SASRecBlock(nn.Module):
         return out
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 class SASRec(TwoTower):
@@ -102,7 +103,7 @@ class SASRec(TwoTower):
     def _states(self, item_ID: Tensor, rows: TokenRows) -> Tensor:
         """Encoded tokens, float32 (R, L, D)."""
         token_RLD = F.embedding(rows.token_RL, item_ID, padding_idx=0) * math.sqrt(self.config.dim)
-        state_RLD = F.dropout(token_RLD, self.config.dropout, self.training)
+        state_RLD = dropout(token_RLD, self.config.dropout, self.training)
         strange_R1LL = different_sequences(rows).unsqueeze(1) if rows.shared else None
         for block in self.blocks:
             state_RLD = block(state_RLD, strange_R1LL)
