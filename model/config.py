@@ -75,6 +75,12 @@ class ModelConfig:
     contrastive_items: Literal["targets", "candidates"] = field(
         default="targets", metadata={"help": "which items Eq. 24 runs over"}
     )
+    negative_sequence: Literal["explicit", "older_half"] = field(
+        default="explicit",
+        metadata={
+            "help": "h⁻ of Eq. 21: what the user disliked, or (as the paper says) the older half of what they liked"
+        },
+    )
     sequence_mask_ratio: float = field(default=0.3, metadata={"help": "of history items in a sequence view"})
     attribute_mask_ratio: float = field(default=0.3, metadata={"help": "of attributes in a user view"})
     item_mask_ratio: float = field(
@@ -94,6 +100,11 @@ class ModelConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
         self._require("logq_strength", 0 <= self.logq_strength <= 1, "be in [0, 1]")
         self._require("heads", self.dim % self.heads == 0, f"divide model.dim={self.dim}")
+        self._require(
+            "negative_sequence",
+            self.negative_sequence in ("explicit", "older_half"),
+            "be explicit or older_half",
+        )
         self._require("history_mask", self.history_mask in ("past", "all"), "be past or all")
         self._require("loss", self.loss in ("softmax", "pointwise"), "be softmax or pointwise")
         self._require("similarity", self.similarity in ("cosine", "dot"), "be cosine or dot")

@@ -175,7 +175,9 @@ def query_inputs(
         ValueError: rows with different numbers of user attributes.
     """
     rows = _Rows.of(batch)
-    negative_items, negative_length_N = _negatives(batch)
+    negative_items, negative_length_N = (
+        rows.older_halves() if config.negative_sequence == "older_half" else _negatives(batch)
+    )
     ids = np.concatenate([rows.items, negative_items])
     distinct = KeyIndex(ids.shape[0])
     token_T = distinct.add(np.zeros(ids.shape[0], np.int16), ids) + 1
@@ -246,6 +248,11 @@ class _Rows:
             within_T=within_T,
             is_event_T=within_T >= np.repeat(context_N, length_N),
         )
+
+    def older_halves(self) -> tuple[Int64Array, Int64Array]:
+        """Items of the older half of each row that has four or more, one row after another, and how many of each."""
+        half_N = np.where(self.length_N >= 4, self.length_N // 2, 0)
+        return self.items[self.within_T < half_N[self.row_T]], half_N
 
 
 def _tensor(values: Int64Array) -> Tensor:

@@ -26,7 +26,7 @@ def _each(key: str, *values: Any) -> tuple[Choice, ...]:
 
 _RATES = tuple(
     {"fit.learning_rate": towers, "fit.row_learning_rate": rows}
-    for towers, rows in ((1e-3, 1e-3), (1e-3, 5e-3), (2e-3, 2e-3), (2.8e-3, 2.8e-3), (4e-3, 4e-3))
+    for towers, rows in ((1e-3, 1e-3), (1e-3, 1e-2), (2.8e-3, 2.8e-3), (2.8e-3, 1e-2), (2.8e-3, 2e-2))
 )
 _SIMILARITIES = (
     {"model.similarity": "dot", "model.temperature": 1.0},

@@ -174,3 +174,20 @@ def test_only_targets_are_left_of_the_candidates_when_asked(item_categories):
     items = item_inputs(np.array([3, 4, 5]), item_categories, KeyCollector(), np.array([True, False, True]))
     assert items.targets_only().id_C.tolist() == [3, 5]
     assert items.targets_only().category_row_CK.shape == (2, 2)
+
+
+def test_the_paper_s_negative_sequence_is_the_older_half_of_the_row(
+    run_class, batch_of, item_categories, config
+):
+    runs = [run_class(1, [3, 4, 5], [6, 7]), run_class(2, [8], [9, 3]), run_class(3, [1, 2], [4, 5])]
+    keys = KeyCollector()
+    inputs = query_inputs(
+        batch_of(runs), item_categories, keys, replace(config, negative_sequence="older_half")
+    )
+    names = _key_names(keys)
+    negatives = inputs.negatives
+    assert negatives.length_N.tolist() == [2, 0, 2]
+    for n, items in ((0, [3, 4]), (2, [1, 2])):
+        start = int(negatives.start_N[n])
+        tokens = negatives.token_RL.reshape(-1)[start : start + 2]
+        assert [names[int(inputs.item_row_I[t])] for t in tokens] == [(ITEM, item) for item in items]
