@@ -3,10 +3,10 @@
     python tests/benchmarks/stream_parity.py [--json FILE] [--data DIR] [--passes N] [--ranks N] [KEY=VALUE]...
 
 Both sides have the same model, seed, training events of a leave-one-out split, events per step and learning rates; both
-mask only what a user had before an event. Batch: `fit` in passes of shuffled pieces. Stream: the events in time order
-on a topic of a broker of its own, read by the real worker once per pass, each started from the one before
-(`train.init_from`). The last checkpoint ranks the same test queries with the same code. The ratio is HR@10, ours over
-the batch side's.
+mask only what a user had before an event. Batch: `fit` in passes of shuffled pieces; its best pass by validation is
+ranked. Stream: the events in time order on a topic of a broker of its own, read by the real worker once per pass, each
+started from the one before (`train.init_from`), its rates those of the middle of `fit`'s pass; the last checkpoint is
+ranked, for the same test queries by the same code. The ratio is HR@10, the stream's over the batch's.
 """
 
 import argparse

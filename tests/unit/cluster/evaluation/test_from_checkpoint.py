@@ -1,0 +1,35 @@
+"""A checkpoint's own settings, also those of a version that knew others."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from cluster.checkpoint import Checkpoint
+from cluster.config import FreshetConfig, TrainConfig
+from cluster.evaluation.from_checkpoint import config_of
+from model.config import ModelConfig
+from streaming.config import StreamConfig
+
+CONFIG = FreshetConfig(
+    stream=StreamConfig(user_attributes=["age"], history_length=7),
+    model=ModelConfig(dim=8, similarity="dot"),
+    train=TrainConfig(row_optimizer="adagrad", init_from="runs/a"),
+    seed=4,
+)
+
+
+def _checkpoint(config):
+    # As a manifest holds it.
+    return Checkpoint(Path("nowhere"), json.loads(json.dumps({"config": config})))
+
+
+def test_the_settings_come_back_as_they_were():
+    assert config_of(_checkpoint(asdict(CONFIG))) == CONFIG
+
+
+def test_settings_that_are_no_more_are_left_out_and_new_ones_have_their_defaults():
+    saved = asdict(CONFIG)
+    saved["train"]["of_another_version"] = 1
+    saved["another_section"] = {"x": 1}
+    del saved["train"]["init_from"], saved["protocol"]
+    assert config_of(_checkpoint(saved)) == replace(CONFIG, train=TrainConfig(row_optimizer="adagrad"))
