@@ -18,20 +18,26 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @njit(cache=True, nogil=True)
+def rank_in_row(scores_I: Float32Array, target: int, drop_I: BoolArray) -> float:
+    """The target's place among the items that are not dropped: those above it plus half of its ties; 0 is the best."""
+    own = scores_I[target]
+    above, equal = 0, 0
+    for i in range(scores_I.shape[0]):
+        if drop_I[i] or i == target:
+            continue
+        if scores_I[i] > own:
+            above += 1
+        # Not "==": a score that is not a number counts as a tie, never as a win.
+        elif not scores_I[i] < own:
+            equal += 1
+    return above + 0.5 * equal
+
+
+@njit(cache=True, nogil=True)
 def _ranks(scores_EI: Float32Array, target_E: Int64Array, drop_EI: BoolArray) -> Float64Array:
     out = np.empty(scores_EI.shape[0], np.float64)
     for e in range(scores_EI.shape[0]):
-        own = scores_EI[e, target_E[e]]
-        above, equal = 0, 0
-        for i in range(scores_EI.shape[1]):
-            if drop_EI[e, i] or i == target_E[e]:
-                continue
-            if scores_EI[e, i] > own:
-                above += 1
-            # Not "==": a score that is not a number counts as a tie, never as a win.
-            elif not scores_EI[e, i] < own:
-                equal += 1
-        out[e] = above + 0.5 * equal
+        out[e] = rank_in_row(scores_EI[e], target_E[e], drop_EI[e])
     return out
 
 

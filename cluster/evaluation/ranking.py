@@ -14,6 +14,7 @@ from numba import njit
 from cluster.evaluation.batches import query_batches
 from cluster.evaluation.interactions import Interactions
 from cluster.evaluation.protocols import Queries
+from model.metrics import rank_in_row
 from model.recommender import Recommender
 
 Int64Array = npt.NDArray[np.int64]
@@ -96,18 +97,6 @@ def _ranks(
                 had[seen_S[s]] = True
         for g in range(target_offset_Q1[q], target_offset_Q1[q + 1]):
             target = target_G[g]
-            if target < 0:
-                out[g] = items
-                continue
-            own = scores_QI[q, target]
-            above, equal = 0, 0
-            for i in range(items):
-                if had[i] or i == target:
-                    continue
-                if scores_QI[q, i] > own:
-                    above += 1
-                # Not "==": a score that is not a number counts as a tie, never as a win.
-                elif not scores_QI[q, i] < own:
-                    equal += 1
-            out[g] = above + 0.5 * equal
+            # What is not among the items comes last.
+            out[g] = items if target < 0 else rank_in_row(scores_QI[q], target, had)
     return out
