@@ -60,8 +60,7 @@ def _insert(rows: pa.Table, table: ShardedEmbedding, file: Path, advice: str) ->
     width = rows.schema.field("value").type.list_size
     if width != table.dim:
         raise CheckpointError(
-            f"{file} holds rows of dimension {width}, but model.dim is {table.dim}; "
-            f"set it back or {advice}"
+            f"{file} holds rows of dimension {width}, but model.dim is {table.dim}; set it back or {advice}"
         )
     missing = [name for name in table.state if f"state.{name}" not in rows.column_names]
     if missing:

@@ -66,9 +66,7 @@ class FitConfig:
     passes: int = field(default=12, metadata={"help": "how often everything is read"})
     batch_targets: int = field(default=1500, metadata={"help": "events to foretell in one step"})
     learning_rate: float = field(default=2.8e-3, metadata={"help": "of the towers (AdamW), at its highest"})
-    row_learning_rate: float = field(
-        default=1e-2, metadata={"help": "of the embedding rows, at its highest"}
-    )
+    row_learning_rate: float = field(default=1e-2, metadata={"help": "of the embedding rows, at its highest"})
     row_optimizer: Literal["adam", "adagrad"] = field(
         default="adam", metadata={"help": "row-wise Adam, or row-wise Adagrad"}
     )
