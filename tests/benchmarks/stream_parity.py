@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,8 @@ def measure(folder: Path, config: FreshetConfig, ranks: int) -> dict[str, Any]:
             "ranks": ranks,
             "partitions": PARTITIONS,
             "seed": config.seed,
+            "model": asdict(config.model),
+            "fit": asdict(config.fit),
         },
     }
 
