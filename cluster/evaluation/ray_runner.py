@@ -39,6 +39,7 @@ class OnRay:
     def __init__(self, tables: Tables, *, workers: int, threads: int, address: str = "") -> None:
         self.tables, self.workers, self.threads, self.address = tables, workers, threads, address
         self._started = False
+        self._made_token = "RAY_AUTH_TOKEN" not in os.environ
 
     def run(self, cells: Sequence[Cell], tell: Tell) -> None:
         """See Runner."""
@@ -51,6 +52,9 @@ class OnRay:
         """See Runner. A Ray that others started stays."""
         if self._started:
             ray.shutdown()
+            if self._made_token:
+                # Of this run alone: a Ray that is started next in this environment would demand it.
+                os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 class _Run:

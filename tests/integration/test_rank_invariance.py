@@ -84,13 +84,14 @@ def _assert_same_towers(alone: dict, together: dict) -> None:
     for one, two in zip(alone["losses"], together["losses"], strict=True):
         assert two.keys() == one.keys()
         np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
-    for kind in ("gradients", "parameters"):
+    # Adam divides by a gradient's own size: rounding of a small one moves a parameter by up to a hundredth of the rate.
+    for kind, tolerance in (("gradients", 1e-5), ("parameters", 1e-4)):
         assert together[kind].keys() >= alone[kind].keys()
         for name, value in alone[kind].items():
             if name.endswith("to_qkv.bias"):
                 # A key bias moves no softmax: its gradient is rounding error, which Adam scales up to steps.
                 together[kind][name][8:16] = value[8:16]
-            np.testing.assert_allclose(together[kind][name], value, atol=1e-5, err_msg=f"{kind} {name}")
+            np.testing.assert_allclose(together[kind][name], value, atol=tolerance, err_msg=f"{kind} {name}")
 
 
 def _assert_same_rows(alone: dict, ranks: Sequence[dict]) -> None:
