@@ -39,7 +39,7 @@ class OnRay:
     def __init__(self, tables: Tables, *, workers: int, threads: int, address: str = "") -> None:
         self.tables, self.workers, self.threads, self.address = tables, workers, threads, address
         self._started = False
-        self._made_token = "RAY_AUTH_TOKEN" not in os.environ
+        self._authentication = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")}
 
     def run(self, cells: Sequence[Cell], tell: Tell) -> None:
         """See Runner."""
@@ -52,9 +52,10 @@ class OnRay:
         """See Runner. A Ray that others started stays."""
         if self._started:
             ray.shutdown()
-            if self._made_token:
-                # Of this run alone: a Ray that is started next in this environment would demand it.
-                os.environ.pop("RAY_AUTH_TOKEN", None)
+            # Of this run alone: a Ray that is started next in this environment would demand the token.
+            for name, value in self._authentication.items():
+                if value is None:
+                    os.environ.pop(name, None)
 
 
 class _Run:
