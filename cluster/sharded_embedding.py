@@ -9,6 +9,7 @@ for, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,9 @@ from model.key_index import KeyIndex
 
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]
+
+# Bits of a row's mark: it changed since `take_changes`; it had not been there then.
+_CHANGED, _NEW = np.uint8(1), np.uint8(2)
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,70 @@ class ShardedEmbedding:
         }
         self.frequency_C = np.zeros(0, np.float64)
         self.last_seen_ms_C = np.zeros(0, np.int64)
+        self._changed_C = np.zeros(0, np.uint8)
+        self._removed: list[tuple[Int16Array, Int64Array]] = []
         self._collectives = collectives
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def rows(self) -> Int64Array:
+        """Local numbers of the rows that live, int64, ascending. A removed row leaves a hole until it is used again."""
+        return np.arange(len(self.index), dtype=np.int64)
+
+    def keys_of(self, rows: Int64Array) -> tuple[Int16Array, Int64Array]:
+        """Tables int16 (n,) and ids int64 (n,) of living rows."""
+        tables, ids = self.index.keys()
+        return tables[rows], ids[rows]
+
+    def take_changes(self) -> tuple[Int64Array, tuple[Int16Array, Int64Array]]:
+        """What changed since the last call, and forget it: for delta checkpoints.
+
+        Returns:
+            Local numbers of the rows that are new or whose value, state, frequency or last-seen time changed, int64,
+            ascending; and the keys (tables int16, ids int64) that had a row at the last call and have none now. No key
+            is in both.
+        """
+        changed = np.flatnonzero(self._changed_C)
+        self._changed_C[changed] = 0
+        removed = self._removed
+        self._removed = []
+        tables = np.concatenate([np.zeros(0, np.int16), *(part[0] for part in removed)])
+        ids = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in removed)])
+        gone = self.index.find(tables, ids) < 0
+        return changed, (tables[gone], ids[gone])
+
+    def mark_all_changed(self) -> None:
+        """The next `take_changes` gives every living row, as after a checkpoint that was not committed."""
+        self._changed_C[self.rows()] |= _CHANGED
+
+    def load(
+        self,
+        tables: Int16Array,
+        ids: Int64Array,
+        values_KD: Tensor,
+        state: Mapping[str, Tensor],
+        frequency_K: npt.NDArray[np.float64],
+        last_seen_ms_K: Int64Array,
+    ) -> None:
+        """Put rows that this rank owns as a checkpoint holds them, over what a key has already; marks nothing.
+
+        Args:
+            tables: int16 (K,).
+            ids: int64 (K,); no key twice.
+            values_KD: float32 (K, D).
+            state: the optimizer's, by name as in `state`, K entries each.
+            frequency_K: float64.
+            last_seen_ms_K: int64.
+        """
+        local = self.add(tables, ids)
+        where = torch.from_numpy(local).to(self.device)
+        self.values_CD[where] = values_KD.to(self.device)
+        for name, tensor in self.state.items():
+            tensor[where] = state[name].to(self.device)
+        self.frequency_C[local] = frequency_K
+        self.last_seen_ms_C[local] = last_seen_ms_K
+        self._changed_C[local] = 0
 
     def owners(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
         """The rank that owns each key."""
@@ -104,6 +168,7 @@ class ShardedEmbedding:
         if lookup.local_R.shape[0] == 0:
             return
         touched, inverse = np.unique(lookup.local_R, return_inverse=True)
+        self._changed_C[touched] |= _CHANGED
         total = torch.zeros(touched.shape[0], self.dim, device=self.device)
         total.index_add_(0, torch.from_numpy(inverse).to(self.device), received_RD)
         index = torch.from_numpy(touched).to(self.device)
@@ -116,6 +181,7 @@ class ShardedEmbedding:
         local = self.add(tables, ids)
         self.frequency_C[local] += weights
         self.last_seen_ms_C[local] = np.maximum(self.last_seen_ms_C[local], time_ms)
+        self._changed_C[local] |= _CHANGED
 
     def frequencies(self, tables: Int16Array, ids: Int64Array) -> npt.NDArray[np.float64]:
         """How often keys that this rank owns have been counted, float64 (K,); 0 for a key without a row."""
@@ -131,6 +197,7 @@ class ShardedEmbedding:
             self._reserve(size)
             all_tables, all_ids = self.index.keys()
             self.values_CD[before:size] = self._initial(all_tables[before:size], all_ids[before:size])
+            self._changed_C[before:size] = _CHANGED | _NEW
         return local
 
     def _local_rows(self, tables: Int16Array, ids: Int64Array, create: bool) -> tuple[Int64Array, Tensor]:
@@ -157,3 +224,4 @@ class ShardedEmbedding:
             self.state[name] = torch.cat([tensor, tensor.new_zeros(extra, *tensor.shape[1:])])
         self.frequency_C = np.concatenate([self.frequency_C, np.zeros(extra)])
         self.last_seen_ms_C = np.concatenate([self.last_seen_ms_C, np.zeros(extra, np.int64)])
+        self._changed_C = np.concatenate([self._changed_C, np.zeros(extra, np.uint8)])

@@ -70,3 +70,40 @@ def test_frequencies_add_up_and_a_key_without_a_row_has_none():
     table.count(tables[:1], np.array([5]), np.array([1.0]), 90)
     assert table.frequencies(np.zeros(3, np.int16), np.array([6, 7, 5])).tolist() == [2.0, 0.0, 2.5]
     assert table.last_seen_ms_C[:2].tolist() == [100, 100]
+
+
+def _changed_keys(table):
+    rows, removed = table.take_changes()
+    assert (np.diff(rows) > 0).all()
+    keys = zip(*(part.tolist() for part in table.keys_of(rows)), strict=True)
+    return set(keys), set(zip(*(part.tolist() for part in removed), strict=True))
+
+
+def test_changes_are_what_was_made_trained_or_counted_since_they_were_last_taken():
+    table, zeros = _table(), np.zeros(3000, np.int16)
+    table.lookup(zeros[:3], np.array([1, 2, 3]))
+    assert _changed_keys(table) == ({(0, 1), (0, 2), (0, 3)}, set())
+    assert _changed_keys(table) == (set(), set())
+    table.lookup(zeros[:2], np.array([1, 2]))
+    table.lookup(zeros[:2], np.array([1, 77]), create=False)
+    assert _changed_keys(table) == (set(), set()), "a lookup alone changes nothing"
+    lookup = table.lookup(zeros[:2], np.array([1, 2]))
+    lookup.rows_UD.sum().backward()
+    table.apply_gradients(lookup, 0.1)
+    table.count(zeros[:1], np.array([3]), np.ones(1), 5)
+    table.lookup(zeros, np.arange(10_000, 13_000))  # grows
+    keys, _ = _changed_keys(table)
+    assert keys == {(0, 1), (0, 2), (0, 3)} | {(0, k) for k in range(10_000, 13_000)}
+    table.mark_all_changed()
+    assert len(_changed_keys(table)[0]) == len(table) == 3003
+
+
+def test_rows_that_are_loaded_are_not_marked_as_changed():
+    table, loaded = _table(), _table()
+    table.lookup(np.zeros(3, np.int16), np.array([1, 2, 3]))
+    rows = table.rows()
+    state = {name: tensor[rows] for name, tensor in table.state.items()}
+    columns = table.values_CD[rows], state, table.frequency_C[rows], table.last_seen_ms_C[rows]
+    loaded.load(*table.keys_of(rows), *columns)
+    assert torch.equal(loaded.values_CD[:3], table.values_CD[:3])
+    assert _changed_keys(loaded) == (set(), set())
