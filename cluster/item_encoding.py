@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cluster.collectives import Collectives
 from cluster.sharded_embedding import ShardedEmbedding
-from model.cl_epidtn import CLEPIDTN
 from model.features import ITEM, KeyCollector, item_inputs
+from model.two_tower import TwoTower
 from streaming.catalogue import Catalogue
 
 Int64Array = npt.NDArray[np.int64]
@@ -20,7 +20,7 @@ _CHUNK_ITEMS = 65_536
 
 @torch.no_grad()
 def encode_owned_items(
-    model: CLEPIDTN, table: ShardedEmbedding, catalogue: Catalogue, comm: Collectives
+    model: TwoTower, table: ShardedEmbedding, catalogue: Catalogue, comm: Collectives
 ) -> tuple[Int64Array, Tensor]:
     """Collective. Ids int64 (n,) of the known items that this rank owns and their vectors float32 (n, D).
 

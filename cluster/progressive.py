@@ -26,9 +26,9 @@ from cluster.sharded_embedding import ShardedEmbedding
 from cluster.train_step import PreparedStep
 from model.baselines.cooccurrence import StreamingCooccurrence
 from model.baselines.popularity import StreamingPopularity
-from model.cl_epidtn import CLEPIDTN
 from model.key_index import KeyIndex, hash_keys
 from model.metrics import full_ranks
+from model.two_tower import TwoTower
 from streaming.catalogue import Catalogue
 
 Int64Array = npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ class ProgressiveValidation:
 
     def __init__(
         self,
-        model: CLEPIDTN,
+        model: TwoTower,
         table: ShardedEmbedding,
         catalogue: Catalogue,
         comm: Collectives,

@@ -27,7 +27,7 @@ from cluster.item_encoding import encode_owned_items
 from cluster.row_files import save_rows
 from cluster.sharded_embedding import ShardedEmbedding
 from cluster.tower_files import save_towers
-from model.cl_epidtn import CLEPIDTN
+from model.two_tower import TwoTower
 from retrieval.durable_files import write_durably
 from retrieval.publish import PublishReport, publish, write_part
 from retrieval.version import VersionStore
@@ -72,7 +72,7 @@ class Publisher:
 
     def snapshot(
         self,
-        model: CLEPIDTN,
+        model: TwoTower,
         table: ShardedEmbedding,
         catalogue: Catalogue,
         queries: list[npt.NDArray[np.float32]],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.augmentation import RandomKey
 from model.config import ModelConfig
 from model.contrastive import ContrastiveLosses
+from model.ensemble import with_members
 from model.features import ItemInputs, QueryInputs
 from model.losses import mimic
 from model.towers import ItemTower, UserTower
@@ -109,3 +110,13 @@ class CLEPIDTN(TwoTower):
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=1) if self.config.similarity == "cosine" else vectors
+
+
+def cl_epidtn(config: ModelConfig, attribute_count: int) -> TwoTower:
+    """What is trained on a stream and served: CL-EPIDTN, or as many side by side as `config.members` says.
+
+    Args:
+        config: sizes and switches.
+        attribute_count: configured user attributes (without user id and activity).
+    """
+    return with_members(config, lambda own: CLEPIDTN(own, attribute_count))

@@ -16,6 +16,9 @@ class ModelConfig:
     """CL-EPIDTN: sizes, which parts are on, and the weights of its losses."""
 
     dim: int = field(default=64, metadata={"help": "width of every embedding and of both towers' outputs"})
+    members: int = field(
+        default=1, metadata={"help": "models of dim / members columns side by side, whose scores add up"}
+    )
     layers: int = field(default=2, metadata={"help": "transformer blocks of the user tower"})
     heads: int = field(default=2, metadata={"help": "attention heads; must divide dim"})
     history_length: int = field(default=50, metadata={"help": "items of history that a query sees (W)"})
@@ -90,7 +93,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
-        for name in ("dim", "layers", "heads", "history_length", "augmented_dim", "max_categories"):
+        for name in (
+            "dim",
+            "members",
+            "layers",
+            "heads",
+            "history_length",
+            "augmented_dim",
+            "max_categories",
+        ):
             self._require(name, getattr(self, name) >= 1, "be at least 1")
         for name in ("temperature", "contrastive_temperature", "init_std"):
             self._require(name, getattr(self, name) > 0, "be positive")
@@ -99,7 +110,10 @@ class ModelConfig:
         for name in _RATIOS:
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
         self._require("logq_strength", 0 <= self.logq_strength <= 1, "be in [0, 1]")
-        self._require("heads", self.dim % self.heads == 0, f"divide model.dim={self.dim}")
+        self._require("members", self.dim % self.members == 0, f"divide model.dim={self.dim}")
+        columns = self.dim // self.members
+        split = f"model.dim={self.dim}" if self.members == 1 else f"model.dim / model.members = {columns}"
+        self._require("heads", columns % self.heads == 0, f"divide {split}")
         self._require(
             "negative_sequence",
             self.negative_sequence in ("explicit", "older_half"),

@@ -16,7 +16,7 @@ from cluster.row_files import PREFIX as ROWS
 from cluster.row_files import load_rows
 from cluster.tower_files import FILE as TOWERS
 from cluster.tower_files import load_towers
-from model.cl_epidtn import CLEPIDTN
+from model.cl_epidtn import cl_epidtn
 from streaming.catalogue import Catalogue
 
 _Config = TypeVar("_Config")
@@ -33,7 +33,7 @@ def recommender_of(checkpoint: Checkpoint, device: torch.device) -> TrainedRecom
     config = config_of(checkpoint)
     catalogue = Catalogue(config.stream)
     catalogue.apply(read_catalogue(checkpoint.path))
-    model = CLEPIDTN(config.model, len(config.stream.user_attributes))
+    model = cl_epidtn(config.model, len(config.stream.user_attributes))
     fit = replace(config.fit, row_optimizer=config.train.row_optimizer)
     recommender = TrainedRecommender(model, catalogue, config, fit, device)
     load_towers(checkpoint.path / TOWERS, recommender.model)

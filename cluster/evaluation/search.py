@@ -35,6 +35,7 @@ _SIMILARITIES = (
 _DROPOUTS = _each("model.dropout", 0.1, 0.2, 0.3, 0.5)
 _NEGATIVES = _each("model.uniform_negatives", 250, 1000, 2000)
 _LAYERS = _each("model.layers", 1, 2, 3)
+_MEMBERS = _each("model.members", 1, 2)
 _USER_IDS = _each("model.user_id_embedding", False, True)
 _INPUT_MASKS = _each("model.input_mask_ratio", 0.0, 0.15, 0.3)
 _SOURCES = (
@@ -48,19 +49,28 @@ _CONTRAST_TEMPERATURES = _each("model.contrastive_temperature", 0.1, 0.5)
 
 _TRAINED = (_RATES, _SIMILARITIES, _DROPOUTS)
 _TWO_TOWERS = (*_TRAINED, _NEGATIVES, _LAYERS, _USER_IDS)
-_OURS = (*_TWO_TOWERS, _INPUT_MASKS, _SOURCES)
+_OURS = (*_TWO_TOWERS, _MEMBERS, _INPUT_MASKS, _SOURCES)
 
 SPACES: dict[str, Space] = {
     "cl_epidtn": (*_OURS, _MIMICS, _CONTRASTS, _CONTRAST_TEMPERATURES),
     "epidtn": (*_OURS, _MIMICS),
     "cltd": (*_OURS, _CONTRASTS, _CONTRAST_TEMPERATURES),
     # Without a transformer there are no layers.
-    "cl_dssm": (*_TRAINED, _NEGATIVES, _USER_IDS, _INPUT_MASKS, _SOURCES, _CONTRASTS, _CONTRAST_TEMPERATURES),
-    "youtube_dnn": _TWO_TOWERS,
-    "dssm": _TWO_TOWERS,
+    "cl_dssm": (
+        *_TRAINED,
+        _NEGATIVES,
+        _USER_IDS,
+        _MEMBERS,
+        _INPUT_MASKS,
+        _SOURCES,
+        _CONTRASTS,
+        _CONTRAST_TEMPERATURES,
+    ),
+    "youtube_dnn": (*_TWO_TOWERS, _MEMBERS),
+    "dssm": (*_TWO_TOWERS, _MEMBERS),
     "mind": _TWO_TOWERS,
-    "sasrec": (*_TRAINED, _NEGATIVES, _LAYERS),
-    "sasrec_bce": (*_TRAINED, _LAYERS),
+    "sasrec": (*_TRAINED, _NEGATIVES, _LAYERS, _MEMBERS),
+    "sasrec_bce": (*_TRAINED, _LAYERS, _MEMBERS),
     "wals": (
         _each("wals.factors", 32, 64, 128),
         _each("wals.regularization", 0.01, 0.1, 1.0, 10.0, 100.0),

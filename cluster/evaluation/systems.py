@@ -28,6 +28,7 @@ _PLAIN = {
     "model.contrastive_weight": 0.0,
     "model.augmented_vectors": False,
     "model.input_mask_ratio": 0.0,
+    "model.members": 1,
 }
 # How each baseline's own paper compares two vectors; cosine at the temperature of the reconstruction (MODEL.md 0).
 _DOT = {"model.similarity": "dot", "model.temperature": 1.0}
@@ -85,8 +86,11 @@ class System:
 _TOWERS = ("model.", "fit.", "device")
 
 
-def _towers(name: str, title: str, source: str, defaults: Mapping[str, Any]) -> System:
-    return System(name, title, f"model.baselines.{source}", _TOWERS, defaults={**_PLAIN, **defaults})
+def _towers(
+    name: str, title: str, source: str, defaults: Mapping[str, Any], forced: Mapping[str, Any] | None = None
+) -> System:
+    source = f"model.baselines.{source}"
+    return System(name, title, source, _TOWERS, {**_PLAIN, **defaults}, forced or {})
 
 
 def _ablation(name: str, title: str, **forced: Any) -> System:
@@ -116,7 +120,8 @@ SYSTEMS: dict[str, System] = {
         _one_pass("wals", "WALS", "wals:WALS", ("implicit", "scipy.sparse"), ("wals.", "seed")),
         _towers("youtube_dnn", "YouTube DNN", "youtube_dnn:YouTubeDNN", _DOT),
         _towers("dssm", "DSSM", "dssm:DSSM", _COSINE),
-        _towers("mind", "MIND", "mind:MIND", _DOT),
+        # The best of several inner products is not a sum of its parts' bests.
+        _towers("mind", "MIND", "mind:MIND", _DOT, {"model.members": 1}),
         _towers("sasrec", "SASRec", "sasrec:SASRec", _DOT),
         # Its one negative is drawn among the step's uniform ones.
         _towers("sasrec_bce", "SASRec (BCE)", "sasrec:SASRecBCE", {**_DOT, "model.uniform_negatives": 1000}),
@@ -170,11 +175,13 @@ def create(
     import torch
 
     from cluster.evaluation.trained import TrainedRecommender
+    from model.ensemble import with_members
 
     torch.manual_seed(config.seed)
     make = _imported(system.source)
     if system.trained:
-        model = make(config.model, len(config.stream.user_attributes))
+        attributes = len(config.stream.user_attributes)
+        model = with_members(config.model, lambda own: make(own, attributes))
         return TrainedRecommender(model, catalogue, config, config.fit, device)
     extra: dict[str, Any] = {}
     if system.name == "wals":

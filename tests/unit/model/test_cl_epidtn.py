@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.cl_epidtn import CLEPIDTN
+from model.cl_epidtn import cl_epidtn
 from model.features import KeyCollector, query_inputs
 
 
 def _model(config, seed=0):
     torch.manual_seed(seed)
-    model = CLEPIDTN(config, 2).train()
+    model = cl_epidtn(config, 2).train()
     # Larger than the initial values, so that every path carries a visible signal.
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -86,6 +86,7 @@ def _candidates(runs):
         {"similarity": "dot"},
         {"similarity": "dot", "contrastive_items": "candidates"},
         {"loss": "pointwise"},
+        {"members": 2},
     ],
     ids=str,
 )
