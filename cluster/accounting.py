@@ -32,10 +32,13 @@ class Accounting:
         events_trained: those that were trained on.
         events_negative: those that were explicit negatives.
         events_ignored: those that were neither, by `stream.positive_actions`.
+        events_duplicate: those that had been there before, by their event id.
+        events_quarantined: those whose training step was refused.
         events_lost: rows that were used less often than they are there.
         events_doubled: rows that were used more often.
         dead_letters_in_topic: unusable rows.
         dead_letters: rows that the checkpoint counts as such.
+        rows_read: rows that the checkpoint's readers took, whatever became of them.
         users: of the topic and the checkpoint together.
         hash_equal: whether the positions of the used rows are those of the topic.
     """
@@ -44,17 +47,26 @@ class Accounting:
     events_trained: int
     events_negative: int
     events_ignored: int
+    events_duplicate: int
+    events_quarantined: int
     events_lost: int
     events_doubled: int
     dead_letters_in_topic: int
     dead_letters: int
+    rows_read: int
     users: int
     hash_equal: bool
 
     @property
+    def adds_up(self) -> bool:
+        """trained + negatives + ignored + duplicates + quarantined + dead-lettered = rows read."""
+        used = self.events_trained + self.events_negative + self.events_ignored
+        return used + self.events_duplicate + self.events_quarantined + self.dead_letters == self.rows_read
+
+    @property
     def exactly_once(self) -> bool:
-        """Every usable row trained or set aside once, every other one counted as a dead letter."""
-        balanced = self.dead_letters == self.dead_letters_in_topic
+        """Every usable row used once, every other one counted as a dead letter, and what the reader took adds up."""
+        balanced = self.dead_letters == self.dead_letters_in_topic and self.adds_up
         return self.events_lost == 0 and self.events_doubled == 0 and self.hash_equal and balanced
 
 
@@ -79,10 +91,13 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: Path | None = No
         events_trained=sum(ledger.trained for ledger in used.values()),
         events_negative=sum(ledger.negatives for ledger in used.values()),
         events_ignored=sum(ledger.ignored for ledger in used.values()),
+        events_duplicate=sum(ledger.duplicates for ledger in used.values()),
+        events_quarantined=sum(ledger.quarantined for ledger in used.values()),
         events_lost=lost,
         events_doubled=doubled,
         dead_letters_in_topic=dead,
         dead_letters=int(checkpoint.manifest["dead_letters"]),
+        rows_read=int(checkpoint.manifest["rows_read"]),
         users=users,
         hash_equal={p: c.hash_sum for p, c in counted.items()} == {p: t.hash_sum for p, t in used.items()},
     )

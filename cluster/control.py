@@ -23,6 +23,8 @@ class Report:
     dead_letters: float = 0
     negatives: float = 0
     ignored: float = 0
+    duplicates: float = 0
+    quarantined: float = 0
     lag_messages: float = 0
     sample: float = 0
     hits: float = 0

@@ -1,4 +1,4 @@
-"""The proof that every event was used exactly once: trained, or set aside as a negative or as of no interest.
+"""The proof that every event was used exactly once: trained, quarantined, or set aside (negative, ignored, duplicate).
 
 Updated where the optimizer steps and saved in the same commit as what it trained: a counter per user, and
 per partition the number and the hash-sum of the used (partition, offset, row). A count over the topic must
@@ -17,10 +17,11 @@ import pyarrow as pa
 from numba import njit
 
 from model.key_index import KeyIndex, mix64
+from streaming.signals import DUPLICATE, IGNORED, NEGATIVE
 
 Int64Array = npt.NDArray[np.int64]
 
-_SUMS = ("partition", "events", "hash_sum", "negatives", "ignored")
+_SUMS = ("partition", "events", "hash_sum", "negatives", "ignored", "duplicates", "quarantined")
 
 
 @njit(cache=True, nogil=True)
@@ -45,6 +46,8 @@ class PartitionLedger:
         hash_sum: of their positions.
         negatives: those of them that were explicit negatives.
         ignored: those of them that were neither trained on nor negatives.
+        duplicates: those of them that had been there before, by their event id.
+        quarantined: those of them whose training step was refused.
     """
 
     partition: int
@@ -52,13 +55,15 @@ class PartitionLedger:
     hash_sum: int = 0
     negatives: int = 0
     ignored: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
     _users: KeyIndex = field(default_factory=KeyIndex)
     _counts: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def trained(self) -> int:
         """Used rows that were trained on."""
-        return self.events - self.negatives - self.ignored
+        return self.events - self.negatives - self.ignored - self.duplicates - self.quarantined
 
     def add(self, users: Int64Array, offsets: Int64Array, rows: Int64Array) -> None:
         """Count events: their users int64 (E,), offsets int64 (E,) and rows int64 (E,)."""
@@ -80,10 +85,11 @@ class PartitionLedger:
 
     @staticmethod
     def from_table(table: pa.Table) -> PartitionLedger:
-        """The inverse of `to_table`; an earlier version's has no negatives and nothing ignored."""
+        """The inverse of `to_table`; what an earlier version did not count is 0."""
         meta = {key.decode(): int(value) for key, value in table.schema.metadata.items()}
-        partition, events, hash_sum, negatives, ignored = (meta.get(name, 0) for name in _SUMS)
-        ledger = PartitionLedger(partition, events, hash_sum, negatives, ignored)
+        ledger = PartitionLedger(meta["partition"])
+        for name in _SUMS:
+            setattr(ledger, name, meta.get(name, 0))
         ledger._add_counts(table["user_id"].to_numpy(), table["events"].to_numpy())
         return ledger
 
@@ -116,6 +122,24 @@ class Ledger:
         """Rows of all of them that say nothing."""
         return sum(ledger.ignored for ledger in self.partitions.values())
 
+    @property
+    def duplicates(self) -> int:
+        """Rows of all of them that had been there before."""
+        return sum(ledger.duplicates for ledger in self.partitions.values())
+
+    @property
+    def quarantined(self) -> int:
+        """Rows of all of them whose training step was refused."""
+        return sum(ledger.quarantined for ledger in self.partitions.values())
+
+    def add_quarantined(self, batch: pa.RecordBatch) -> None:
+        """Count the targets of a training batch that nothing was learnt from."""
+        self.add_batch(batch)
+        events_N = np.diff(batch.column("offset").offsets.to_numpy())
+        partition_N = batch.column("partition").to_numpy()
+        for partition in np.unique(partition_N).tolist():
+            self.partitions[partition].quarantined += int(events_N[partition_N == partition].sum())
+
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Count the targets of a training batch (DESIGN.md 3.2), after the optimizer has stepped on them."""
         runs = np.diff(batch.column("offset").offsets.to_numpy())
@@ -128,9 +152,10 @@ class Ledger:
         partitions, signs = rows.column("partition").to_numpy(), rows.column("sign").to_numpy()
         self._add(rows.column("user_id").to_numpy(), partitions, rows.column("offset"), rows.column("row"))
         for partition in np.unique(partitions).tolist():
-            negatives = int((signs[partitions == partition] < 0).sum())
-            self.partitions[partition].negatives += negatives
-            self.partitions[partition].ignored += int((partitions == partition).sum()) - negatives
+            ledger, mine = self.partitions[partition], signs[partitions == partition]
+            ledger.negatives += int((mine == NEGATIVE).sum())
+            ledger.ignored += int((mine == IGNORED).sum())
+            ledger.duplicates += int((mine == DUPLICATE).sum())
 
     def _add(
         self, users: Int64Array, partitions: npt.NDArray[np.int32], offsets: pa.Array, rows: pa.Array

@@ -94,6 +94,8 @@ class ProgressReporter:
             "events_trained": run.events_trained,
             "events_negative": int(totals.negatives),
             "events_ignored": int(totals.ignored),
+            "events_duplicate": int(totals.duplicates),
+            "events_quarantined": int(totals.quarantined),
             "dead_letters": int(totals.dead_letters),
             "lag_messages": int(totals.lag_messages),
             "loss": dict(self._losses),

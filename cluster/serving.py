@@ -106,7 +106,7 @@ class Recommender:
 
     def user_ids(self) -> Int64Array:
         """Users that the newest checkpoint knows, int64 (n,)."""
-        return np.concatenate([np.zeros(0, np.int64), *map(self._users.users_of, self._users.partitions())])
+        return self._users.users()
 
     def _load_query_side(self, path: Path) -> None:
         saved = json.loads((path / "model.json").read_text())

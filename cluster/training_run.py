@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from cluster.collectives import Collectives
@@ -14,6 +15,7 @@ from cluster.ledger import Ledger
 from cluster.progressive import Curve, ProgressiveValidation
 from cluster.row_optimizer import row_optimizer
 from cluster.sharded_embedding import ShardedEmbedding
+from cluster.stream_state import StreamState
 from cluster.train_step import TrainStep
 from model.cl_epidtn import CLEPIDTN
 from streaming.batcher import Batcher
@@ -50,6 +52,7 @@ class TrainingRun:
     curve: Curve
     step: int = 0
     events_trained: int = 0
+    stream: StreamState
     """Of all ranks, over all runs."""
     rows_read_before: int = 0
     """By earlier runs, all ranks together; on rank 0 only, so that sums over ranks count it once."""
@@ -64,7 +67,7 @@ class TrainingRun:
     def create(
         config: FreshetConfig, partitions: list[int], comm: Collectives, device: torch.device
     ) -> TrainingRun:
-        """A run that has seen nothing yet; towers start from the seed, the same on every rank."""
+        """Collective. A run that has seen nothing yet; towers start from the seed, the same on every rank."""
         torch.manual_seed(config.seed)
         model = CLEPIDTN(config.model, len(config.stream.user_attributes)).to(device)
         seed_dropout(config.seed, comm.rank)
@@ -79,22 +82,26 @@ class TrainingRun:
         catalogue = Catalogue(config.stream)
         return TrainingRun(
             config,
+        everywhere = int(comm.exchange(np.array([len(partitions)], np.float64)).sum())
             partitions,
             device,
             model,
             table,
             catalogue,
-            UserStore(config.stream.history_length, config.stream.seen_length),
+            UserStore(config.stream.history_length, config.stream.seen_length, everywhere),
             Ledger(partitions),
             TrainStep(model, table, catalogue, comm, config, device),
             ProgressiveValidation(model, table, catalogue, comm, config),
             Curve(config.evaluation.bin_events),
         )
 
+            StreamState(Admission(config.stream), everywhere),
     def open(self, source: EventSource) -> None:
         """Attach the stream."""
         dead_letters = DeadLetterWriter(self.config.stream)
-        batcher = Batcher(self.config.stream, source, self.users, self.catalogue, dead_letters)
+        batcher = Batcher(
+            self.config.stream, source, self.users, self.catalogue, dead_letters, self.stream.admission
+        )
         self._opened = (source, batcher, dead_letters)
 
     @property

@@ -120,7 +120,10 @@ class Worker:
             self._reader = CatalogueReader(stream, self.run.catalogue_positions)
             self._pending = self._reader.read_to_end()
         self._exchange_first_catalogue()
-        self.run.open(KafkaSource(stream, self.run.partitions, self.run.positions, end_offsets=ends))
+        watermark_ms = self.run.stream.admission.watermark_ms
+        self.run.open(
+            KafkaSource(stream, self.run.partitions, self.run.positions, ends, watermark_ms=watermark_ms)
+        )
 
     def _exchange_first_catalogue(self) -> None:
         waiting = self.comm.exchange(np.array([float(self._pending is not None)]))[0, 0]
@@ -138,6 +141,8 @@ class Worker:
             dead_letters=batcher.rows_dead + self.run.dead_letters_before,
             negatives=self.run.ledger.negatives,
             ignored=self.run.ledger.ignored,
+            duplicates=self.run.ledger.duplicates,
+            quarantined=self.run.ledger.quarantined,
             lag_messages=sum(self.run.source.lag().values()),
         )
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation

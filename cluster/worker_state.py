@@ -5,6 +5,7 @@
 | `towers.safetensors` | rank 0 | towers and their AdamW moments |
 | `rows-LLLL-HHHH.arrow` | every rank | embedding rows of the buckets it owns |
 | `users-pPPPP.arrow` | reader of the partition | histories, seen sets, activity, explicit negatives |
+| `admission-pPPPP.arrow` | reader of the partition | last event ids and watermark (`stream_state.py`) |
 | `ledger-pPPPP.arrow` | reader of the partition | what has been used, for the exactly-once proof |
 | `catalogue-items.arrow`, `catalogue-users.arrow` | rank 0 | attributes, and the order in which items became known |
 | `baselines.safetensors` | rank 0 | popularity and co-occurrence counts |
@@ -36,6 +37,7 @@ from cluster.ledger import PartitionLedger
 from cluster.progressive import Curve, ProgressiveValidation
 from cluster.row_files import PREFIX as ROWS
 from cluster.row_files import load_rows, save_rows
+from cluster.stream_state import merged
 from cluster.tower_files import FILE as TOWERS
 from cluster.tower_files import load_towers, save_towers
 from cluster.training_run import TrainingRun
@@ -54,6 +56,7 @@ def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives)
         "positions": {str(p): list(at) for p, at in run.source.positions().items()},
         "rows_read": run.batcher.rows_read,
         "dead_letters": run.batcher.rows_dead,
+        "stream": run.stream.to_json(),
     }
     told = comm.gather_objects(mine)
     checkpoint = None
@@ -68,6 +71,7 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
     """Read what this rank owns now, whoever wrote it."""
     manifest = checkpoint.manifest
     restore_learnt(run, checkpoint, comm)
+    run.stream.restore(checkpoint, run.partitions)
     for partition in run.partitions:
         run.users.load(read_table(checkpoint.path / f"users-p{partition:05d}.arrow"))
         ledger = PartitionLedger.from_table(read_table(checkpoint.path / f"ledger-p{partition:05d}.arrow"))
@@ -111,6 +115,7 @@ def restore_learnt(
 
 def _write_files(run: TrainingRun, directory: Path, comm: Collectives) -> list[FileEntry]:
     files = [save_rows(directory, run.table, comm.rank, comm.world)]
+    files += run.stream.save(directory, run.partitions)
     for partition in run.partitions:
         files.append(write_table(directory / f"users-p{partition:05d}.arrow", run.users.to_table(partition)))
         ledger = run.ledger.partitions[partition].to_table()
@@ -143,6 +148,7 @@ def _manifest(run: TrainingRun, told: list[dict[str, Any]], world: int) -> dict[
         "rows_read": sum(rank["rows_read"] for rank in told) + run.rows_read_before,
         "dead_letters": sum(rank["dead_letters"] for rank in told) + run.dead_letters_before,
         "events_trained": run.events_trained,
+        "stream": merged(rank["stream"] for rank in told),
         "events_seen": run.train_step.events_seen,
         "init_from": run.init_from,
         "curve": run.curve.to_json(),

@@ -59,6 +59,8 @@ class Progress:
     events_trained: int = 0
     events_negative: int = 0
     events_ignored: int = 0
+    events_duplicate: int = 0
+    events_quarantined: int = 0
     dead_letters: int = 0
     lag_messages: int = 0
     loss: Mapping[str, float] = field(default_factory=dict)
@@ -101,6 +103,8 @@ SCALARS = {
     "events_trained": int,
     "events_negative": int,
     "events_ignored": int,
+    "events_duplicate": int,
+    "events_quarantined": int,
     "dead_letters": int,
     "lag_messages": int,
     "examples_per_s": float,

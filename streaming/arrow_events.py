@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from streaming.dead_letter import DeadLetter
 from streaming.hashing import hash_texts
-from streaming.partitioner import Int32s, partition_of_texts, partition_of_users
+from streaming.partitioner import Int32s, key_hashes_of_texts, key_hashes_of_users
 from streaming.schema import EVENT_SCHEMA, ITEM_ID, REQUIRED_COLUMNS, USER_ID, empty_batch
 from streaming.validation import Message, ParsedEvents, Place
 
@@ -43,7 +43,16 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
             continue
         good.append(message)
         originals.append(original)
-    return _concatenate(good, originals, events, place), dead
+    return _concatenate(good, originals, events), dead
+
+
+def rows_in(value: bytes) -> int:
+    """Rows of a message; 1 for one that cannot be read, which counts as one row."""
+    try:
+        with pa.ipc.open_stream(value) as reader:
+            return sum(batch.num_rows for batch in reader)
+    except (pa.ArrowException, OSError):
+        return 1
 
 
 class _UnreadableError(ValueError):
@@ -104,18 +113,18 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _concatenate(
-    messages: list[Message], originals: list[pa.RecordBatch], events: list[pa.RecordBatch], place: Place
+    messages: list[Message], originals: list[pa.RecordBatch], events: list[pa.RecordBatch]
 ) -> ParsedEvents:
     count_M = np.array([batch.num_rows for batch in events], np.int64)
     start_M = np.cumsum(count_M) - count_M
-    homes = [_text_homes(batch, place.partitions) for batch in events]
+    keys = [_text_keys(batch) for batch in events]
     numeric = [_numeric(batch) for batch in events]
     whole = pa.concat_batches(numeric) if numeric else empty_batch(EVENT_SCHEMA)
     user_N = pc.fill_null(whole[USER_ID], 0).to_numpy(zero_copy_only=False)
-    home_N = partition_of_users(user_N, place.partitions)
-    for start, home in zip(start_M, homes, strict=True):
-        if home is not None:
-            home_N[start : start + len(home)] = home
+    key_N = key_hashes_of_users(user_N)
+    for start, key in zip(start_M, keys, strict=True):
+        if key is not None:
+            key_N[start : start + len(key)] = key
 
     def original(n: int) -> bytes:
         m = int(np.searchsorted(start_M, n, side="right")) - 1
@@ -128,16 +137,16 @@ def _concatenate(
         np.repeat(np.array([message.offset for message in messages], np.int64), count_M),
         (np.arange(whole.num_rows) - np.repeat(start_M, count_M)).astype(np.int32),
         np.repeat(np.array([message.timestamp for message in messages], np.int64), count_M),
-        home_N,
+        key_N,
         original,
     )
 
 
-def _text_homes(batch: pa.RecordBatch, partitions: int) -> Int32s | None:
+def _text_keys(batch: pa.RecordBatch) -> Int32s | None:
     users = batch.column(USER_ID)
     if not pa.types.is_string(users.type):
         return None
-    return partition_of_texts(pc.fill_null(users, ""), partitions)
+    return key_hashes_of_texts(pc.fill_null(users, ""))
 
 
 def _numeric(batch: pa.RecordBatch) -> pa.RecordBatch:

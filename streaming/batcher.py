@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
+from streaming.admission import Admission
 from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLetter
 from streaming.event_log import EventLog, append, copy_last
@@ -24,6 +25,7 @@ from streaming.position import EventSource
 from streaming.schema import (
     APPEND_MS,
     ITEM_ID,
+    KEY_HASH,
     OFFSET,
     PARTITION,
     ROW,
@@ -33,10 +35,10 @@ from streaming.schema import (
     USER_ID,
     empty_batch,
 )
-from streaming.signals import NEGATIVE, POSITIVE, Float32s, Int8s, judge_signals
+from streaming.signals import DUPLICATE, NEGATIVE, POSITIVE, Float32s, Int8s, judge_signals
 
 _NOTHING = empty_batch(SET_ASIDE_SCHEMA)
-_TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEND_MS]
+_TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEND_MS, KEY_HASH]
 
 
 class UserAttributes(Protocol):
@@ -59,8 +61,8 @@ class Batcher:
     Attributes:
         rows_read: rows taken from the source; always the events in batches, those set aside and `rows_dead`.
         rows_dead: those of them that could not be used.
-        set_aside: SET_ASIDE_SCHEMA, the usable rows beside the last batch: explicit negatives and ignored ones.
-        watermark_ms: latest event time of each partition, for those that had a usable row.
+        set_aside: SET_ASIDE_SCHEMA, the usable rows beside the last batch: explicit negatives, ignored ones and
+            duplicates.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Batcher:
         users: UserStore,
         catalogue: UserAttributes,
         dead_letters: DeadLetterSink,
+        admission: Admission | None = None,
     ) -> None:
         self._config = config
         self._source = source
@@ -79,7 +82,12 @@ class Batcher:
         self.rows_read = 0
         self.rows_dead = 0
         self.set_aside = _NOTHING
-        self.watermark_ms: dict[int, int] = {}
+        self._admission = admission if admission is not None else Admission(config)
+
+    @property
+    def watermark_ms(self) -> dict[int, int]:
+        """Latest event time of each partition, for those that had a usable row."""
+        return self._admission.watermark_ms
 
     def ready_rows(self, quota: int) -> int:
         """Rows that `next_batch(quota)` would take now."""
@@ -108,8 +116,8 @@ class Batcher:
         if decoded.dead:
             self._dead_letters.send(decoded.dead)
         rows = decoded.rows
-        self._advance_watermarks(rows[PARTITION].to_numpy(), rows[TIMESTAMP_MS].to_numpy())
         sign_N, weight_N = judge_signals(rows, self._config)
+        sign_N[self._admission.admit(rows)] = DUPLICATE
         self.set_aside = _set_aside(rows, sign_N)
         return self._pack(rows, np.flatnonzero(sign_N == POSITIVE), weight_N, _negatives(rows, sign_N))
 
@@ -120,7 +128,7 @@ class Batcher:
         everything = len(place_T) == rows.num_rows
         targets = rows if everything else rows.select(_TARGET_COLUMNS).take(pa.array(place_T))
         user_T, partition_T = targets[USER_ID].to_numpy(), targets[PARTITION].to_numpy()
-        slot_T = self._users.slots_of(user_T, partition_T)
+        slot_T = self._users.slots_of(user_T, targets[KEY_HASH].to_numpy())
         history_length = self._config.history_length
         order_T, pieces = group(slot_T, len(self._users), history_length)
         self._users.reserve(len(pieces.slot_B), len(slot_T))
@@ -152,13 +160,6 @@ class Batcher:
             ],
             schema=TRAINING_BATCH_SCHEMA,
         )
-
-    def _advance_watermarks(self, partition_N: Int32s, time_N: Int64s) -> None:
-        # Rows stand in partition order, so each partition is one stretch.
-        start_P = np.flatnonzero(np.diff(partition_N, prepend=-1))
-        for partition, latest in zip(partition_N[start_P], np.maximum.reduceat(time_N, start_P), strict=True):
-            known = self.watermark_ms.get(int(partition), 0)
-            self.watermark_ms[int(partition)] = max(known, int(latest))
 
 
 class Pieces(NamedTuple):
@@ -244,8 +245,8 @@ def _negatives(rows: pa.RecordBatch, sign_N: Int8s) -> NegativeEvents:
     place_M = np.flatnonzero(sign_N == NEGATIVE)
     if not len(place_M):
         return NO_NEGATIVES
-    user_M, partition_M, item_M = (rows[name].to_numpy()[place_M] for name in (USER_ID, PARTITION, ITEM_ID))
-    return NegativeEvents(user_M, partition_M, item_M, place_M)
+    user_M, key_M, item_M = (rows[name].to_numpy()[place_M] for name in (USER_ID, KEY_HASH, ITEM_ID))
+    return NegativeEvents(user_M, key_M, item_M, place_M)
 
 
 def _lists(offset_B: Int32s, values: npt.NDArray[np.generic]) -> pa.ListArray:

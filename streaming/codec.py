@@ -11,6 +11,7 @@ from itertools import groupby
 import pyarrow as pa
 
 from streaming import arrow_events, json_events
+from streaming.dead_letter import DeadLetter
 from streaming.validation import Decoded, Message, Place, judge
 
 ENCODING_HEADER = "freshet-encoding"
@@ -28,16 +29,37 @@ def encode_events(events: pa.RecordBatch) -> bytes:
     return arrow_events.encode(events)
 
 
-def decode_messages(messages: Iterable[Message], place: Place) -> Decoded:
+def decode_messages(messages: Iterable[Message], place: Place, watermark_ms: int = 0) -> Decoded:
     """Decodes consecutive messages of one partition.
 
+    Args:
+        messages: in order.
+        place: where they were read, and what is asked of them.
+        watermark_ms: latest time of a usable event before them.
     Returns:
         Usable rows and dead letters; together every row of every message, each side in (offset, row) order.
     """
-    pieces = [_decode(encoding, list(group), place) for encoding, group in groupby(messages, encoding_of)]
+    pieces = []
+    limit = place.max_message_bytes
+    for (is_too_long, encoding), group in groupby(
+        messages, lambda m: (_is_too_long(m, limit), encoding_of(m))
+    ):
+        together = list(group)
+        if is_too_long:
+            pieces.append(Decoded(dead=[_too_long(message, place) for message in together]))
+        else:
+            pieces.append(_decode(encoding, together, place, watermark_ms))
+        watermark_ms = max(watermark_ms, pieces[-1].latest_ms)
     if len(pieces) == 1:
         return pieces[0]
     return concatenate(pieces)
+
+
+def rows_in(message: Message) -> int:
+    """How many rows a message will be decoded to; cheap, because nothing is copied."""
+    if encoding_of(message) != ARROW:
+        return 1
+    return arrow_events.rows_in(message.value or b"")
 
 
 def concatenate(pieces: Sequence[Decoded]) -> Decoded:
@@ -57,7 +79,17 @@ def encoding_of(message: Message) -> bytes:
     return JSON
 
 
-def _decode(encoding: bytes, messages: list[Message], place: Place) -> Decoded:
+def _is_too_long(message: Message, limit: int) -> bool:
+    return 0 < limit < len(message.value or b"")
+
+
+def _too_long(message: Message, place: Place) -> DeadLetter:
+    value = message.value or b""
+    limit = f"stream.max_message_bytes={place.max_message_bytes}"
+    return place.dead(f"the message has {len(value)} bytes, more than {limit}", message.offset, 0, value)
+
+
+def _decode(encoding: bytes, messages: list[Message], place: Place, watermark_ms: int) -> Decoded:
     if encoding == ARROW:
         parsed, dead = arrow_events.parse(messages, place)
     elif encoding == JSON:
@@ -65,7 +97,7 @@ def _decode(encoding: bytes, messages: list[Message], place: Place) -> Decoded:
     else:
         reason = f"{ENCODING_HEADER} must be json or arrow, got {encoding!r}"
         return Decoded(dead=[place.dead(reason, m.offset, 0, m.value or b"") for m in messages])
-    decoded = judge(parsed, place)
+    decoded = judge(parsed, place, watermark_ms)
     if dead:
         decoded.dead = sorted(decoded.dead + dead, key=lambda letter: (letter.offset, letter.row))
     return decoded

@@ -48,7 +48,13 @@ class StreamConfig:
         negative_below_value: an event with a value below this is such a negative whatever its action, e.g. 3 for
             ratings of 1 and 2; 0 means that no value is.
         buffered_rows_per_partition: rows decoded ahead before a partition is paused (one poll may exceed it).
-        max_message_bytes: largest message that is produced or fetched.
+        max_future_s: an event whose time is further ahead of the broker's append than this goes to the dead letters:
+            it would carry the watermark away; 0 takes any.
+        max_late_s: an event whose time is further behind the latest one before it in its partition than this goes to
+            the dead letters; 0 takes any.
+        duplicate_window: an event whose `event_id` is one of this many last ones of its partition is counted and not
+            used again; events without an id are never duplicates; 0 looks for none.
+        max_message_bytes: largest message that is produced, fetched or decoded.
         fetch_max_bytes: most that one fetch brings, over all partitions.
         check_crcs: whether record batches are checked against their CRC (by the package `crc32c`; without it
             kafka-python's own plain Python would cost most of the reading time).
@@ -81,6 +87,9 @@ class StreamConfig:
     negative_actions: list[str] = field(default_factory=list)
     negative_below_value: float = 0.0
     buffered_rows_per_partition: int = 65536
+    max_future_s: float = 86_400.0
+    max_late_s: float = 0.0
+    duplicate_window: int = 65_536
     max_message_bytes: int = 4_194_304
     fetch_max_bytes: int = 33_554_432
     check_crcs: bool = True
@@ -93,7 +102,8 @@ class StreamConfig:
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("connect_timeout_s", "request_timeout_s"):
             self._require(name, getattr(self, name) > 0, "must be positive")
-        self._require("max_categories", self.max_categories >= 0, "must not be negative")
+        for name in ("max_categories", "max_future_s", "max_late_s", "duplicate_window"):
+            self._require(name, getattr(self, name) >= 0, "must not be negative")
         self._require("max_message_bytes", self.max_message_bytes >= 1024, "must be at least 1024")
         self._require(
             "fetch_max_bytes", self.fetch_max_bytes >= self.max_message_bytes, "must be >= max_message_bytes"

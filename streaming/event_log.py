@@ -140,6 +140,22 @@ def append(
 
 
 @njit(cache=True, nogil=True)
+def clear(log: EventLog, slot: int) -> None:
+    """Frees all chunks of the user and forgets how many events there were."""
+    chunk = log.head_U[slot]
+    while chunk != _NONE:
+        # Nothing of a user who is to be forgotten stays behind in the pool.
+        log.items_CK[chunk, :] = 0
+        log.times_CK[chunk, :] = 0
+        log.free_C[log.free[0]] = chunk
+        log.free[0] += 1
+        chunk = log.next_C[chunk]
+    log.head_U[slot] = log.tail_U[slot] = _NONE
+    log.fill_U[slot] = log.length_U[slot] = 0
+    log.count_U[slot] = 0
+
+
+@njit(cache=True, nogil=True)
 def _add_chunk(log: EventLog, slot: int) -> None:
     log.free[0] -= 1
     chunk = log.free_C[log.free[0]]

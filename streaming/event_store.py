@@ -4,11 +4,21 @@ Shapes: Q queried users, R runs, N events.
 """
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-from streaming.event_log import CHUNK, EventLog, append, copy_last, new_log, with_free_chunks, with_users
+from streaming.event_log import (
+    CHUNK,
+    EventLog,
+    append,
+    clear,
+    copy_last,
+    new_log,
+    with_free_chunks,
+    with_users,
+)
 from streaming.id_index import IdIndex
-from streaming.partitioner import Int32s, Int64s
+from streaming.partitioner import KEY_HASHES, Int32s, Int64s
 
 _FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
 
@@ -16,13 +26,15 @@ _FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
 class EventStore:
     """The last `retained` events of every user who has any; a user without events costs nothing.
 
-    Up to 31 older events are kept too, but never shown, because chunks are freed whole.
+    Up to 31 older events are kept too, but never shown, because chunks are freed whole. A user's partition is the
+    user's key hash modulo the partitions of the topic.
     """
 
-    def __init__(self, retained: int, *, with_times: bool = True) -> None:
+    def __init__(self, retained: int, *, with_times: bool = True, partitions: int = KEY_HASHES) -> None:
         self._retained = retained
+        self._partitions = np.int64(partitions)
         self._index = IdIndex()
-        self._partition_U = np.empty(_FIRST_USERS, np.int32)
+        self._key_U = np.empty(_FIRST_USERS, np.int32)
         self._log = new_log(_FIRST_USERS, _FIRST_CHUNKS, with_times=with_times)
 
     def __len__(self) -> int:
@@ -38,37 +50,35 @@ class EventStore:
         """Events kept per user, for kernels that append."""
         return self._retained
 
-    def slots_of(self, user_Q: Int64s, partition_Q: Int32s) -> Int32s:
-        """int32 (q,): the slot of each user; unknown users get one, and the partition given."""
+    def slots_of(self, user_Q: Int64s, key_Q: Int32s) -> Int32s:
+        """int32 (q,): the slot of each user; unknown users get one, and the key hash given."""
         known = len(self._index)
         slot_Q = self._index.add(user_Q)
         users = len(self._index)
         self._log = with_users(self._log, users)
-        if users > len(self._partition_U):
+        if users > len(self._key_U):
             grown = np.empty(len(self._log.head_U), np.int32)
-            grown[:known] = self._partition_U[:known]
-            self._partition_U = grown
+            grown[:known] = self._key_U[:known]
+            self._key_U = grown
         new_Q = slot_Q >= known
-        self._partition_U[slot_Q[new_Q]] = partition_Q[new_Q]
+        self._key_U[slot_Q[new_Q]] = key_Q[new_Q]
         return slot_Q
 
     def reserve(self, runs: int, events: int) -> None:
         """Makes room for so many events in so many runs before a kernel appends them."""
         self._log = with_free_chunks(self._log, events // CHUNK + runs)
 
-    def append(
-        self, user_R: Int64s, partition_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s
-    ) -> None:
+    def append(self, user_R: Int64s, key_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s) -> None:
         """Appends a run of events per user.
 
         Args:
             user_R: int64 (r,), may repeat.
-            partition_R: int32 (r,), the user's partition.
+            key_R: int32 (r,), the user's key hash.
             start_R: int64 (r + 1,), run r is events [start_R[r], start_R[r + 1]).
             item_N: int64 (n,).
             time_N: int64 (n,), ms.
         """
-        slot_R = self.slots_of(user_R, partition_R)
+        slot_R = self.slots_of(user_R, key_R)
         self.reserve(len(user_R), len(item_N))
         _append_runs(self._log, slot_R, start_R, item_N, time_N, self._retained)
 
@@ -91,13 +101,27 @@ class EventStore:
         slot_Q = self._index.find(user_Q)
         return np.where(slot_Q >= 0, self._log.count_U[slot_Q], 0)
 
-    def partitions(self) -> list[int]:
-        """The partitions that any user here belongs to, ascending."""
-        return [int(p) for p in np.unique(self._partition_U[: len(self)])]
+    def key_hashes(self, user_Q: Int64s) -> Int32s:
+        """int32 (q,): the key hash of each user, -1 where unknown."""
+        slot_Q = self._index.find(user_Q)
+        return np.where(slot_Q >= 0, self._key_U[slot_Q], -1).astype(np.int32)
+
+    def users(self) -> Int64s:
+        """int64: everybody who has events, ascending."""
+        return np.sort(self._index.ids[self._has_events()])
 
     def users_of(self, partition: int) -> Int64s:
-        """int64: the users of a partition, ascending."""
-        return np.sort(self._index.ids[self._partition_U[: len(self)] == partition])
+        """int64: the users of a partition who have events, ascending."""
+        is_home_U = self._key_U[: len(self)] % self._partitions == partition
+        return np.sort(self._index.ids[is_home_U & self._has_events()])
+
+    def remove(self, user_Q: Int64s) -> None:
+        """Forgets the events of these users; who is unknown stays so. Their next event starts a new history."""
+        slot_Q = self._index.find(np.unique(user_Q))
+        _remove(self._log, slot_Q[slot_Q >= 0])
+
+    def _has_events(self) -> npt.NDArray[np.bool_]:
+        return self._log.count_U[: len(self)] > 0
 
     def _offsets(self, slot_Q: Int32s, limit: int) -> Int64s:
         """int64 (q + 1,): where each user's last `limit` events would stand."""
@@ -116,6 +140,12 @@ def _append_runs(
 ) -> None:
     for r in range(len(slot_R)):
         append(log, slot_R[r], item_N, time_N, start_R[r], start_R[r + 1], retained)
+
+
+@njit(cache=True, nogil=True)
+def _remove(log: EventLog, slot_Q: Int32s) -> None:
+    for slot in slot_Q:
+        clear(log, slot)
 
 
 @njit(cache=True, nogil=True)

@@ -7,8 +7,17 @@ import numpy as np
 import pyarrow as pa
 
 from streaming.event_store import EventStore
-from streaming.partitioner import Int32s, Int64s
-from streaming.schema import EVENTS, HISTORY_SCHEMA, ITEMS, NEGATIVES, PARTITION, TIMES_MS, USER_ID
+from streaming.partitioner import KEY_HASHES, Int32s, Int64s
+from streaming.schema import (
+    EVENTS,
+    HISTORY_SCHEMA,
+    ITEMS,
+    KEY_HASH,
+    NEGATIVES,
+    PARTITION,
+    TIMES_MS,
+    USER_ID,
+)
 
 
 class UserStore(EventStore):
@@ -21,9 +30,14 @@ class UserStore(EventStore):
             part of the history. It knows users of its own: those who never did anything else.
     """
 
-    def __init__(self, history_length: int, seen_length: int) -> None:
-        super().__init__(max(history_length, seen_length))
-        self.negatives = EventStore(history_length, with_times=False)
+    def __init__(self, history_length: int, seen_length: int, partitions: int = KEY_HASHES) -> None:
+        super().__init__(max(history_length, seen_length), partitions=partitions)
+        self.negatives = EventStore(history_length, with_times=False, partitions=partitions)
+
+    def remove(self, user_Q: Int64s) -> None:
+        """Forgets events and explicit negatives of these users."""
+        super().remove(user_Q)
+        self.negatives.remove(user_Q)
 
     def last(self, user_Q: Int64s, limit: int) -> tuple[Int64s, Int64s, Int64s]:
         """The last events of each user.
@@ -44,6 +58,7 @@ class UserStore(EventStore):
             [
                 pa.array(user_Q),
                 pa.array(np.full(len(user_Q), partition, np.int32)),
+                pa.array(np.maximum(self.key_hashes(user_Q), self.negatives.key_hashes(user_Q))),
                 pa.array(self.counts(user_Q)),
                 _lists(offset_Q, item_N),
                 _lists(offset_Q, time_N),
@@ -63,28 +78,28 @@ class UserStore(EventStore):
         table = table.combine_chunks()
         if table.num_rows == 0:
             return
-        user_Q, partition_Q, count_Q = (table[name].to_numpy() for name in (USER_ID, PARTITION, EVENTS))
+        # Earlier versions wrote no key hashes; the partition stands for one while the topic gains no partitions.
+        key = KEY_HASH if KEY_HASH in table.column_names else PARTITION
+        user_Q, key_Q, count_Q = (table[name].to_numpy() for name in (USER_ID, key, EVENTS))
         if (self.find(user_Q) >= 0).any() or (self.negatives.find(user_Q) >= 0).any():
             raise ValueError("histories loaded twice: a user of the table is in the store already")
         times = table[TIMES_MS].combine_chunks().flatten().to_numpy()
-        _load(self, user_Q, partition_Q, table[ITEMS], times)
+        _load(self, user_Q, key_Q, table[ITEMS], times)
         slot_Q = self.find(user_Q)
         self.log.count_U[slot_Q[slot_Q >= 0]] = count_Q[slot_Q >= 0]
         if NEGATIVES in table.column_names:
-            _load(self.negatives, user_Q, partition_Q, table[NEGATIVES], np.empty(0, np.int64))
+            _load(self.negatives, user_Q, key_Q, table[NEGATIVES], np.empty(0, np.int64))
 
 
 def _lists(offset_Q: Int64s, value_N: Int64s) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(offset_Q), pa.array(value_N))
 
 
-def _load(
-    store: EventStore, user_Q: Int64s, partition_Q: Int32s, column: pa.ChunkedArray, time_N: Int64s
-) -> None:
+def _load(store: EventStore, user_Q: Int64s, key_Q: Int32s, column: pa.ChunkedArray, time_N: Int64s) -> None:
     """Appends each user's list; a user whose list is empty stays unknown."""
     lists = column.combine_chunks()
     offset_Q = lists.offsets.to_numpy() - lists.offsets[0].as_py()
     has_Q = np.diff(offset_Q) > 0
     # What is left out is empty, so the stretches of the others still follow one another.
     start_R = np.append(offset_Q[:-1][has_Q], offset_Q[-1])
-    store.append(user_Q[has_Q], partition_Q[has_Q], start_R, lists.flatten().to_numpy(), time_N)
+    store.append(user_Q[has_Q], key_Q[has_Q], start_R, lists.flatten().to_numpy(), time_N)

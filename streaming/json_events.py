@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
 from streaming.hashing import hash_texts
-from streaming.partitioner import Int64s, partition_of_texts
+from streaming.partitioner import Int64s, key_hashes_of_texts
 from streaming.schema import (
     ACTION,
     EVENT_ID,
@@ -45,7 +45,7 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
         else:
             good.append(message)
             events.append(event)
-    return _columns(good, events, place), dead
+    return _columns(good, events), dead
 
 
 def problem_of_event(event: Any) -> str:
@@ -86,7 +86,7 @@ def problem_of_id(name: str, identifier: Any) -> str:
     return ""
 
 
-def _columns(messages: list[Message], events: list[dict[str, Any]], place: Place) -> ParsedEvents:
+def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEvents:
     user_N = [event[USER_ID] for event in events]
     texts_N = pa.array([str(user) for user in user_N], pa.string())
     columns = [
@@ -103,7 +103,7 @@ def _columns(messages: list[Message], events: list[dict[str, Any]], place: Place
         np.array([message.offset for message in messages], np.int64),
         np.zeros(len(messages), np.int32),
         np.array([message.timestamp for message in messages], np.int64),
-        partition_of_texts(texts_N, place.partitions),
+        key_hashes_of_texts(texts_N),
         lambda n: messages[n].value or b"",
     )
 

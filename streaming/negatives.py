@@ -20,13 +20,13 @@ class NegativeEvents(NamedTuple):
 
     Attributes:
         user_M: int64.
-        partition_M: int32, the user's partition.
+        key_M: int32, the user's key hash.
         item_M: int64.
         place_M: int64, ascending: which of the batch's events each is.
     """
 
     user_M: Int64s
-    partition_M: Int32s
+    key_M: Int32s
     item_M: Int64s
     place_M: Int64s
 
@@ -51,7 +51,7 @@ def join_negatives(
     """
     if not len(store) and not len(events.user_M):
         return np.empty(0, np.int64), np.zeros(len(user_B) + 1, np.int32)
-    slot_M = store.slots_of(events.user_M, events.partition_M)
+    slot_M = store.slots_of(events.user_M, events.key_M)
     order_M = np.argsort(slot_M, kind="stable")
     slot_M, item_M, place_M = slot_M[order_M], events.item_M[order_M], events.place_M[order_M]
     slot_B = store.find(user_B)
@@ -78,7 +78,7 @@ def _append(
     first_R = np.flatnonzero(np.diff(slot_M, prepend=-1))
     event_R = order_M[first_R]
     start_R = np.append(first_R, len(slot_M))
-    store.append(events.user_M[event_R], events.partition_M[event_R], start_R, item_M, _NO_TIMES)
+    store.append(events.user_M[event_R], events.key_M[event_R], start_R, item_M, _NO_TIMES)
 
 
 @njit(cache=True, nogil=True)

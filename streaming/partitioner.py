@@ -16,6 +16,8 @@ Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 _MAX_DIGITS = 20
+KEY_HASHES = 1 << 31
+"""How many values a key hash can have: one modulo this is itself."""
 
 
 def partition_of_users(user_ids: Int64s, partitions: int) -> Int32s:
@@ -49,6 +51,16 @@ def partition_of_texts(user_ids: pa.Array, partitions: int) -> Int32s:
     out = np.empty(len(user_ids), np.int32)
     _partition_texts(data, offsets, partitions, out)
     return out
+
+
+def key_hashes_of_users(user_ids: Int64s) -> Int32s:
+    """Kafka's hash of each user id as text, int32 (n,), not negative: modulo the partitions it is the partition."""
+    return partition_of_users(user_ids, KEY_HASHES)
+
+
+def key_hashes_of_texts(user_ids: pa.Array) -> Int32s:
+    """The same where the ids are texts (an Arrow string array without nulls)."""
+    return partition_of_texts(user_ids, KEY_HASHES)
 
 
 def text_buffers(texts: pa.Array) -> tuple[Bytes, Int64s]:

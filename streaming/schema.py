@@ -11,6 +11,7 @@ VALUE = "value"
 EVENT_ID = "event_id"
 
 PARTITION = "partition"
+KEY_HASH = "key_hash"
 OFFSET = "offset"
 ROW = "row"
 APPEND_MS = "append_ms"
@@ -52,8 +53,9 @@ POSITION_FIELDS = [
     pa.field(APPEND_MS, pa.int64()),
 ]
 
-# A decoded, usable event: ids are int64, weight is never null, rows stand in (offset, row) order.
-DECODED_SCHEMA = pa.schema([*EVENT_SCHEMA, *POSITION_FIELDS])
+# A decoded, usable event: ids are int64, weight is never null, rows stand in (offset, row) order. `key_hash` is
+# Kafka's hash of the user id as text: `key_hash % partitions` is the user's partition, however many there will be.
+DECODED_SCHEMA = pa.schema([*EVENT_SCHEMA, *POSITION_FIELDS, (KEY_HASH, pa.int32())])
 
 # One row per run of one user's consecutive events, prefix-packed (DESIGN.md, 3.2).
 TRAINING_BATCH_SCHEMA = pa.schema(
@@ -74,7 +76,7 @@ TRAINING_BATCH_SCHEMA = pa.schema(
     ]
 )
 
-# The usable rows beside a training batch that are no targets: sign -1 an explicit negative, 0 ignored.
+# The usable rows beside a training batch that are no targets: sign -1 an explicit negative, 0 ignored, 2 a duplicate.
 SET_ASIDE_SCHEMA = pa.schema(
     [
         (USER_ID, pa.int64()),
@@ -90,6 +92,7 @@ HISTORY_SCHEMA = pa.schema(
     [
         (USER_ID, pa.int64()),
         (PARTITION, pa.int32()),
+        (KEY_HASH, pa.int32()),
         (EVENTS, pa.int64()),
         (ITEMS, pa.large_list(pa.int64())),
         (TIMES_MS, pa.large_list(pa.int64())),

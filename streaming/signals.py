@@ -15,7 +15,7 @@ from streaming.schema import ACTION, VALUE, WEIGHT
 Int8s = npt.NDArray[np.int8]
 Float32s = npt.NDArray[np.float32]
 
-POSITIVE, IGNORED, NEGATIVE = 1, 0, -1
+POSITIVE, IGNORED, NEGATIVE, DUPLICATE = 1, 0, -1, 2
 
 
 def judge_signals(rows: pa.RecordBatch, config: StreamConfig) -> tuple[Int8s, Float32s]:

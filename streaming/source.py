@@ -50,6 +50,7 @@ class KafkaSource:
         partitions: those to read.
         start: where to begin; a partition that is missing begins at the start of its log.
         end_offsets: where to end, exclusive, by partition; None reads on for ever.
+        watermark_ms: latest event time before the start, by partition, where it is known.
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
         TopicMissing: the topic does not exist, or lacks one of the partitions.
@@ -63,11 +64,14 @@ class KafkaSource:
         partitions: Iterable[int],
         start: Mapping[int, Position],
         end_offsets: Mapping[int, int] | None = None,
+        *,
+        watermark_ms: Mapping[int, int] | None = None,
     ) -> None:
         self._config = config
         self._topic = config.interactions_topic
         self._partitions = sorted(partitions)
         self._end = dict(end_offsets) if end_offsets is not None else None
+        self._watermark_ms = dict(watermark_ms or {})
         self._changed = threading.Condition()
         self._bound = config.buffered_rows_per_partition
         self._error: Exception | None = None
@@ -170,11 +174,22 @@ class KafkaSource:
             self._highwater = by_partition(self._consumer.end_offsets(list(at))) if at else {}
         except KafkaError as error:
             raise unavailable(self._config, error) from error
-        self._places = {p: Place(self._topic, p, len(known)) for p in self._partitions}
+        self._places = {p: self._place(p, len(known)) for p in self._partitions}
         self._queues = {p: RowQueue(start.get(p, Position(begin[p], 0))) for p in self._partitions}
         for p, queue in self._queues.items():
             if self._end is not None:
                 queue.skip_gap(self._end.get(p, 0))
+
+    def _place(self, partition: int, partitions: int) -> Place:
+        stream = self._config
+        return Place(
+            self._topic,
+            partition,
+            partitions,
+            max_future_ms=int(stream.max_future_s * 1000),
+            max_late_ms=int(stream.max_late_s * 1000),
+            max_message_bytes=stream.max_message_bytes,
+        )
 
     def _ended(self) -> frozenset[int]:
         if self._end is None:
@@ -253,7 +268,9 @@ class KafkaSource:
     def _decode(self, partition: int, messages: list[Any]) -> Decoded:
         end = None if self._end is None else self._end.get(partition, 0)
         wanted: list[Message] = [m for m in messages if end is None or m.offset < end]
-        decoded = decode_messages(wanted, self._places[partition])
+        known_ms = self._watermark_ms.get(partition, 0)
+        decoded = decode_messages(wanted, self._places[partition], known_ms)
+        self._watermark_ms[partition] = max(known_ms, decoded.latest_ms)
         rows_per_message = max(1, decoded.row_count // max(1, len(wanted)))
         quarter = self._config.buffered_rows_per_partition // (4 * rows_per_message)
         self._poll_records = min(_LARGEST_POLL, max(_FIRST_POLL, quarter))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
-from streaming.partitioner import partition_of_users
+from streaming.partitioner import key_hashes_of_users, partition_of_users
 from streaming.position import Position
 from streaming.schema import DECODED_SCHEMA, USER_ID, WEIGHT
 from streaming.validation import Decoded
@@ -82,5 +82,6 @@ def _decoded(events: pa.RecordBatch, partition: int) -> pa.RecordBatch:
         "offset": pa.array(np.arange(count)),
         "row": pa.array(np.zeros(count, np.int32)),
         "append_ms": pa.array(np.full(count, 1_700_000_000_000)),
+        "key_hash": pa.array(key_hashes_of_users(events[USER_ID].to_numpy())),
     }
     return pa.RecordBatch.from_pydict(columns, schema=DECODED_SCHEMA)

@@ -67,6 +67,7 @@ def _columns(users, items, partitions=None, actions=None):
         "offset": [100 + k for k in range(n)],
         "row": [k % 3 for k in range(n)],
         "append_ms": [5000 + k for k in range(n)],
+        "key_hash": list(partitions) if partitions is not None else [0] * n,
     }
 
 

@@ -15,9 +15,8 @@ def _stretch(places, dead=()):
     """A decoded stretch with a row at each (offset, row); those in `dead` are unusable."""
     usable = [p for p in places if p not in dead]
     n = len(usable)
-    columns = {
-        name: [1] * n for name in ("user_id", "item_id", "timestamp_ms", "weight", "partition", "append_ms")
-    }
+    ones = ("user_id", "item_id", "timestamp_ms", "weight", "partition", "append_ms", "key_hash")
+    columns = {name: [1] * n for name in ones}
     columns |= {name: [None] * n for name in ("action", "value", "event_id")}
     columns |= {"offset": [o for o, _ in usable], "row": [r for _, r in usable]}
     rows = pa.RecordBatch.from_pydict(columns, schema=DECODED_SCHEMA)

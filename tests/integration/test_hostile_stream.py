@@ -1,0 +1,105 @@
+"""A training run on a stream that is wrong in every way, on a real broker: nothing is lost, doubled or unexplained."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from cluster.accounting import verify_exactly_once
+from streaming.codec import ARROW, ENCODING_HEADER, encode_events
+from tests.worker_runs import (
+    START_MS,
+    config_of,
+    events,
+    newest,
+    produce,
+    reasons_of,
+    records_of,
+    send_raw,
+    train,
+    users_of,
+)
+
+FAR_AHEAD_MS = 4_000_000_000_000
+HEADERS = [(ENCODING_HEADER, ARROW)]
+
+
+def _event(user: int, n: int, **fields: object) -> dict[str, object]:
+    return {"user_id": user, "item_id": 7, "timestamp_ms": START_MS + n * 1000, **fields}
+
+
+def _json(partition: int, event: dict[str, object] | bytes) -> dict[str, object]:
+    return {"value": event, "partition": partition}
+
+
+def test_what_cannot_be_used_is_dead_lettered_with_its_reason_and_every_row_is_accounted_for(
+    stream_factory, tmp_path
+):
+    wide = stream_factory(2, max_late_s=500.0)
+    stream = replace(wide, max_message_bytes=20_000)
+    (mine,), (theirs,) = users_of(0, 2), users_of(1, 2)
+    produce(wide, events(300))
+    mixed = pa.RecordBatch.from_pylist([_event(mine, 400), _event(theirs, 401), _event(mine, 402)])
+    send_raw(
+        wide,
+        [
+            _json(0, b"{broken"),
+            _json(0, b""),
+            _json(1, b'["no", "object"]'),
+            _json(1, {"user_id": theirs, "timestamp_ms": 5}),
+            _json(0, _event(mine, 400, weight="much")),
+            {"value": b"no arrow at all", "partition": 0, "headers": HEADERS},
+            {"value": b"?", "partition": 0, "headers": [(ENCODING_HEADER, b"avro")]},
+            _json(1, _event(theirs, 400, action="x" * 30_000)),
+            _json(1, _event(theirs, 0) | {"timestamp_ms": FAR_AHEAD_MS}),
+            {"value": encode_events(mixed), "partition": 0, "headers": HEADERS},
+            _json(0, _event(mine, 900)),
+            _json(0, _event(mine, 401)),
+            _json(0, _event(mine, 399)),
+        ],
+    )
+    produce(wide, events(100, first=900))
+    config = config_of(stream, tmp_path)
+    (progress,) = train(0, config)
+    accounting = verify_exactly_once(config)
+    assert accounting.exactly_once, accounting
+    assert progress["rows_read"] == 300 + 15 + 100 == accounting.rows_read
+    assert accounting.events_trained == 300 + 4 + 100
+    reasons = reasons_of(stream)
+    expected = [
+        "bytes, more than stream.max_message_bytes=20000",
+        "JSON object, not list",
+        "avro",
+        "behind the partition's latest by more than stream.max_late_s=500",
+        "item_id is missing",
+        "not JSON",
+        "not a usable Arrow message",
+        "s ahead of the broker's time (stream.max_future_s=86400)",
+        "the message is empty",
+        "user belongs to partition 1 of 2, but the row was read from partition 0",
+        "weight must be a number",
+    ]
+    assert len(reasons) == len(expected) == accounting.dead_letters
+    for text in expected:
+        assert sum(text in reason for reason in reasons) == 1, (text, reasons)
+    # A time far ahead did not carry the watermark away: what came after it was not late.
+    assert newest(config).manifest["stream"]["skipped"] == {}
+
+
+def test_a_duplicate_is_used_once_also_across_a_crash_and_only_within_the_window(stream_factory, tmp_path):
+    stream = stream_factory(1, duplicate_window=100)
+    produce(stream, events(150))
+    produce(stream, events(30, first=120))
+    produce(stream, events(20, first=150))
+    produce(stream, events(10, first=0))
+    no_ids = events(40, first=120).drop_columns(["event_id"])
+    produce(stream, no_ids)
+    whole = config_of(stream, tmp_path / "whole")
+    part, rest = (config_of(stream, tmp_path / "cut", stop_after_rows=rows) for rows in (140, 0))
+    runs = train(0, whole, part, rest)
+    assert 140 <= runs[1]["rows_read"] < 200
+    for config, progress in ((whole, runs[0]), (rest, runs[2])):
+        accounting = verify_exactly_once(config)
+        assert accounting.exactly_once, accounting
+        assert progress["events_duplicate"] == accounting.events_duplicate == 30
+        assert accounting.events_trained == 150 + 20 + 10 + 40
+    assert not records_of(stream, stream.dead_letters)
