@@ -42,6 +42,13 @@ class TrainConfig:
     gradient_clip: float = field(
         default=5.0, metadata={"help": "norm that the towers' gradient is clipped to (0 = off)"}
     )
+    max_poison_batches: int = field(
+        default=3,
+        metadata={
+            "help": "a step whose loss is not finite is skipped and its events go to the dead letters; so many of them "
+            "one after another stop the run"
+        },
+    )
     init_from: str = field(
         default="",
         metadata={
@@ -60,7 +67,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
-        for name in ("workers", "threads_per_worker", "batch_events", "checkpoints_to_keep"):
+        for name in (
+            "workers",
+            "threads_per_worker",
+            "batch_events",
+            "checkpoints_to_keep",
+            "max_poison_batches",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("cpus_per_worker", "learning_rate", "row_learning_rate", "checkpoint_every_s"):

@@ -20,6 +20,7 @@ from cluster.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import process_group_backend, resolve_device
+from cluster.quarantine import PoisonedTraining
 from cluster.starting_point import find_starting_point
 from cluster.telemetry import read_progress, write_progress
 from retrieval.durable_files import write_durably
@@ -184,7 +185,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
         )
         worker.train()
-    except (CheckpointError, TopicMissing, PositionLost, ValueError) as error:
+    except (CheckpointError, TopicMissing, PositionLost, PoisonedTraining, ValueError) as error:
         _note_stop(storage, run_id, error)
         raise
 

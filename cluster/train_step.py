@@ -8,6 +8,7 @@ gradient of one process that saw everything.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,8 @@ class TrainStep:
         )
         self.events_seen = 0.0
         """Summed weight of all trained events, the denominator of an item's frequency."""
+        self.refused = False
+        """Whether the last step was not applied: a loss or a gradient was not finite. The same on every rank."""
         self._parameters = list(model.parameters())
         self._comm, self._config, self._device = comm, config, device
 
@@ -107,6 +110,8 @@ class TrainStep:
     def train(self, prepared: PreparedStep, step: int, *, decay: float = 1.0) -> dict[str, float]:
         """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks.
 
+        A step with a loss or a gradient that is not finite changes nothing but the state of dropout: see `refused`.
+
         Args:
             prepared: the batch.
             step: counts from 0.
@@ -127,16 +132,21 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         gather.close(terms.total).backward()  # type: ignore[no-untyped-call]
         names, local = zip(*terms.detached().items(), strict=True)
-        sums = self._reduce_dense(torch.stack(local))
+        sums = self._reduce_dense(torch.stack([*local, _not_finite(prepared.lookup)]))
+        losses = dict(zip(names, sums.tolist(), strict=False))
+        clip = self._config.train.gradient_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
+        # Both come from sums over the ranks, so every rank refuses or none.
+        self.refused = not (bool(torch.isfinite(sums).all()) and bool(torch.isfinite(norm)))
+        if self.refused:
+            return losses
         rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.train.learning_rate * rate
-        if self._config.train.gradient_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._config.train.gradient_clip)
         self.optimizer.step()
         self.table.apply_gradients(prepared.lookup, self._config.train.row_learning_rate * rate)
         self._count(prepared.global_targets)
-        return dict(zip(names, sums.tolist(), strict=True))
+        return losses
 
     def _candidates(self, agreed: GlobalTargets, step: int) -> Candidates:
         negatives = uniform_negatives(
@@ -185,6 +195,14 @@ class TrainStep:
         owned = self.table.owners(tables, agreed.ids_T) == self._comm.rank
         self.table.count(tables[owned], agreed.ids_T[owned], agreed.weight_T[owned], agreed.latest_ms)
         self.events_seen += float(agreed.weight_T.sum())
+
+
+def _not_finite(lookup: Lookup) -> Tensor:
+    """0 if this rank's row gradients are finite, else NaN: travels with the losses."""
+    gradient_UD = lookup.rows_UD.grad
+    if gradient_UD is None:
+        return lookup.rows_UD.new_zeros(())
+    return gradient_UD.sum() * 0.0
 
 
 def _item_tables(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from cluster.checkpoint import Checkpoint, CheckpointStore
@@ -21,6 +22,7 @@ from cluster.config import FreshetConfig
 from cluster.control import Decision, Report, agree
 from cluster.progress_report import ProgressReporter
 from cluster.publisher import Publisher
+from cluster.quarantine import poisoned, quarantine_letters
 from cluster.starting_point import find_starting_point, start_from
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import restore_checkpoint, save_checkpoint
@@ -63,6 +65,7 @@ class Worker:
         self._pending: CatalogueUpdate | None = None
         self._validation = np.zeros(4)
         self._validated_at = 0
+        self._refused_in_a_row = 0
         self._last_step_s = self._last_checkpoint_s = self._last_publish_s = time.monotonic()
         self._last_catalogue_s = 0.0
 
@@ -197,11 +200,30 @@ class Worker:
         self._validation = run.progressive.score(batch, prepared)
         self._validated_at = run.events_trained
         losses = run.train_step.train(prepared, run.step)
+        if run.train_step.refused:
+            self._quarantine(batch, losses)
+            return
+        self._refused_in_a_row = 0
         run.ledger.add_batch(batch)
         run.events_trained += prepared.global_targets.events
         run.step += 1
         self.publisher.unpublished.add(batch.column("append_ms").flatten().to_numpy())
         self.progress.stepped(losses, prepared.global_targets.events)
+
+    def _quarantine(self, batch: pa.RecordBatch, losses: Mapping[str, float]) -> None:
+        """Nothing was learnt from this step's events; every rank comes here for the same step."""
+        run, stream = self.run, self.config.stream
+        letters = quarantine_letters(batch, run.source, stream.interactions_topic, run.step, losses)
+        _log.error(
+            "step %d refused, %d events to %s: %s", run.step, len(letters), stream.dead_letters, losses
+        )
+        run.dead_letters.send(letters)
+        run.ledger.add_quarantined(batch)
+        self._validation = np.zeros(4)
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= self.config.train.max_poison_batches:
+            run.dead_letters.flush()
+            raise poisoned(self._refused_in_a_row, run.step, losses, stream.dead_letters)
 
     def _checkpoint(self) -> None:
         if self.comm.rank == 0:

@@ -46,6 +46,11 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     return _concatenate(good, originals, events), dead
 
 
+def rows_json(value: bytes) -> list[bytes]:
+    """Each row of a readable message as a dead letter carries it."""
+    return [orjson.dumps(row, default=str) for row in _read(value).to_pylist()]
+
+
 def rows_in(value: bytes) -> int:
     """Rows of a message; 1 for one that cannot be read, which counts as one row."""
     try:

@@ -1,6 +1,6 @@
 """Where a reader stands in a partition, and what every source of events offers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from streaming.validation import Decoded
@@ -18,8 +18,16 @@ class Position(NamedTuple):
     row: int
 
 
+class RowPlace(NamedTuple):
+    """Where one row stands in the log."""
+
+    partition: int
+    offset: int
+    row: int
+
+
 class EventSource(Protocol):
-    """Decoded events of some partitions, in order, with positions: Kafka now, files of events later."""
+    """Decoded events of some partitions, in order, with positions: from Kafka, or from files of events."""
 
     @property
     def partitions(self) -> list[int]:
@@ -49,6 +57,9 @@ class EventSource(Protocol):
 
     def wait_full(self, quota: int, timeout_s: float) -> bool:
         """Waits until every partition has `quota` rows ready or its end, or time is up; whether they have."""
+
+    def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
+        """What stands at these places as a dead letter carries it; without those that cannot be read again."""
 
     def close(self) -> None:
         """Stops reading; harmless if repeated."""

@@ -22,7 +22,8 @@ from streaming.consumer import (
     seek,
     unavailable,
 )
-from streaming.position import EventSource, Position
+from streaming.originals import read_originals
+from streaming.position import EventSource, Position, RowPlace
 from streaming.row_queue import RowQueue
 from streaming.validation import Decoded, Message, Place
 
@@ -148,6 +149,10 @@ class KafkaSource:
             self._room.set()
             self._wait(lambda: self._is_full(quota), timeout_s)
             return self._is_full(quota)
+
+    def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
+        """What stands at these places of the topic, as a dead letter carries it; without what is not there any more."""
+        return read_originals(self._config, self._topic, places)
 
     def close(self) -> None:
         """Stops the thread and closes the consumer; harmless if repeated."""

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
 from streaming.partitioner import key_hashes_of_users, partition_of_users
-from streaming.position import Position
+from streaming.position import Position, RowPlace
 from streaming.schema import DECODED_SCHEMA, USER_ID, WEIGHT
 from streaming.validation import Decoded
 
@@ -55,6 +55,9 @@ class MemorySource:
 
     def wait_full(self, quota: int, timeout_s: float) -> bool:
         return True
+
+    def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
+        return {}
 
     def close(self) -> None:
         pass

@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
+import orjson
 import pyarrow as pa
+import pytest
 
 from cluster.accounting import verify_exactly_once
+from cluster.quarantine import PoisonedTraining
 from streaming.codec import ARROW, ENCODING_HEADER, encode_events
+from tests.ranks import run_on_ranks
 from tests.worker_runs import (
     START_MS,
     config_of,
@@ -103,3 +108,38 @@ def test_a_duplicate_is_used_once_also_across_a_crash_and_only_within_the_window
         assert progress["events_duplicate"] == accounting.events_duplicate == 30
         assert accounting.events_trained == 150 + 20 + 10 + 40
     assert not records_of(stream, stream.dead_letters)
+
+
+def test_a_poison_batch_is_quarantined_on_all_ranks_alike_and_training_goes_on(stream_factory, tmp_path):
+    stream = stream_factory(2)
+    (mine,) = users_of(1, 2)
+    produce(stream, events(200))
+    send_raw(stream, [_json(1, _event(mine, 200, weight=3e38, action="why", event_id="poison"))])
+    produce(stream, events(200, first=201))
+    config = config_of(stream, tmp_path, stop_after_rows=330)
+    rest = replace(config, train=replace(config.train, stop_after_rows=0))
+    progress = run_on_ranks(train, 2, config, rest)[0][-1]
+    accounting = verify_exactly_once(rest)
+    assert accounting.exactly_once, accounting
+    assert accounting.events_quarantined == progress["events_quarantined"] == 64
+    assert accounting.events_trained == 401 - 64
+    assert np.isfinite(list(progress["loss"].values())).all()
+    letters = records_of(stream, stream.dead_letters)
+    assert len({letter.key for letter in letters}) == len(letters) == 64
+    assert all(b"quarantined: training step" in dict(m.headers)["reason"] for m in letters)
+    (poison,) = (orjson.loads(m.value) for m in letters if b"3e" in m.value or b"poison" in m.value)
+    assert (poison["event_id"], poison["action"], poison["weight"]) == ("poison", "why", 3e38)
+    others = [orjson.loads(m.value) for m in letters]
+    assert sum(other["event_id"].startswith("e") for other in others) == 63
+
+
+def test_poison_batch_after_poison_batch_stops_with_an_error_that_names_the_settings(
+    stream_factory, tmp_path
+):
+    stream = stream_factory(1)
+    user = users_of(0, 1)[0]
+    send_raw(stream, [_json(0, _event(user, n, weight=3e38)) for n in range(200)])
+    config = config_of(stream, tmp_path, max_poison_batches=2)
+    with pytest.raises(PoisonedTraining, match=r"2 training steps.*train\.learning_rate.*max_poison_batches"):
+        train(0, config)
+    assert len(records_of(stream, stream.dead_letters)) == 128
