@@ -17,7 +17,9 @@ from cluster.row_optimizer import row_optimizer
 from cluster.sharded_embedding import ShardedEmbedding
 from cluster.stream_state import StreamState
 from cluster.train_step import TrainStep
-from model.cl_epidtn import CLEPIDTN
+from model.cl_epidtn import cl_epidtn
+from model.two_tower import TwoTower
+from streaming.admission import Admission
 from streaming.batcher import Batcher
 from streaming.catalogue import Catalogue
 from streaming.dead_letter import DeadLetterWriter
@@ -42,7 +44,7 @@ class TrainingRun:
     config: FreshetConfig
     partitions: list[int]
     device: torch.device
-    model: CLEPIDTN
+    model: TwoTower
     table: ShardedEmbedding
     catalogue: Catalogue
     users: UserStore
@@ -50,9 +52,9 @@ class TrainingRun:
     train_step: TrainStep
     progressive: ProgressiveValidation
     curve: Curve
+    stream: StreamState
     step: int = 0
     events_trained: int = 0
-    stream: StreamState
     """Of all ranks, over all runs."""
     rows_read_before: int = 0
     """By earlier runs, all ranks together; on rank 0 only, so that sums over ranks count it once."""
@@ -69,7 +71,7 @@ class TrainingRun:
     ) -> TrainingRun:
         """Collective. A run that has seen nothing yet; towers start from the seed, the same on every rank."""
         torch.manual_seed(config.seed)
-        model = CLEPIDTN(config.model, len(config.stream.user_attributes)).to(device)
+        model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
         seed_dropout(config.seed, comm.rank)
         table = ShardedEmbedding(
             config.model.dim,
@@ -80,9 +82,9 @@ class TrainingRun:
             init_std=config.model.init_std,
         )
         catalogue = Catalogue(config.stream)
+        everywhere = int(comm.exchange(np.array([len(partitions)], np.float64)).sum())
         return TrainingRun(
             config,
-        everywhere = int(comm.exchange(np.array([len(partitions)], np.float64)).sum())
             partitions,
             device,
             model,
@@ -93,9 +95,9 @@ class TrainingRun:
             TrainStep(model, table, catalogue, comm, config, device),
             ProgressiveValidation(model, table, catalogue, comm, config),
             Curve(config.evaluation.bin_events),
+            StreamState(Admission(config.stream), everywhere),
         )
 
-            StreamState(Admission(config.stream), everywhere),
     def open(self, source: EventSource) -> None:
         """Attach the stream."""
         dead_letters = DeadLetterWriter(self.config.stream)
