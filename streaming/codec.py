@@ -66,9 +66,10 @@ def concatenate(pieces: Sequence[Decoded]) -> Decoded:
     """Several decoded stretches as one, in the given order."""
     batches = [piece.rows for piece in pieces if piece.rows.num_rows]
     dead = [letter for piece in pieces for letter in piece.dead]
+    strays = sum(piece.strays for piece in pieces)
     if not batches:
-        return Decoded(dead=dead)
-    return Decoded(batches[0] if len(batches) == 1 else pa.concat_batches(batches), dead)
+        return Decoded(dead=dead, strays=strays)
+    return Decoded(batches[0] if len(batches) == 1 else pa.concat_batches(batches), dead, strays)
 
 
 def encoding_of(message: Message) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+LostPosition = Literal["fail", "earliest", "latest"]
 SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
 
 
@@ -47,7 +48,15 @@ class StreamConfig:
             never trained on, but what the model contrasts the user's history with.
         negative_below_value: an event with a value below this is such a negative whatever its action, e.g. 3 for
             ratings of 1 and 2; 0 means that no value is.
-        buffered_rows_per_partition: rows decoded ahead before a partition is paused (one poll may exceed it).
+        lost_position: what to do if retention removed the position to go on from: fail stops, earliest goes on with
+            the oldest message that is there, latest with the next one that comes; what is passed over is counted.
+        broker_patience_s: how long a run waits for brokers that are away before it gives up.
+        metadata_every_s: how often a run looks whether the topic has gained partitions.
+        growth_wait_s: how long new partitions stay unread after they were noticed, so that every producer knows of
+            them and none still writes by the old number; Kafka's producers ask at least every 300 s.
+        buffered_rows_per_partition: rows decoded ahead before a partition is paused (a message that a step waits for
+            may exceed it).
+        buffered_bytes_per_partition: the same in bytes of their messages.
         max_future_s: an event whose time is further ahead of the broker's append than this goes to the dead letters:
             it would carry the watermark away; 0 takes any.
         max_late_s: an event whose time is further behind the latest one before it in its partition than this goes to
@@ -86,7 +95,12 @@ class StreamConfig:
     action_weights: list[str] = field(default_factory=list)
     negative_actions: list[str] = field(default_factory=list)
     negative_below_value: float = 0.0
+    lost_position: LostPosition = "fail"
+    broker_patience_s: float = 600.0
+    metadata_every_s: float = 5.0
+    growth_wait_s: float = 300.0
     buffered_rows_per_partition: int = 65536
+    buffered_bytes_per_partition: int = 67_108_864
     max_future_s: float = 86_400.0
     max_late_s: float = 0.0
     duplicate_window: int = 65_536
@@ -98,11 +112,14 @@ class StreamConfig:
     def __post_init__(self) -> None:
         for name in ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic"):
             self._require(name, bool(getattr(self, name).strip()), "must not be empty")
-        for name in ("history_length", "seen_length", "buffered_rows_per_partition", "fetch_max_wait_ms"):
+        for name in ("history_length", "seen_length", "fetch_max_wait_ms"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("connect_timeout_s", "request_timeout_s"):
+        for name in ("buffered_rows_per_partition", "buffered_bytes_per_partition"):
+            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("connect_timeout_s", "request_timeout_s", "metadata_every_s"):
             self._require(name, getattr(self, name) > 0, "must be positive")
-        for name in ("max_categories", "max_future_s", "max_late_s", "duplicate_window"):
+        not_negative = ("max_categories", "max_future_s", "max_late_s", "duplicate_window")
+        for name in (*not_negative, "broker_patience_s", "growth_wait_s"):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
         self._require("max_message_bytes", self.max_message_bytes >= 1024, "must be at least 1024")
         self._require(

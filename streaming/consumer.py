@@ -1,5 +1,6 @@
 """Opening Kafka consumers, and what a reader must know of a topic before it starts."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from streaming.config import StreamConfig, client_arguments
+from streaming.config import LostPosition, StreamConfig, client_arguments
 from streaming.topics import BrokerUnavailable
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "BrokerUnavailable",
@@ -99,25 +102,47 @@ def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) 
     return sorted(partitions)
 
 
-def seek(consumer: KafkaConsumer, start: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, int]:
-    """Assigns partitions and moves to each offset (None: the beginning); returns the offsets.
+def seek(
+    consumer: KafkaConsumer, start: Mapping[TopicPartition, int | None], lost: LostPosition = "fail"
+) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    """Moves to each offset (None: the beginning) of assigned partitions.
 
+    Args:
+        consumer: has the partitions assigned.
+        start: by partition.
+        lost: where to go on if the log does not hold an offset: `stream.lost_position`.
+    Returns:
+        The offsets, and for those that were lost how many messages are passed over, as far as offsets tell.
     Raises:
-        PositionLost: an offset is before the beginning or after the end of its partition.
+        PositionLost: an offset is before the beginning or after the end of its partition, and `lost` is "fail".
     """
     partitions = list(start)
-    consumer.assign(partitions)
     first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-    offsets = {at: first[at] if offset is None else offset for at, offset in start.items()}
-    for at, offset in offsets.items():
-        if not first[at] <= offset <= end[at]:
-            raise PositionLost(
-                f"{at.topic} partition {at.partition} holds offsets {first[at]} to {end[at]}, but reading "
-                f"should go on at {offset}: the log was trimmed or the topic was created anew. Keep the log "
-                "longer (retention.ms), or start from an empty storage_path."
-            )
-        consumer.seek(at, offset)
-    return offsets
+    offsets: dict[TopicPartition, int] = {}
+    skipped: dict[TopicPartition, int] = {}
+    for at, offset in start.items():
+        offsets[at] = first[at] if offset is None else offset
+        if not first[at] <= offsets[at] <= end[at]:
+            offsets[at] = _instead(at, offsets[at], first[at], end[at], lost)
+            skipped[at] = max(0, offsets[at] - (start[at] or 0))
+        consumer.seek(at, offsets[at])
+    return offsets, skipped
+
+
+def _instead(at: TopicPartition, offset: int, first: int, end: int, lost: LostPosition) -> int:
+    """Where to go on, told loudly."""
+    what = (
+        f"{at.topic} partition {at.partition} holds offsets {first} to {end}, but reading should go on at {offset}: "
+        "the log was trimmed or the topic was created anew"
+    )
+    if lost == "fail":
+        raise PositionLost(
+            f"{what}. Choose with stream.lost_position: earliest goes on at {first} and latest at {end}, what is "
+            "between is counted as skipped. Or keep the log longer (retention.ms), or start from an empty storage_path."
+        )
+    chosen = first if lost == "earliest" else end
+    _log.error("%s; goes on at %d (stream.lost_position=%s)", what, chosen, lost)
+    return chosen
 
 
 def release_parked(consumer: KafkaConsumer) -> None:

@@ -21,22 +21,25 @@ class RowQueue:
         position: the next row to take.
         ready: rows in the queue.
         fetched: offset up to which messages have been put, gaps included.
+        size: bytes of the messages whose rows are not all taken.
     """
 
     def __init__(self, start: Position) -> None:
         self.position = start
         self.ready = 0
         self.fetched = start.offset
+        self.size = 0
         self._pieces: deque[_Piece] = deque()
 
-    def put(self, decoded: Decoded, fetched: int) -> None:
-        """Adds a stretch that follows the last one; rows before the position are dropped."""
-        piece = _Piece(decoded)
+    def put(self, decoded: Decoded, fetched: int, size: int = 0) -> None:
+        """Adds a stretch of so many bytes that follows the last one; rows before the position are dropped."""
+        piece = _Piece(decoded, size)
         piece.skip(piece.rows_before(self.position) if not self._pieces else 0)
         self.fetched = max(self.fetched, fetched)
         if piece.remaining:
             self._pieces.append(piece)
             self.ready += piece.remaining
+            self.size += size
 
     def take(self, limit: int) -> list[Decoded]:
         """Up to `limit` rows, as stretches in order."""
@@ -49,6 +52,7 @@ class RowQueue:
             limit -= count
             self.ready -= count
             if not piece.remaining:
+                self.size -= piece.size
                 self._pieces.popleft()
         return taken
 
@@ -65,8 +69,9 @@ class RowQueue:
 class _Piece:
     """A decoded stretch that is taken bit by bit."""
 
-    def __init__(self, decoded: Decoded) -> None:
+    def __init__(self, decoded: Decoded, size: int) -> None:
         self._decoded = decoded
+        self.size = size
         self._offset_N, self._row_N, self._is_dead_N = _places(decoded)
         self._taken, self._taken_dead = 0, 0
 

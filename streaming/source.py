@@ -1,13 +1,13 @@
 """Events from Kafka: a thread reads and decodes ahead, the caller takes rows and knows its position."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from streaming.codec import concatenate, decode_messages
+from streaming.codec import concatenate
 from streaming.config import StreamConfig
 from streaming.consumer import (
     BrokerUnavailable,
@@ -23,9 +23,12 @@ from streaming.consumer import (
     unavailable,
 )
 from streaming.originals import read_originals
+from streaming.outage import Outage
+from streaming.partition_reader import PartitionReader, Stretch
 from streaming.position import EventSource, Position, RowPlace
 from streaming.row_queue import RowQueue
-from streaming.validation import Decoded, Message, Place
+from streaming.topics import partition_count
+from streaming.validation import Decoded, Place
 
 __all__ = [
     "BrokerUnavailable",
@@ -41,10 +44,15 @@ __all__ = [
 _POLL_MS = 100
 # Messages per poll: few at first, because one Arrow message may hold thousands of rows.
 _FIRST_POLL, _LARGEST_POLL = 16, 4000
+_PROBE_S = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class KafkaSource:
     """Reads partitions of the interactions topic by manual assignment, outside any consumer group.
+
+    A broker that is away is waited for, `stream.broker_patience_s` long.
 
     Args:
         config: the stream.
@@ -52,11 +60,14 @@ class KafkaSource:
         start: where to begin; a partition that is missing begins at the start of its log.
         end_offsets: where to end, exclusive, by partition; None reads on for ever.
         watermark_ms: latest event time before the start, by partition, where it is known.
+        spread_over: how many partitions the users of these events are spread over; by default as many as the topic
+            has. With fewer, a partition is held at the first message of a producer who knows of more.
     Raises:
-        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`; also raised later, by any method
+            that takes, if none did for `stream.broker_patience_s`.
         TopicMissing: the topic does not exist, or lacks one of the partitions.
-        PositionLost: the log does not hold a start position any more; also raised later, by any method that
-            takes, if the log is trimmed while a partition waits.
+        PositionLost: the log does not hold a start position any more and `stream.lost_position` is "fail"; also
+            raised later, by any method that takes, if the log is trimmed while a partition waits.
     """
 
     def __init__(
@@ -67,20 +78,21 @@ class KafkaSource:
         end_offsets: Mapping[int, int] | None = None,
         *,
         watermark_ms: Mapping[int, int] | None = None,
+        spread_over: int | None = None,
     ) -> None:
         self._config = config
         self._topic = config.interactions_topic
         self._partitions = sorted(partitions)
-        self._end = dict(end_offsets) if end_offsets is not None else None
-        self._watermark_ms = dict(watermark_ms or {})
         self._changed = threading.Condition()
-        self._bound = config.buffered_rows_per_partition
+        self._bound, self._needed = config.buffered_rows_per_partition, 1
         self._error: Exception | None = None
         self._stop, self._room = threading.Event(), threading.Event()
         self._poll_records = _FIRST_POLL
+        self._outage = Outage(config)
+        self._skipped: dict[int, int] = {}
         self._consumer = open_consumer(config)
         try:
-            self._open(start)
+            self._open(start, end_offsets, watermark_ms or {}, spread_over)
         except BaseException:
             self._consumer.close(autocommit=False, timeout_ms=1000)
             raise
@@ -97,18 +109,39 @@ class KafkaSource:
         """Whether every row before the end offsets has been taken; never on an unbounded source."""
         with self._changed:
             self._raise_error()
-            return len(self._ended()) == len(self._queues) and not self._any_ready()
+            return len(self._ended()) == len(self._readers) and not self._any_ready()
+
+    @property
+    def skipped(self) -> dict[int, int]:
+        """Messages that the log did not hold any more, by partition, since this source was opened."""
+        with self._changed:
+            return dict(self._skipped)
+
+    def bound(self, end_offsets: Mapping[int, int]) -> None:
+        """Ends at these offsets, exclusive, by partition; rows beyond them that are decoded already still count."""
+        with self._changed:
+            for p, reader in self._readers.items():
+                reader.bound(end_offsets[p])
+            self._changed.notify_all()
 
     def ready_rows(self) -> dict[int, int]:
         """Rows that `take` could return now, by partition."""
         with self._changed:
             self._raise_error()
-            return {p: queue.ready for p, queue in self._queues.items()}
+            return {p: reader.queue.ready for p, reader in self._readers.items()}
 
     def ended(self) -> frozenset[int]:
-        """Partitions whose rows are all taken or ready; empty on an unbounded source."""
+        """Partitions whose rows are all taken or ready, also held ones; empty on an unbounded source without these."""
         with self._changed:
             return self._ended()
+
+    def buffered(self) -> dict[int, tuple[int, int]]:
+        """Rows that wait to be taken, and bytes of their messages and of those not decoded yet, by partition."""
+        with self._changed:
+            return {
+                p: (reader.queue.ready, reader.queue.size + reader.waiting_bytes)
+                for p, reader in self._readers.items()
+            }
 
     def take(self, quota: Mapping[int, int]) -> Decoded:
         """At most quota[p] rows of partition p, without waiting; unusable rows count.
@@ -118,34 +151,35 @@ class KafkaSource:
         """
         with self._changed:
             self._raise_error()
-            pieces = [piece for p, queue in self._queues.items() for piece in queue.take(quota.get(p, 0))]
-            for p, queue in self._queues.items():
-                if self._end is not None:
-                    queue.skip_gap(self._end.get(p, 0))
+            pieces = [
+                piece for p, reader in self._readers.items() for piece in reader.queue.take(quota.get(p, 0))
+            ]
+            for reader in self._readers.values():
+                reader.skip_gap()
         self._room.set()
         return concatenate(pieces)
 
     def positions(self) -> dict[int, Position]:
         """The next row of each partition, after everything that was taken."""
         with self._changed:
-            return {p: queue.position for p, queue in self._queues.items()}
+            return {p: reader.queue.position for p, reader in self._readers.items()}
 
     def lag(self) -> dict[int, int]:
         """Messages between the position and the partition's end, as of its last fetch."""
         with self._changed:
-            return {p: max(0, self._highwater[p] - queue.next_offset()) for p, queue in self._queues.items()}
+            return {p: max(0, r.highwater - r.queue.next_offset()) for p, r in self._readers.items()}
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until any row is ready, nothing more will come, or time is up; whether any row is ready."""
         with self._changed:
-            self._wait(lambda: self._any_ready() or len(self._ended()) == len(self._queues), timeout_s)
+            self._wait(lambda: self._any_ready() or len(self._ended()) == len(self._readers), timeout_s)
             return self._any_ready()
 
     def wait_full(self, quota: int, timeout_s: float) -> bool:
         """Waits until every partition has `quota` rows ready or its end, or time is up; whether they have."""
         with self._changed:
             # A quota beyond the bound of reading ahead would never fill: the bound follows the quota.
-            self._bound = max(self._bound, 2 * quota)
+            self._bound, self._needed = max(self._bound, 2 * quota), quota
             self._room.set()
             self._wait(lambda: self._is_full(quota), timeout_s)
             return self._is_full(quota)
@@ -167,7 +201,13 @@ class KafkaSource:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, start: Mapping[int, Position]) -> None:
+    def _open(
+        self,
+        start: Mapping[int, Position],
+        end: Mapping[int, int] | None,
+        watermark_ms: Mapping[int, int],
+        spread_over: int | None,
+    ) -> None:
         try:
             known = known_partitions(self._config, self._consumer, self._topic)
             missing = sorted(set(self._partitions) - set(known))
@@ -175,15 +215,27 @@ class KafkaSource:
                 raise TopicMissing(f"The topic {self._topic!r} has partitions {known}, but not {missing}")
             wanted = {p: start[p].offset if p in start else None for p in self._partitions}
             at = {TopicPartition(self._topic, p): offset for p, offset in wanted.items()}
-            begin = by_partition(seek(self._consumer, at)) if at else {}
-            self._highwater = by_partition(self._consumer.end_offsets(list(at))) if at else {}
+            self._consumer.assign(list(at))
+            begin, highwater = self._seek(at) if at else ({}, {})
         except KafkaError as error:
             raise unavailable(self._config, error) from error
-        self._places = {p: self._place(p, len(known)) for p in self._partitions}
-        self._queues = {p: RowQueue(start.get(p, Position(begin[p], 0))) for p in self._partitions}
-        for p, queue in self._queues.items():
-            if self._end is not None:
-                queue.skip_gap(self._end.get(p, 0))
+        self._readers: dict[int, PartitionReader] = {}
+        for p in self._partitions:
+            goes_on = p in start and start[p].offset == begin[p]
+            self._readers[p] = PartitionReader(
+                self._place(p, spread_over or len(known)),
+                RowQueue(start[p] if goes_on else Position(begin[p], 0)),
+                end.get(p, 0) if end is not None else None,
+                watermark_ms.get(p, 0),
+            )
+            self._readers[p].highwater = highwater[p]
+
+    def _seek(self, at: Mapping[TopicPartition, int | None]) -> tuple[dict[int, int], dict[int, int]]:
+        offsets, skipped = seek(self._consumer, at, self._config.lost_position)
+        with self._changed:
+            for p, count in by_partition(skipped).items():
+                self._skipped[p] = self._skipped.get(p, 0) + count
+        return by_partition(offsets), by_partition(self._consumer.end_offsets(list(at)))
 
     def _place(self, partition: int, partitions: int) -> Place:
         stream = self._config
@@ -197,16 +249,13 @@ class KafkaSource:
         )
 
     def _ended(self) -> frozenset[int]:
-        if self._end is None:
-            return frozenset()
-        return frozenset(p for p, queue in self._queues.items() if queue.fetched >= self._end.get(p, 0))
+        return frozenset(p for p, reader in self._readers.items() if reader.ended)
 
     def _any_ready(self) -> bool:
-        return any(queue.ready for queue in self._queues.values())
+        return any(reader.queue.ready for reader in self._readers.values())
 
     def _is_full(self, quota: int) -> bool:
-        ended = self._ended()
-        return all(queue.ready >= quota or p in ended for p, queue in self._queues.items())
+        return all(reader.queue.ready >= quota or reader.ended for reader in self._readers.values())
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
         self._changed.wait_for(lambda: self._error is not None or condition(), timeout_s)
@@ -220,15 +269,14 @@ class KafkaSource:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set() and self._queues and len(self.ended()) < len(self._queues):
+            while not self._stop.is_set() and len(self.ended()) < len(self._readers):
+                self._decode_ahead()
                 if self._throttle():
                     self._read()
                 else:
                     # A poll with everything paused would sleep through the next `take`.
                     self._room.wait(_POLL_MS / 1000)
                     self._room.clear()
-        except OffsetOutOfRangeError as error:
-            self._fail(PositionLost(f"The log was trimmed before it was read: {self._topic}, {error}"))
         except Exception as error:
             self._fail(error)
 
@@ -240,48 +288,91 @@ class KafkaSource:
     def _throttle(self) -> bool:
         """Pauses partitions with enough rows, resumes those that run low; whether any is left to read."""
         with self._changed:
-            bound = self._bound
-            ready = {p: queue.ready for p, queue in self._queues.items()}
-            ended = self._ended()
+            rows, size = self._bound, self._config.buffered_bytes_per_partition
+            full = {p for p, r in self._readers.items() if r.waiting or r.ended or r.queue.ready >= rows}
+            low = {p for p, r in self._readers.items() if r.queue.ready <= rows // 2 and r.queue.size < size}
         paused = {at.partition for at in self._consumer.paused()}
-        for p, rows in ready.items():
+        for p in self._partitions:
             at = TopicPartition(self._topic, p)
-            if p not in paused and (rows >= bound or p in ended):
+            if p not in paused and p in full:
                 self._consumer.pause(at)
-            elif p in paused and rows <= bound // 2 and p not in ended:
+            elif p in paused and p in low - full:
                 self._consumer.resume(at)
-        return len(self._consumer.paused()) < len(self._queues)
+        return len(self._consumer.paused()) < len(self._readers)
 
     def _read(self) -> None:
         release_parked(self._consumer)
-        polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=self._poll_records)
-        decoded = {at.partition: self._decode(at.partition, messages) for at, messages in polled.items()}
-        fetched = {at.partition: messages[-1].offset + 1 for at, messages in polled.items()}
+        try:
+            polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=self._poll_records)
+        except OffsetOutOfRangeError as error:
+            self._go_on_behind(error)
+            return
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            polled = {}
+        if polled:
+            self._outage.answered()
+        elif self._outage.silent_s > _PROBE_S:
+            self._outage.probe(lambda: self._consumer.end_offsets(self._assigned(), timeout_ms=1000))
+        reached = {at.partition: messages[-1].offset + 1 for at, messages in polled.items()}
         if not polled:
             # Nothing came: positions may still have moved, past control records and compacted messages.
-            fetched = {p: self._position(p) for p in self._partitions}
-        highwater = {p: self._consumer.highwater(TopicPartition(self._topic, p)) for p in self._partitions}
+            reached = {p: self._position(p) for p in self._partitions}
+        for at, messages in polled.items():
+            self._readers[at.partition].receive(messages, reached[at.partition])
         with self._changed:
-            self._highwater |= {p: offset for p, offset in highwater.items() if offset is not None}
-            for p, offset in fetched.items():
-                self._queues[p].put(decoded.get(p, Decoded()), offset)
-                if self._end is not None:
-                    self._queues[p].skip_gap(self._end.get(p, 0))
-            if polled or len(self._ended()) == len(self._queues):
-                self._changed.notify_all()
+            for p, reader in self._readers.items():
+                highwater = self._consumer.highwater(TopicPartition(self._topic, p))
+                reader.highwater = reader.highwater if highwater is None else highwater
+                if not polled:
+                    reader.receive([], reached[p])
 
-    def _decode(self, partition: int, messages: list[Any]) -> Decoded:
-        end = None if self._end is None else self._end.get(partition, 0)
-        wanted: list[Message] = [m for m in messages if end is None or m.offset < end]
-        known_ms = self._watermark_ms.get(partition, 0)
-        decoded = decode_messages(wanted, self._places[partition], known_ms)
-        self._watermark_ms[partition] = max(known_ms, decoded.latest_ms)
-        rows_per_message = max(1, decoded.row_count // max(1, len(wanted)))
+    def _decode_ahead(self) -> None:
+        with self._changed:
+            rows, needed = self._bound, self._needed
+        size = self._config.buffered_bytes_per_partition
+        for reader in self._readers.values():
+            stretch = reader.decode(rows, size, needed, self._partitions_now)
+            if stretch.decoded.row_count:
+                self._adapt(stretch)
+            with self._changed:
+                before = reader.ended
+                reader.queue.put(stretch.decoded, stretch.fetched, stretch.size)
+                reader.skip_gap()
+                if stretch.decoded.row_count or reader.ended != before:
+                    self._changed.notify_all()
+
+    def _adapt(self, stretch: Stretch) -> None:
+        """Polls as many messages as make a quarter of what may be read ahead."""
+        rows_per_message = max(1, stretch.decoded.row_count // max(1, stretch.messages))
         quarter = self._config.buffered_rows_per_partition // (4 * rows_per_message)
         self._poll_records = min(_LARGEST_POLL, max(_FIRST_POLL, quarter))
-        return decoded
+
+    def _go_on_behind(self, error: OffsetOutOfRangeError) -> None:
+        """The log was trimmed beyond a partition that had not been read so far."""
+        lost = {at: int(offset) for at, offset in error.args[0].items()}
+        offsets, _ = self._seek(lost)
+        with self._changed:
+            for p, offset in offsets.items():
+                if offset < self._readers[p].queue.fetched:
+                    raise PositionLost(
+                        f"{self._topic} partition {p} goes on at {offset}, before what was read already: the topic was "
+                        "created anew; start from an empty storage_path."
+                    )
+                self._readers[p].jump(offset)
+
+    def _assigned(self) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, p) for p in self._partitions]
+
+    def _partitions_now(self) -> int:
+        while not self._stop.is_set():
+            try:
+                return partition_count(self._config, self._topic)
+            except BrokerUnavailable:
+                self._outage.probe(lambda: self._consumer.end_offsets(self._assigned(), timeout_ms=1000))
+        return 0
 
     def _position(self, partition: int) -> int:
-        queue = self._queues[partition]
         offset = self._consumer.position(TopicPartition(self._topic, partition), timeout_ms=1000)
-        return queue.fetched if offset is None else int(offset)
+        return self._readers[partition].queue.fetched if offset is None else int(offset)

@@ -84,6 +84,19 @@ def partition_counts(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str,
     return {t["name"]: len(t["partitions"]) for t in described if not t["error_code"] and _led(t)}
 
 
+def partition_count(config: StreamConfig, topic: str) -> int:
+    """How many partitions a topic has now, by the brokers' own word; 0 if it is not there or has no leaders.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+    """
+    with admin_client(config) as admin:
+        try:
+            return partition_counts(admin, [topic]).get(topic, 0)
+        except KafkaError as error:
+            raise BrokerUnavailable(f"{config.bootstrap_servers} does not answer: {error}") from error
+
+
 def _led(topic: dict[str, Any]) -> bool:
     return all(p["leader_id"] >= 0 and not p["error_code"] for p in topic["partitions"])
 

@@ -97,10 +97,12 @@ class Decoded:
     Attributes:
         rows: DECODED_SCHEMA, the usable ones.
         dead: the others.
+        strays: how many of these are of users of another partition.
     """
 
     rows: pa.RecordBatch = field(default_factory=lambda: empty_batch(DECODED_SCHEMA))
     dead: list[DeadLetter] = field(default_factory=list)
+    strays: int = 0
 
     @property
     def row_count(self) -> int:
@@ -140,7 +142,8 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
     if not problem_N.any():
         return Decoded(rows, [])
     dead = [_dead_letter(parsed, place, int(n), int(problem_N[n])) for n in np.flatnonzero(problem_N)]
-    return Decoded(rows.filter(pa.array(problem_N == 0)), dead)
+    strays = int((problem_N == _WRONG_PARTITION).sum())
+    return Decoded(rows.filter(pa.array(problem_N == 0)), dead, strays)
 
 
 def _problems(parsed: ParsedEvents, weight_N: pa.Array, time_N: Int64s, place: Place) -> Int8s:

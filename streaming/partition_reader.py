@@ -1,0 +1,136 @@
+"""One partition on its way from messages to rows: what was fetched, what is decoded, and where it must stop.
+
+The thread that reads calls `receive` and `decode`; everything that touches the queue happens under the source's lock.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from streaming.codec import decode_messages, rows_in
+from streaming.row_queue import RowQueue
+from streaming.validation import Decoded, Message, Place
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Decoded rows for the queue, the offset that they lead to, their messages and the bytes of these."""
+
+    decoded: Decoded
+    fetched: int
+    messages: int
+    size: int
+
+
+class PartitionReader:
+    """What a source holds of one partition.
+
+    Attributes:
+        queue: decoded rows that wait to be taken.
+        highwater: end of the log as of the last fetch.
+        held: the next message belongs to users of a larger topic: nothing is read beyond it.
+        waiting_bytes: bytes of the messages that were fetched and not decoded yet.
+    """
+
+    def __init__(self, place: Place, queue: RowQueue, end: int | None, watermark_ms: int) -> None:
+        self.queue = queue
+        self.highwater = 0
+        self.held = False
+        self._place = place
+        self._end = end
+        self._watermark_ms = watermark_ms
+        self._waiting: deque[Message] = deque()
+        self.waiting_bytes = 0
+        self._reached = queue.fetched
+        self.skip_gap()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that were fetched and not decoded yet."""
+        return len(self._waiting)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will come beyond what is in the queue."""
+        return self.held or (self._end is not None and self.queue.fetched >= self._end)
+
+    def bound(self, end: int) -> None:
+        """Ends here, or where decoding is already."""
+        self._end = max(end, self.queue.fetched)
+        self.skip_gap()
+
+    def skip_gap(self) -> None:
+        """Moves the position to the end if nothing is left before it."""
+        if self._end is not None:
+            self.queue.skip_gap(self._end)
+
+    def jump(self, offset: int) -> None:
+        """Goes on here: what was before is not in the log any more."""
+        self._reached = max(self._reached, offset)
+        self.queue.fetched = max(self.queue.fetched, offset)
+        self.queue.skip_gap(self.queue.fetched)
+
+    def receive(self, messages: Sequence[Message], reached: int) -> None:
+        """Takes fetched messages, and the offset that reading has reached, gaps included."""
+        self._reached = max(self._reached, reached)
+        self._waiting.extend(messages)
+        self.waiting_bytes += sum(_length(message) for message in messages)
+
+    def decode(self, rows: int, size: int, needed: int, grown: Callable[[], int]) -> Stretch:
+        """Decodes as many of the waiting messages as fit, at least one if the queue needs rows.
+
+        Args:
+            rows: most rows that the queue may hold.
+            size: most bytes of messages that it may hold.
+            needed: below so many rows the next message is decoded whatever its size.
+            grown: asks how many partitions the topic has now.
+        """
+        chosen: list[Message] = []
+        self._drop_beyond_end()
+        ready, held_bytes = self.queue.ready, self.queue.size
+        while self._waiting:
+            count, length = rows_in(self._waiting[0]), _length(self._waiting[0])
+            if ready >= needed and (ready + count > rows or held_bytes + length > size):
+                break
+            chosen.append(self._waiting.popleft())
+            self.waiting_bytes -= length
+            ready, held_bytes = ready + count, held_bytes + length
+        if not chosen:
+            return Stretch(Decoded(), self._reached if not self._waiting else self.queue.fetched, 0, 0)
+        return self._decode(chosen, grown)
+
+    def _drop_beyond_end(self) -> None:
+        while self._end is not None and self._waiting and self._waiting[-1].offset >= self._end:
+            self.waiting_bytes -= _length(self._waiting.pop())
+
+    def _decode(self, messages: list[Message], grown: Callable[[], int]) -> Stretch:
+        decoded = decode_messages(messages, self._place, self._watermark_ms)
+        if decoded.strays:
+            messages = self._before_growth(messages, grown)
+            if self.held:
+                decoded = decode_messages(messages, self._place, self._watermark_ms)
+        self._watermark_ms = max(self._watermark_ms, decoded.latest_ms)
+        reached = messages[-1].offset + 1 if messages else self.queue.fetched
+        if not self._waiting and not self.held:
+            reached = self._reached
+        size = sum(_length(message) for message in messages)
+        return Stretch(decoded, reached, len(messages), size)
+
+    def _before_growth(self, messages: list[Message], grown: Callable[[], int]) -> list[Message]:
+        """The messages before the first one that a producer sent who knows of more partitions; all if there is none."""
+        partitions = grown()
+        if partitions <= self._place.partitions:
+            return messages
+        wider = replace(self._place, partitions=partitions)
+        for n, message in enumerate(messages):
+            alone = [message]
+            if decode_messages(alone, self._place).strays and not decode_messages(alone, wider).strays:
+                self.held = True
+                self._waiting.clear()
+                self.waiting_bytes = 0
+                return messages[:n]
+        return messages
+
+
+def _length(message: Message) -> int:
+    return len(message.value or b"")
