@@ -25,7 +25,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Bring demo data sets to this machine.", no_args_is_help=True)
 submit_app = typer.Typer(help="Run a verb as a Ray job on a running cluster.", no_args_is_help=True)
+dead_letters_app = typer.Typer(
+    help="Rows that could not be used: see them, bring them back.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
+app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(submit_app, name="submit")
 
 DatasetOption = Annotated[
@@ -301,6 +305,76 @@ def list_settings(overrides: Overrides = None, config: ConfigOption = None, json
     from deploy.settings import run_settings
 
     run_settings(settings(config, overrides), json, _console())
+
+
+ReasonOption = Annotated[str, typer.Option(metavar="TEXT", help="Only those whose reason holds this text.")]
+
+
+@dead_letters_app.command("list", epilog="**Example:** `freshet dead-letters list --out letters.jsonl`")
+def dead_letters_list(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    reason: ReasonOption = "",
+    samples: Annotated[int, typer.Option(min=0, help="How many of each reason are shown.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write all as JSON lines, to edit and replay.", show_default=False
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also those that were brought back.")] = False,
+) -> None:
+    """What is in the dead-letter topic: how many of which reason, with samples."""
+    from deploy.dead_letters import list_letters, print_letters
+    from deploy.output import write_json
+
+    found = list_letters(settings(config, overrides).stream, reason, samples, out, every=every)
+    write_json(json, found)
+    print_letters(_console(), found)
+
+
+@dead_letters_app.command(
+    "replay",
+    epilog="**Example:** `freshet dead-letters replay --reason 'item_id is missing' --set item_id=7`",
+)
+def dead_letters_replay(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Sets a field of each event; null removes it.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="JSON lines of `list --out`, edited: only these.",
+            show_default=False,
+        ),
+    ] = None,
+    reason: ReasonOption = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Bring mended dead letters back to the topic that they came from, each exactly once.
+
+    Every event and the mark that it came back are one Kafka transaction: run it again after a crash, it goes on.
+    """
+    from deploy.dead_letters import replay as replay_letters
+    from deploy.output import write_json
+
+    result = replay_letters(settings(config, overrides).stream, set_ or [], file, reason, dry_run=dry_run)
+    write_json(json, result)
+    _print_fields(result)
+    for key, problem in list(result["problems"].items())[:10]:
+        typer.echo(f"  {key}: {problem}")
 
 
 @data_app.command("fetch", epilog="**Example:** `freshet data fetch ml-100k`")

@@ -12,13 +12,22 @@ from kafka.errors import KafkaError
 from streaming.config import StreamConfig, client_arguments
 from streaming.topics import BrokerUnavailable, admin_client, partition_counts
 
+REPLAYED = b"replayed/"
+"""What the key of a marker begins with: the dead letter of the rest of the key was brought back."""
+
 # Room for the key, the headers and the framing of a record beside its value.
 _OVERHEAD_BYTES = 4096
 _TOPIC_TIMEOUT_S = 15.0
+# Letters kept while brokers are away: beyond that a run must wait for them.
+_MOST_KEPT_BYTES = 64 << 20
 
 
 class DeadLettersLost(RuntimeError):
     """Dead letters were sent, but not all were acknowledged."""
+
+
+class DeadLettersDelayed(DeadLettersLost):
+    """The brokers are away: the letters are kept, and the next `flush` tries again."""
 
 
 @dataclass(frozen=True)
@@ -56,50 +65,49 @@ class DeadLetter:
 class DeadLetterWriter:
     """Writes dead letters to their topic; touches no network before the first one.
 
-    The topic is created (compacted, one partition) if it is missing. A value that no message can hold is cut;
-    the header `truncated` then says how long it was.
+    A letter is kept until it is acknowledged, so that brokers may be away between two flushes; sent again it
+    overwrites itself. The topic is created (compacted, one partition) if it is missing. A value that no message can
+    hold is cut; the header `truncated` then says how long it was.
     """
 
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
         self._producer: KafkaProducer | None = None
-        self._pending: deque[Any] = deque()
+        self._kept: deque[tuple[DeadLetter, Any]] = deque()
+        self._kept_bytes = 0
 
     def send(self, letters: Iterable[DeadLetter]) -> None:
-        """Hands letters to the producer; only `flush` tells whether they arrived.
+        """Takes letters over; only `flush` tells whether they arrived.
 
         Raises:
-            BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
-            DeadLettersLost: the producer's buffer stayed full for `stream.request_timeout_s`.
+            DeadLettersLost: a letter was refused, or too many bytes wait for brokers that are away.
         """
         for letter in letters:
-            if self._producer is None:
-                self._producer = self._open()
-            longest = self._config.max_message_bytes - _OVERHEAD_BYTES
-            headers = letter.headers
-            if len(letter.value) > longest:
-                headers.append(("truncated", str(len(letter.value)).encode()))
-            self._pending.append(self._send(self._producer, letter, letter.value[: max(longest, 0)], headers))
-            while self._pending and self._pending[0].succeeded():
-                self._pending.popleft()
+            self._kept.append((letter, self._hand_over(letter) if self._producer is not None else None))
+            self._kept_bytes += len(letter.value)
+            while self._kept and self._kept[0][1] is not None and self._kept[0][1].succeeded():
+                self._kept_bytes -= len(self._kept.popleft()[0].value)
+            if self._kept_bytes > _MOST_KEPT_BYTES:
+                self.flush()
 
     def flush(self) -> None:
         """Waits until every letter is acknowledged.
 
         Raises:
-            DeadLettersLost: one was not within `stream.request_timeout_s`; names the topic.
+            DeadLettersDelayed: the brokers did not answer within `stream.request_timeout_s`; the letters are kept.
+            DeadLettersLost: the brokers refused one; names the topic.
         """
-        if self._producer is None:
+        if not self._kept:
             return
-        error: Exception | None = None
         try:
-            self._producer.flush(timeout=self._config.request_timeout_s)
-        except KafkaError as flush_error:
-            error = flush_error
-        lost = [future for future in self._pending if not future.succeeded()]
-        self._pending.clear()
-        if lost:
-            raise self._lost(len(lost), lost[0].exception or error)
+            self._flush()
+        except (KafkaError, BrokerUnavailable) as error:
+            # A producer that lost its brokers for long does not come back: the next flush opens another one.
+            self.close()
+            self._kept = deque((letter, None) for letter, _ in self._kept)
+            if isinstance(error, KafkaError) and not error.retriable:
+                raise self._lost(DeadLettersLost, error) from error
+            raise self._lost(DeadLettersDelayed, error) from error
 
     def close(self) -> None:
         """Closes the producer without waiting for letters: call `flush` first."""
@@ -107,18 +115,34 @@ class DeadLetterWriter:
             self._producer.close(timeout=1)
             self._producer = None
 
-    def _send(
-        self, producer: KafkaProducer, letter: DeadLetter, value: bytes, headers: list[tuple[str, bytes]]
-    ) -> Any:
-        try:
-            return producer.send(self._config.dead_letters, key=letter.key, value=value, headers=headers)
-        except KafkaError as error:
-            raise self._lost(1, error) from error
+    def _flush(self) -> None:
+        if self._producer is None:
+            self._producer = self._open()
+        handed = [(letter, future or self._hand_over(letter)) for letter, future in self._kept]
+        self._kept = deque(handed)
+        self._producer.flush(timeout=self._config.request_timeout_s)
+        # Taken off one by one: where one fails, it and what is behind it stay.
+        while self._kept:
+            self._kept[0][1].get(timeout=self._config.request_timeout_s)
+            self._kept_bytes -= len(self._kept.popleft()[0].value)
 
-    def _lost(self, count: int, error: Exception | None) -> DeadLettersLost:
-        return DeadLettersLost(
-            f"{count} dead letters did not reach the topic {self._config.dead_letters!r} at "
-            f"{self._config.bootstrap_servers} (stream.bootstrap_servers): {error or 'no acknowledgement'}"
+    def _hand_over(self, letter: DeadLetter) -> Any:
+        assert self._producer is not None
+        longest = max(self._config.max_message_bytes - _OVERHEAD_BYTES, 0)
+        headers = letter.headers
+        if len(letter.value) > longest:
+            headers.append(("truncated", str(len(letter.value)).encode()))
+        try:
+            return self._producer.send(
+                self._config.dead_letters, key=letter.key, value=letter.value[:longest], headers=headers
+            )
+        except KafkaError:
+            return None  # the buffer is full or the topic unknown for now: flush tries again and tells
+
+    def _lost(self, kind: type[DeadLettersLost], error: Exception) -> DeadLettersLost:
+        return kind(
+            f"{len(self._kept)} dead letters did not reach the topic {self._config.dead_letters!r} at "
+            f"{self._config.bootstrap_servers} (stream.bootstrap_servers): {error}"
         )
 
     def _open(self) -> KafkaProducer:

@@ -6,6 +6,7 @@ already is read back, and only the rest is sent again.
 """
 
 import contextlib
+import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from streaming.config import StreamConfig, client_arguments
 MAX_PENDING_BYTES = 32 << 20
 REOPEN_PAUSE_S = 0.5
 CLOSE_TIMEOUT_S = 5.0
+METADATA_MAX_AGE_MS = 10_000
+
+_log = logging.getLogger(__name__)
 Headers = list[tuple[str, bytes]]
 Content = tuple[bytes | None, bytes | None]
 
@@ -114,6 +118,25 @@ class Delivery:
         except KafkaError as error:
             self._recover(error)
 
+    def follow_growth(self) -> int:
+        """Asks the client, which asks the brokers now and then, how many partitions the topic has.
+
+        Messages by the old number of partitions are acknowledged before any is sent by the new one.
+
+        Returns:
+            How many `send` takes from now on; never fewer than before.
+        """
+        try:
+            known = len(self._producer.partitions_for(self.topic) or ())
+        except KafkaError:
+            known = 0  # whoever sends next tells what is wrong
+        if known > len(self._pending):
+            self.flush()
+            fresh = range(len(self._pending), known)
+            self._pending |= {partition: deque() for partition in fresh}
+            self._next_offset |= dict.fromkeys(fresh, 0)
+        return len(self._pending)
+
     def settle(self) -> None:
         """Takes note of the acknowledgements that have come; does not wait for others.
 
@@ -165,6 +188,7 @@ class Delivery:
             delivery_timeout_ms=timeout_ms,
             max_block_ms=timeout_ms,
             allow_auto_create_topics=False,
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
         )
 
     def _hand_over(self, partition: int, message: Pending) -> None:
@@ -188,6 +212,14 @@ class Delivery:
 
     def _recover(self, cause: KafkaError) -> None:
         self._give_up_if_stuck(cause)
+        away_s = time.monotonic()
+        _log.warning(
+            "the brokers at %s do not take messages to %s (%s): opening another producer, for up to %g s",
+            self._config.bootstrap_servers,
+            self.topic,
+            type(cause).__name__,
+            self._reopen_timeout_s,
+        )
         while True:
             self.abandon()
             try:
@@ -199,6 +231,7 @@ class Delivery:
                     for message in queue:
                         self._hand_over(partition, message)
                 self.reopened += 1
+                _log.warning("%s takes messages again after %.0f s", self.topic, time.monotonic() - away_s)
                 return
             except KafkaError as error:
                 if time.monotonic() > self._stuck_since + self._reopen_timeout_s:

@@ -91,12 +91,15 @@ class EventProducer:
     def send(self, events: pa.RecordBatch) -> None:
         """Hands events over; their order within a user is kept. Returns before they are acknowledged.
 
+        A topic that gains partitions is followed within some ten seconds.
+
         Args:
             events: EVENT_SCHEMA's columns (the optional ones may be absent); ids int64 or string.
         Raises:
             DeliveryError: the brokers stayed away for too long.
         """
         encode = _arrow_messages if self.wire == "arrow" else _json_messages
+        self.partitions = self._delivery.follow_growth()
         for partition, rows in _by_partition(events, self.partitions):
             for message in encode(rows, self._max_message_bytes):
                 self._delivery.send(partition, message)
