@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint, read_table
+from cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from cluster.config import FreshetConfig
 from cluster.ledger import PartitionLedger
+from cluster.user_files import merged_ledger, partitions_in
 from streaming.config import StreamConfig
 from streaming.position import Position
 from streaming.schema import OFFSET, PARTITION, ROW, USER_ID
@@ -70,7 +71,7 @@ class Accounting:
         return self.events_lost == 0 and self.events_doubled == 0 and self.hash_equal and balanced
 
 
-def verify_exactly_once(config: FreshetConfig, checkpoint_path: Path | None = None) -> Accounting:
+def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | None = None) -> Accounting:
     """Count the topic from its beginning to its present end and compare with a checkpoint's ledgers.
 
     Args:
@@ -80,10 +81,7 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: Path | None = No
         CheckpointError: there is no checkpoint to compare with.
     """
     checkpoint = _open(config, checkpoint_path)
-    used = {
-        ledger.partition: ledger
-        for ledger in (PartitionLedger.from_table(read_table(f)) for f in checkpoint.files("ledger-"))
-    }
+    used = {partition: merged_ledger(checkpoint, partition) for partition in partitions_in(checkpoint)}
     counted, dead = count_topic(config.stream)
     lost, doubled, users = _compare(counted, used)
     return Accounting(
@@ -149,11 +147,11 @@ def _spread(everyone: Int64Array, counts: tuple[Int64Array, Int64Array]) -> Int6
     return out
 
 
-def _open(config: FreshetConfig, path: Path | None) -> Checkpoint:
+def _open(config: FreshetConfig, path: str | Path | None) -> Checkpoint:
     if path is not None:
         return open_checkpoint(path)
-    root = Path(config.storage_path) / "checkpoints"
-    newest = CheckpointStore(root).newest()
+    store = CheckpointStore(config.checkpoint_location)
+    newest = store.newest()
     if newest is None:
-        raise CheckpointError(f"no checkpoint in {root} to compare with (setting: storage_path)")
+        raise CheckpointError(f"no checkpoint in {store.where} to compare with (setting: storage_path)")
     return newest

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.checkpoint import read_table, write_table
+import pyarrow as pa
+
+from cluster.checkpoint import Checkpoint, read_table, write_table
 from retrieval.durable_files import FileEntry
 from streaming.catalogue import Catalogue
 from streaming.catalogue_records import CatalogueUpdate
@@ -13,15 +15,19 @@ ITEMS = "catalogue-items.arrow"
 USERS = "catalogue-users.arrow"
 
 
-def save_catalogue(directory: Path, catalogue: Catalogue) -> list[FileEntry]:
-    """Write items, in the order in which they became known, and users."""
+def catalogue_tables(catalogue: Catalogue) -> dict[str, pa.Table]:
+    """Items, in the order in which they became known, and users, by file name."""
     everything = catalogue.snapshot()
-    return [
-        write_table(directory / ITEMS, everything.items),
-        write_table(directory / USERS, everything.users),
-    ]
+    return {ITEMS: everything.items, USERS: everything.users}
 
 
-def read_catalogue(directory: Path) -> CatalogueUpdate:
-    """What `save_catalogue` wrote, to be applied to an empty catalogue."""
-    return CatalogueUpdate(read_table(directory / ITEMS), read_table(directory / USERS))
+def save_catalogue(directory: Path, catalogue: Catalogue) -> list[FileEntry]:
+    """Write them into a folder."""
+    return [write_table(directory / name, table) for name, table in catalogue_tables(catalogue).items()]
+
+
+def read_catalogue(source: Path | Checkpoint) -> CatalogueUpdate:
+    """What was written into a folder or a checkpoint, to be applied to an empty catalogue."""
+    if isinstance(source, Path):
+        return CatalogueUpdate(read_table(source / ITEMS), read_table(source / USERS))
+    return CatalogueUpdate(read_table(source.file(ITEMS)), read_table(source.file(USERS)))

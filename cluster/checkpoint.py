@@ -1,13 +1,20 @@
-"""Checkpoints: directories that are whole if their manifest is there and verifies.
+"""Checkpoints: sets of files that are whole if their manifest is there and verifies.
 
-A commit, in this order:
-    1. rank 0 makes `.writing-step-…`; every rank writes its files into it and fsyncs them;
-    2. every rank tells rank 0 the size and SHA-256 of what it wrote;
-    3. rank 0 writes `manifest.json`, fsyncs it and the directory;
-    4. rank 0 renames the directory to `step-…` and fsyncs the parent: this instant is the commit;
-    5. positions go to Kafka for lag tools, then older checkpoints are removed.
-A crash before 4 leaves a directory whose name starts with a dot: garbage, removed by the next commit.
-Files are safetensors, Arrow and JSON; nothing here is ever unpickled.
+A commit, in this order (`checkpointing.py` drives it; the names are those of its fault hook):
+    1. `begin`: rank 0 makes room for it;
+    2. `snapshot`: every rank copies, between two steps, what has changed since its last snapshot;
+    3. `write`: a thread of every rank writes these copies, while training goes on, and fsyncs them;
+    4. `written`: between two later steps every rank tells rank 0 the size and SHA-256 of what it wrote;
+    5. `manifest`: rank 0 writes `manifest.json` and fsyncs it and the folder;
+    6. `rename`: rank 0 renames the folder to `step-…` (in an object store the manifest is put instead): this instant
+       is the commit; `renamed`, the parent is fsynced;
+    7. `offsets`: positions go to Kafka for lag tools;
+    8. `prune`: older checkpoints are removed, but for those that a kept one builds on.
+A crash before 6 leaves garbage that is never listed, removed by the next `begin`.
+
+A full checkpoint holds everything; a delta holds the rows and users that changed since its parent, and everything that
+is small. The manifest of a delta names its chain, from the full one on, with the checksum of each manifest, so that
+nothing else can take a link's place. Files are safetensors, Arrow and JSON; nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -15,24 +22,34 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
-from retrieval.durable_files import FileEntry, fsync_directory, seal, sha256, write_durably
+from cluster.checkpoint_storage import (
+    MANIFEST,
+    HashingSink,
+    Hook,
+    Storage,
+    StoredFile,
+    nothing,
+    open_storage,
+    order_of,
+    split_location,
+)
+from retrieval.durable_files import FileEntry, write_durably
 
-FORMAT = 1
+FORMAT = 2
 START_ANEW = "point storage_path elsewhere to start anew"
 """What can always be done about a checkpoint of the run's own."""
 
-_NAME = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
 
 
@@ -40,146 +57,345 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read; the message names the path, what is wrong and the setting to change."""
 
 
+def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew no deltas; its files have the names and columns of a full checkpoint of today.
+
+    The checksum stays that of the file, by which a delta knows what it builds on.
+    """
+    return {**manifest, "format": FORMAT, "kind": "full", "chain": [], "written_ms": None}
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+"""From each older format to the present one."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: its directory and what its manifest says."""
+    """A committed checkpoint: where it is, what its manifest says, and what it builds on.
 
-    path: Path
+    Attributes:
+        storage: where it lies.
+        name: `step-…`, unique there.
+        manifest: in the present format, whatever it was written in.
+        ancestors: what it builds on, the full one first; none if it is full itself.
+    """
+
+    storage: Storage
+    name: str
     manifest: Mapping[str, Any]
+    ancestors: tuple[Checkpoint, ...] = ()
 
     @property
     def step(self) -> int:
         """Optimizer steps taken when it was written."""
         return int(self.manifest["step"])
 
-    def files(self, prefix: str) -> list[Path]:
-        """Paths of the files whose names start so, sorted."""
-        return sorted(self.path / f["name"] for f in self.manifest["files"] if f["name"].startswith(prefix))
+    @property
+    def location(self) -> str:
+        """Its folder or URI."""
+        return f"{self.storage.where}/{self.name}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            CheckpointError: it lies in an object store.
+        """
+        path = self.storage.path(self.name)
+        if path is None:
+            raise CheckpointError(f"{self.location} is no folder on this machine; copy it here first")
+        return path
+
+    @property
+    def size(self) -> int:
+        """Bytes of its own files."""
+        return sum(int(entry["size"]) for entry in self.manifest["files"])
+
+    @property
+    def links(self) -> tuple[Checkpoint, ...]:
+        """The whole chain, the full one first, this one last."""
+        return (*self.ancestors, self)
+
+    def file(self, name: str) -> StoredFile:
+        """One of its own files."""
+        return StoredFile(self.storage, self.name, name)
+
+    def has(self, name: str) -> bool:
+        """Whether it has such a file of its own."""
+        return any(entry["name"] == name for entry in self.manifest["files"])
+
+    def files(self, prefix: str) -> list[StoredFile]:
+        """The files of the chain whose names start so: of the full one first, then of each delta; sorted in each."""
+        return [
+            link.file(name)
+            for link in self.links
+            for name in sorted(entry["name"] for entry in link.manifest["files"])
+            if name.startswith(prefix)
+        ]
 
 
 class CheckpointStore:
-    """All checkpoints of one run, under `storage_path/checkpoints`."""
+    """All checkpoints of one run, in a folder or under a URI (by default `storage_path/checkpoints`)."""
 
-    def __init__(self, root: Path, keep: int = 3, *, advice: str = START_ANEW) -> None:
-        self.root = root
-        self._keep, self._advice = keep, advice
+    def __init__(
+        self, root: str | Path, keep: int = 3, *, advice: str = START_ANEW, at: Hook = nothing
+    ) -> None:
+        self.storage = open_storage(root)
+        self._keep, self._advice, self._at = keep, advice, at
 
-    def begin(self, step: int) -> Path:
-        """Make the directory that the ranks write into (rank 0 only); drops what a crash left behind."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.glob(".*step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        path = self.writing_path(step)
-        path.mkdir()
-        return path
+    @property
+    def where(self) -> str:
+        """The place, for people."""
+        return self.storage.where
 
-    def writing_path(self, step: int) -> Path:
-        """Where the files of this step are written before the commit."""
-        return self.root / f".writing-step-{step:08d}"
+    def begin(self, step: int) -> Writing:
+        """Make room for a checkpoint of this step (rank 0); a step that is written again gets a name of its own."""
+        taken = {repeat for number, repeat in map(order_of, self.storage.names()) if number == step}
+        name = f"step-{step:08d}" + (f".{max(taken) + 1}" if taken else "")
+        self._at("begin")
+        self.storage.begin(name)
+        return Writing(self.storage, name)
 
-    def commit(self, step: int, files: Iterable[FileEntry], state: Mapping[str, Any]) -> Checkpoint:
-        """Write the manifest, rename, prune (rank 0 only, after every rank has written its files)."""
-        writing, final = self.writing_path(step), self.root / f"step-{step:08d}"
-        entries = [vars(entry) for entry in sorted(files, key=lambda entry: entry.name)]
-        manifest: dict[str, Any] = {"format": FORMAT, "step": step, **state, "files": entries}
+    def commit(
+        self,
+        writing: Writing,
+        files: Iterable[FileEntry],
+        state: Mapping[str, Any],
+        parent: Checkpoint | None = None,
+    ) -> Checkpoint:
+        """Write the manifest and make it count (rank 0 only, after every rank has written its files)."""
+        links = parent.links if parent is not None else ()
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": "full" if parent is None else "delta",
+            "step": order_of(writing.name)[0],
+            "written_ms": int(time.time() * 1000),
+            "chain": [{"name": link.name, "checksum": link.manifest["checksum"]} for link in links],
+            **state,
+            "files": [vars(entry) for entry in sorted(files, key=lambda entry: entry.name)],
+        }
+        # What is read back is what is here: a tuple would come back as a list.
+        manifest = json.loads(json.dumps(manifest))
         manifest["checksum"] = _checksum(manifest)
-        write_durably(writing / "manifest.json", json.dumps(manifest, indent=1).encode())
-        fsync_directory(writing)
-        if final.exists():  # a corrupt one that the run was resumed behind, or nothing to train on came since
-            final.rename(self.root / f".replaced-step-{step:08d}")
-        writing.rename(final)
-        fsync_directory(self.root)
-        self._prune(final)
-        return Checkpoint(final, manifest)
+        self.storage.commit(writing.name, json.dumps(manifest, indent=1).encode(), self._at)
+        return Checkpoint(self.storage, writing.name, manifest, links)
 
-    def paths(self) -> list[Path]:
-        """Committed checkpoint directories, oldest first."""
-        if not self.root.is_dir():
-            return []
-        named = [(match, path) for path in self.root.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return [path for match, path in sorted(named, key=lambda pair: int(pair[0][1]))]
+    def prune(self) -> list[str]:
+        """Remove older checkpoints, children before parents.
+
+        The newest `keep` stay, whatever they build on, and (if `keep` is not 1) the newest one that shares no file with
+        the newest of all, so that no damage to one file can cost everything.
+        """
+        self._at("prune")
+        names = self.storage.names()
+        chains = {name: self._chain_of(name) for name in names}
+        needed = {link for name in names[-self._keep :] for link in chains[name]}
+        apart = [name for name in names if chains[name][0] != chains[names[-1]][0]]
+        if self._keep > 1 and apart:
+            needed |= set(chains[apart[-1]])
+        going = [name for name in reversed(names) if name not in needed]
+        for name in going:
+            self.storage.remove(name)
+        return going
+
+    def _chain_of(self, name: str) -> list[str]:
+        try:
+            return [*_chain(read_manifest(self.storage, name)), name]
+        except CheckpointError:
+            return [name]  # nobody can build on it
+
+    def names(self) -> list[str]:
+        """Committed checkpoints, oldest first."""
+        return self.storage.names()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; says loudly which ones do not. None if there is none at all.
+        """The newest checkpoint whose whole chain verifies; says loudly which ones do not. None if there is none.
 
         Raises:
             CheckpointError: there are checkpoints, but none of them verifies.
         """
         problems = []
-        for path in reversed(self.paths()):
+        known: dict[str, Checkpoint | CheckpointError] = {}
+        for name in reversed(self.storage.names()):
             try:
-                return open_checkpoint(path)
+                return _open_chain(self.storage, name, known)
             except CheckpointError as problem:
                 _log.error("%s; trying the one before it", problem)
                 problems.append(str(problem))
         if problems:
             raise CheckpointError(
-                f"none of the {len(problems)} checkpoints in {self.root} verifies: {problems[0]}; "
-                f"{self._advice}"
+                f"none of the {len(problems)} checkpoints in {self.where} verifies: {problems[0]}; {self._advice}"
             )
         return None
 
-    def open_verified(self, path: Path) -> Checkpoint:
-        """A checkpoint that another rank has verified: only its manifest is read again."""
-        return Checkpoint(path, json.loads((path / "manifest.json").read_bytes()))
-
-    def _prune(self, newest: Path) -> None:
-        for path in [p for p in self.paths() if p != newest][: -(self._keep - 1) or None]:
-            shutil.rmtree(path)
+    def open(self, name: str) -> Checkpoint:
+        """A checkpoint whose chain somebody else has verified: only the manifests are read."""
+        manifest = read_manifest(self.storage, name)
+        links = [Checkpoint(self.storage, n, read_manifest(self.storage, n)) for n in _chain(manifest)]
+        return Checkpoint(self.storage, name, manifest, tuple(links))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint directory: format, and each file's size and checksum.
+@dataclass(frozen=True)
+class Writing:
+    """A checkpoint that is being written; every rank has one of the same name."""
+
+    storage: Storage
+    name: str
+
+    @contextmanager
+    def sink(self, file: str) -> Iterator[HashingSink]:
+        """A file of it, durable when the context is left."""
+        with self.storage.writing(self.name, file) as raw:
+            yield HashingSink(raw)
+
+    def write(self, file: str, payload: bytes) -> FileEntry:
+        """A file of bytes."""
+        with self.sink(file) as sink:
+            sink.write(payload)
+        return sink.entry(file)
+
+    def write_table(self, file: str, batches: pa.Table | Iterable[pa.Table]) -> FileEntry:
+        """An Arrow IPC file of one table, or of several with one schema as they come."""
+        tables = iter([batches] if isinstance(batches, pa.Table) else batches)
+        first = next(tables)
+        with (
+            self.sink(file) as sink,
+            pa.PythonFile(sink, "w") as target,
+            pa.ipc.new_file(target, first.schema) as writer,
+        ):
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+        return sink.entry(file)
+
+    def write_tensors(self, file: str, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
+        """A safetensors file."""
+        return self.write(file, tensor_bytes(tensors))
+
+
+def open_checkpoint(location: str | Path) -> Checkpoint:
+    """Read and verify one checkpoint and what it builds on: formats, and each file's size and checksum.
 
     Raises:
         CheckpointError: it is no checkpoint, is of an unknown format, or a file does not match.
     """
-    manifest_path = path / "manifest.json"
-    if not manifest_path.is_file():
-        raise CheckpointError(
-            f"{path} is not a checkpoint: it has no manifest.json (setting: checkpoint or storage_path)"
-        )
+    root, name = split_location(location)
+    return _open_chain(open_storage(root), name, {})
+
+
+def _open_chain(storage: Storage, name: str, known: dict[str, Checkpoint | CheckpointError]) -> Checkpoint:
+    """A checkpoint and its chain, all verified; `known` remembers links that others build on too."""
+    own = _verified(storage, name, known)
+    links = []
+    for link in own.manifest["chain"]:
+        try:
+            found = _verified(storage, link["name"], known)
+        except CheckpointError as problem:
+            raise CheckpointError(f"{own.location} builds on one that cannot be used: {problem}") from problem
+        if found.manifest["checksum"] != link["checksum"]:
+            raise CheckpointError(
+                f"{own.location} builds on another {link['name']} than the one that is there"
+            )
+        links.append(found)
+    return Checkpoint(storage, name, own.manifest, tuple(links))
+
+
+def _verified(storage: Storage, name: str, known: dict[str, Checkpoint | CheckpointError]) -> Checkpoint:
+    if name not in known:
+        try:
+            manifest = read_manifest(storage, name)
+            for entry in manifest["files"]:
+                problem = file_problem(storage, name, entry)
+                if problem:
+                    raise CheckpointError(f"{storage.where}/{name} is damaged: {entry['name']} {problem}")
+            known[name] = Checkpoint(storage, name, manifest)
+        except CheckpointError as error:
+            known[name] = error
+    found = known[name]
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
+def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
+    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
     try:
-        manifest = json.loads(manifest_path.read_bytes())
+        content = storage.read(name, entry["name"])
+    except FileNotFoundError:
+        return "is missing"
+    if content.size != entry["size"]:
+        return f"has {content.size} bytes instead of {entry['size']} and does not match its checksum"
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        return "does not match its checksum"
+    return ""
+
+
+def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
+    """A manifest in the present format, checked against its own checksum, without looking at the files.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of an unknown format.
+    """
+    place = f"{storage.where}/{name}"
+    try:
+        content = storage.read(name, MANIFEST).to_pybytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{place} is not a checkpoint: it has no {MANIFEST} (setting: checkpoint or storage_path)"
+        ) from None
+    try:
+        manifest = json.loads(content)
     except ValueError as error:
-        raise CheckpointError(f"{manifest_path} is not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise CheckpointError(f"{path} has checkpoint format {found!r}; this version reads {FORMAT}")
-    if manifest.pop("checksum", None) != _checksum(manifest):
-        raise CheckpointError(f"{path} is damaged: manifest.json does not match its own checksum")
-    for entry in manifest["files"]:
-        file = path / entry["name"]
-        if not file.is_file():
-            raise CheckpointError(f"{path} is damaged: {entry['name']} is missing")
-        if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
-            raise CheckpointError(f"{path} is damaged: {entry['name']} does not match its checksum")
-    return Checkpoint(path, manifest)
+        raise CheckpointError(f"{place}/{MANIFEST} is not valid JSON: {error}") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if version != FORMAT and version not in _UPGRADES:
+        readable = ", ".join(map(str, [*_UPGRADES, FORMAT]))
+        raise CheckpointError(f"{place} has checkpoint format {version!r}; this version reads {readable}")
+    if manifest.get("checksum") != _checksum(manifest):
+        raise CheckpointError(f"{place} is damaged: {MANIFEST} does not match its own checksum")
+    upgraded: dict[str, Any] = manifest
+    while upgraded["format"] != FORMAT:
+        upgraded = _UPGRADES[upgraded["format"]](upgraded)
+    return upgraded
+
+
+def _chain(manifest: Mapping[str, Any]) -> list[str]:
+    return [link["name"] for link in manifest["chain"]]
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest without its checksum: positions and counters are as precious as the files."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    unsigned = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Tensors as safetensors."""
+    payload: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return payload
 
 
 def write_table(path: Path, table: pa.Table) -> FileEntry:
-    """Write an Arrow IPC file and fsync it."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    """Write an Arrow IPC file into a folder (an index version's) and fsync it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return seal(path)
-
-
-def read_table(path: Path) -> pa.Table:
-    """Read an Arrow IPC file wholly into memory."""
-    return pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
+    return write_durably(path, sink.getvalue())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
-    """Write a safetensors file and fsync it."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    return seal(path)
+    """Write a safetensors file into a folder (an index version's) and fsync it."""
+    return write_durably(path, tensor_bytes(tensors))
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_table(file: Path | StoredFile) -> pa.Table:
+    """Read an Arrow IPC file."""
+    content = pa.py_buffer(file.read_bytes()) if isinstance(file, Path) else file.read()
+    return pa.ipc.open_file(content).read_all()
+
+
+def read_tensors(file: Path | StoredFile) -> dict[str, torch.Tensor]:
     """Read a safetensors file onto the CPU."""
-    return load_file(path)
+    content = file.read_bytes() if isinstance(file, Path) else file.read().to_pybytes()
+    return load(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from cluster.evaluation.config import FitConfig, ProtocolConfig, WalsConfig
@@ -56,7 +57,29 @@ class TrainConfig:
         },
     )
     checkpoint_every_s: float = field(default=15.0, metadata={"help": "seconds between checkpoints"})
-    checkpoints_to_keep: int = field(default=3, metadata={"help": "older ones are removed after a commit"})
+    checkpoints_to_keep: int = field(
+        default=3,
+        metadata={"help": "older ones are removed after a commit, but for those that a kept one builds on"},
+    )
+    checkpoint_full_every: int = field(
+        default=20,
+        metadata={
+            "help": "most deltas (what changed since the last checkpoint) between two full ones (0 = no deltas)"
+        },
+    )
+    checkpoint_full_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "a full checkpoint comes earlier when the deltas exceed this share of the last one's bytes"
+        },
+    )
+    checkpoint_path: str = field(
+        default="",
+        metadata={
+            "help": "folder or URI (s3://bucket/prefix; credentials and AWS_ENDPOINT_URL from the environment); "
+            "empty: storage_path/checkpoints"
+        },
+    )
     publish_every_s: float = field(
         default=10.0, metadata={"help": "seconds between index versions (0 = only at the end)"}
     )
@@ -86,6 +109,8 @@ class TrainConfig:
             "warmup_steps",
             "publish_every_s",
             "max_restarts",
+            "checkpoint_full_every",
+            "checkpoint_full_share",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
@@ -136,3 +161,8 @@ class FreshetConfig:
         default="runs/freshet", metadata={"help": "folder of checkpoints, index versions and progress"}
     )
     seed: int = field(default=1, metadata={"help": "of everything that is random"})
+
+    @property
+    def checkpoint_location(self) -> str:
+        """Where checkpoints lie: `train.checkpoint_path`, or a folder in `storage_path`."""
+        return self.train.checkpoint_path or str(Path(self.storage_path) / "checkpoints")

@@ -33,6 +33,8 @@ class Report:
     linger_over: float = 0
     catalogue_waiting: float = 0
     checkpoint_due: float = 0
+    checkpoint_ready: float = 0
+    """1 if this rank's part of the checkpoint that is on its way is written."""
     publish_due: float = 0
     failed: float = 0
 
@@ -44,6 +46,7 @@ class Decision:
     catalogue: bool
     publish: bool
     checkpoint: bool
+    checkpoint_ready: bool
     stop: bool
     step: bool
     failed: bool
@@ -74,6 +77,7 @@ def decide(reports: list[Report], config: TrainConfig) -> Decision:
         catalogue=bool(first.catalogue_waiting),
         publish=bool(first.publish_due),
         checkpoint=bool(first.checkpoint_due),
+        checkpoint_ready=totals.checkpoint_ready == everyone,
         stop=drained or enough,
         step=totals.ready_rows > 0 and (totals.batch_full == everyone or lingered),
         failed=totals.failed > 0,

@@ -16,7 +16,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import process_group_backend, resolve_device
@@ -59,7 +59,7 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     config = _with_absolute_paths(config)
     partitions_of(config.stream, config.stream.interactions_topic)
     storage = _storage(config)
-    if CheckpointStore(storage / "checkpoints").newest() is None:
+    if CheckpointStore(config.checkpoint_location).newest() is None:
         find_starting_point(config)
     run_id = uuid.uuid4().hex
     write_progress(storage, {"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
@@ -72,31 +72,41 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
 
 def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:
     """Workers run in other folders than this one."""
-    start = config.train.init_from
-    train = replace(config.train, init_from=str(Path(start).expanduser().resolve()) if start else "")
+    train = replace(
+        config.train,
+        init_from=_absolute(config.train.init_from),
+        checkpoint_path=_absolute(config.train.checkpoint_path),
+    )
     return replace(config, train=train, storage_path=str(Path(config.storage_path).resolve()))
 
 
-def run_refresh(config: FreshetConfig, checkpoint: Path | None = None) -> dict[str, Any]:
+def _absolute(location: str) -> str:
+    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
+
+
+def run_refresh(config: FreshetConfig, checkpoint: str | Path | None = None) -> dict[str, Any]:
     """Re-embed the whole catalogue from a checkpoint (by default the newest) across the workers, and publish.
 
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    config = replace(config, storage_path=str(Path(config.storage_path).resolve()))
-    if checkpoint is None:
-        newest = CheckpointStore(_storage(config) / "checkpoints").newest()
-        if newest is None:
-            raise CheckpointError(
-                f"no checkpoint under {config.storage_path}/checkpoints to refresh from; "
-                "train first, or set storage_path or --checkpoint"
-            )
-        checkpoint = newest.path
-    opened = open_checkpoint(checkpoint.resolve())
+    config = _with_absolute_paths(config)
+    _storage(config)
+    opened = open_checkpoint(_absolute(str(checkpoint))) if checkpoint is not None else _newest(config)
     report_path = Path(config.storage_path) / f".refresh-{uuid.uuid4().hex}.json"
-    extra = {"checkpoint": str(opened.path), "report": str(report_path)}
+    extra = {"checkpoint": opened.location, "report": str(report_path)}
     _fit(config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)
     return _take_report(report_path)
+
+
+def _newest(config: FreshetConfig) -> Checkpoint:
+    newest = CheckpointStore(config.checkpoint_location).newest()
+    if newest is None:
+        raise CheckpointError(
+            f"no checkpoint under {config.checkpoint_location} to refresh from; "
+            "train first, or set storage_path or --checkpoint"
+        )
+    return newest
 
 
 def _take_report(path: Path) -> dict[str, Any]:
@@ -211,6 +221,6 @@ def _refresh_on_worker(settings: dict[str, Any]) -> None:
         config,
         Collectives(),
         resolve_device(config.device, ray.train.get_context().get_local_rank()),
-        checkpoint_path=Path(settings["checkpoint"]),
+        checkpoint_path=settings["checkpoint"],
         report_path=Path(settings["report"]),
     )

@@ -77,9 +77,16 @@ class PartitionLedger:
         order = np.argsort(users)
         return users[order], self._counts[: len(self._users)][order]
 
-    def to_table(self) -> pa.Table:
-        """For the checkpoint: users and counts, with the sums as schema metadata."""
+    @property
+    def counts(self) -> Int64Array:
+        """How many rows of each user were used, int64 (U,), in the order in which they came; a view."""
+        return self._counts[: len(self._users)]
+
+    def to_table(self, places: Int64Array | None = None) -> pa.Table:
+        """For the checkpoint: users and counts, with the sums as schema metadata; of all, or of some places."""
         users, counts = self.user_counts()
+        if places is not None:
+            users, counts = self._users.keys()[1][places], self.counts[places]
         sums = {name: str(getattr(self, name)) for name in _SUMS}
         return pa.table({"user_id": users, "events": counts}).replace_schema_metadata(sums)
 

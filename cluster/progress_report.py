@@ -68,7 +68,7 @@ class ProgressReporter:
 
     def checkpointed(self, checkpoint: Checkpoint) -> None:
         """Note a committed checkpoint."""
-        self._checkpoint = {"step": checkpoint.step, "path": str(checkpoint.path)}
+        self._checkpoint = {"step": checkpoint.step, "path": checkpoint.location}
 
     def update(self, run: TrainingRun, totals: Report, publisher: Publisher) -> None:
         """Write at most twice a second."""

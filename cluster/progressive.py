@@ -10,6 +10,7 @@ at the same time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,6 +114,26 @@ class ProgressiveValidation:
                 totals[place] = (ranks < self._config.evaluation.top_k).sum()
         self._update_baselines(target_E, recent_ER)
         return totals
+
+    def baseline_arrays(self) -> dict[str, Int64Array]:
+        """What the baselines have counted and the item of each of their columns, for a checkpoint."""
+        arrays = {"columns": self._positions.keys()[1].copy()}
+        for name, baseline in self._counters().items():
+            arrays |= {f"{name}.{key}": array for key, array in baseline.to_arrays().items()}
+        return arrays
+
+    def load_baselines(self, arrays: Mapping[str, Int64Array]) -> None:
+        """Go on from `baseline_arrays`; an earlier version's has no columns: they are those of the catalogue."""
+        if "columns" in arrays:
+            items = np.ascontiguousarray(arrays["columns"])
+            self._positions.add(np.zeros(items.shape[0], np.int16), items)
+        for name, baseline in self._counters().items():
+            prefix = f"{name}."
+            own = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+            baseline.load_arrays(own)
+
+    def _counters(self) -> dict[str, StreamingPopularity | StreamingCooccurrence]:
+        return {"popularity": self.popularity, "cooccurrence": self.cooccurrence}
 
     @torch.no_grad()
     def _queries(self, prepared: PreparedStep) -> torch.Tensor:

@@ -28,7 +28,7 @@ def refresh_from(
     comm: Collectives,
     device: torch.device,
     *,
-    checkpoint_path: Path,
+    checkpoint_path: str | Path,
     report_path: Path,
 ) -> None:
     """Collective. Restore, encode, build, gate, promote; rank 0 writes what came of it as JSON.

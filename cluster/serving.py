@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from cluster.catalogue_files import read_catalogue
-from cluster.checkpoint import Checkpoint, CheckpointStore, read_table
+from cluster.checkpoint import Checkpoint, CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.query_batch import history_batch
@@ -22,7 +22,8 @@ from cluster.row_optimizer import row_optimizer
 from cluster.sharded_embedding import ShardedEmbedding
 from cluster.tower_files import FILE as TOWERS
 from cluster.tower_files import load_towers
-from model.cl_epidtn import CLEPIDTN
+from cluster.user_files import load_users, partitions_in
+from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
 from retrieval.searcher import Searcher
@@ -66,7 +67,7 @@ class Recommender:
         self.version = version.name
         self._config = config
         self._load_query_side(version.path)
-        newest = CheckpointStore(storage / "checkpoints").newest()
+        newest = CheckpointStore(config.checkpoint_location).newest()
         self._users = UserStore(config.stream.history_length, config.stream.seen_length)
         if newest is not None:
             self._load_users(newest)
@@ -112,7 +113,7 @@ class Recommender:
         saved = json.loads((path / "model.json").read_text())
         known = {f.name for f in fields(ModelConfig)}
         self._model_config = ModelConfig(**{k: v for k, v in saved["model"].items() if k in known})
-        self._model = CLEPIDTN(self._model_config, len(saved["user_attributes"]))
+        self._model = cl_epidtn(self._model_config, len(saved["user_attributes"]))
         load_towers(path / TOWERS, self._model)
         self._model.eval()
         self._table = ShardedEmbedding(
@@ -128,8 +129,7 @@ class Recommender:
         self._catalogue.apply(read_catalogue(path))
 
     def _load_users(self, checkpoint: Checkpoint) -> None:
-        for file in checkpoint.files("users-"):
-            self._users.load(read_table(file))
+        load_users(checkpoint, self._users, partitions_in(checkpoint))
 
     def _past(self, user: Int64Array) -> Int64Array:
         return self._users.last(user, self._config.stream.seen_length)[0]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoint_storage import MANIFEST, StorageLocationError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training_run import TrainingRun, seed_dropout
@@ -44,10 +45,9 @@ def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
     """
     if not config.train.init_from:
         return None
-    folder = Path(config.train.init_from).expanduser()
     try:
-        checkpoint = _newest_in(folder)
-    except CheckpointError as problem:
+        checkpoint = _newest_in(config.train.init_from)
+    except (CheckpointError, StorageLocationError) as problem:
         raise CheckpointError(f"{problem} (setting: train.init_from)") from problem
     _require_fit(checkpoint, config)
     return checkpoint
@@ -56,13 +56,17 @@ def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
 def start_from(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
     """Collective. Every rank takes over the towers and the rows that it owns, whoever wrote them."""
     restore_learnt(run, checkpoint, comm, advice=_ADVICE)
-    run.init_from = {"path": str(checkpoint.path), "step": checkpoint.step}
+    run.init_from = {"path": checkpoint.location, "step": checkpoint.step}
     seed_dropout(run.config.seed, comm.rank, run.step)
-    _log.info("started from %s (step %d)", checkpoint.path, run.step)
+    _log.info("started from %s (step %d)", checkpoint.location, run.step)
 
 
-def _newest_in(folder: Path) -> Checkpoint:
-    if (folder / "manifest.json").is_file():
+def _newest_in(start: str) -> Checkpoint:
+    if "://" in start:
+        newest = CheckpointStore(start, advice=_ADVICE).newest()
+        return newest if newest is not None else open_checkpoint(start)
+    folder = Path(start).expanduser()
+    if (folder / MANIFEST).is_file():
         return open_checkpoint(folder)
     inside = folder / "checkpoints"
     newest = CheckpointStore(inside if inside.is_dir() else folder, advice=_ADVICE).newest()
@@ -77,7 +81,7 @@ def _require_fit(checkpoint: Checkpoint, config: FreshetConfig) -> None:
     for name in _MUST_AGREE:
         if name in theirs and theirs[name] != ours[name]:
             raise CheckpointError(
-                f"{checkpoint.path} was trained with {name}={theirs[name]}, this run has {name}={ours[name]}; "
+                f"{checkpoint.location} was trained with {name}={theirs[name]}, this run has {name}={ours[name]}; "
                 f"set it so or {_ADVICE}"
             )
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from cluster.checkpoint import Checkpoint, read_table, write_table
-from retrieval.durable_files import FileEntry
+import pyarrow as pa
+
+from cluster.checkpoint import Checkpoint, read_table
 from streaming.admission import Admission
 
 _FILE = "admission-p"
@@ -43,11 +43,9 @@ class StreamState:
     origin: dict[int, int] = field(default_factory=dict)
     skipped: dict[int, int] = field(default_factory=dict)
 
-    def save(self, directory: Path, partitions: Iterable[int]) -> list[FileEntry]:
-        """Write the files of these partitions."""
-        return [
-            write_table(directory / f"{_FILE}{p:05d}.arrow", self.admission.to_table(p)) for p in partitions
-        ]
+    def tables(self, partitions: Iterable[int]) -> dict[str, pa.Table]:
+        """The files of these partitions, by name; whole in every checkpoint, also in a delta."""
+        return {f"{_FILE}{p:05d}.arrow": self.admission.to_table(p) for p in partitions}
 
     def to_json(self) -> dict[str, Any]:
         """This rank's part of the manifest's `stream`; `merged` puts the parts together."""

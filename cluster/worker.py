@@ -17,6 +17,8 @@ import pyarrow as pa
 import torch
 
 from cluster.checkpoint import Checkpoint, CheckpointStore
+from cluster.checkpoint_storage import Hook, nothing
+from cluster.checkpointing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.control import Decision, Report, agree
@@ -25,7 +27,7 @@ from cluster.publisher import Publisher
 from cluster.quarantine import poisoned, quarantine_letters
 from cluster.starting_point import find_starting_point, start_from
 from cluster.training_run import TrainingRun, partitions_of_rank
-from cluster.worker_state import restore_checkpoint, save_checkpoint
+from cluster.worker_state import checkpointer_of, restore_checkpoint
 from streaming.catalogue_reader import CatalogueReader
 from streaming.catalogue_records import CatalogueUpdate
 from streaming.group_offsets import GroupOffsets
@@ -49,11 +51,14 @@ class Worker:
         *,
         run_id: str = "",
         on_checkpoint: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+        at: Hook = nothing,
     ) -> None:
         torch.set_num_threads(config.train.threads_per_worker)
         self.config, self.comm, self.device = config, comm, device
         storage = Path(config.storage_path)
-        self.checkpoints = CheckpointStore(storage / "checkpoints", config.train.checkpoints_to_keep)
+        self.checkpoints = CheckpointStore(
+            config.checkpoint_location, config.train.checkpoints_to_keep, at=at
+        )
         self.publisher = Publisher(comm, config)
         self.partition_count = len(partitions_of(config.stream, config.stream.interactions_topic))
         self.run = TrainingRun.create(
@@ -61,7 +66,7 @@ class Worker:
         )
         self.progress = ProgressReporter(storage, run_id, comm)
         self._group_offsets = GroupOffsets(config.stream)
-        self._on_checkpoint = on_checkpoint
+        self._on_checkpoint, self._at = on_checkpoint, at
         self._pending: CatalogueUpdate | None = None
         self._validation = np.zeros(4)
         self._validated_at = 0
@@ -71,7 +76,7 @@ class Worker:
 
     def train(self) -> dict[str, Any]:
         """Run until the stream ends or `train.stop_after_rows`; returns the last progress (rank 0)."""
-        self._resume()
+        self._checkpointer = self._resume()
         self._open_stream()
         try:
             while True:
@@ -85,34 +90,41 @@ class Worker:
                 if decision.publish:
                     self._publish()
                 if decision.checkpoint:
-                    self._checkpoint()
+                    self._begin_checkpoint()
+                if decision.checkpoint_ready:
+                    self._advance_checkpoint()
                 if decision.stop:
                     return self._finish(decision)
+                self._checkpointer.copy_some()
                 if decision.step:
                     self._step()
                 else:
                     self.run.batcher.wait_full(self._quota, _IDLE_WAIT_S)
         finally:
+            self._checkpointer.close()
             self._group_offsets.close()
             self.run.source.close()
 
-    def _resume(self) -> None:
-        own = self._agreed(self.checkpoints.newest)
+    def _resume(self) -> Checkpointer:
+        own = self._agreed(self.checkpoints.newest, self.checkpoints)
         if own is not None:
             restore_checkpoint(self.run, own, self.comm)
-            _log.info("resumed from %s (step %d)", own.path, self.run.step)
-            return
-        start = self._agreed(lambda: find_starting_point(self.config))
-        if start is not None:
-            start_from(self.run, start, self.comm)
+            _log.info("resumed from %s (step %d)", own.location, self.run.step)
+        else:
+            start = self._agreed(lambda: find_starting_point(self.config))
+            if start is not None:
+                start_from(self.run, start, self.comm)
+        return checkpointer_of(self.run, self.checkpoints, self.comm, own, self._at)
 
-    def _agreed(self, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-        """Rank 0 looks, so that every rank restores the same checkpoint."""
+    def _agreed(
+        self, find: Callable[[], Checkpoint | None], store: CheckpointStore | None = None
+    ) -> Checkpoint | None:
+        """Rank 0 looks and verifies, so that every rank restores the same checkpoint."""
         found = find() if self.comm.rank == 0 else None
-        path = self.comm.gather_objects(str(found.path) if found else None)[0]
-        if path is None:
-            return None
-        return found if found is not None else self.checkpoints.open_verified(Path(path))
+        told = self.comm.gather_objects((found.storage.where, found.name) if found else None)[0]
+        if told is None or found is not None:
+            return found
+        return (store or CheckpointStore(told[0])).open(told[1])
 
     def _open_stream(self) -> None:
         stream = self.config.stream
@@ -148,11 +160,14 @@ class Worker:
             quarantined=self.run.ledger.quarantined,
             lag_messages=sum(self.run.source.lag().values()),
         )
+        report.checkpoint_ready = float(self._checkpointer.ready)
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation
         if self.comm.rank == 0:
             report.linger_over = float(now - self._last_step_s >= train.linger_s)
             report.catalogue_waiting = float(self._poll_catalogue(now))
-            report.checkpoint_due = float(now - self._last_checkpoint_s >= train.checkpoint_every_s)
+            report.checkpoint_due = float(
+                self._checkpointer.idle and now - self._last_checkpoint_s >= train.checkpoint_every_s
+            )
             report.publish_due = float(
                 0 < train.publish_every_s <= now - self._last_publish_s
                 and not self.publisher.busy
@@ -225,17 +240,27 @@ class Worker:
             run.dead_letters.flush()
             raise poisoned(self._refused_in_a_row, run.step, losses, stream.dead_letters)
 
-    def _checkpoint(self) -> None:
+    def _begin_checkpoint(self) -> None:
+        self._last_checkpoint_s = time.monotonic()
+        self._send_dead_letters()
+        self._checkpointer.begin(self.run.step)
+
+    def _advance_checkpoint(self) -> None:
+        self._send_dead_letters()  # what a snapshot counts as a dead letter is in its topic
+        self._tell(self._checkpointer.advance())
+
+    def _send_dead_letters(self) -> None:
         if self.comm.rank == 0:
             self.run.dead_letters.send(self._reader.dead_letters)
             self._reader.dead_letters.clear()
         self.run.dead_letters.flush()
-        checkpoint = save_checkpoint(self.run, self.checkpoints, self.comm)
-        self._last_checkpoint_s = time.monotonic()
-        if checkpoint is not None:
-            self.progress.checkpointed(checkpoint)
+
+    def _tell(self, committed: Checkpoint | None) -> None:
+        if committed is not None:
+            self._at("offsets")
+            self.progress.checkpointed(committed)
             self._group_offsets.tell(
-                {int(p): Position(*at) for p, at in checkpoint.manifest["positions"].items()}
+                {int(p): Position(*at) for p, at in committed.manifest["positions"].items()}
             )
         self._on_checkpoint(self.progress.metrics())
 
@@ -261,7 +286,8 @@ class Worker:
 
     def _finish(self, decision: Decision) -> dict[str, Any]:
         """The last checkpoint and the last version hold everything that was read."""
-        self._checkpoint()
+        self._send_dead_letters()
+        self._tell(self._checkpointer.finish(self.run.step))
         if self.comm.rank == 0:
             self.publisher.wait()
         if self._worth_publishing:

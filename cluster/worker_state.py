@@ -1,70 +1,123 @@
-"""The whole state of a run, saved and restored as one commit.
+"""The whole state of a run, copied for a checkpoint and restored from one.
 
-| file | written by | holds |
-|---|---|---|
-| `towers.safetensors` | rank 0 | towers and their AdamW moments |
-| `rows-LLLL-HHHH.arrow` | every rank | embedding rows of the buckets it owns |
-| `users-pPPPP.arrow` | reader of the partition | histories, seen sets, activity, explicit negatives |
-| `admission-pPPPP.arrow` | reader of the partition | last event ids and watermark (`stream_state.py`) |
-| `ledger-pPPPP.arrow` | reader of the partition | what has been used, for the exactly-once proof |
-| `catalogue-items.arrow`, `catalogue-users.arrow` | rank 0 | attributes, and the order in which items became known |
-| `baselines.safetensors` | rank 0 | popularity and co-occurrence counts |
-| `rng-rRRRR.safetensors` | every rank | torch's generator state |
-| `manifest.json` | rank 0 | step, positions, counters, progressive curve, config, what the run was started from |
+| file | written by | holds | in a delta |
+|---|---|---|---|
+| `rows-LLLL-HHHH…` | every rank | embedding rows of the buckets it owns (`row_files.py`) | what changed |
+| `users-pPPPPP…`, `ledger-pPPPPP…` | reader of the partition | histories, counts (`user_files.py`) | what changed |
+| `admission-pPPPPP.arrow` | reader of the partition | last event ids and watermark (`stream_state.py`) | all |
+| `towers.safetensors` | rank 0 | towers and their AdamW moments | all |
+| `catalogue-items.arrow`, `catalogue-users.arrow` | rank 0 | attributes, the order in which items came | all |
+| `baselines.safetensors` | rank 0 | popularity and co-occurrence counts | all |
+| `rng-rRRRRR.safetensors` | every rank | torch's generators, which dropout draws from | all |
+| `manifest.json` | rank 0 | step, positions, counters, progressive curve, config, origin, chain | all |
+
+Of a catalogue of a million items without titles a delta so carries about 15 MB.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from cluster.catalogue_files import read_catalogue, save_catalogue
-from cluster.checkpoint import (
-    START_ANEW,
-    Checkpoint,
-    CheckpointStore,
-    read_table,
-    read_tensors,
-    write_table,
-    write_tensors,
-)
+from cluster.catalogue_files import catalogue_tables, read_catalogue
+from cluster.checkpoint import START_ANEW, Checkpoint, CheckpointStore, read_tensors
+from cluster.checkpoint_storage import Hook, nothing
+from cluster.checkpointing import Checkpointer, FullPolicy, Part, Snapshot
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.ledger import PartitionLedger
 from cluster.progressive import Curve, ProgressiveValidation
 from cluster.row_files import PREFIX as ROWS
-from cluster.row_files import load_rows, save_rows
+from cluster.row_files import RowPart, load_rows
 from cluster.stream_state import merged
 from cluster.tower_files import FILE as TOWERS
-from cluster.tower_files import load_towers, save_towers
-from cluster.training_run import TrainingRun
-from retrieval.durable_files import FileEntry
+from cluster.tower_files import load_towers, tower_tensors
+from cluster.training_run import TrainingRun, seed_dropout
+from cluster.user_files import LedgerPart, UserPart, load_users, merged_ledger
 from streaming.position import Position
+
+BASELINES = "baselines.safetensors"
+_log = logging.getLogger(__name__)
+
+
+def checkpointer_of(
+    run: TrainingRun,
+    store: CheckpointStore,
+    comm: Collectives,
+    parent: Checkpoint | None = None,
+    at: Hook = nothing,
+) -> Checkpointer:
+    """What writes the checkpoints of a run that is in the state of `parent`, or new."""
+    train = run.config.train
+    parts: list[Part] = [
+        RowPart(run.table, comm.rank, comm.world),
+        UserPart(run.users, run.partitions),
+        LedgerPart(run.ledger, run.partitions),
+    ]
+    return Checkpointer(
+        store,
+        comm,
+        parts,
+        lambda: take_snapshot(run, comm),
+        describe,
+        parent=parent,
+        policy=FullPolicy(train.checkpoint_full_every, train.checkpoint_full_share),
+        at=at,
+    )
 
 
 def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives) -> Checkpoint | None:
-    """Collective. Commit the state as of this step; returns the checkpoint on rank 0."""
+    """Collective. Commit a full checkpoint of this step and wait for it; on rank 0 what was committed."""
+    checkpointer = checkpointer_of(run, store, comm)
+    try:
+        return checkpointer.finish(run.step)
+    finally:
+        checkpointer.close()
+
+
+def take_snapshot(run: TrainingRun, comm: Collectives) -> Snapshot:
+    """Copies of what is small, between two steps."""
+    tables = run.stream.tables(run.partitions)
+    tensors = {_rng_file(comm.rank): _generators(run.device)}
     if comm.rank == 0:
-        store.begin(run.step)
-    comm.gather_objects(None)
-    written = _write_files(run, store.writing_path(run.step), comm)
-    mine = {
-        "files": written,
+        tables |= catalogue_tables(run.catalogue)
+        tensors[TOWERS] = tower_tensors(run.model, run.train_step.optimizer)
+        tensors[BASELINES] = {k: torch.from_numpy(a) for k, a in run.progressive.baseline_arrays().items()}
+    told = {
+        "step": run.step,
+        "workers": comm.world,
         "positions": {str(p): list(at) for p, at in run.source.positions().items()},
-        "rows_read": run.batcher.rows_read,
-        "dead_letters": run.batcher.rows_dead,
+        "catalogue_positions": {
+            topic: {str(p): list(at) for p, at in places.items()}
+            for topic, places in run.catalogue_positions.items()
+        },
+        "rows_read": run.batcher.rows_read + run.rows_read_before,
+        "dead_letters": run.batcher.rows_dead + run.dead_letters_before,
+        "events_trained": run.events_trained,
         "stream": run.stream.to_json(),
+        "events_seen": run.train_step.events_seen,
+        "init_from": run.init_from,
+        "curve": run.curve.to_json(),
+        "config": _config_without_secrets(run.config),
     }
-    told = comm.gather_objects(mine)
-    checkpoint = None
-    if comm.rank == 0:
-        files = [entry for rank in told for entry in rank["files"]]
-        checkpoint = store.commit(run.step, files, _manifest(run, told, comm.world))
-    comm.gather_objects(None)  # nobody goes on before the commit
-    return checkpoint
+    return Snapshot(tables, tensors, told)
+
+
+def describe(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The manifest's state from what every rank told, in rank order; what all of them know, rank 0 says."""
+    positions: dict[str, list[int]] = {}
+    for rank in told:
+        positions.update(rank["positions"])
+    return {
+        **told[0],
+        "positions": positions,
+        "rows_read": sum(rank["rows_read"] for rank in told),
+        "dead_letters": sum(rank["dead_letters"] for rank in told),
+        "stream": merged(rank["stream"] for rank in told),
+    }
 
 
 def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
@@ -72,11 +125,10 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
     manifest = checkpoint.manifest
     restore_learnt(run, checkpoint, comm)
     run.stream.restore(checkpoint, run.partitions)
+    load_users(checkpoint, run.users, run.partitions)
     for partition in run.partitions:
-        run.users.load(read_table(checkpoint.path / f"users-p{partition:05d}.arrow"))
-        ledger = PartitionLedger.from_table(read_table(checkpoint.path / f"ledger-p{partition:05d}.arrow"))
-        run.ledger.partitions[partition] = ledger
-    run.catalogue.apply(read_catalogue(checkpoint.path))
+        run.ledger.partitions[partition] = merged_ledger(checkpoint, partition)
+    run.catalogue.apply(read_catalogue(checkpoint))
     run.events_trained = int(manifest["events_trained"])
     run.init_from = manifest.get("init_from")
     run.curve = Curve(
@@ -95,8 +147,7 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
             for topic, places in manifest["catalogue_positions"].items()
         }
     _restore_progressive(run.progressive, checkpoint)
-    if int(manifest["workers"]) == comm.world:
-        torch.set_rng_state(read_tensors(checkpoint.path / f"rng-r{comm.rank:05d}.safetensors")["cpu"])
+    _restore_generators(run, checkpoint, comm)
 
 
 def restore_learnt(
@@ -107,67 +158,38 @@ def restore_learnt(
     The step comes along: random views and negatives are functions of (seed, step), so that a run that counts on does
     not draw again what was drawn before, and a warm-up that is over stays so.
     """
-    load_towers(checkpoint.path / TOWERS, run.model, run.train_step.optimizer, advice=advice)
+    load_towers(checkpoint.file(TOWERS), run.model, run.train_step.optimizer, advice=advice)
     load_rows(checkpoint.files(ROWS), run.table, comm.rank, comm.world, advice=advice)
     run.step = int(checkpoint.manifest["step"])
     run.train_step.events_seen = float(checkpoint.manifest["events_seen"])
-
-
-def _write_files(run: TrainingRun, directory: Path, comm: Collectives) -> list[FileEntry]:
-    files = [save_rows(directory, run.table, comm.rank, comm.world)]
-    files += run.stream.save(directory, run.partitions)
-    for partition in run.partitions:
-        files.append(write_table(directory / f"users-p{partition:05d}.arrow", run.users.to_table(partition)))
-        ledger = run.ledger.partitions[partition].to_table()
-        files.append(write_table(directory / f"ledger-p{partition:05d}.arrow", ledger))
-    rng = {"cpu": torch.get_rng_state()}
-    files.append(write_tensors(directory / f"rng-r{comm.rank:05d}.safetensors", rng))
-    if comm.rank == 0:
-        files.append(save_towers(directory, run.model, run.train_step.optimizer))
-        files += save_catalogue(directory, run.catalogue)
-        baselines = {
-            f"{name}.{key}": torch.from_numpy(array)
-            for name, baseline in _baselines(run.progressive).items()
-            for key, array in baseline.to_arrays().items()
-        }
-        files.append(write_tensors(directory / "baselines.safetensors", baselines))
-    return files
-
-
-def _manifest(run: TrainingRun, told: list[dict[str, Any]], world: int) -> dict[str, Any]:
-    positions: dict[str, list[int]] = {}
-    for rank in told:
-        positions.update(rank["positions"])
-    return {
-        "workers": world,
-        "positions": positions,
-        "catalogue_positions": {
-            topic: {str(p): list(at) for p, at in places.items()}
-            for topic, places in run.catalogue_positions.items()
-        },
-        "rows_read": sum(rank["rows_read"] for rank in told) + run.rows_read_before,
-        "dead_letters": sum(rank["dead_letters"] for rank in told) + run.dead_letters_before,
-        "events_trained": run.events_trained,
-        "stream": merged(rank["stream"] for rank in told),
-        "events_seen": run.train_step.events_seen,
-        "init_from": run.init_from,
-        "curve": run.curve.to_json(),
-        "config": _config_without_secrets(run.config),
-    }
 
 
 def _config_without_secrets(config: FreshetConfig) -> dict[str, Any]:
     return asdict(config)  # secrets are read from the environment; settings only name the variables
 
 
-def _baselines(progressive: ProgressiveValidation) -> dict[str, Any]:
-    return {"popularity": progressive.popularity, "cooccurrence": progressive.cooccurrence}
-
-
 def _restore_progressive(progressive: ProgressiveValidation, checkpoint: Checkpoint) -> None:
-    tensors = read_tensors(checkpoint.path / "baselines.safetensors")
-    for name, baseline in _baselines(progressive).items():
-        prefix = f"{name}."
-        baseline.load_arrays(
-            {k.removeprefix(prefix): t.numpy() for k, t in tensors.items() if k.startswith(prefix)}
-        )
+    tensors = read_tensors(checkpoint.file(BASELINES))
+    progressive.load_baselines({name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def _rng_file(rank: int) -> str:
+    return f"rng-r{rank:05d}.safetensors"
+
+
+def _generators(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_generators(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
+    """The same number of ranks goes on drawing; another one starts from the step, so as not to draw again."""
+    if int(checkpoint.manifest["workers"]) != comm.world:
+        seed_dropout(run.config.seed, comm.rank, run.step)
+        return
+    states = read_tensors(checkpoint.file(_rng_file(comm.rank)))
+    torch.set_rng_state(states["cpu"])
+    if run.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], run.device)

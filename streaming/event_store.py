@@ -36,6 +36,7 @@ class EventStore:
         self._index = IdIndex()
         self._key_U = np.empty(_FIRST_USERS, np.int32)
         self._log = new_log(_FIRST_USERS, _FIRST_CHUNKS, with_times=with_times)
+        self._removed: list[Int64s] = []
 
     def __len__(self) -> int:
         return len(self._index)
@@ -119,6 +120,18 @@ class EventStore:
         """Forgets the events of these users; who is unknown stays so. Their next event starts a new history."""
         slot_Q = self._index.find(np.unique(user_Q))
         _remove(self._log, slot_Q[slot_Q >= 0])
+        self._removed.append(self._index.ids[slot_Q[slot_Q >= 0]])
+
+    @property
+    def ids(self) -> Int64s:
+        """int64 (len,): the user of each slot, also of those who were removed; a view."""
+        return self._index.ids
+
+    def take_removed(self) -> Int64s:
+        """int64: users who were removed since the last call; they may be back."""
+        removed = np.concatenate([np.empty(0, np.int64), *self._removed])
+        self._removed = []
+        return removed
 
     def _has_events(self) -> npt.NDArray[np.bool_]:
         return self._log.count_U[: len(self)] > 0

@@ -49,9 +49,24 @@ class UserStore(EventStore):
         item_N, offset_Q = self.last_items(user_Q, limit)
         return item_N, self._times(self.find(user_Q), offset_Q), offset_Q
 
-    def to_table(self, partition: int) -> pa.Table:
-        """The state of a partition's users in HISTORY_SCHEMA, by user id: equal for equal histories."""
-        user_Q = np.union1d(self.users_of(partition), self.negatives.users_of(partition))
+    def everybody_of(self, partition: int) -> Int64s:
+        """int64: the users of a partition who have events or explicit negatives, ascending."""
+        return np.union1d(self.users_of(partition), self.negatives.users_of(partition))
+
+    def home_of(self, user_Q: Int64s) -> Int64s:
+        """int64 (q,): the partition of each user who is or was known."""
+        key_Q = np.maximum(self.key_hashes(user_Q), self.negatives.key_hashes(user_Q))
+        return key_Q % self._partitions
+
+    def to_table(self, partition: int, users: Int64s | None = None) -> pa.Table:
+        """The state of a partition's users in HISTORY_SCHEMA, by user id: equal for equal histories.
+
+        Args:
+            partition: its number.
+            users: int64, which of them; by default all who have events or explicit negatives. A row without either is
+                of a user who was removed.
+        """
+        user_Q = self.everybody_of(partition) if users is None else users
         item_N, time_N, offset_Q = self.last(user_Q, self.retained)
         negative_N, negative_offset_Q = self.negatives.last_items(user_Q, self.negatives.retained)
         return pa.table(

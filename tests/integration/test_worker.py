@@ -16,7 +16,9 @@ from cluster.checkpoint import CheckpointError, CheckpointStore, read_table, rea
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
 from cluster.refresh import refresh_from
+from cluster.row_files import merged_rows
 from cluster.serving import NothingToServe, Recommender, UnknownUser
+from cluster.user_files import merged_users, partitions_in
 from cluster.worker import Worker
 from model.config import ModelConfig
 from retrieval.version import VersionStore
@@ -71,7 +73,7 @@ def _train_and_refresh(rank: int, config: FreshetConfig, report: str) -> dict:
     progress = _train(rank, config)[0]
     newest = CheckpointStore(Path(config.storage_path) / "checkpoints").newest()
     refresh_from(
-        config, Collectives(), torch.device("cpu"), checkpoint_path=newest.path, report_path=Path(report)
+        config, Collectives(), torch.device("cpu"), checkpoint_path=newest.location, report_path=Path(report)
     )
     return progress
 
@@ -79,16 +81,15 @@ def _train_and_refresh(rank: int, config: FreshetConfig, report: str) -> dict:
 def _state(storage: Path) -> dict[str, np.ndarray]:
     """Everything that training made, keyed so that it does not depend on how rows are spread."""
     checkpoint = CheckpointStore(storage / "checkpoints").newest()
-    state = {k: t.numpy() for k, t in read_tensors(checkpoint.path / "towers.safetensors").items()}
-    rows = pa.concat_tables([read_table(f) for f in checkpoint.files("rows-")])
-    order = np.lexsort((rows["id"].to_numpy(), rows["table"].to_numpy()))
+    state = {k: t.numpy() for k, t in read_tensors(checkpoint.file("towers.safetensors")).items()}
+    rows = merged_rows(checkpoint.files("rows-"))
     for name in ("table", "id", "frequency"):
-        state[f"rows.{name}"] = rows[name].to_numpy()[order]
-    state["rows.value"] = rows["value"].combine_chunks().flatten().to_numpy().reshape(len(order), -1)[order]
-    for file in checkpoint.files("users-"):
-        table = read_table(file)
+        state[f"rows.{name}"] = rows[name].to_numpy()
+    state["rows.value"] = rows["value"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
+    for partition in partitions_in(checkpoint):
+        table = merged_users(checkpoint, partition)
         for name in ("items", "negatives"):
-            state[f"{file.name} {name}"] = table[name].combine_chunks().flatten().to_numpy()
+            state[f"users-{partition} {name}"] = table[name].combine_chunks().flatten().to_numpy()
     return state
 
 
@@ -208,7 +209,7 @@ def test_two_ranks_start_from_what_one_has_learnt_and_read_their_own_stream(stre
     assert cut["rows.frequency"].sum() == manifests["cut"]["events_seen"] == 600
     assert manifests["cut"]["step"] == 2 * manifests["first"]["step"]
     origin = CheckpointStore(tmp_path / "first" / "checkpoints").newest()
-    assert manifests["cut"]["init_from"] == {"path": str(origin.path), "step": origin.step}
+    assert manifests["cut"]["init_from"] == {"path": origin.location, "step": origin.step}
     assert verify_exactly_once(_config(stream, tmp_path / "cut")).exactly_once
 
 
@@ -239,10 +240,11 @@ def test_negatives_and_ignored_events_are_accounted_for_and_kept_by_whoever_read
     for row in rows:
         if row["action"] == "skip":
             expected[row["user_id"]].append(row["item_id"])
+    newest = CheckpointStore(tmp_path / "checkpoints").newest()
     saved = [
         row
-        for file in CheckpointStore(tmp_path / "checkpoints").newest().files("users-")
-        for row in read_table(file).to_pylist()
+        for partition in partitions_in(newest)
+        for row in merged_users(newest, partition).to_pylist()
     ]
     assert {row["user_id"]: row["negatives"] for row in saved if row["negatives"]} == expected
 
@@ -276,8 +278,8 @@ def _messages(stream: StreamConfig, topic: str) -> list:
 
 
 def _items_of(checkpoint, user: int) -> set[int]:
-    for file in checkpoint.files("users-"):
-        for row in read_table(file).to_pylist():
+    for partition in partitions_in(checkpoint):
+        for row in merged_users(checkpoint, partition).to_pylist():
             if row["user_id"] == user:
                 return set(row["items"])
     raise AssertionError(f"user {user} is in no file")

@@ -8,14 +8,14 @@ from cluster.checkpoint import CheckpointError, CheckpointStore
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.starting_point import find_starting_point
 from model.config import ModelConfig
-from retrieval.durable_files import write_durably
 from streaming.config import StreamConfig
 
 
 def _commit(run, step, config=None):
     store = CheckpointStore(run / "checkpoints")
-    files = [write_durably(store.begin(step) / "towers.safetensors", b"not read here")]
-    return store.commit(step, files, {"config": asdict(config or FreshetConfig())}).path
+    writing = store.begin(step)
+    files = [writing.write("towers.safetensors", b"not read here")]
+    return store.commit(writing, files, {"config": asdict(config or FreshetConfig())}).path
 
 
 def _config(start, **sections):

@@ -58,7 +58,15 @@ def test_towers_of_another_shape_are_refused_by_the_parameters_name_with_both_sh
     assert "\n" not in str(refused.value)
 
 
-def test_towers_with_a_missing_part_are_refused_by_the_parameters_name(tmp_path):
-    path = tmp_path / save_towers(tmp_path, _model(1)[:3], None).name
-    with pytest.raises(CheckpointError, match=r"parameter 3\.bias has shape None"):
-        load_towers(path, _model(1))
+def test_a_part_that_the_file_does_not_have_starts_fresh_and_the_log_says_so(tmp_path, caplog):
+    path, loaded = tmp_path / save_towers(tmp_path, _model(1)[:3], None).name, _model(2)
+    load_towers(path, loaded)
+    assert torch.equal(loaded[0].weight, _model(1)[0].weight)
+    assert torch.equal(loaded[3].weight, _model(2)[3].weight)
+    assert "nothing for 3.bias, 3.weight: new, so it starts fresh" in caplog.text
+
+
+def test_a_part_that_the_model_does_not_have_any_more_is_refused_by_the_parameters_name(tmp_path):
+    path = tmp_path / save_towers(tmp_path, _model(1), None).name
+    with pytest.raises(CheckpointError, match=r"parameter 3\.bias has shape \(1,\).*None"):
+        load_towers(path, _model(1)[:3])

@@ -183,7 +183,7 @@ def test_a_run_started_from_a_checkpoint_has_what_was_learnt_and_its_stream_is_n
     assert {name: found[name] for name in LEARNT} == {name: learnt[name] for name in LEARNT}
     assert {name: found[name] for name in ABOUT_THE_STREAM} == {name: anew[name] for name in ABOUT_THE_STREAM}
     assert found["counters"] == (run.step, 0, 0)
-    assert started.init_from == {"path": str(checkpoint.path), "step": 4}
+    assert started.init_from == {"path": checkpoint.location, "step": 4}
 
 
 def test_the_second_run_trains_on_with_the_optimizers_of_the_first(store):
@@ -221,6 +221,6 @@ def test_what_a_run_was_started_from_stays_known_through_its_own_checkpoints(sto
     started = _open(_config(), start=origin)
     _train(started, 1)
     own = save_checkpoint(started, CheckpointStore(tmp_path / "other"), Collectives())
-    assert own.manifest["init_from"] == {"path": str(origin.path), "step": 2}
+    assert own.manifest["init_from"] == {"path": origin.location, "step": 2}
     assert _open(_config(), own).init_from == own.manifest["init_from"]
     assert origin.manifest["init_from"] is None

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from cluster.checkpoint import Checkpoint
+from cluster.checkpoint_storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.evaluation.from_checkpoint import config_of
 from model.config import ModelConfig
@@ -20,7 +20,7 @@ CONFIG = FreshetConfig(
 
 def _checkpoint(config):
     # As a manifest holds it.
-    return Checkpoint(Path("nowhere"), json.loads(json.dumps({"config": config})))
+    return Checkpoint(open_storage("nowhere"), "step-00000001", json.loads(json.dumps({"config": config})))
 
 
 def test_the_settings_come_back_as_they_were():
