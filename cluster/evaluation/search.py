@@ -26,11 +26,11 @@ def _each(key: str, *values: Any) -> tuple[Choice, ...]:
 
 _RATES = tuple(
     {"fit.learning_rate": towers, "fit.row_learning_rate": rows}
-    for towers, rows in ((1e-3, 1e-3), (1e-3, 1e-2), (2.8e-3, 2.8e-3), (2.8e-3, 1e-2), (2.8e-3, 2e-2))
+    for towers, rows in ((1e-3, 1e-2), (2.8e-3, 2.8e-3), (2.8e-3, 1e-2), (2.8e-3, 2e-2))
 )
 _SIMILARITIES = (
     {"model.similarity": "dot", "model.temperature": 1.0},
-    *({"model.similarity": "cosine", "model.temperature": t} for t in (0.05, 0.07, 0.1, 0.15)),
+    *({"model.similarity": "cosine", "model.temperature": t} for t in (0.05, 0.07, 0.1)),
 )
 _DROPOUTS = _each("model.dropout", 0.1, 0.2, 0.3, 0.5)
 _NEGATIVES = _each("model.uniform_negatives", 250, 1000, 2000)
@@ -70,7 +70,8 @@ SPACES: dict[str, Space] = {
     "dssm": (*_TWO_TOWERS, _MEMBERS),
     "mind": _TWO_TOWERS,
     "sasrec": (*_TRAINED, _NEGATIVES, _LAYERS, _MEMBERS),
-    "sasrec_bce": (*_TRAINED, _LAYERS, _MEMBERS),
+    # Labels of single pairs: probabilities are those of a dot product.
+    "sasrec_bce": (_RATES, _DROPOUTS, _LAYERS, _MEMBERS),
     "wals": (
         _each("wals.factors", 32, 64, 128),
         _each("wals.regularization", 0.01, 0.1, 1.0, 10.0, 100.0),
