@@ -26,7 +26,7 @@ from retrieval.durable_files import FileEntry
 
 PREFIX = "rows-"
 _REMOVED = ".removed"
-_SLICE_BYTES = 1 << 22
+_SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
 
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]
@@ -48,7 +48,7 @@ class RowPart:
     def base(self) -> Iterator[tuple[str, pa.Table]]:
         """See Part."""
         rows = self._table.rows()
-        at_once = max(256, _SLICE_BYTES // _row_bytes(self._table))
+        at_once = max(_LEAST_ROWS, _SLICE_BYTES // _row_bytes(self._table))
         for start in range(0, max(1, rows.shape[0]), at_once):
             some = rows[start : start + at_once]
             # Rows may have been removed between two slices; the changes say which.
