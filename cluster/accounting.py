@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import pyarrow as pa
 from cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from cluster.config import FreshetConfig
 from cluster.ledger import PartitionLedger
+from cluster.stream_state import saved_stream
 from cluster.user_files import merged_ledger, partitions_in
 from streaming.config import StreamConfig
 from streaming.position import Position
@@ -82,7 +84,7 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
     """
     checkpoint = _open(config, checkpoint_path)
     used = {partition: merged_ledger(checkpoint, partition) for partition in partitions_in(checkpoint)}
-    counted, dead = count_topic(config.stream)
+    counted, dead = count_topic(config.stream, saved_stream(checkpoint.manifest))
     lost, doubled, users = _compare(counted, used)
     return Accounting(
         events_in_topic=sum(ledger.events for ledger in counted.values()),
@@ -101,22 +103,44 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
     )
 
 
-def count_topic(stream: StreamConfig) -> tuple[dict[int, PartitionLedger], int]:
-    """A ledger of every usable row of the interactions topic, by partition, and the number of unusable ones."""
+def count_topic(
+    stream: StreamConfig, saved: Mapping[str, Any] | None = None
+) -> tuple[dict[int, PartitionLedger], int]:
+    """A ledger of every usable row of the interactions topic, by partition, and the number of unusable ones.
+
+    Args:
+        stream: the topic.
+        saved: the manifest's `stream`: where a run began, and when the topic had how many partitions.
+    """
+    saved = saved or {"origin": {}, "epochs": []}
     ends = end_offsets(stream, stream.interactions_topic)
     ledgers = {p: PartitionLedger(p) for p in ends}
     dead = 0
-    start: Mapping[int, Position] = {}
-    source = KafkaSource(stream, sorted(ends), start, end_offsets=ends)
-    try:
+    start = {int(p): Position(at, 0) for p, at in saved["origin"].items()}
+    for epoch in saved["epochs"]:
+        until = {int(p): at for p, at in epoch["until"].items()}
+        dead += _count_range(stream, start, until, epoch["partitions"], ledgers)
+        start |= {p: Position(at, 0) for p, at in until.items()}
+    dead += _count_range(stream, start, ends, len(ends), ledgers)
+    return ledgers, dead
+
+
+def _count_range(
+    stream: StreamConfig,
+    start: Mapping[int, Position],
+    until: Mapping[int, int],
+    spread_over: int,
+    ledgers: dict[int, PartitionLedger],
+) -> int:
+    """Counts the usable rows; returns the number of the others."""
+    dead = 0
+    with KafkaSource(stream, sorted(until), start, until, spread_over=spread_over) as source:
         while not source.finished:
             source.wait(0.2)
-            taken = source.take(dict.fromkeys(ends, _ROWS_AT_ONCE))
+            taken = source.take(dict.fromkeys(until, _ROWS_AT_ONCE))
             dead += len(taken.dead)
             _count(taken.rows, ledgers)
-    finally:
-        source.close()
-    return ledgers, dead
+    return dead
 
 
 def _count(rows: pa.RecordBatch, ledgers: dict[int, PartitionLedger]) -> None:

@@ -13,7 +13,7 @@ from cluster.config import TrainConfig
 
 @dataclass
 class Report:
-    """What one rank tells the others. Wishes (`*_due`, `catalogue_waiting`, `linger_over`) count from rank 0 only."""
+    """What one rank tells the others. Wishes (`*_due`, `*_found`, `catalogue_waiting`, `linger_over`): rank 0's."""
 
     ready_rows: float = 0
     batch_full: float = 0
@@ -26,6 +26,7 @@ class Report:
     duplicates: float = 0
     quarantined: float = 0
     lag_messages: float = 0
+    skipped: float = 0
     sample: float = 0
     hits: float = 0
     popularity_hits: float = 0
@@ -36,6 +37,7 @@ class Report:
     checkpoint_ready: float = 0
     """1 if this rank's part of the checkpoint that is on its way is written."""
     publish_due: float = 0
+    growth_found: float = 0
     failed: float = 0
 
 
@@ -47,6 +49,10 @@ class Decision:
     publish: bool
     checkpoint: bool
     checkpoint_ready: bool
+    bound: bool
+    """The topic has gained partitions: end the ones that are being read."""
+    drained: bool
+    """Every rank has read its share to the end."""
     stop: bool
     step: bool
     failed: bool
@@ -78,6 +84,8 @@ def decide(reports: list[Report], config: TrainConfig) -> Decision:
         publish=bool(first.publish_due),
         checkpoint=bool(first.checkpoint_due),
         checkpoint_ready=totals.checkpoint_ready == everyone,
+        bound=bool(first.growth_found),
+        drained=drained,
         stop=drained or enough,
         step=totals.ready_rows > 0 and (totals.batch_full == everyone or lingered),
         failed=totals.failed > 0,

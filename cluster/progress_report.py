@@ -98,6 +98,7 @@ class ProgressReporter:
             "events_quarantined": int(totals.quarantined),
             "dead_letters": int(totals.dead_letters),
             "lag_messages": int(totals.lag_messages),
+            "messages_skipped": int(totals.skipped),
             "loss": dict(self._losses),
             "examples_per_s": self._rate(),
             "mean_examples_per_s": self._mean_rate(),

@@ -9,10 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from cluster.checkpoint import Checkpoint, read_table
+from cluster.checkpoint import Checkpoint, CheckpointError, read_table
+from cluster.user_files import merged_users, partitions_in
 from streaming.admission import Admission
+from streaming.history import UserStore
+from streaming.partitioner import Int32s, key_hashes_of_users
+from streaming.schema import KEY_HASH, USER_ID
 
 _FILE = "admission-p"
 
@@ -42,6 +47,12 @@ class StreamState:
     epochs: list[Epoch] = field(default_factory=list)
     origin: dict[int, int] = field(default_factory=dict)
     skipped: dict[int, int] = field(default_factory=dict)
+    _skipped_before: dict[int, int] = field(default_factory=dict)
+
+    def note_skipped(self, now: Mapping[int, int]) -> None:
+        """What the open source has skipped, beside what earlier ones had."""
+        places = {*self._skipped_before, *now}
+        self.skipped = {p: self._skipped_before.get(p, 0) + now.get(p, 0) for p in places}
 
     def tables(self, partitions: Iterable[int]) -> dict[str, pa.Table]:
         """The files of these partitions, by name; whole in every checkpoint, also in a delta."""
@@ -63,6 +74,7 @@ class StreamState:
         partitions = list(mine)
         self.origin = {p: at for p, at in _by_number(saved["origin"]).items() if p in partitions}
         self.skipped = {p: n for p, n in _by_number(saved["skipped"]).items() if p in partitions}
+        self._skipped_before = dict(self.skipped)
         files = {int(f.stem.removeprefix(_FILE)): f for f in checkpoint.files(_FILE)}
         moved = saved["partitions"] != self.partitions
         tables = [read_table(f) for f in files.values()] if moved else []
@@ -71,6 +83,32 @@ class StreamState:
                 self.admission.load_moved(partition, self.partitions, tables)
             elif partition in files:
                 self.admission.load(partition, read_table(files[partition]))
+
+
+def load_moved_users(checkpoint: Checkpoint, users: UserStore, mine: Iterable[int], partitions: int) -> None:
+    """Fill a store with the users of some partitions from a checkpoint of when the topic had fewer.
+
+    Raises:
+        CheckpointError: it is of a version that did not write key hashes, and has users whose ids were texts.
+    """
+    wanted = list(mine)
+    for partition in partitions_in(checkpoint):
+        table = merged_users(checkpoint, partition)
+        if KEY_HASH not in table.column_names:
+            table = table.append_column(KEY_HASH, pa.array(_key_hashes(checkpoint, table, partition)))
+        home_N = table[KEY_HASH].to_numpy() % partitions
+        users.load(table.filter(pa.array(np.isin(home_N, wanted))))
+
+
+def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int32s:
+    key_N = key_hashes_of_users(table[USER_ID].to_numpy())
+    if (key_N % saved_stream(checkpoint.manifest)["partitions"] != partition).any():
+        raise CheckpointError(
+            f"{checkpoint.location} does not say where users with text ids belong in a topic that has gained "
+            "partitions: go on with the version before until it has written a checkpoint,"
+            " or start in an empty storage_path"
+        )
+    return key_N
 
 
 def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -106,6 +106,11 @@ class TrainingRun:
         )
         self._opened = (source, batcher, dead_letters)
 
+    def close(self) -> None:
+        """Let go of the stream."""
+        self.source.close()
+        self.dead_letters.close()
+
     @property
     def source(self) -> EventSource:
         """The open stream."""

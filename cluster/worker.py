@@ -26,18 +26,23 @@ from cluster.progress_report import ProgressReporter
 from cluster.publisher import Publisher
 from cluster.quarantine import poisoned, quarantine_letters
 from cluster.starting_point import find_starting_point, start_from
+from cluster.stream_state import Epoch, saved_stream
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import checkpointer_of, restore_checkpoint
 from streaming.catalogue_reader import CatalogueReader
 from streaming.catalogue_records import CatalogueUpdate
+from streaming.dead_letter import DeadLettersDelayed
 from streaming.group_offsets import GroupOffsets
+from streaming.growth import Growth, TopicWatch
+from streaming.outage import patiently
 from streaming.position import Position
-from streaming.source import KafkaSource, end_offsets, partitions_of
+from streaming.source import BrokerUnavailable, KafkaSource, end_offsets, partitions_of
 
 _log = logging.getLogger(__name__)
 
 _CATALOGUE_POLL_S = 0.5
 _IDLE_WAIT_S = 0.02
+_LETTERS_RETRY_S = 0.5
 
 
 class Worker:
@@ -60,14 +65,16 @@ class Worker:
             config.checkpoint_location, config.train.checkpoints_to_keep, at=at
         )
         self.publisher = Publisher(comm, config)
-        self.partition_count = len(partitions_of(config.stream, config.stream.interactions_topic))
-        self.run = TrainingRun.create(
-            config, partitions_of_rank(self.partition_count, comm.rank, comm.world), comm, device
-        )
+        topic = config.stream.interactions_topic
+        self._topic_partitions = len(patiently(config.stream, lambda: partitions_of(config.stream, topic)))
+        self.run = self._new_run(self._topic_partitions)
         self.progress = ProgressReporter(storage, run_id, comm)
         self._group_offsets = GroupOffsets(config.stream)
         self._on_checkpoint, self._at = on_checkpoint, at
         self._pending: CatalogueUpdate | None = None
+        self._growth: Growth | None = None
+        self._watch: TopicWatch | None = None
+        self._ends: Mapping[int, int] | None = None
         self._validation = np.zeros(4)
         self._validated_at = 0
         self._refused_in_a_row = 0
@@ -78,6 +85,7 @@ class Worker:
         """Run until the stream ends or `train.stop_after_rows`; returns the last progress (rank 0)."""
         self._checkpointer = self._resume()
         self._open_stream()
+        self._open_source()
         try:
             while True:
                 decision = agree(self.comm, self._report(), self.config.train)
@@ -93,6 +101,11 @@ class Worker:
                     self._begin_checkpoint()
                 if decision.checkpoint_ready:
                     self._advance_checkpoint()
+                if decision.bound:
+                    self._bound()
+                if decision.drained and self._growth is not None:
+                    self._grow(self._growth.partitions)
+                    continue
                 if decision.stop:
                     return self._finish(decision)
                 self._checkpointer.copy_some()
@@ -103,11 +116,20 @@ class Worker:
         finally:
             self._checkpointer.close()
             self._group_offsets.close()
-            self.run.source.close()
+            if self._watch is not None:
+                self._watch.close()
+            self.run.close()
+
+    def _new_run(self, partitions: int) -> TrainingRun:
+        mine = partitions_of_rank(partitions, self.comm.rank, self.comm.world)
+        return TrainingRun.create(self.config, mine, self.comm, self.device)
 
     def _resume(self) -> Checkpointer:
         own = self._agreed(self.checkpoints.newest, self.checkpoints)
         if own is not None:
+            spread_over = int(saved_stream(own.manifest)["partitions"])
+            if spread_over != self.run.stream.partitions:
+                self.run = self._new_run(spread_over)  # new partitions come after the old ones' ends
             restore_checkpoint(self.run, own, self.comm)
             _log.info("resumed from %s (step %d)", own.location, self.run.step)
         else:
@@ -128,16 +150,64 @@ class Worker:
 
     def _open_stream(self) -> None:
         stream = self.config.stream
-        ends = None
         if self.config.train.bounded:
-            ends = {p: end_offsets(stream, stream.interactions_topic)[p] for p in self.run.partitions}
+            ends = end_offsets(stream, stream.interactions_topic) if self.comm.rank == 0 else None
+            self._ends = self.comm.gather_objects(ends)[0]
         if self.comm.rank == 0:
             self._reader = CatalogueReader(stream, self.run.catalogue_positions)
             self._pending = self._reader.read_to_end()
         self._exchange_first_catalogue()
-        watermark_ms = self.run.stream.admission.watermark_ms
-        self.run.open(
-            KafkaSource(stream, self.run.partitions, self.run.positions, ends, watermark_ms=watermark_ms)
+
+    def _open_source(self) -> None:
+        run, spread_over = self.run, self.run.stream.partitions
+        watermark_ms = run.stream.admission.watermark_ms
+        source = KafkaSource(
+            self.config.stream,
+            run.partitions,
+            run.positions,
+            self._ends,
+            watermark_ms=watermark_ms,
+            spread_over=spread_over,
+        )
+        run.open(source)
+        if self._ends is not None:
+            grown = len(self._ends) > spread_over
+            self._growth = Growth(len(self._ends), self._ends) if grown else None
+        elif self.comm.rank == 0:
+            self._watch = TopicWatch(self.config.stream, spread_over)
+
+    def _bound(self) -> None:
+        """The partitions that are being read end now; when all are read, `_grow` goes on with the new ones."""
+        growth = self._watch.found if self._watch is not None else None
+        self._growth = self.comm.gather_objects(growth)[0]
+        assert self._growth is not None
+        self.run.source.bound(self._growth.ends)
+
+    def _grow(self, partitions: int) -> None:
+        """Users move to where they belong now: by a checkpoint of this instant, which is then read anew."""
+        old = self.run
+        self._until_letters_arrived()
+        told = self._checkpointer.finish(old.step)
+        self._tell(told)
+        barrier = self._agreed(lambda: told, self.checkpoints)
+        assert barrier is not None
+        until = {int(p): int(at[0]) for p, at in barrier.manifest["positions"].items()}
+        old.close()
+        self._checkpointer.close()
+        if self._watch is not None:
+            self._watch.close()
+        self.run = self._new_run(partitions)
+        restore_checkpoint(self.run, barrier, self.comm)
+        self.run.stream.epochs.append(Epoch(old.stream.partitions, until))
+        self.run.progressive.recent_queries = old.progressive.recent_queries
+        self._checkpointer = checkpointer_of(self.run, self.checkpoints, self.comm, None, self._at)
+        self._growth = None
+        self._open_source()
+        _log.warning(
+            "%s: %d partitions are read to their ends, users have moved, %d are read from now on",
+            self.config.stream.interactions_topic,
+            old.stream.partitions,
+            partitions,
         )
 
     def _exchange_first_catalogue(self) -> None:
@@ -151,7 +221,7 @@ class Worker:
         report = Report(
             ready_rows=batcher.ready_rows(self._quota),
             batch_full=float(batcher.wait_full(self._quota, 0.0)),
-            finished=float(self.run.source.finished),
+            finished=float(self.run.source.finished and self._is_bounded),
             rows_read=batcher.rows_read + self.run.rows_read_before,
             dead_letters=batcher.rows_dead + self.run.dead_letters_before,
             negatives=self.run.ledger.negatives,
@@ -159,6 +229,7 @@ class Worker:
             duplicates=self.run.ledger.duplicates,
             quarantined=self.run.ledger.quarantined,
             lag_messages=sum(self.run.source.lag().values()),
+            skipped=sum(self.run.stream.skipped.values()),
         )
         report.checkpoint_ready = float(self._checkpointer.ready)
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation
@@ -173,13 +244,21 @@ class Worker:
                 and not self.publisher.busy
                 and self._worth_publishing
             )
+            report.growth_found = float(
+                self._growth is None and self._watch is not None and self._watch.found is not None
+            )
             report.failed = float(self.publisher.error is not None)
         return report
 
     @property
     def _quota(self) -> int:
         """Rows of each partition in one global step: a function of the settings and the topic alone."""
-        return max(1, self.config.train.batch_events // self.partition_count)
+        return max(1, self.config.train.batch_events // self.run.stream.partitions)
+
+    @property
+    def _is_bounded(self) -> bool:
+        """Whether the open partitions have an end: one that is only held has not."""
+        return self._ends is not None or self._growth is not None
 
     @property
     def _worth_publishing(self) -> bool:
@@ -242,18 +321,42 @@ class Worker:
 
     def _begin_checkpoint(self) -> None:
         self._last_checkpoint_s = time.monotonic()
-        self._send_dead_letters()
-        self._checkpointer.begin(self.run.step)
+        if self._letters_arrived():
+            self._checkpointer.begin(self.run.step)
 
     def _advance_checkpoint(self) -> None:
-        self._send_dead_letters()  # what a snapshot counts as a dead letter is in its topic
-        self._tell(self._checkpointer.advance())
+        if self._letters_arrived():  # what a snapshot counts as a dead letter is in its topic
+            self._tell(self._checkpointer.advance())
 
-    def _send_dead_letters(self) -> None:
+    def _letters_arrived(self) -> bool:
+        """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""
+        self.run.stream.note_skipped(self.run.source.skipped)
         if self.comm.rank == 0:
             self.run.dead_letters.send(self._reader.dead_letters)
             self._reader.dead_letters.clear()
-        self.run.dead_letters.flush()
+        delayed: DeadLettersDelayed | None = None
+        try:
+            self.run.dead_letters.flush()
+        except DeadLettersDelayed as error:
+            delayed = error
+            _log.warning("the checkpoint waits: %s", error)
+        return not self.comm.exchange(np.array([float(delayed is not None)])).any()
+
+    def _until_letters_arrived(self) -> None:
+        """Collective. A last checkpoint waits for its dead letters.
+
+        Raises:
+            BrokerUnavailable: the brokers stayed away for longer than `stream.broker_patience_s`.
+        """
+        patience_s = self.config.stream.broker_patience_s
+        started = time.monotonic()
+        while not self._letters_arrived():
+            waited_s = self.comm.exchange(np.array([time.monotonic() - started])).max()
+            if waited_s > patience_s:
+                raise BrokerUnavailable(
+                    f"dead letters could not be written for {waited_s:.0f} s (stream.broker_patience_s={patience_s:g})"
+                )
+            time.sleep(_LETTERS_RETRY_S)
 
     def _tell(self, committed: Checkpoint | None) -> None:
         if committed is not None:
@@ -286,7 +389,7 @@ class Worker:
 
     def _finish(self, decision: Decision) -> dict[str, Any]:
         """The last checkpoint and the last version hold everything that was read."""
-        self._send_dead_letters()
+        self._until_letters_arrived()
         self._tell(self._checkpointer.finish(self.run.step))
         if self.comm.rank == 0:
             self.publisher.wait()

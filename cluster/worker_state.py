@@ -32,11 +32,11 @@ from cluster.config import FreshetConfig
 from cluster.progressive import Curve, ProgressiveValidation
 from cluster.row_files import PREFIX as ROWS
 from cluster.row_files import RowPart, load_rows
-from cluster.stream_state import merged
+from cluster.stream_state import load_moved_users, merged, saved_stream
 from cluster.tower_files import FILE as TOWERS
 from cluster.tower_files import load_towers, tower_tensors
 from cluster.training_run import TrainingRun, seed_dropout
-from cluster.user_files import LedgerPart, UserPart, load_users, merged_ledger
+from cluster.user_files import LedgerPart, UserPart, load_users, merged_ledger, partitions_in
 from streaming.position import Position
 
 BASELINES = "baselines.safetensors"
@@ -125,8 +125,11 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
     manifest = checkpoint.manifest
     restore_learnt(run, checkpoint, comm)
     run.stream.restore(checkpoint, run.partitions)
-    load_users(checkpoint, run.users, run.partitions)
-    for partition in run.partitions:
+    if saved_stream(manifest)["partitions"] == run.stream.partitions:
+        load_users(checkpoint, run.users, run.partitions)
+    else:
+        load_moved_users(checkpoint, run.users, run.partitions, run.stream.partitions)
+    for partition in set(run.partitions) & set(partitions_in(checkpoint)):
         run.ledger.partitions[partition] = merged_ledger(checkpoint, partition)
     run.catalogue.apply(read_catalogue(checkpoint))
     run.events_trained = int(manifest["events_trained"])

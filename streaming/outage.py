@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from kafka.errors import KafkaError
 
@@ -10,6 +11,30 @@ from streaming.config import StreamConfig
 from streaming.topics import BrokerUnavailable
 
 _log = logging.getLogger(__name__)
+
+
+_RETRY_S = 0.5
+_Answer = TypeVar("_Answer")
+
+
+def patiently(config: StreamConfig, ask: Callable[[], _Answer]) -> _Answer:
+    """What brokers answer, waiting for those that are away for up to `stream.broker_patience_s`.
+
+    Raises:
+        BrokerUnavailable: they stayed away for longer.
+    """
+    outage = Outage(config)
+    while True:
+        try:
+            answer = ask()
+        except BrokerUnavailable as error:
+            if outage.silent_s > config.broker_patience_s:
+                raise
+            outage.missed(str(error))
+            time.sleep(_RETRY_S)
+        else:
+            outage.answered()
+            return answer
 
 
 class Outage:
@@ -53,11 +78,11 @@ class Outage:
                 f"No Kafka broker has answered at {where} for {self.silent_s:.0f} s ({type(error).__name__}): start "
                 "one, set stream.bootstrap_servers, or raise stream.broker_patience_s to wait longer."
             ) from error
+        self.missed(f"no broker answers at {where} ({type(error).__name__})")
+
+    def missed(self, what: str) -> None:
+        """They did not answer; said once."""
         if not self._is_away:
-            _log.warning(
-                "no broker answers at %s (%s): waiting for up to %g s (stream.broker_patience_s)",
-                where,
-                type(error).__name__,
-                patience_s,
-            )
+            patience_s = self._config.broker_patience_s
+            _log.warning("%s: waiting for up to %g s (stream.broker_patience_s)", what, patience_s)
         self._is_away = True

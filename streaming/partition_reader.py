@@ -73,6 +73,8 @@ class PartitionReader:
     def receive(self, messages: Sequence[Message], reached: int) -> None:
         """Takes fetched messages, and the offset that reading has reached, gaps included."""
         self._reached = max(self._reached, reached)
+        if self.held:
+            return
         self._waiting.extend(messages)
         self.waiting_bytes += sum(_length(message) for message in messages)
 
@@ -96,7 +98,8 @@ class PartitionReader:
             self.waiting_bytes -= length
             ready, held_bytes = ready + count, held_bytes + length
         if not chosen:
-            return Stretch(Decoded(), self._reached if not self._waiting else self.queue.fetched, 0, 0)
+            nothing_left = not self._waiting and not self.held
+            return Stretch(Decoded(), self._reached if nothing_left else self.queue.fetched, 0, 0)
         return self._decode(chosen, grown)
 
     def _drop_beyond_end(self) -> None:

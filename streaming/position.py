@@ -37,6 +37,13 @@ class EventSource(Protocol):
     def finished(self) -> bool:
         """Whether the source is bounded and everything up to its ends has been taken."""
 
+    @property
+    def skipped(self) -> dict[int, int]:
+        """Messages that were not there any more when they were to be read, by partition, since it was opened."""
+
+    def bound(self, end_offsets: Mapping[int, int]) -> None:
+        """Ends at these offsets, exclusive, by partition."""
+
     def ready_rows(self) -> dict[int, int]:
         """Rows that `take` could return now, by partition."""
 

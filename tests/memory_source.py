@@ -32,6 +32,13 @@ class MemorySource:
     def finished(self) -> bool:
         return not any(self.ready_rows().values())
 
+    @property
+    def skipped(self) -> dict[int, int]:
+        return {}
+
+    def bound(self, end_offsets: Mapping[int, int]) -> None:
+        raise NotImplementedError
+
     def ready_rows(self) -> dict[int, int]:
         return {p: rows.num_rows - self._taken[p] for p, rows in self._log.items()}
 
