@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,7 @@ class LocalBroker:
         heap_mib: int = 512,
         start_timeout_s: float = 60.0,
         progress: Progress | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing is started or fetched yet.
 
@@ -94,6 +95,7 @@ class LocalBroker:
             heap_mib: Java heap, MiB.
             start_timeout_s: longest wait for the first answer, seconds.
             progress: called while the jars are fetched, `progress(done, total, file name)`.
+            properties: more of Kafka's own settings, which win over ours; a plain listener on `port` must stay.
         """
         self.data_dir = Path(data_dir).absolute()
         self.log_path = Path(log_path).absolute() if log_path else self.data_dir / "broker.log"
@@ -101,6 +103,7 @@ class LocalBroker:
         self._port = port
         self._controller_port = 0
         self._progress = progress
+        self._properties = dict(properties or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -186,7 +189,7 @@ class LocalBroker:
     def _start_once(self, class_path: list[Path]) -> None:
         self._choose_ports()
         with _only_broker_of(self.data_dir) as lock, self.log_path.open("ab") as log:
-            write_settings(self.data_dir, self._port, self._controller_port)
+            write_settings(self.data_dir, self._port, self._controller_port, self._properties)
             self._format(class_path)
             log_start = log.tell()
             self._process = subprocess.Popen(

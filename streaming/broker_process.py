@@ -5,6 +5,7 @@ import subprocess
 import sys
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from pathlib import Path
 
 from streaming.broker_jars import BrokerFetchError
@@ -67,9 +68,15 @@ class StorageError(RuntimeError):
     """Kafka could not prepare its folder; the message is Kafka's."""
 
 
-def write_settings(data_dir: Path, port: int, controller_port: int) -> None:
-    """Writes `server.properties` and `log4j2.properties` into the broker's folder."""
+def write_settings(data_dir: Path, port: int, controller_port: int, more: Mapping[str, str]) -> None:
+    """Writes `server.properties` and `log4j2.properties` into the broker's folder; `more` wins over ours.
+
+    `{port}` and `{controller_port}` in a value stand for the ports.
+    """
     properties = SERVER_PROPERTIES.format(port=port, controller_port=controller_port)
+    for name, value in more.items():
+        filled = value.replace("{port}", str(port)).replace("{controller_port}", str(controller_port))
+        properties += f"{name}={filled}\n"
     (data_dir / "server.properties").write_text(properties)
     (data_dir / "log4j2.properties").write_text(LOG4J_PROPERTIES)
 

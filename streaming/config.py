@@ -1,5 +1,6 @@
 """Settings of the stream and the arguments that every Kafka client of Freshet is opened with."""
 
+import logging
 import math
 import os
 from dataclasses import dataclass, field
@@ -8,6 +9,10 @@ from typing import Any, Literal
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 LostPosition = Literal["fail", "earliest", "latest"]
 SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
+
+
+# At DEBUG kafka-python prints every request whole, the one with the password too.
+_TALKATIVE = ("kafka.protocol.parser", "kafka.net.connection")
 
 
 class StreamSettingError(ValueError):
@@ -206,4 +211,16 @@ def _secret(setting: str, variable: str) -> str:
         raise StreamSettingError(
             f"stream.{setting} names the environment variable {variable!r}, which is not set"
         )
-    return os.environ[variable]
+    for name in _TALKATIVE:
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.level, logging.INFO))
+    return _Secret(os.environ[variable])
+
+
+class _Secret(str):
+    """A password that does not show where its client logs its arguments."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"

@@ -9,7 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.config import LostPosition, StreamConfig, client_arguments
-from streaming.topics import BrokerUnavailable
+from streaming.topics import BrokerUnavailable, unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ __all__ = [
     "end_offsets",
     "open_consumer",
     "partitions_of",
+    "unavailable",
 ]
 
 
@@ -160,14 +161,6 @@ def release_parked(consumer: KafkaConsumer) -> None:
 def by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
     """Offsets keyed by the number of the partition alone."""
     return {at.partition: offset for at, offset in sorted(offsets.items())}
-
-
-def unavailable(config: StreamConfig, error: KafkaError) -> BrokerUnavailable:
-    """The error to raise where Kafka did not answer."""
-    return BrokerUnavailable(
-        f"No Kafka broker answers at {config.bootstrap_servers} within {config.connect_timeout_s:g} s "
-        f"({type(error).__name__}): start one, or set stream.bootstrap_servers."
-    )
 
 
 def _setting_of(config: StreamConfig, topic: str) -> str:

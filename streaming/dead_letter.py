@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from streaming.config import StreamConfig, client_arguments
-from streaming.topics import BrokerUnavailable, admin_client, partition_counts
+from streaming.topics import BrokerUnavailable, admin_client, partition_counts, unavailable
 
 REPLAYED = b"replayed/"
 """What the key of a marker begins with: the dead letter of the rest of the key was brought back."""
@@ -160,10 +160,7 @@ class DeadLetterWriter:
                 linger_ms=20,
             )
         except KafkaError as error:
-            raise BrokerUnavailable(
-                f"No Kafka broker answers at {self._config.bootstrap_servers} ({type(error).__name__}): "
-                "start one, or set stream.bootstrap_servers."
-            ) from error
+            raise unavailable(self._config, error) from error
 
     def _create_topic(self) -> None:
         name = self._config.dead_letters

@@ -8,7 +8,7 @@ A run that goes on from before the bad row writes its letter again under the sam
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -116,10 +116,7 @@ def read_letters(config: StreamConfig) -> list[StoredLetter]:
         else:
             letters.pop(key, None)
             letters[key] = _letter(record)
-    return [
-        StoredLetter(**{**vars(letter), "replayed": True}) if key in replayed else letter
-        for key, letter in letters.items()
-    ]
+    return [replace(letter, replayed=key in replayed) for key, letter in letters.items()]
 
 
 def replay_letters(
@@ -237,13 +234,18 @@ def _problem(config: StreamConfig, letter: StoredLetter, entry: Any) -> str:
 
 def _letter(record: Any) -> StoredLetter:
     said = {name: bytes(value or b"").decode("utf-8", "replace") for name, value in record.headers or ()}
+    partition, offset, row, truncated = (
+        int(said.get(name) or 0) for name in ("partition", "offset", "row", "truncated")
+    )
     return StoredLetter(
-        bytes(record.key or b"").decode("utf-8", "replace"),
-        said.get("reason", ""),
-        said.get("topic", ""),
-        *(int(said.get(name) or 0) for name in ("partition", "offset", "row")),
-        bytes(record.value),
-        int(said.get("truncated") or 0),
+        key=bytes(record.key or b"").decode("utf-8", "replace"),
+        reason=said.get("reason", ""),
+        topic=said.get("topic", ""),
+        partition=partition,
+        offset=offset,
+        row=row,
+        value=bytes(record.value),
+        truncated=truncated,
     )
 
 

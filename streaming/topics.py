@@ -18,6 +18,21 @@ class BrokerUnavailable(RuntimeError):
     """No Kafka broker answers at `stream.bootstrap_servers`."""
 
 
+def unavailable(config: StreamConfig, error: KafkaError) -> BrokerUnavailable:
+    """The error to raise where Kafka did not answer."""
+    if config.security_protocol == "PLAINTEXT":
+        hint = "or stream.security_protocol, if it demands TLS or a password"
+    else:
+        names = ["security_protocol"]
+        names += ["ssl_cafile", "ssl_check_hostname"] if "SSL" in config.security_protocol else []
+        names += ["sasl_mechanism", "sasl_username", "sasl_password_env"] if config.sasl_mechanism else []
+        hint = "and look at " + ", ".join(f"stream.{name}" for name in names)
+    return BrokerUnavailable(
+        f"No Kafka broker answers at {config.bootstrap_servers} within {config.connect_timeout_s:g} s "
+        f"({type(error).__name__}): start one, or set stream.bootstrap_servers, {hint}."
+    )
+
+
 class TopicError(RuntimeError):
     """A topic could not be created, or is there in a form that cannot be used."""
 
@@ -68,10 +83,7 @@ def admin_client(config: StreamConfig) -> Iterator[KafkaAdminClient]:
     try:
         admin = KafkaAdminClient(**client_arguments(config))
     except KafkaError as error:
-        raise BrokerUnavailable(
-            f"No Kafka broker answers at {config.bootstrap_servers} within {config.connect_timeout_s:g} s "
-            f"({type(error).__name__}): start one, or set stream.bootstrap_servers."
-        ) from error
+        raise unavailable(config, error) from error
     try:
         yield admin
     finally:
@@ -94,7 +106,7 @@ def partition_count(config: StreamConfig, topic: str) -> int:
         try:
             return partition_counts(admin, [topic]).get(topic, 0)
         except KafkaError as error:
-            raise BrokerUnavailable(f"{config.bootstrap_servers} does not answer: {error}") from error
+            raise unavailable(config, error) from error
 
 
 def _led(topic: dict[str, Any]) -> bool:
