@@ -18,8 +18,10 @@ from cluster.config import EvaluationConfig, FreshetConfig
 from cluster.device import resolve_device
 from cluster.evaluation.data import Tables
 from cluster.evaluation.fitting import decay
+from cluster.evaluation.interactions import Interactions
 from cluster.evaluation.protocols import Split
 from cluster.worker import Worker
+from model.recommender import Int64Array
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer, publish_catalogue
 from streaming.topics import create_topics
@@ -31,13 +33,17 @@ _PASS_TIMEOUT_S = 3600.0
 
 def training_events(split: Split) -> pa.RecordBatch:
     """What is trained on, in time order; a user's events keep the order that the split gave to ties."""
-    events = split.interactions
+    return log_of(split.interactions, split.train_U)
+
+
+def log_of(events: Interactions, count_U: Int64Array | None = None) -> pa.RecordBatch:
+    """The first `count_U` events of each user (default: all), in time order."""
     if events.negative_item_X.shape[0]:
         raise ValueError("explicit negatives of a split are not sent: leave stream.negative_* unset")
     length_U = events.length_U
     user_T = np.repeat(events.user_U, length_U)
     within_T = np.arange(user_T.shape[0]) - np.repeat(events.offset_U1[:-1], length_U)
-    trained = np.flatnonzero(within_T < np.repeat(split.train_U, length_U))
+    trained = np.flatnonzero(within_T < np.repeat(length_U if count_U is None else count_U, length_U))
     # Stable, and a user's events are already in order.
     ordered = trained[np.argsort(events.time_T[trained], kind="stable")]
     columns = {
