@@ -1,25 +1,37 @@
 """Which rank owns a row: a hash picks one of 4096 virtual buckets, a rank owns a range of buckets.
 
 A checkpoint stores rows by bucket range, so it does not depend on the number of ranks.
+
+A key of a negative table is no id's but a bucket's own: `shared_keys`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from model.key_index import hash_keys
 
 BUCKET_BITS = 12
 BUCKETS = 1 << BUCKET_BITS
 
+Int64Array = npt.NDArray[np.int64]
+Int16Array = npt.NDArray[np.int16]
 
-def buckets_of(tables: npt.NDArray[np.int16], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+
+def buckets_of(tables: Int16Array, ids: Int64Array) -> Int64Array:
     """The virtual bucket of each key, int64 (K,) in [0, 4096): its hash's top bits (the map uses the low)."""
-    return (hash_keys(tables, ids) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+    hashed = (hash_keys(tables, ids) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+    return np.where(tables < 0, ids, hashed) if (tables < 0).any() else hashed
 
 
-def owners_of(buckets: npt.NDArray[np.int64], world: int) -> npt.NDArray[np.int64]:
+def shared_keys(tables: Int16Array, ids: Int64Array) -> tuple[Int16Array, Int64Array]:
+    """The key of the row that all ids of a table and a bucket share until they have their own; in the same bucket."""
+    return ~tables, buckets_of(tables, ids)
+
+
+def owners_of(buckets: Int64Array, world: int) -> Int64Array:
     """The rank that owns each bucket, int64 (K,)."""
     return (buckets * world) >> BUCKET_BITS
 
@@ -27,3 +39,25 @@ def owners_of(buckets: npt.NDArray[np.int64], world: int) -> npt.NDArray[np.int6
 def bucket_range(rank: int, world: int) -> tuple[int, int]:
     """The half-open range of buckets that a rank owns, the inverse of `owners_of`."""
     return -(-rank * BUCKETS // world), -(-(rank + 1) * BUCKETS // world)
+
+
+def sort_by_owner(tables: Int16Array, ids: Int64Array, world: int) -> tuple[Int64Array, Int64Array]:
+    """The order that puts keys of one owner side by side, int64 (K,), stable, and how many each rank owns."""
+    if world == 1:
+        return np.arange(ids.shape[0]), np.array([ids.shape[0]])
+    return _counting_sort(owners_of(buckets_of(tables, ids), world), world)
+
+
+@njit(cache=True, nogil=True)
+def _counting_sort(owners: Int64Array, world: int) -> tuple[Int64Array, Int64Array]:
+    counts = np.zeros(world, np.int64)
+    for k in range(owners.shape[0]):
+        counts[owners[k]] += 1
+    at = np.zeros(world, np.int64)
+    for rank in range(1, world):
+        at[rank] = at[rank - 1] + counts[rank - 1]
+    order = np.empty(owners.shape[0], np.int64)
+    for k in range(owners.shape[0]):
+        order[at[owners[k]]] = k
+        at[owners[k]] += 1
+    return order, counts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.evaluation.config import FitConfig, ProtocolConfig, WalsConfig
+from cluster.table_config import TableConfig
 from model.config import ModelConfig
 from retrieval.config import IndexConfig
 from streaming.broker import BrokerConfig
@@ -150,6 +151,7 @@ class FreshetConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    table: TableConfig = field(default_factory=TableConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

@@ -142,6 +142,7 @@ class Publisher:
             "model": asdict(self._config.model),
             "user_attributes": self._config.stream.user_attributes,
             "row_optimizer": self._config.train.row_optimizer,
+            "admit_after": self._config.table.admit_after,
             "seed": self._config.seed,
         }
         write_durably(directory / "model.json", json.dumps(described).encode())

@@ -1,14 +1,23 @@
-"""Optimizers that touch only the rows of a step, on the device where the rows lie.
+"""Optimizers that touch only the rows of a step: fused compiled loops on a CPU, torch operations on a GPU.
 
-Shape letters: R rows in the table, U touched rows (each once), D columns.
+Shape letters: R rows in the table, U touched rows (each once), G rows of gradients, D columns.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from numba import njit
 from torch import Tensor
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+_CORRECTIONS = 1 << 15
+"""Updates after which a bias correction is 1 in float32, for any sensible beta."""
 
 
 class RowOptimizer(Protocol):
@@ -19,9 +28,15 @@ class RowOptimizer(Protocol):
         ...
 
     def update(
-        self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
+        self,
+        values_RD: Tensor,
+        state: dict[str, Tensor],
+        index_U: Tensor,
+        grad_GD: Tensor,
+        lr: float,
+        at_U: Tensor | None = None,
     ) -> None:
-        """One step on the rows `index_U` (no duplicates)."""
+        """One step on the rows `index_U`, each once; the u-th has the gradient `grad_GD[at_U[u]]`, or `grad_GD[u]`."""
         ...
 
 
@@ -33,6 +48,10 @@ class RowAdam:
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
+        counts = np.arange(_CORRECTIONS, dtype=np.float64)
+        # β ** t by a table: a power per row would cost more than the row.
+        self._correction1 = (1 - beta1**counts).astype(np.float32)
+        self._correction2 = (1 - beta2**counts).astype(np.float32)
 
     def state_shapes(self, dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """First and second moment per element, updates per row."""
@@ -43,9 +62,34 @@ class RowAdam:
         }
 
     def update(
-        self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
+        self,
+        values_RD: Tensor,
+        state: dict[str, Tensor],
+        index_U: Tensor,
+        grad_GD: Tensor,
+        lr: float,
+        at_U: Tensor | None = None,
     ) -> None:
         """m ← β1 m + (1−β1) g;  v ← β2 v + (1−β2) g²;  w ← w − lr m̂ / (√v̂ + ε)."""
+        if values_RD.device.type != "cpu":
+            grad_UD = grad_GD if at_U is None else grad_GD.index_select(0, at_U)
+            self.update_with_torch(values_RD, state, index_U, grad_UD, lr)
+            return
+        _adam(
+            values_RD.numpy(),
+            state["first_moment"].numpy(),
+            state["second_moment"].numpy(),
+            state["updates"].numpy(),
+            *_gradients(index_U, grad_GD, at_U),
+            self._correction1,
+            self._correction2,
+            np.array([1 - self.beta1, self.beta2, 1 - self.beta2, self.eps, lr], np.float32),
+        )
+
+    def update_with_torch(
+        self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
+    ) -> None:
+        """The same on any device; the reference of the compiled loop."""
         updates_U = state["updates"].index_select(0, index_U) + 1
         first_UD = state["first_moment"].index_select(0, index_U).lerp_(grad_UD, 1 - self.beta1)
         second_UD = state["second_moment"].index_select(0, index_U).mul_(self.beta2)
@@ -71,9 +115,31 @@ class RowAdagrad:
         return {"accumulator": ((), torch.float32)}
 
     def update(
-        self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
+        self,
+        values_RD: Tensor,
+        state: dict[str, Tensor],
+        index_U: Tensor,
+        grad_GD: Tensor,
+        lr: float,
+        at_U: Tensor | None = None,
     ) -> None:
         """a ← a + mean(g²);  w ← w − lr g / (√a + ε)."""
+        if values_RD.device.type != "cpu":
+            grad_UD = grad_GD if at_U is None else grad_GD.index_select(0, at_U)
+            self.update_with_torch(values_RD, state, index_U, grad_UD, lr)
+            return
+        _adagrad(
+            values_RD.numpy(),
+            state["accumulator"].numpy(),
+            *_gradients(index_U, grad_GD, at_U),
+            np.float32(self.eps),
+            np.float32(lr),
+        )
+
+    def update_with_torch(
+        self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
+    ) -> None:
+        """The same on any device; the reference of the compiled loop."""
         total_U = state["accumulator"].index_select(0, index_U) + grad_UD.square().mean(dim=1)
         state["accumulator"].index_copy_(0, index_U, total_U)
         values_RD.index_add_(0, index_U, grad_UD / (total_U.sqrt() + self.eps).unsqueeze(1), alpha=-lr)
@@ -82,3 +148,67 @@ class RowAdagrad:
 def row_optimizer(name: Literal["adam", "adagrad"]) -> RowOptimizer:
     """The optimizer of `train.row_optimizer`."""
     return RowAdam() if name == "adam" else RowAdagrad()
+
+
+def _gradients(
+    index_U: Tensor, grad_GD: Tensor, at_U: Tensor | None
+) -> tuple[Int64Array, Float32Array, Int64Array]:
+    at = np.arange(index_U.shape[0]) if at_U is None else at_U.numpy()
+    gradients: npt.NDArray[Any] = grad_GD.contiguous().numpy()
+    return index_U.numpy(), gradients, at
+
+
+# error_model="numpy": a division that checks for zero cannot be vectorised.
+@njit(cache=True, nogil=True, error_model="numpy")
+def _adam(
+    values_RD: Float32Array,
+    first_RD: Float32Array,
+    second_RD: Float32Array,
+    updates_R: npt.NDArray[np.int32],
+    index_U: Int64Array,
+    grad_GD: Float32Array,
+    at_U: Int64Array,
+    correction1: Float32Array,
+    correction2: Float32Array,
+    constants: Float32Array,
+) -> None:
+    rate1, beta2, rate2, eps, lr = constants
+    one = np.float32(1.0)
+    for u in range(index_U.shape[0]):
+        row = index_U[u]
+        updates_R[row] += 1
+        count = min(updates_R[row], correction1.shape[0] - 1)
+        inverse1, inverse2 = one / correction1[count], one / correction2[count]
+        value_D, first_D, second_D = values_RD[row], first_RD[row], second_RD[row]
+        grad_D = grad_GD[at_U[u]]
+        for d in range(grad_D.shape[0]):
+            gradient = grad_D[d]
+            first = first_D[d] + rate1 * (gradient - first_D[d])
+            second = beta2 * second_D[d] + rate2 * gradient * gradient
+            first_D[d] = first
+            second_D[d] = second
+            value_D[d] -= lr * (first * inverse1) / (np.sqrt(second * inverse2) + eps)
+
+
+# Summing squares in any order is what lets the loop be vectorised.
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def _adagrad(
+    values_RD: Float32Array,
+    accumulator_R: Float32Array,
+    index_U: Int64Array,
+    grad_GD: Float32Array,
+    at_U: Int64Array,
+    eps: np.float32,
+    lr: np.float32,
+) -> None:
+    for u in range(index_U.shape[0]):
+        row = index_U[u]
+        value_D, grad_D = values_RD[row], grad_GD[at_U[u]]
+        square = np.float32(0.0)
+        for d in range(grad_D.shape[0]):
+            square += grad_D[d] * grad_D[d]
+        total = accumulator_R[row] + square / np.float32(grad_D.shape[0])
+        accumulator_R[row] = total
+        scale = lr / (np.sqrt(total) + eps)
+        for d in range(grad_D.shape[0]):
+            value_D[d] -= scale * grad_D[d]

@@ -20,6 +20,7 @@ from cluster.row_files import PREFIX as ROWS
 from cluster.row_files import load_rows
 from cluster.row_optimizer import row_optimizer
 from cluster.sharded_embedding import ShardedEmbedding
+from cluster.table_config import TableConfig
 from cluster.tower_files import FILE as TOWERS
 from cluster.tower_files import load_towers
 from cluster.user_files import load_users, partitions_in
@@ -123,6 +124,7 @@ class Recommender:
             seed=int(saved["seed"]),
             device=torch.device("cpu"),
             init_std=self._model_config.init_std,
+            limits=TableConfig(admit_after=float(saved.get("admit_after", 1.0))),
         )
         load_rows(sorted(path.glob(f"{ROWS}*.arrow")), self._table, 0, 1)
         self._catalogue = Catalogue(self._config.stream)

@@ -93,8 +93,12 @@ class TrainStep:
         mine, is_target = candidates.of_rank(self._comm.rank)
         keys = KeyCollector()
         queries = query_inputs(batch, self.catalogue.categories, keys, self._config.model)
+        of_events = len(keys)
         items = item_inputs(mine, self.catalogue.categories, keys, is_target)
-        lookup = self.table.lookup(*keys.keys())
+        tables, ids = keys.keys()
+        drawn_U = (tables == ITEM) & ~np.isin(ids, agreed.ids_T)
+        drawn_U[:of_events] = False
+        lookup = self.table.lookup(tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms)
         targets = Targets(
             target_E=torch.from_numpy(candidates.positions(runs.targets_E)).to(self._device),
             log_q_M=self._log_q(mine, agreed).to(self._device),
@@ -146,6 +150,8 @@ class TrainStep:
         self.optimizer.step()
         self.table.apply_gradients(prepared.lookup, self._config.train.row_learning_rate * rate)
         self._count(prepared.global_targets)
+        if (step + 1) % self._config.table.sweep_every == 0:
+            self.table.sweep(prepared.global_targets.latest_ms)
         return losses
 
     def _candidates(self, agreed: GlobalTargets, step: int) -> Candidates:

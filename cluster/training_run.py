@@ -80,6 +80,7 @@ class TrainingRun:
             seed=config.seed,
             device=device,
             init_std=config.model.init_std,
+            limits=config.table,
         )
         catalogue = Catalogue(config.stream)
         everywhere = int(comm.exchange(np.array([len(partitions)], np.float64)).sum())

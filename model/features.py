@@ -50,6 +50,9 @@ class KeyCollector:
     def __init__(self) -> None:
         self._index = KeyIndex()
 
+    def __len__(self) -> int:
+        return len(self._index)
+
     def add(self, table: int, ids: Int64Array, valid: BoolArray | None = None) -> Int64Array:
         """Rows of the ids, int64 of the same shape; 0, the zero padding row, where `valid` is false."""
         rows = np.zeros(ids.shape, np.int64)
