@@ -16,7 +16,9 @@ from cluster.config import FreshetConfig
 from cluster.ledger import PartitionLedger
 from cluster.stream_state import saved_stream
 from cluster.user_files import merged_ledger, partitions_in
+from streaming.backfill import topic_range
 from streaming.config import StreamConfig
+from streaming.parquet_source import ParquetSource
 from streaming.position import Position
 from streaming.schema import OFFSET, PARTITION, ROW, USER_ID
 from streaming.source import KafkaSource, end_offsets
@@ -113,6 +115,8 @@ def count_topic(
         saved: the manifest's `stream`: where a run began, and when the topic had how many partitions.
     """
     saved = saved or {"origin": {}, "epochs": []}
+    if stream.parquet:
+        return _count_files(stream)
     ends = end_offsets(stream, stream.interactions_topic)
     ledgers = {p: PartitionLedger(p) for p in ends}
     dead = 0
@@ -121,6 +125,8 @@ def count_topic(
         until = {int(p): at for p, at in epoch["until"].items()}
         dead += _count_range(stream, start, until, epoch["partitions"], ledgers)
         start |= {p: Position(at, 0) for p, at in until.items()}
+    if stream.until_time and stream.time_axis == "broker":
+        ends = dict(topic_range(stream, bounded=True).end or {})
     dead += _count_range(stream, start, ends, len(ends), ledgers)
     return ledgers, dead
 
@@ -141,6 +147,17 @@ def _count_range(
             dead += len(taken.dead)
             _count(taken.rows, ledgers)
     return dead
+
+
+def _count_files(stream: StreamConfig) -> tuple[dict[int, PartitionLedger], int]:
+    ledgers = {p: PartitionLedger(p) for p in range(stream.parquet_partitions)}
+    dead = 0
+    source = ParquetSource(stream, ledgers, {})
+    while source.wait(0.0):
+        taken = source.take(dict.fromkeys(ledgers, _ROWS_AT_ONCE))
+        dead += len(taken.dead)
+        _count(taken.rows, ledgers)
+    return ledgers, dead
 
 
 def _count(rows: pa.RecordBatch, ledgers: dict[int, PartitionLedger]) -> None:

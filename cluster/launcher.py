@@ -24,6 +24,7 @@ from cluster.quarantine import PoisonedTraining
 from cluster.starting_point import find_starting_point
 from cluster.telemetry import read_progress, write_progress
 from retrieval.durable_files import write_durably
+from streaming.parquet_source import ParquetUnusable
 from streaming.source import PositionLost, TopicMissing, partitions_of
 
 STOP_FILE = "stopped.json"
@@ -57,7 +58,8 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
         TrainingStopped: a worker said that trying again cannot help.
     """
     config = _with_absolute_paths(config)
-    partitions_of(config.stream, config.stream.interactions_topic)
+    if not config.stream.parquet:
+        partitions_of(config.stream, config.stream.interactions_topic)
     storage = _storage(config)
     if CheckpointStore(config.checkpoint_location).newest() is None:
         find_starting_point(config)
@@ -195,7 +197,14 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
         )
         worker.train()
-    except (CheckpointError, TopicMissing, PositionLost, PoisonedTraining, ValueError) as error:
+    except (
+        CheckpointError,
+        TopicMissing,
+        PositionLost,
+        PoisonedTraining,
+        ParquetUnusable,
+        ValueError,
+    ) as error:
         _note_stop(storage, run_id, error)
         raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,16 @@ from cluster.starting_point import find_starting_point, start_from
 from cluster.stream_state import Epoch, saved_stream
 from cluster.training_run import TrainingRun, partitions_of_rank
 from cluster.worker_state import checkpointer_of, restore_checkpoint
+from streaming.backfill import topic_range
 from streaming.catalogue_reader import CatalogueReader
 from streaming.catalogue_records import CatalogueUpdate
 from streaming.dead_letter import DeadLettersDelayed
 from streaming.group_offsets import GroupOffsets
 from streaming.growth import Growth, TopicWatch
 from streaming.outage import patiently
+from streaming.parquet_source import ParquetSource
 from streaming.position import Position
-from streaming.source import BrokerUnavailable, KafkaSource, end_offsets, partitions_of
+from streaming.source import BrokerUnavailable, KafkaSource, partitions_of
 
 _log = logging.getLogger(__name__)
 
@@ -59,21 +62,22 @@ class Worker:
         at: Hook = nothing,
     ) -> None:
         torch.set_num_threads(config.train.threads_per_worker)
+        if config.stream.until_time or config.stream.parquet:  # a range has an end
+            config = replace(config, train=replace(config.train, bounded=True))
         self.config, self.comm, self.device = config, comm, device
         storage = Path(config.storage_path)
         self.checkpoints = CheckpointStore(
             config.checkpoint_location, config.train.checkpoints_to_keep, at=at
         )
         self.publisher = Publisher(comm, config)
-        topic = config.stream.interactions_topic
-        self._topic_partitions = len(patiently(config.stream, lambda: partitions_of(config.stream, topic)))
-        self.run = self._new_run(self._topic_partitions)
+        self.run = self._new_run(self._count_partitions())
         self.progress = ProgressReporter(storage, run_id, comm)
         self._group_offsets = GroupOffsets(config.stream)
         self._on_checkpoint, self._at = on_checkpoint, at
         self._pending: CatalogueUpdate | None = None
         self._growth: Growth | None = None
         self._watch: TopicWatch | None = None
+        self._resumed = False
         self._ends: Mapping[int, int] | None = None
         self._validation = np.zeros(4)
         self._validated_at = 0
@@ -120,12 +124,19 @@ class Worker:
                 self._watch.close()
             self.run.close()
 
+    def _count_partitions(self) -> int:
+        stream = self.config.stream
+        if stream.parquet:
+            return stream.parquet_partitions
+        return len(patiently(stream, lambda: partitions_of(stream, stream.interactions_topic)))
+
     def _new_run(self, partitions: int) -> TrainingRun:
         mine = partitions_of_rank(partitions, self.comm.rank, self.comm.world)
         return TrainingRun.create(self.config, mine, self.comm, self.device)
 
     def _resume(self) -> Checkpointer:
         own = self._agreed(self.checkpoints.newest, self.checkpoints)
+        self._resumed = own is not None
         if own is not None:
             spread_over = int(saved_stream(own.manifest)["partitions"])
             if spread_over != self.run.stream.partitions:
@@ -150,17 +161,32 @@ class Worker:
 
     def _open_stream(self) -> None:
         stream = self.config.stream
-        if self.config.train.bounded:
-            ends = end_offsets(stream, stream.interactions_topic) if self.comm.rank == 0 else None
-            self._ends = self.comm.gather_objects(ends)[0]
+        if not stream.parquet:
+            bounded = self.config.train.bounded
+            mine = topic_range(stream, bounded=bounded) if self.comm.rank == 0 else None
+            whole = self.comm.gather_objects(mine)[0]
+            self._ends = whole.end
+            if not self._resumed and stream.from_time:
+                self._begin_at(whole.start)
         if self.comm.rank == 0:
             self._reader = CatalogueReader(stream, self.run.catalogue_positions)
             self._pending = self._reader.read_to_end()
         self._exchange_first_catalogue()
 
+    def _begin_at(self, start: Mapping[int, int]) -> None:
+        """A new run that reads from a time on."""
+        run = self.run
+        run.positions = {p: Position(start[p], 0) for p in run.partitions}
+        run.stream.origin = {p: start[p] for p in run.partitions}
+
     def _open_source(self) -> None:
         run, spread_over = self.run, self.run.stream.partitions
         watermark_ms = run.stream.admission.watermark_ms
+        if self.config.stream.parquet:
+            run.open(
+                ParquetSource(self.config.stream, run.partitions, run.positions, watermark_ms=watermark_ms)
+            )
+            return
         source = KafkaSource(
             self.config.stream,
             run.partitions,
@@ -258,7 +284,8 @@ class Worker:
     @property
     def _is_bounded(self) -> bool:
         """Whether the open partitions have an end: one that is only held has not."""
-        return self._ends is not None or self._growth is not None
+        files = bool(self.config.stream.parquet)
+        return files or self._ends is not None or self._growth is not None
 
     @property
     def _worth_publishing(self) -> bool:
@@ -307,7 +334,7 @@ class Worker:
     def _quarantine(self, batch: pa.RecordBatch, losses: Mapping[str, float]) -> None:
         """Nothing was learnt from this step's events; every rank comes here for the same step."""
         run, stream = self.run, self.config.stream
-        letters = quarantine_letters(batch, run.source, stream.interactions_topic, run.step, losses)
+        letters = quarantine_letters(batch, run.source, stream.origin, run.step, losses)
         _log.error(
             "step %d refused, %d events to %s: %s", run.step, len(letters), stream.dead_letters, losses
         )
@@ -362,9 +389,9 @@ class Worker:
         if committed is not None:
             self._at("offsets")
             self.progress.checkpointed(committed)
-            self._group_offsets.tell(
-                {int(p): Position(*at) for p, at in committed.manifest["positions"].items()}
-            )
+            if not self.config.stream.parquet:
+                positions = committed.manifest["positions"].items()
+                self._group_offsets.tell({int(p): Position(*at) for p, at in positions})
         self._on_checkpoint(self.progress.metrics())
 
     def _publish(self) -> None:

@@ -133,10 +133,40 @@ def train(
             show_default=False,
         ),
     ] = None,
+    from_: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="TIME",
+            help="A new run reads from here on: stream.from_time.",
+            show_default=False,
+        ),
+    ] = "",
+    until: Annotated[
+        str,
+        typer.Option(
+            "--until",
+            metavar="TIME",
+            help="Ends here, else it goes on live: stream.until_time.",
+            show_default=False,
+        ),
+    ] = "",
+    event_time: Annotated[
+        bool, typer.Option("--event-time", help="Both are times of the events, not of the brokers.")
+    ] = False,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            "--parquet",
+            metavar="PATH",
+            help="Files of events instead of the topic: stream.parquet.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train on the stream, commit checkpoints and publish index versions; goes on from the last checkpoint.
 
-    Never ends on a live topic, unless `train.stop_after_rows` or `train.bounded=true` says where. It is the
+    Never ends on a live topic, unless `--until`, `train.stop_after_rows` or `train.bounded=true` says where. It is the
     entrypoint of the Ray job too:
 
     `ray job submit --working-dir . -- python -m deploy train storage_path=/shared/movies`
@@ -144,7 +174,14 @@ def train(
     from deploy.output import write_json
     from deploy.training import train as run_train
 
-    start = [f"train.init_from={init_from}"] if init_from is not None else []
+    chosen = {
+        "train.init_from": init_from,
+        "stream.from_time": from_,
+        "stream.until_time": until,
+        "stream.time_axis": "event" if event_time else "",
+        "stream.parquet": parquet.expanduser().absolute() if parquet is not None else None,
+    }
+    start = [f"{name}={value}" for name, value in chosen.items() if value]
     summary = run_train(settings(config, [*(overrides or []), *start]))
     write_json(json, summary)
     _print_fields(summary)

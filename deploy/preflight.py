@@ -28,7 +28,7 @@ def absolute_storage(config: FreshetConfig) -> FreshetConfig:
 
 
 def check_stream(config: FreshetConfig) -> None:
-    """Ask the broker for the interactions topic.
+    """Ask the broker for the interactions topic, unless files are read in its place.
 
     Raises:
         BrokerUnavailable: nobody answers at `stream.bootstrap_servers`.
@@ -36,7 +36,8 @@ def check_stream(config: FreshetConfig) -> None:
     """
     from streaming.source import partitions_of
 
-    partitions_of(config.stream, config.stream.interactions_topic)
+    if not config.stream.parquet:
+        partitions_of(config.stream, config.stream.interactions_topic)
 
 
 def check_storage(config: FreshetConfig) -> None:

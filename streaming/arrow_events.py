@@ -46,6 +46,15 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     return _concatenate(good, originals, events), dead
 
 
+def parse_rows(batch: pa.RecordBatch, message: Message) -> ParsedEvents:
+    """The rows of one batch that was read elsewhere, as those of a message.
+
+    Raises:
+        ValueError: a column that is required is missing, or one has a wrong type.
+    """
+    return _concatenate([message], [batch], [_normalise(batch)])
+
+
 def rows_json(value: bytes) -> list[bytes]:
     """Each row of a readable message as a dead letter carries it."""
     return [orjson.dumps(row, default=str) for row in _read(value).to_pylist()]

@@ -35,7 +35,7 @@ from streaming.schema import (
     USER_ID,
     empty_batch,
 )
-from streaming.signals import DUPLICATE, NEGATIVE, POSITIVE, Float32s, Int8s, judge_signals
+from streaming.signals import DUPLICATE, IGNORED, NEGATIVE, POSITIVE, Float32s, Int8s, judge_signals
 
 _NOTHING = empty_batch(SET_ASIDE_SCHEMA)
 _TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEND_MS, KEY_HASH]
@@ -117,9 +117,20 @@ class Batcher:
             self._dead_letters.send(decoded.dead)
         rows = decoded.rows
         sign_N, weight_N = judge_signals(rows, self._config)
+        sign_N[self._outside(rows[TIMESTAMP_MS].to_numpy())] = IGNORED
         sign_N[self._admission.admit(rows)] = DUPLICATE
         self.set_aside = _set_aside(rows, sign_N)
         return self._pack(rows, np.flatnonzero(sign_N == POSITIVE), weight_N, _negatives(rows, sign_N))
+
+    def _outside(self, time_N: Int64s) -> npt.NDArray[np.bool_]:
+        """Which events a backfill by event time leaves out; files have no other times."""
+        config = self._config
+        outside_N = np.zeros(len(time_N), np.bool_)
+        if config.time_axis == "event" or config.parquet:
+            outside_N |= time_N < config.from_ms
+            if config.until_ms:
+                outside_N |= time_N >= config.until_ms
+        return outside_N
 
     def _pack(
         self, rows: pa.RecordBatch, place_T: Int64s, weight_N: Float32s, negatives: NegativeEvents

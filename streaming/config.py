@@ -4,10 +4,12 @@ import logging
 import math
 import os
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 LostPosition = Literal["fail", "earliest", "latest"]
+TimeAxis = Literal["broker", "event"]
 SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
 
 
@@ -59,6 +61,11 @@ class StreamConfig:
         metadata_every_s: how often a run looks whether the topic has gained partitions.
         growth_wait_s: how long new partitions stay unread after they were noticed, so that every producer knows of
             them and none still writes by the old number; Kafka's producers ask at least every 300 s.
+        from_time: where a new run begins to read, e.g. 2026-01-31T06:00:00Z or milliseconds; empty: at the start.
+        until_time: where it ends (exclusive); empty means that it goes on live.
+        time_axis: whether these are times of the brokers' append or of the events themselves.
+        parquet: a Parquet file of events, or a folder of them, that is read instead of the interactions topic.
+        parquet_partitions: over how many partitions its users are spread.
         buffered_rows_per_partition: rows decoded ahead before a partition is paused (a message that a step waits for
             may exceed it).
         buffered_bytes_per_partition: the same in bytes of their messages.
@@ -104,6 +111,11 @@ class StreamConfig:
     broker_patience_s: float = 600.0
     metadata_every_s: float = 5.0
     growth_wait_s: float = 300.0
+    from_time: str = ""
+    until_time: str = ""
+    time_axis: TimeAxis = "broker"
+    parquet: str = ""
+    parquet_partitions: int = 4
     buffered_rows_per_partition: int = 65536
     buffered_bytes_per_partition: int = 67_108_864
     max_future_s: float = 86_400.0
@@ -119,7 +131,12 @@ class StreamConfig:
             self._require(name, bool(getattr(self, name).strip()), "must not be empty")
         for name in ("history_length", "seen_length", "fetch_max_wait_ms"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("buffered_rows_per_partition", "buffered_bytes_per_partition"):
+        for name in ("from_time", "until_time"):
+            rule = "must be a time like 2026-01-31T06:00:00Z, or milliseconds since 1970"
+            self._require(name, _time_ms(getattr(self, name)) is not None, rule)
+        in_order = not self.until_time or self.from_ms < self.until_ms
+        self._require("until_time", in_order, "must be after stream.from_time")
+        for name in ("buffered_rows_per_partition", "buffered_bytes_per_partition", "parquet_partitions"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("connect_timeout_s", "request_timeout_s", "metadata_every_s"):
             self._require(name, getattr(self, name) > 0, "must be positive")
@@ -164,6 +181,21 @@ class StreamConfig:
         return {action: _number(weight) for action, _, weight in pairs}
 
     @property
+    def from_ms(self) -> int:
+        """`from_time` in milliseconds; 0 if there is none."""
+        return _time_ms(self.from_time) or 0
+
+    @property
+    def until_ms(self) -> int:
+        """`until_time` in milliseconds; 0 if there is none."""
+        return _time_ms(self.until_time) or 0
+
+    @property
+    def origin(self) -> str:
+        """Where the events come from, for people and dead letters."""
+        return self.parquet or self.interactions_topic
+
+    @property
     def dead_letters(self) -> str:
         """Name of the dead-letter topic, with the default filled in."""
         return self.dead_letter_topic or f"{self.interactions_topic}.dead-letters"
@@ -202,6 +234,19 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def _time_ms(text: str) -> int | None:
+    """Milliseconds since 1970; a time without a zone is UTC. 0 for an empty text, None for what is no time."""
+    if not text:
+        return 0
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _secret(setting: str, variable: str) -> str:

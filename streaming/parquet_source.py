@@ -1,0 +1,206 @@
+"""Events from Parquet files, by the same rules and through the same path as those of a topic.
+
+A position is (row group, row): row groups are counted over all files, in the order of their names. The events are
+spread over `stream.parquet_partitions` by user, as a topic would spread them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from streaming import arrow_events
+from streaming.codec import concatenate
+from streaming.config import StreamConfig
+from streaming.position import Position, RowPlace
+from streaming.row_queue import RowQueue
+from streaming.validation import Decoded, ParsedEvents, Place, judge
+
+_BLOCKS_KEPT = 4
+
+
+class ParquetUnusable(RuntimeError):
+    """Files of events are missing or cannot be read; names the path and the setting."""
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    """One row group, as the message that it stands for."""
+
+    file: Path
+    group: int
+    offset: int
+    timestamp: int
+    value: bytes | None = None
+    headers: Sequence[tuple[str, bytes]] | None = None
+
+
+class ParquetSource:
+    """Reads some partitions of a folder of Parquet files, or of one file; always bounded.
+
+    Args:
+        config: `parquet` names a file, a folder with interactions.parquet, or a folder of Parquet files.
+        partitions: those to read, of `stream.parquet_partitions`.
+        start: where to go on; a partition that is missing begins at the first row.
+        watermark_ms: latest event time before the start, by partition, where it is known.
+    Raises:
+        ParquetUnusable: there is no file, or one has not the columns of an event.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        partitions: Iterable[int],
+        start: Mapping[int, Position],
+        *,
+        watermark_ms: Mapping[int, int] | None = None,
+    ) -> None:
+        self._config = config
+        self._groups = _row_groups(config.parquet)
+        self._queues = {p: RowQueue(start.get(p, Position(0, 0))) for p in sorted(partitions)}
+        self._watermark_ms = dict(watermark_ms or {})
+        self._needed = 1
+        self._kept: OrderedDict[int, ParsedEvents] = OrderedDict()
+
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that this source reads, ascending."""
+        return list(self._queues)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has been taken."""
+        return len(self.ended()) == len(self._queues) and not any(q.ready for q in self._queues.values())
+
+    @property
+    def skipped(self) -> dict[int, int]:
+        """Files lose nothing."""
+        return {}
+
+    def bound(self, end_offsets: Mapping[int, int]) -> None:
+        """Files have their ends and gain no partitions."""
+
+    def ready_rows(self) -> dict[int, int]:
+        """Rows that `take` could return now, by partition."""
+        self._fill()
+        return {p: queue.ready for p, queue in self._queues.items()}
+
+    def ended(self) -> frozenset[int]:
+        """Partitions whose rows are all taken or ready."""
+        return frozenset(p for p, queue in self._queues.items() if queue.fetched >= len(self._groups))
+
+    def take(self, quota: Mapping[int, int]) -> Decoded:
+        """At most quota[p] rows of partition p; unusable rows count. In partition, then position order."""
+        self._needed = max(self._needed, *quota.values(), 1)
+        self._fill()
+        pieces = [piece for p, queue in self._queues.items() for piece in queue.take(quota.get(p, 0))]
+        self._fill()
+        for queue in self._queues.values():
+            queue.skip_gap(len(self._groups))
+        return concatenate(pieces)
+
+    def positions(self) -> dict[int, Position]:
+        """The next row of each partition, after everything that was taken."""
+        return {p: queue.position for p, queue in self._queues.items()}
+
+    def lag(self) -> dict[int, int]:
+        """Row groups between the position and the end, by partition."""
+        return {p: len(self._groups) - queue.next_offset() for p, queue in self._queues.items()}
+
+    def wait(self, timeout_s: float) -> bool:
+        """Reads until any row is ready or nothing more will come; whether any is."""
+        return any(self.ready_rows().values())
+
+    def wait_full(self, quota: int, timeout_s: float) -> bool:
+        """Reads until every partition has `quota` rows ready or its end: they have."""
+        self._needed = quota
+        self._fill()
+        return True
+
+    def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
+        """The row of each place as JSON."""
+        return {place: self._parsed(place.offset).original(place.row) for place in places}
+
+    def close(self) -> None:
+        """Lets go of what was read ahead."""
+        self._kept.clear()
+
+    def _fill(self) -> None:
+        """Partitions read side by side, so that a row group is mostly decoded once for all of them."""
+        while behind := [
+            p
+            for p, queue in self._queues.items()
+            if queue.ready < self._needed and queue.fetched < len(self._groups)
+        ]:
+            p = min(behind, key=lambda partition: self._queues[partition].fetched)
+            at = self._queues[p].fetched
+            decoded = self._decode(p, at)
+            self._queues[p].put(decoded, at + 1)
+
+    def _decode(self, partition: int, at: int) -> Decoded:
+        stream, group = self._config, self._groups[at]
+        parsed = self._parsed(at)
+        mine_N = np.flatnonzero(parsed.key_N % stream.parquet_partitions == partition)
+        place = Place(
+            f"{group.file.name}",
+            partition,
+            stream.parquet_partitions,
+            max_future_ms=int(stream.max_future_s * 1000),
+            max_late_ms=int(stream.max_late_s * 1000),
+        )
+        known_ms = self._watermark_ms.get(partition, 0)
+        decoded = judge(_only(parsed, mine_N), place, known_ms)
+        self._watermark_ms[partition] = max(known_ms, decoded.latest_ms)
+        return decoded
+
+    def _parsed(self, at: int) -> ParsedEvents:
+        if at in self._kept:
+            self._kept.move_to_end(at)
+            return self._kept[at]
+        group = self._groups[at]
+        try:
+            table = pq.ParquetFile(group.file).read_row_group(group.group).combine_chunks()
+            batches = table.to_batches()
+            batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+            parsed = arrow_events.parse_rows(batch, group)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise ParquetUnusable(
+                f"{group.file} holds no events: {error} (setting: stream.parquet)"
+            ) from error
+        self._kept[at] = parsed
+        while len(self._kept) > _BLOCKS_KEPT:
+            self._kept.popitem(last=False)
+        return parsed
+
+
+def _row_groups(where: str) -> list[_RowGroup]:
+    path = Path(where).expanduser()
+    whole = path / "interactions.parquet"
+    files = [path] if path.is_file() else [whole] if whole.is_file() else sorted(path.glob("*.parquet"))
+    if not files:
+        raise ParquetUnusable(f"{path} is no Parquet file and holds none (setting: stream.parquet)")
+    groups: list[_RowGroup] = []
+    for file in files:
+        try:
+            count = pq.ParquetFile(file).metadata.num_row_groups
+        except (pa.ArrowException, OSError) as error:
+            raise ParquetUnusable(f"{file} cannot be read: {error} (setting: stream.parquet)") from error
+        written_ms = int(file.stat().st_mtime * 1000)
+        groups += [_RowGroup(file, group, len(groups) + group, written_ms) for group in range(count)]
+    return groups
+
+
+def _only(parsed: ParsedEvents, at_M: npt.NDArray[np.int64]) -> ParsedEvents:
+    return ParsedEvents(
+        parsed.events.take(pa.array(at_M)),
+        parsed.offset_N[at_M],
+        parsed.row_N[at_M],
+        parsed.append_N[at_M],
+        parsed.key_N[at_M],
+        lambda m: parsed.original(int(at_M[m])),
+    )
