@@ -134,7 +134,7 @@ class LocalStorage:
         """See Storage."""
         going = self.root / f".removing-{name}"
         (self.root / name).rename(going)
-        shutil.rmtree(going)
+        shutil.rmtree(going, ignore_errors=True)  # what is left of it `begin` removes
 
     def discard(self, name: str) -> None:
         """See Storage."""

@@ -30,7 +30,9 @@ dead_letters_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(dead_letters_app, name="dead-letters")
+checkpoint_app = typer.Typer(help="Look at what a run has committed.", no_args_is_help=True)
 app.add_typer(submit_app, name="submit")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 DatasetOption = Annotated[
     str, typer.Option("--dataset", help="`ml-100k`, or a folder with interactions.parquet.")
@@ -429,6 +431,63 @@ def data_fetch(
     folder = fetch_folder(name, typer.echo)
     write_json(json, {"name": name, "folder": folder})
     typer.echo(str(folder))
+
+
+@checkpoint_app.command("list", epilog="**Example:** `freshet checkpoint list storage_path=runs/movies`")
+def checkpoint_list(
+    overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None
+) -> None:
+    """The checkpoints of a run: step, time, full or delta and of what, sizes, events trained."""
+    from deploy.checkpoints import list_checkpoints, print_list
+    from deploy.output import write_json
+
+    entries = list_checkpoints(settings(config, overrides))
+    write_json(json, entries)
+    print_list(_console(), entries)
+
+
+@checkpoint_app.command("verify", epilog="**Example:** `freshet checkpoint verify storage_path=runs/movies`")
+def checkpoint_verify(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
+    ] = None,
+) -> None:
+    """Read every file of the checkpoints and of what they build on; exits 1 if one does not match."""
+    from deploy.checkpoints import print_verified, verify_checkpoints
+    from deploy.output import write_json
+
+    results = verify_checkpoints(settings(config, overrides), name or [])
+    write_json(json, results)
+    print_verified(_console(), results)
+    raise typer.Exit(0 if all(result["whole"] for result in results) else 1)
+
+
+@checkpoint_app.command(
+    "diff", epilog="**Example:** `freshet checkpoint diff --old step-00000100 --new step-00000200`"
+)
+def checkpoint_diff(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    old: Annotated[str, typer.Option(help="Name of a checkpoint of the run, or a path.")] = "",
+    new: Annotated[str, typer.Option(help="Name of a checkpoint of the run, or a path.")] = "",
+) -> None:
+    """What is other in the second: counters, positions, settings, rows by table, users, towers."""
+    from deploy.checkpoints import diff_checkpoints, print_difference
+    from deploy.errors import UsageError
+    from deploy.output import write_json
+
+    if not old or not new:
+        raise UsageError(
+            "checkpoint diff compares two: give --old and --new (`freshet checkpoint list` names them)"
+        )
+    found = diff_checkpoints(settings(config, overrides), old, new)
+    write_json(json, found)
+    print_difference(_console(), found)
 
 
 @submit_app.command(

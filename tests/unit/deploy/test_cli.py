@@ -20,6 +20,9 @@ VERBS = [
     ["settings"],
     ["data", "fetch"],
     ["submit", "train"],
+    ["checkpoint", "list"],
+    ["checkpoint", "verify"],
+    ["checkpoint", "diff"],
 ]
 
 

@@ -1,0 +1,181 @@
+"""The verbs `checkpoint list`, `verify` and `diff`: what is stored, whether it is whole, and what changed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.errors import CommandError
+
+if TYPE_CHECKING:
+    from cluster.checkpoint import Checkpoint, CheckpointStore
+    from cluster.config import FreshetConfig
+
+_COUNTERS = ("step", "workers", "events_trained", "rows_read", "dead_letters")
+
+
+class NoSuchCheckpoint(CommandError):
+    """There is no checkpoint of that name; names the place and the setting."""
+
+
+def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
+    """One entry per checkpoint, oldest first.
+
+    Returns:
+        `name`, `kind` (full or delta), `parent` (name or null), `links` (of its chain), `bytes` (of its own files),
+        `chain_bytes`, `written` (ISO 8601 or null), `step`, `workers`, `events_trained`, `rows_read`, `dead_letters`;
+        of one that cannot be read, `name` and `error`.
+    Raises:
+        NoSuchCheckpoint: there is none at all.
+    """
+    from cluster.checkpoint import CheckpointError
+
+    store = _store(config)
+    entries: list[dict[str, Any]] = []
+    for name in store.names():
+        try:
+            entries.append(_entry(store.open(name)))
+        except CheckpointError as error:
+            entries.append({"name": name, "error": str(error)})
+    if not entries:
+        raise NoSuchCheckpoint(
+            f"no checkpoint in {store.where} (setting: storage_path or train.checkpoint_path)"
+        )
+    return entries
+
+
+def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str, Any]]:
+    """Read every file of the named checkpoints (by default of all) and of what they build on.
+
+    Returns:
+        `name`, `whole` (with all it builds on), `files` (name, bytes, problem: empty if none), `problem`.
+    """
+    from cluster.checkpoint import CheckpointError, file_problem, open_checkpoint, read_manifest
+
+    store = _store(config)
+    results = []
+    for name in _existing(store, names or store.names()):
+        files: list[dict[str, Any]] = []
+        problem = ""
+        try:
+            for entry in read_manifest(store.storage, name)["files"]:
+                found = file_problem(store.storage, name, entry)
+                files.append({"name": entry["name"], "bytes": entry["size"], "problem": found})
+            open_checkpoint(f"{store.where}/{name}")
+        except CheckpointError as error:
+            problem = str(error)
+        results.append({"name": name, "whole": not problem, "files": files, "problem": problem})
+    return results
+
+
+def diff_checkpoints(config: FreshetConfig, old: str, new: str) -> dict[str, Any]:
+    """What is other in the second: see `cluster.checkpoint_state.difference`; `old` and `new` are their names."""
+    from cluster.checkpoint_state import difference, read_state
+
+    states = [read_state(_opened(config, name)) for name in (old, new)]
+    return {"old": old, "new": new, **difference(*states)}
+
+
+def _opened(config: FreshetConfig, name: str) -> Checkpoint:
+    from cluster.checkpoint import open_checkpoint
+
+    if "/" in name:
+        return open_checkpoint(name)
+    store = _store(config)
+    [found] = _existing(store, [name])
+    return open_checkpoint(f"{store.where}/{found}")
+
+
+def _store(config: FreshetConfig) -> CheckpointStore:
+    from cluster.checkpoint import CheckpointStore
+
+    return CheckpointStore(config.checkpoint_location)
+
+
+def _existing(store: CheckpointStore, names: list[str]) -> list[str]:
+    known = store.names()
+    for name in names:
+        if name not in known:
+            raise NoSuchCheckpoint(
+                f"no checkpoint {name} in {store.where}; there are {', '.join(known) or 'none'} "
+                "(setting: storage_path or train.checkpoint_path)"
+            )
+    return names
+
+
+def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    manifest = checkpoint.manifest
+    written = manifest.get("written_ms")
+    return {
+        "name": checkpoint.name,
+        "kind": manifest["kind"],
+        "parent": checkpoint.ancestors[-1].name if checkpoint.ancestors else None,
+        "links": len(checkpoint.links),
+        "bytes": checkpoint.size,
+        "chain_bytes": sum(link.size for link in checkpoint.links),
+        "written": datetime.fromtimestamp(written / 1000, UTC).isoformat() if written else None,
+        **{name: manifest.get(name) for name in _COUNTERS},
+    }
+
+
+def print_list(console: Console, entries: list[dict[str, Any]]) -> None:
+    """One line per checkpoint."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("checkpoint", "kind", "parent", "step", "events trained", "own MB", "chain MB", "written"):
+        table.add_column(name, no_wrap=True)
+    for entry in entries:
+        if "error" in entry:
+            table.add_row(entry["name"], "[red]unreadable[/red]")
+            continue
+        table.add_row(
+            entry["name"],
+            entry["kind"],
+            entry["parent"] or "–",
+            f"{entry['step']:,}",
+            f"{entry['events_trained']:,}",
+            f"{entry['bytes'] / 1e6:,.2f}",
+            f"{entry['chain_bytes'] / 1e6:,.2f}",
+            (entry["written"] or "–")[:19],
+        )
+    console.print(table)
+    for entry in entries:
+        if "error" in entry:
+            console.print(f"{entry['name']}: {entry['error']}", markup=False)
+
+
+def print_verified(console: Console, results: list[dict[str, Any]]) -> None:
+    """One line per checkpoint, and one per bad file."""
+    for result in results:
+        size = sum(file["bytes"] for file in result["files"])
+        verdict = "whole" if result["whole"] else "DAMAGED"
+        console.print(
+            f"{result['name']}  {verdict}  {len(result['files'])} files, {size:,} bytes", markup=False
+        )
+        for file in result["files"]:
+            if file["problem"]:
+                console.print(f"  {file['name']} {file['problem']}", markup=False)
+        if result["problem"]:
+            console.print(f"  {result['problem']}", markup=False)
+
+
+def print_difference(console: Console, found: dict[str, Any]) -> None:
+    """What changed, by kind."""
+    if found["identical"]:
+        console.print("identical: the same state, bit for bit")
+    for kind in ("counters", "settings", "positions"):
+        for name, (old, new) in found[kind].items():
+            console.print(f"{kind:10} {name}: {old} -> {new}", markup=False)
+    for table, change in found["rows"].items():
+        what = f"{change['added']:,} added, {change['removed']:,} removed, {change['changed']:,} changed"
+        console.print(f"rows       table {table}: {what}, at most by {change['largest_change']:.3g}")
+    users = found["users"]
+    console.print(
+        f"users      {users['added']:,} added, {users['removed']:,} removed, {users['changed']:,} changed"
+    )
+    for name, change in found["towers"].items():
+        console.print(
+            f"towers     {name}: {change if isinstance(change, str) else f'{change:.3g}'}", markup=False
+        )

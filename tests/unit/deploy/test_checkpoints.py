@@ -1,0 +1,89 @@
+"""`checkpoint list | verify | diff` on a chain that a run has written."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.checkpoint import CheckpointStore
+from cluster.collectives import Collectives
+from cluster.worker_state import checkpointer_of
+from deploy.checkpoints import NoSuchCheckpoint, list_checkpoints
+from deploy.cli import app
+from deploy.errors import UsageError
+from tests.unit_runs import small_config, small_run, train_steps
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run, store = small_run(), CheckpointStore(folder / "checkpoints")
+    checkpointer = checkpointer_of(run, store, Collectives())
+    for _ in range(2):
+        train_steps(run, 1)
+        checkpointer.finish(run.step)
+    checkpointer.close()
+    return folder
+
+
+def _invoke(tmp_path, folder, *arguments):
+    out = tmp_path / "out.json"
+    done = CliRunner().invoke(
+        app, ["checkpoint", *arguments, f"storage_path={folder}", "--json", str(out)], env={"COLUMNS": "200"}
+    )
+    return done, json.loads(out.read_text()) if out.exists() else None
+
+
+def test_the_list_shows_steps_times_kinds_parents_sizes_and_events(tmp_path, run_folder):
+    done, (full, delta) = _invoke(tmp_path, run_folder, "list")
+    assert done.exit_code == 0
+    assert (full["kind"], full["parent"], delta["kind"], delta["parent"]) == (
+        "full",
+        None,
+        "delta",
+        full["name"],
+    )
+    assert (full["step"], delta["step"], delta["links"]) == (1, 2, 2)
+    assert delta["chain_bytes"] == full["bytes"] + delta["bytes"]
+    assert full["events_trained"] < delta["events_trained"]
+    assert full["written"].startswith("20")
+    assert delta["name"] in done.output
+
+
+def test_a_damaged_file_is_named_by_verify_and_so_is_what_builds_on_it(tmp_path, run_folder):
+    done, results = _invoke(tmp_path, run_folder, "verify")
+    assert (done.exit_code, [r["whole"] for r in results]) == (0, [True, True])
+    victim = run_folder / "checkpoints" / results[0]["name"] / "towers.safetensors"
+    content = victim.read_bytes()
+    try:
+        victim.write_bytes(content[:-1])
+        done, results = _invoke(tmp_path, run_folder, "verify")
+    finally:
+        victim.write_bytes(content)
+    assert (done.exit_code, [r["whole"] for r in results]) == (1, [False, False])
+    [bad] = [f for f in results[0]["files"] if f["problem"]]
+    assert bad["name"] == "towers.safetensors"
+    assert f"builds on one that cannot be used: {victim.parent} is damaged" in results[1]["problem"]
+    assert "towers.safetensors has" in done.output
+
+
+def test_a_diff_tells_what_a_step_changed(tmp_path, run_folder):
+    names = [entry["name"] for entry in _invoke(tmp_path, run_folder, "list")[1]]
+    done, found = _invoke(tmp_path, run_folder, "diff", "--old", names[0], "--new", names[1])
+    assert (done.exit_code, found["identical"]) == (0, False)
+    assert found["counters"]["step"] == [1, 2]
+    assert "step: 1 -> 2" in done.output
+    done, same = _invoke(tmp_path, run_folder, "diff", "--old", names[0], "--new", names[0])
+    assert same["identical"]
+    assert "bit for bit" in done.output
+
+
+def test_what_is_not_there_is_refused_in_one_line(tmp_path, run_folder):
+    assert isinstance(_invoke(tmp_path, run_folder, "diff")[0].exception, UsageError)
+    done, _ = _invoke(tmp_path, run_folder, "verify", "--name", "step-00000099")
+    assert isinstance(done.exception, NoSuchCheckpoint)
+    assert "there are step-0000000" in str(done.exception)
+    config = small_config()
+    config.storage_path = str(tmp_path / "nowhere")
+    with pytest.raises(NoSuchCheckpoint, match="storage_path"):
+        list_checkpoints(config)
