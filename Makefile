@@ -9,6 +9,8 @@ FAISS ?= $(or $(word 2,$(CHOSEN)),cpu)
 TORCH ?= $(or $(word 3,$(CHOSEN)),default)
 ARGS ?=
 NAME ?=
+KILLS ?= 500
+REPORT ?= chaos.json
 
 FRESHET := $(BIN)/freshet
 STAMP := .venv/.installed-$(FAISS)-$(TORCH)
@@ -16,7 +18,7 @@ OTHER_FAISS := $(if $(filter gpu,$(FAISS)),faiss-cpu,faiss-gpu)
 BENCHMARKS := tests/benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu lint format bench constraints clean
+.PHONY: help install demo test chaos test-gpu lint format bench constraints clean
 
 help:  ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +42,9 @@ demo: install  ## The whole loop on this machine: Kafka, training, refreshes, re
 
 test: install  ## Every test that needs no GPU (ARGS="-k name").
 	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+chaos: install  ## Kills workers, drivers and the broker, fills disks, flips bits (KILLS=500 REPORT=chaos.json).
+	$(BIN)/python -m tests.chaos.campaign --kills $(KILLS) --report $(REPORT) $(ARGS)
 
 test-gpu: install  ## The tests that need a GPU.
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -1,0 +1,307 @@
+"""Runs on a bounded log, struck again and again until each has finished; then: is its state that of an undisturbed run?
+
+python -m tests.chaos.campaign --kills 500 --report chaos.json [--seed 1] [--world 2]
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from kafka import KafkaProducer
+
+from cluster.accounting import verify_exactly_once
+from cluster.checkpoint import CheckpointStore
+from cluster.checkpoint_state import digests, read_state
+from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from model.config import ModelConfig
+from streaming.broker import LocalBroker
+from streaming.config import StreamConfig
+from streaming.producer import EventProducer
+from streaming.topics import create_topics
+from tests.chaos.faults import Fault, plan
+from tests.chaos.group import FINISHED, drive, is_alive, read_status, wait_until_gone
+
+EVENTS, USERS, ITEMS = 4000, 60, 80
+_ATTEMPT_TIMEOUT_S = 120.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Report:
+    """What a campaign found.
+
+    Attributes:
+        kills: faults that struck.
+        by_target: of them, by what was struck.
+        resumed: groups that went on from a checkpoint after a fault.
+        runs: finished ones.
+        digests_equal: whether every run ended in the state of the undisturbed one.
+        events_lost, events_doubled: of all runs together, by the ledger against the topic.
+        differences: parts of the state that were other, by run.
+    """
+
+    seed: int
+    world: int
+    kills: int = 0
+    by_target: Counter[str] = field(default_factory=Counter)
+    resumed: int = 0
+    runs: int = 0
+    digests_equal: bool = True
+    events_lost: int = 0
+    events_doubled: int = 0
+    differences: list[list[str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def passed(self) -> bool:
+        """Whether nothing was lost, doubled or other."""
+        return self.digests_equal and self.events_lost == self.events_doubled == 0
+
+
+class Campaign:
+    """One log, one undisturbed run of it, and as many disturbed ones as it takes."""
+
+    def __init__(self, broker: LocalBroker, folder: Path, seed: int = 1, world: int = 2) -> None:
+        self.report = Report(seed, world)
+        self._broker, self._folder, self._world = broker, folder, world
+        self._context = multiprocessing.get_context("forkserver")
+        os.environ["FRESHET_CHAOS_WARM"] = os.environ["OMP_NUM_THREADS"] = "1"  # for the server that forks
+        self._context.set_forkserver_preload(["tests.chaos.group"])
+        self._stream = StreamConfig(
+            bootstrap_servers=broker.bootstrap_servers,
+            interactions_topic=f"chaos-{seed}",
+            items_topic=f"chaos-{seed}-items",
+            users_topic=f"chaos-{seed}-users",
+            consumer_group=f"chaos-{seed}",
+            history_length=20,
+            seen_length=40,
+            positive_actions=["like"],
+            negative_actions=["skip"],
+            user_attributes=["gender"],
+        )
+        create_topics(self._stream, partitions=2 * world)
+        fill_topics(self._stream, seed)
+        self._faults = plan(seed, world)
+        self._next = next(self._faults)
+
+    def run(self, kills: int) -> Report:
+        """Strike until so many faults have struck and the last run has finished."""
+        started = time.monotonic()
+        config = self._config("undisturbed")
+        self._finish(config, None)
+        self._expected = digests(read_state(_store(config).newest()))
+        while self.report.kills < kills:
+            config = self._config(f"run-{self.report.runs}")
+            self._strike_until_finished(config, kills)
+            self._judge(config)
+        self.report.seconds = round(time.monotonic() - started, 1)
+        return self.report
+
+    def _config(self, name: str) -> FreshetConfig:
+        return FreshetConfig(
+            stream=self._stream,
+            model=ModelConfig(
+                dim=8,
+                layers=1,
+                heads=2,
+                augmented_dim=4,
+                uniform_negatives=10,
+                history_length=20,
+                dropout=0.2,
+            ),
+            train=TrainConfig(
+                batch_events=64,
+                bounded=True,
+                publish_every_s=0,
+                checkpoint_every_s=0.05,
+                checkpoint_full_every=3,
+                checkpoint_full_share=20.0,
+            ),
+            evaluation=EvaluationConfig(sample_fraction=0.3, bin_events=200),
+            device="cpu",
+            storage_path=str(self._folder / name),
+        )
+
+    def _strike_until_finished(self, config: FreshetConfig, kills: int) -> None:
+        attempt = 0
+        while True:
+            fault = self._next if self.report.kills < kills else None
+            outcome = self._attempt(config, attempt, fault)
+            attempt += 1
+            if outcome == FINISHED:
+                return
+
+    def _attempt(self, config: FreshetConfig, number: int, fault: Fault | None) -> str:
+        """One group and one fault; `finished` if the run came to its end."""
+        folder = Path(config.storage_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "status.json").unlink(missing_ok=True)
+        before = _store(config).names()
+        started = time.monotonic()
+        driver = self._context.Process(target=drive, args=(config, self._world, folder, number, [fault]))
+        driver.start()
+        struck = self._from_outside(fault, folder, started)
+        while driver.is_alive() and time.monotonic() - started < _ATTEMPT_TIMEOUT_S:
+            driver.join(0.02)
+        status = read_status(folder)
+        if driver.is_alive():
+            os.kill(driver.pid, signal.SIGKILL)
+            raise AssertionError(f"attempt {number} with {fault} hangs; see {folder}/rank-*.log")
+        outcome = status.get("outcome", "driver lost")
+        self._assert_resumed(folder, number, before)
+        if fault is not None and (struck or outcome != FINISHED):
+            self._count(fault)
+            if fault.target in ("truncate", "bitflip"):
+                self._damage(config, fault)
+        died_of_itself = outcome == "failed" and not (struck or (fault is not None and fault.inside))
+        assert not died_of_itself, f"attempt {number} failed by itself; see {folder}/rank-*.log"
+        return outcome if outcome == FINISHED else ""
+
+    def _count(self, fault: Fault) -> None:
+        self.report.kills += 1
+        self.report.by_target[fault.name] += 1
+        self._next = next(self._faults)
+
+    def _assert_resumed(self, folder: Path, number: int, before: list[str]) -> None:
+        log = (folder / "rank-0.log").read_text() if (folder / "rank-0.log").exists() else ""
+        said = log.rpartition(f"--- attempt {number},")[2]
+        if before and "resumed from" in said:
+            self.report.resumed += 1
+
+    def _from_outside(self, fault: Fault | None, folder: Path, started: float) -> bool:
+        """Strike what is to be struck by time; whether anything was left to be struck."""
+        if fault is None or fault.inside:
+            return False
+        while not (status := read_status(folder)):
+            time.sleep(0.005)
+        time.sleep(max(0.0, started + fault.delay_s - time.monotonic()))
+        if fault.target == "broker":
+            self._broker.kill()
+            time.sleep(0.2)
+            self._broker.start()
+            return True
+        pids = read_status(folder).get("pids") or []
+        victims = {
+            "worker": pids[fault.rank : fault.rank + 1],
+            "all": pids,
+            "driver": [status["driver"]],
+        }[fault.target]
+        if not pids or not all(map(is_alive, victims)):
+            return False
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        wait_until_gone([*pids, status["driver"]])
+        return True
+
+    def _damage(self, config: FreshetConfig, fault: Fault) -> None:
+        """Harm a file of the newest checkpoint, if another one is left; it must be named, and the other one be used."""
+        store = _store(config)
+        newest, names = store.newest(), store.names()
+        if newest is None or len(names) < 2 or newest.name != names[-1]:
+            return
+        rng = np.random.default_rng(fault.seed)
+        victims = sorted(path for path in newest.path.iterdir() if path.stat().st_size)
+        victim = victims[int(rng.integers(len(victims)))]
+        content = bytearray(victim.read_bytes())
+        if fault.target == "truncate":
+            content = content[: int(rng.integers(len(content)))]
+        else:
+            content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        victim.write_bytes(bytes(content))
+        said = _Listener()
+        logging.getLogger("cluster.checkpoint").addHandler(said)
+        fallen_back_to = _store(config).newest()
+        logging.getLogger("cluster.checkpoint").removeHandler(said)
+        assert fallen_back_to is not None
+        assert fallen_back_to.name != newest.name, f"damage to {victim} was not noticed"
+        assert newest.name in " ".join(said.messages), f"{newest.name} is not named: {said.messages}"
+        assert victim.name in " ".join(said.messages), f"{victim.name} is not named: {said.messages}"
+
+    def _finish(self, config: FreshetConfig, fault: Fault | None) -> None:
+        assert self._attempt(config, 0, fault) == FINISHED, f"see {config.storage_path}/rank-*.log"
+
+    def _judge(self, config: FreshetConfig) -> None:
+        self.report.runs += 1
+        found = digests(read_state(_store(config).newest()))
+        names = sorted({**found, **self._expected})
+        other = [name for name in names if found.get(name) != self._expected.get(name)]
+        self.report.differences.append(other)
+        self.report.digests_equal &= not other
+        accounting = verify_exactly_once(config)
+        self.report.events_lost += accounting.events_lost
+        self.report.events_doubled += accounting.events_doubled
+        assert accounting.exactly_once or accounting.events_lost or accounting.events_doubled, accounting
+
+
+class _Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def fill_topics(stream: StreamConfig, seed: int) -> None:
+    """Events of all kinds: likes, skips, looks, repeated event ids, nonsense; and catalogues of items and users."""
+    rng = np.random.default_rng(seed)
+    at_N = np.arange(EVENTS)
+    at_N[500::97] -= 50  # the same event ids again
+    with EventProducer(stream) as producer:
+        for start in range(0, EVENTS, 100):
+            some = at_N[start : start + 100]
+            chosen = np.random.default_rng([seed, start])
+            columns = {
+                "user_id": 1 + (some * 7919) % USERS,
+                "item_id": 1 + (some * some * 31 + some) % ITEMS,
+                "timestamp_ms": 1_700_000_000_000 + some * 1000,
+                "action": chosen.choice(["like", "like", "like", "skip", "look"], len(some)).tolist(),
+                "event_id": [f"e{n}" for n in some],
+            }
+            producer.send(pa.RecordBatch.from_pydict(columns))
+            producer.flush()
+    with KafkaProducer(bootstrap_servers=stream.bootstrap_servers) as plain:
+        for partition in (0, 1):
+            plain.send(stream.interactions_topic, key=b"1", value=b"nonsense", partition=partition)
+        for item in range(1, ITEMS):
+            record = {"item_id": item, "categories": rng.choice(["a", "b", "c"], 2).tolist()}
+            plain.send(stream.items_topic, key=str(item).encode(), value=orjson.dumps(record))
+        for user in range(1, USERS):
+            record = {"user_id": user, "attributes": {"gender": "MF"[user % 2]}}
+            plain.send(stream.users_topic, key=str(user).encode(), value=orjson.dumps(record))
+        plain.flush(timeout=20)
+
+
+def _store(config: FreshetConfig) -> CheckpointStore:
+    return CheckpointStore(config.checkpoint_location)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--world", type=int, default=2)
+    arguments = parser.parse_args()
+    logging.getLogger("kafka").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "kafka") as broker:
+        report = Campaign(broker, Path(folder), arguments.seed, arguments.world).run(arguments.kills)
+    text = json.dumps(vars(report) | {"passed": report.passed()}, indent=2)
+    print(text)
+    arguments.report.write_text(text + "\n")
+    return 0 if report.passed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

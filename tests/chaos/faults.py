@@ -1,0 +1,86 @@
+"""What can happen to a run, and when: a seeded list that covers every kind before it repeats any."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+# The numbered steps of a commit (cluster/checkpoint.py) and the ranks that take them.
+COMMIT_POINTS = [
+    ("begin", 0),
+    ("snapshot", 0),
+    ("snapshot", 1),
+    ("write", 0),
+    ("write", 1),
+    ("written", 0),
+    ("written", 1),
+    ("manifest", 0),
+    ("rename", 0),
+    ("renamed", 0),
+    ("offsets", 0),
+    ("prune", 0),
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        target: `worker`, `all`, `driver`, `broker`, `commit` (a worker inside one), `enospc`, `truncate`, `bitflip`.
+        point: where the rank kills itself (or its disk is full): `step` or a step of the commit; empty: by time.
+        rank: which one.
+        occurrence: at which visit of the point, from 1.
+        delay_s: for what happens from outside, seconds after the group was started.
+        seed: for what is chosen on the spot.
+    """
+
+    target: str
+    point: str = ""
+    rank: int = 0
+    occurrence: int = 1
+    delay_s: float = 0.0
+    seed: int = 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether a rank does it to itself."""
+        return bool(self.point)
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+        return f"commit {self.point}" if self.target == "commit" else self.target
+
+
+def plan(seed: int, world: int) -> Iterator[Fault]:
+    """Faults for ever: rounds of 45, each in an order of its own."""
+    rng = np.random.default_rng(seed)
+    while True:
+        round_ = _round(rng, world)
+        yield from (round_[at] for at in rng.permutation(len(round_)))
+
+
+def _round(rng: np.random.Generator, world: int) -> list[Fault]:
+    def rank() -> int:
+        return int(rng.integers(world))
+
+    def few(most: int) -> int:
+        return int(rng.integers(1, most + 1))
+
+    def soon() -> float:
+        return float(rng.uniform(0.0, 1.5))
+
+    def chance() -> int:
+        return int(rng.integers(2**31))
+
+    commits = [Fault("commit", point, at % world, few(2)) for point, at in COMMIT_POINTS]
+    steps = [Fault("worker", "step", rank(), few(10)) for _ in range(10)]
+    timed = [Fault("worker", rank=rank(), delay_s=soon(), seed=chance()) for _ in range(5)]
+    groups = [Fault(target, delay_s=soon()) for target in ("all", "driver") for _ in range(5)]
+    disks = [Fault("enospc", point, rank(), few(2)) for point in ("write", "write")]
+    disks += [Fault("enospc", "manifest", 0, 1)]
+    damages = [
+        Fault(t, "step", rank(), 3 + few(6), seed=chance()) for t in ("truncate", "bitflip") for _ in (0, 1)
+    ]
+    return [*commits, *steps, *timed, *groups, *disks, *damages, Fault("broker", delay_s=soon())]

@@ -1,0 +1,158 @@
+"""Checkpoints in an object store: a real S3 server (moto) on a free port of loopback, through pyarrow.fs."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+from pyarrow import fs
+
+from cluster.checkpoint import CheckpointStore
+from cluster.checkpoint_state import digests, read_state
+from cluster.checkpoint_storage import StorageLocationError, open_storage
+from cluster.collectives import Collectives
+from cluster.config import TrainConfig
+from cluster.starting_point import find_starting_point
+from cluster.worker_state import checkpointer_of
+from tests.unit_runs import small_config, small_run, train_steps
+
+_SECRET = "not-in-any-message"
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """`s3://…` of an empty bucket, with endpoint and credentials in the environment as a user would set them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "moto.log").open("wb")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": _SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        _wait_for(port, server)
+        fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True
+        ).create_dir("runs")
+        yield "s3://runs"
+    finally:
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait(10)
+        log.close()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _wait_for(port, server):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the S3 server ended before it answered"
+            assert time.monotonic() < deadline, "the S3 server did not answer within 60 s"
+            time.sleep(0.1)
+
+
+def _objects(uri):
+    filesystem, path = fs.FileSystem.from_uri(
+        f"{uri}?endpoint_override={os.environ['AWS_ENDPOINT_URL'][7:]}&scheme=http"
+    )
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return {
+        info.path.removeprefix(path + "/"): info for info in found if info.type == fs.FileType.File
+    }, filesystem
+
+
+def test_a_run_goes_on_from_a_chain_in_s3_and_old_chains_are_removed_there(bucket):
+    store = CheckpointStore(f"{bucket}/whole", keep=1)
+    run = small_run(dropout=0.3)
+    checkpointer = checkpointer_of(run, store, Collectives())
+    for _ in range(2):
+        train_steps(run, 1)
+        delta = checkpointer.finish(run.step)
+    assert [link.manifest["kind"] for link in store.newest().links] == ["full", "delta"]
+    torch.manual_seed(5)
+    resumed = small_run(store.newest(), dropout=0.3)
+    again = checkpointer_of(resumed, CheckpointStore(f"{bucket}/other"), Collectives())
+    assert digests(read_state(again.finish(resumed.step))) == digests(read_state(delta))
+    checkpointer.start_new_chain()
+    train_steps(run, 1)
+    last = checkpointer.finish(run.step)
+    checkpointer.close()
+    assert store.names() == [last.name]
+    assert {name.split("/")[0] for name in _objects(f"{bucket}/whole")[0]} == {last.name}
+
+
+@pytest.mark.parametrize("step", ["write", "manifest", "rename", "renamed"])
+def test_in_s3_the_manifest_is_the_commit_and_what_a_crash_leaves_is_swept(bucket, step):
+    class Cut(BaseException):
+        pass
+
+    def cut(name):
+        if name == step:
+            raise Cut
+
+    where = f"{bucket}/cut-{step}"
+    run = small_run()
+    train_steps(run, 1)
+    first = checkpointer_of(run, CheckpointStore(where), Collectives()).finish(run.step)
+    train_steps(run, 1)
+    with pytest.raises(Cut):
+        checkpointer_of(run, CheckpointStore(where, at=cut), Collectives(), at=cut).finish(run.step)
+    found = CheckpointStore(where).newest()
+    assert (found.name == first.name) is (step != "renamed")
+    garbage = {name.split("/")[0] for name in _objects(where)[0]} - set(CheckpointStore(where).names())
+    assert bool(garbage) is (step in ("manifest", "rename"))
+    train_steps(run, 1)
+    checkpointer_of(run, CheckpointStore(where), Collectives()).finish(run.step)
+    assert {name.split("/")[0] for name in _objects(where)[0]} == set(CheckpointStore(where).names())
+
+
+def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_starting_point(bucket, caplog):
+    where = f"{bucket}/damaged"
+    run, store = small_run(), CheckpointStore(where)
+    names = []
+    checkpointer = checkpointer_of(run, store, Collectives())
+    for _ in range(2):
+        train_steps(run, 1)
+        checkpointer.start_new_chain()
+        names.append(checkpointer.finish(run.step).name)
+    checkpointer.close()
+    objects, filesystem = _objects(where)
+    with filesystem.open_output_stream(objects[f"{names[1]}/towers.safetensors"].path) as victim:
+        victim.write(b"something else")
+    with caplog.at_level(logging.ERROR):
+        assert store.newest().name == names[0]
+    assert f"{where}/{names[1]} is damaged: towers.safetensors has 14 bytes" in caplog.text
+    config = small_config()
+    config.train = TrainConfig(init_from=where)
+    assert find_starting_point(config).name == names[0]
+    assert _SECRET not in caplog.text
+
+
+def test_credentials_in_the_location_are_refused_without_being_shown():
+    for uri in (f"s3://somebody:{_SECRET}@runs/x", f"s3://runs/x?secret_key={_SECRET}"):
+        with pytest.raises(StorageLocationError, match="AWS_SECRET_ACCESS_KEY in the environment") as refused:
+            open_storage(uri)
+        assert _SECRET not in str(refused.value)
+    with pytest.raises(StorageLocationError, match=r"nowhere://x.*train\.checkpoint_path"):
+        open_storage("nowhere://x")
