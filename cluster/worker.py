@@ -23,6 +23,7 @@ from cluster.checkpointing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.control import Decision, Report, agree
+from cluster.forgetting import forget_deleted
 from cluster.progress_report import ProgressReporter
 from cluster.publisher import Publisher
 from cluster.quarantine import poisoned, quarantine_letters
@@ -305,7 +306,9 @@ class Worker:
 
     def _apply_catalogue(self) -> None:
         payload = self._pending.to_bytes() if self._pending is not None else b""
-        self.run.catalogue.apply(CatalogueUpdate.from_bytes(self.comm.broadcast_bytes(payload)))
+        update = CatalogueUpdate.from_bytes(self.comm.broadcast_bytes(payload))
+        forget_deleted(self.run, update)
+        self.run.catalogue.apply(update)
         if self.comm.rank == 0:
             self.run.catalogue_positions = self._reader.positions()
         self._pending = None

@@ -42,10 +42,17 @@ _TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEN
 
 
 class UserAttributes(Protocol):
-    """What the batcher needs of the catalogue."""
+    """What a query needs of the catalogue."""
 
     def user_attributes(self, user_Q: Int64s) -> Int64s:
         """int64 (q, f): the attribute ids of each user, 0 where unknown."""
+
+
+class KnownItems(UserAttributes, Protocol):
+    """What the batcher needs of the catalogue."""
+
+    def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+        """bool (q,): whether each item was deleted; nothing is learnt of its events."""
 
 
 class DeadLetterSink(Protocol):
@@ -70,7 +77,7 @@ class Batcher:
         config: StreamConfig,
         source: EventSource,
         users: UserStore,
-        catalogue: UserAttributes,
+        catalogue: KnownItems,
         dead_letters: DeadLetterSink,
         admission: Admission | None = None,
     ) -> None:
@@ -118,6 +125,7 @@ class Batcher:
         rows = decoded.rows
         sign_N, weight_N = judge_signals(rows, self._config)
         sign_N[self._outside(rows[TIMESTAMP_MS].to_numpy())] = IGNORED
+        sign_N[self._catalogue.is_deleted(rows[ITEM_ID].to_numpy())] = IGNORED
         sign_N[self._admission.admit(rows)] = DUPLICATE
         self.set_aside = _set_aside(rows, sign_N)
         return self._pack(rows, np.flatnonzero(sign_N == POSITIVE), weight_N, _negatives(rows, sign_N))

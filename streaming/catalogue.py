@@ -68,6 +68,13 @@ class Catalogue:
         """int64 (q, c): the category ids of each item, 0 where there is none."""
         return _rows(self._categories_NC, self._items.find(item_Q))
 
+    def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+        """bool (q,): whether the last record of each item was a tombstone."""
+        if not self._deleted_N.any():
+            return np.zeros(len(item_Q), np.bool_)
+        at_Q = self._items.find(item_Q)
+        return np.where(at_Q >= 0, self._deleted_N[at_Q], False)
+
     def user_attributes(self, user_Q: Int64s) -> Int64s:
         """int64 (q, f): the attribute ids of each user, 0 where unknown."""
         return _rows(self._attributes_UF, self._users.find(user_Q))
@@ -77,8 +84,14 @@ class Catalogue:
         return [(self._title_N[at] or "") if at >= 0 else "" for at in self._items.find(item_Q)]
 
     def snapshot(self) -> CatalogueUpdate:
-        """Everything as one update: applied to an empty catalogue it gives an equal one."""
-        n, u = len(self._items), len(self._users)
+        """Everything as one update: applied to an empty catalogue it gives an equal one.
+
+        Users who were deleted are not in it; of a deleted item the id stays, by which its events are known.
+        """
+        n = len(self._items)
+        here_U = np.flatnonzero(~self._deleted_U[: len(self._users)])
+        # By id, not by arrival: whoever was deleted and comes back stands where a restored run would put them.
+        order_U = here_U[np.argsort(self._users.ids[here_U])]
         categories_NC = self._categories_NC[:n]
         items = [
             pa.array(self._items.ids),
@@ -86,9 +99,13 @@ class Catalogue:
             _ragged(categories_NC, categories_NC != 0),
             pa.array(self._deleted_N[:n]),
         ]
-        attributes_UF = self._attributes_UF[:u]
+        attributes_UF = self._attributes_UF[order_U]
         attributes = _ragged(attributes_UF, np.ones(attributes_UF.shape, np.bool_))
-        users = [pa.array(self._users.ids), attributes, pa.array(self._deleted_U[:u])]
+        users = [
+            pa.array(self._users.ids[order_U]),
+            attributes,
+            pa.array(np.zeros(len(order_U), np.bool_)),
+        ]
         return CatalogueUpdate(pa.table(items, schema=ITEM_SCHEMA), pa.table(users, schema=USER_SCHEMA))
 
     def _apply_items(self, items: pa.Table) -> None:

@@ -156,6 +156,51 @@ def clear(log: EventLog, slot: int) -> None:
 
 
 @njit(cache=True, nogil=True)
+def drop_items(log: EventLog, slot: int, item_D: Int64s) -> int:
+    """Takes the events of some items (ascending) out of a user's chain; how many went. What stays keeps its order.
+
+    A user of whom nothing stays is cleared; of the others the number of events ever stays as it was.
+    """
+    length = log.length_U[slot]
+    chunk, left, found = log.head_U[slot], length, 0
+    while left > 0:
+        taken = min(left, CHUNK)
+        for k in range(taken):
+            found += _is_among(log.items_CK[chunk, k], item_D)
+        left -= taken
+        chunk = log.next_C[chunk]
+    if found == 0:
+        return 0
+    if found == length:
+        clear(log, slot)
+        return found
+    items, has_times = np.empty(length, np.int64), log.times_CK.shape[1] > 0
+    times = np.empty(length if has_times else 0, np.int64)
+    copy_last(log, log.items_CK, slot, length, items, length)
+    if has_times:
+        copy_last(log, log.times_CK, slot, length, times, length)
+    count = log.count_U[slot]
+    clear(log, slot)
+    kept = 0
+    for n in range(length):
+        if not _is_among(items[n], item_D):
+            items[kept] = items[n]
+            if has_times:
+                times[kept] = times[n]
+            kept += 1
+    # The chunks that were freed just now are enough.
+    append(log, slot, items, times, 0, kept, length)
+    log.count_U[slot] = count
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _is_among(item: np.int64, item_D: Int64s) -> bool:
+    place = np.searchsorted(item_D, item)
+    return bool(place < len(item_D) and item_D[place] == item)
+
+
+@njit(cache=True, nogil=True)
 def _add_chunk(log: EventLog, slot: int) -> None:
     log.free[0] -= 1
     chunk = log.free_C[log.free[0]]

@@ -13,6 +13,7 @@ from streaming.event_log import (
     append,
     clear,
     copy_last,
+    drop_items,
     new_log,
     with_free_chunks,
     with_users,
@@ -122,13 +123,19 @@ class EventStore:
         _remove(self._log, slot_Q[slot_Q >= 0])
         self._removed.append(self._index.ids[slot_Q[slot_Q >= 0]])
 
+    def drop_items(self, item_Q: Int64s) -> None:
+        """Takes the events of these items out of everybody's."""
+        if len(item_Q):
+            changed = _drop_items(self._log, len(self), np.unique(item_Q))
+            self._removed.append(self._index.ids[changed])
+
     @property
     def ids(self) -> Int64s:
         """int64 (len,): the user of each slot, also of those who were removed; a view."""
         return self._index.ids
 
     def take_removed(self) -> Int64s:
-        """int64: users who were removed since the last call; they may be back."""
+        """int64: users who lost events since the last call; they may have others."""
         removed = np.concatenate([np.empty(0, np.int64), *self._removed])
         self._removed = []
         return removed
@@ -159,6 +166,17 @@ def _append_runs(
 def _remove(log: EventLog, slot_Q: Int32s) -> None:
     for slot in slot_Q:
         clear(log, slot)
+
+
+@njit(cache=True, nogil=True)
+def _drop_items(log: EventLog, users: int, item_D: Int64s) -> Int32s:
+    """The slots that lost events."""
+    changed, count = np.empty(users, np.int32), 0
+    for slot in range(users):
+        if drop_items(log, slot, item_D) > 0:
+            changed[count] = slot
+            count += 1
+    return changed[:count]
 
 
 @njit(cache=True, nogil=True)

@@ -39,6 +39,11 @@ class UserStore(EventStore):
         super().remove(user_Q)
         self.negatives.remove(user_Q)
 
+    def drop_items(self, item_Q: Int64s) -> None:
+        """Takes these items out of everybody's events and explicit negatives."""
+        super().drop_items(item_Q)
+        self.negatives.drop_items(item_Q)
+
     def last(self, user_Q: Int64s, limit: int) -> tuple[Int64s, Int64s, Int64s]:
         """The last events of each user.
 

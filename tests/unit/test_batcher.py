@@ -14,6 +14,8 @@ from streaming.position import Position
 from streaming.schema import DECODED_SCHEMA, TRAINING_BATCH_SCHEMA
 from streaming.validation import Decoded
 
+DELETED = 666
+
 
 class ListSource:
     """Events of one or more partitions, all ready at once."""
@@ -46,6 +48,9 @@ class ListSource:
 class NoAttributes:
     def user_attributes(self, users):
         return np.stack([users * 10, users * 10 + 1], axis=1)
+
+    def is_deleted(self, items):
+        return items == DELETED
 
 
 class Sink(list):

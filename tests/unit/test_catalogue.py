@@ -57,8 +57,11 @@ def test_a_tombstone_deletes_until_the_next_record():
     assert catalogue.item_ids.tolist() == []
     assert catalogue.categories(np.array([1])).tolist() == [[0, 0]]
     assert catalogue.user_attributes(np.array([4])).tolist() == [[0, 0]]
+    assert catalogue.is_deleted(np.array([1, 2, 3])).tolist() == [True, True, False]
     catalogue.apply(_update([_item(2, "two again")]))
     assert _titles(catalogue) == {2: "two again"}
+    assert not catalogue.is_deleted(np.array([2])).any()
+    assert catalogue.snapshot().users.num_rows == 0
 
 
 def test_attributes_stand_in_the_order_of_the_settings_and_unknown_ones_are_zero():

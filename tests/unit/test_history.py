@@ -136,3 +136,35 @@ def test_the_id_index_numbers_ids_in_order_of_arrival():
         assert index.find(ids).tolist() == [expected.get(int(i), -1) for i in ids]
         assert index.add(ids).tolist() == [expected.setdefault(int(i), len(expected)) for i in ids]
     assert index.ids.tolist() == list(expected)
+
+
+@pytest.mark.parametrize(("history_length", "seen_length"), [(3, 64), (50, 10)])
+def test_users_and_items_that_are_taken_out_leave_everything_else_as_it_was(history_length, seen_length):
+    rng = np.random.default_rng(7)
+    store, few = UserStore(history_length, seen_length), 40
+    past = {u: [] for u in range(20)}
+    for round_ in range(6):
+        for user in past:
+            items = rng.integers(0, few, rng.integers(1, 60))
+            store.append(np.array([user]), np.zeros(1, np.int32), np.array([0, len(items)]), items, items * 2)
+            past[user] += items.tolist()
+        # As many as the store keeps, chunks being freed whole, may be shown; the last ones always are.
+        gone_user, gone_items = round_, rng.integers(0, few, 3)
+        store.take_removed()
+        store.drop_items(gone_items)
+        store.remove(np.array([gone_user]))
+        retained = store.retained
+        kept = {u: [i for i in items[-retained:] if i not in gone_items] for u, items in past.items()}
+        kept[gone_user] = []
+        found, times, offset = store.last(np.array([*past]), retained)
+        for q, user in enumerate(past):
+            stretch = found[offset[q] : offset[q + 1]].tolist()
+            assert stretch[len(stretch) - len(kept[user]) :] == kept[user]
+            assert (times[offset[q] : offset[q + 1]] == 2 * found[offset[q] : offset[q + 1]]).all()
+            assert not set(stretch) & set(gone_items.tolist())
+            past[user] = stretch
+        assert gone_user not in store.users()
+        assert gone_user in store.take_removed()
+    again = UserStore(history_length, seen_length)
+    again.load(store.to_table(0))
+    assert again.to_table(0) == store.to_table(0)
