@@ -34,7 +34,7 @@ from tests.chaos.faults import Fault, plan
 from tests.chaos.group import FINISHED, drive, is_alive, read_status, wait_until_gone
 
 EVENTS, USERS, ITEMS = 4000, 60, 80
-_ATTEMPT_TIMEOUT_S = 120.0
+_ATTEMPT_TIMEOUT_S = 400.0
 _log = logging.getLogger(__name__)
 
 

@@ -135,7 +135,7 @@ def fill_topics(stream: StreamConfig, population: Population, window: Window) ->
 def open_worker(config: FreshetConfig, population: Population, window: Window) -> Worker:
     """A worker with an open stream, a known catalogue and full histories, before its first step."""
     worker = Worker(config, Collectives(), torch.device("cpu"))
-    worker._resume()
+    worker._checkpointer = worker._resume()
     worker._open_stream()
     worker.run.catalogue.apply(population.catalogue())
     per_partition = window.prefill // window.partitions

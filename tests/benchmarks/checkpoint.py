@@ -1,0 +1,216 @@
+"""A delta checkpoint against a full one, and training with a checkpoint every 30 s against training without.
+
+    python tests/benchmarks/checkpoint.py [--json FILE] [--runs N] [--rows N] [--share S] [--every S] [--windows N]
+
+One rank in memory, dim 64, row-wise Adam. First, alternately: rows are touched and a delta is committed; then a full
+one is; each with its bytes, its time from begin to commit, and how long it held up training. Then windows of as many
+steps as take `--every` seconds, alternately without and with one checkpoint (a delta of what the window trained on),
+written by the thread while the steps go on. Ratios are medians of paired runs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+
+from cluster.checkpoint import CheckpointStore
+from cluster.checkpointing import Checkpointer
+from cluster.collectives import Collectives
+from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.training_run import TrainingRun
+from cluster.worker_state import checkpointer_of
+from model.config import ModelConfig
+from streaming.batcher import Batcher
+from streaming.config import StreamConfig
+from tests.benchmarks.support.synthetic import Population
+from tests.benchmarks.support.window import Clock
+from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
+
+MOST_BYTES, MOST_TIME, LEAST_THROUGHPUT, MOST_STALL = 0.10, 0.10, 0.97, 0.10
+PARTITIONS, BATCH = 4, 256
+POPULATION = Population(users=20_000, items=50_000)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--share", type=float, default=0.05, help="of the rows that a delta has")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between checkpoints")
+    parser.add_argument("--windows", type=int, default=5, help="pairs of windows; 0 = none")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        run = big_run(arguments.rows)
+        store = CheckpointStore(folder, keep=1)
+        checkpointer = checkpointer_of(run, store, Collectives())
+        sizes = deltas_and_fulls(run, checkpointer, arguments.runs, arguments.share)
+        paces = windows(run, checkpointer, arguments.windows, arguments.every) if arguments.windows else {}
+        checkpointer.close()
+    result = {
+        "name": "checkpoint",
+        "baseline": "a full checkpoint; training without checkpoints",
+        **sizes,
+        **paces,
+        "required": {
+            "bytes_ratio": MOST_BYTES,
+            "time_ratio": MOST_TIME,
+            "stall_share": MOST_STALL,
+            "throughput_ratio": LEAST_THROUGHPUT,
+        },
+        "settings": {k: v for k, v in vars(arguments).items() if k != "json"},
+    }
+    result["passed"] = passed(result)
+    print(json.dumps(result, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if result["passed"] else 1
+
+
+def passed(result: dict[str, Any]) -> bool:
+    """Whether every ratio that was measured is on its side of the border."""
+    small = result["bytes_ratio"] <= MOST_BYTES and result["time_ratio"] <= MOST_TIME
+    return (
+        small
+        and result["stall_share"] <= MOST_STALL
+        and result.get("throughput_ratio", 1) >= LEAST_THROUGHPUT
+    )
+
+
+def big_run(rows: int) -> TrainingRun:
+    """A run whose table has so many rows, with state as after some training."""
+    config = FreshetConfig(
+        stream=StreamConfig(),
+        model=ModelConfig(dim=64),
+        train=TrainConfig(batch_events=BATCH, checkpoint_full_every=1000, checkpoint_full_share=1000.0),
+        evaluation=EvaluationConfig(sample_fraction=0.0),
+        device="cpu",
+    )
+    run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
+    run.catalogue.apply(POPULATION.catalogue())
+    run.table.add(np.zeros(rows, np.int16), np.arange(1, rows + 1))
+    _open_stream(run)
+    return run
+
+
+def _open_stream(run: TrainingRun) -> None:
+    source = MemorySource(_LOG, run.partitions)
+    stream = (run.config.stream, source, run.users, run.catalogue, NoDeadLetters(), run.stream.admission)
+    run._opened = (source, Batcher(*stream), None)
+
+
+_LOG = partitioned_log(POPULATION.events(300_000), PARTITIONS)
+
+
+def deltas_and_fulls(run: TrainingRun, checkpointer: Checkpointer, runs: int, share: float) -> dict[str, Any]:
+    """Alternately a delta of so many rows and a full one, nothing else going on."""
+    rows = len(run.table)
+    rng = np.random.default_rng(1)
+    full = [_written(run, checkpointer)]
+    delta = []
+    for _ in range(runs):
+        _touch(run, rng.choice(rows, int(rows * share), replace=False) + 1)
+        delta.append(_written(run, checkpointer))
+        checkpointer.start_new_chain()
+        full.append(_written(run, checkpointer))
+    pairs = list(zip(delta, full[1:], strict=True))
+    return {
+        "bytes_ratio": statistics.median(d["bytes"] / f["bytes"] for d, f in pairs),
+        "time_ratio": statistics.median(d["seconds"] / f["seconds"] for d, f in pairs),
+        "stall_share": statistics.median(d["stall_s"] / f["seconds"] for d, f in pairs),
+        "full_copy_share": statistics.median(f["stall_s"] / f["seconds"] for f in full[1:]),
+        "full_longest_pause_share": statistics.median(f["pause_s"] / f["seconds"] for f in full[1:]),
+        "deltas": delta,
+        "fulls": full[1:],
+    }
+
+
+def _touch(run: TrainingRun, ids: np.ndarray) -> None:
+    for some in np.array_split(ids, max(1, len(ids) // 10_000)):
+        lookup = run.table.lookup(np.zeros(len(some), np.int16), np.ascontiguousarray(some))
+        lookup.rows_UD.grad = torch.full_like(lookup.rows_UD, 0.01)
+        run.table.apply_gradients(lookup, 0.01)
+
+
+def _written(run: TrainingRun, checkpointer: Checkpointer) -> dict[str, float]:
+    """Bytes, seconds from begin to commit, and how long the loop of a worker would have been held up."""
+    checkpointer._thread.submit(time.sleep, 0).result()  # what the last one has made old is removed first
+    started = time.perf_counter()
+    run.step += 1
+    pause, committed = 0.0, None
+    checkpointer.begin(run.step)
+    pause = max(pause, checkpointer.stalls_s[-1])
+    while not checkpointer.idle:
+        before = checkpointer.stalls_s[-1]
+        if checkpointer.ready:
+            committed = checkpointer.advance()
+        else:
+            checkpointer.copy_some()
+            time.sleep(0.0005)
+        pause = max(pause, checkpointer.stalls_s[-1] - before)
+    assert committed is not None
+    return {
+        "bytes": committed.size,
+        "seconds": time.perf_counter() - started,
+        "stall_s": checkpointer.stalls_s[-1],
+        "pause_s": pause,
+    }
+
+
+def windows(run: TrainingRun, checkpointer: Checkpointer, pairs: int, every_s: float) -> dict[str, Any]:
+    """Alternating windows of the same steps; in the second of a pair one checkpoint begins after a third of them."""
+    warm = _window(run, None, 10)
+    steps = max(10, int(every_s / (warm.wall_s / 10)))
+    without, with_ = [], []
+    for _ in range(pairs):
+        without.append(_window(run, None, steps))
+        with_.append(_window(run, checkpointer, steps))
+    ratios = [a.wall_s / b.wall_s for a, b in zip(without, with_, strict=True)]
+    return {
+        "throughput_ratio": statistics.median(ratios),
+        "throughput_ratios": ratios,
+        "throughput_ratio_by_cpu": statistics.median(
+            a.cpu_s / b.cpu_s for a, b in zip(without, with_, strict=True)
+        ),
+        "examples_per_s": statistics.median(w.examples_per_s for w in with_),
+        "steps": steps,
+    }
+
+
+def _window(run: TrainingRun, checkpointer: Checkpointer | None, steps: int) -> Any:
+    _open_stream(run)
+    examples = 0
+    clock = Clock()
+    for step in range(steps):
+        if checkpointer is not None:
+            if step == steps // 3:
+                checkpointer.begin(run.step)
+            elif checkpointer.ready:
+                checkpointer.advance()
+            checkpointer.copy_some()
+        batch = run.batcher.next_batch(BATCH // PARTITIONS)
+        prepared = run.train_step.prepare(batch, run.step)
+        run.train_step.train(prepared, run.step)
+        run.ledger.add_batch(batch)
+        examples += prepared.global_targets.events
+        run.step += 1
+    timing = clock.read(examples)
+    if checkpointer is not None and not checkpointer.idle:
+        raise RuntimeError(f"the checkpoint was not committed within {steps} steps: lengthen --every")
+    return timing
+
+
+if __name__ == "__main__":
+    sys.exit(main())
