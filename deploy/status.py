@@ -38,7 +38,7 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
 
     storage = Path(config.storage_path)
     record = read_progress(storage)
-    checkpoints = _manifests(storage / "checkpoints", "step-*")
+    checkpoints = _checkpoints(config)
     versions = _manifests(storage / "index", "v*")
     if record is None and not checkpoints and not versions:
         raise NothingThere(
@@ -65,6 +65,22 @@ def _live_text(status: dict[str, Any]) -> str:
         return "no version yet"
     probes = f"nprobe {live.get('nprobe', '–')} of {live.get('nlist', '–')}"
     return f"{number(live.get('items'))} items, recall@10 {rate(live.get('recall'))} ({probes})"
+
+
+def _checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
+    """Manifests, oldest first; on a disk they are read without loading what writes them."""
+    location = config.checkpoint_location
+    if "://" not in location:
+        return _manifests(Path(location).expanduser(), "step-*")
+    from cluster.checkpoint import CheckpointError, CheckpointStore, read_manifest
+
+    store, found = CheckpointStore(location), []
+    for name in store.names():
+        try:
+            found.append({**read_manifest(store.storage, name), "name": name})
+        except CheckpointError:
+            continue  # `freshet checkpoint list` says so
+    return found
 
 
 def _manifests(folder: Path, pattern: str) -> list[dict[str, Any]]:

@@ -24,7 +24,11 @@ def run(tmp_path, monkeypatch, progress_record):
     (version / "manifest.json").write_text(json.dumps({"items": 1682, "recall": 0.987}))
     (tmp_path / "index" / "CURRENT").write_text("v00000006\n")
     monkeypatch.setattr("streaming.source.end_offsets", lambda config, topic: {0: 24, 1: 26})
-    return SimpleNamespace(storage_path=str(tmp_path), stream=SimpleNamespace(interactions_topic="i"))
+    return SimpleNamespace(
+        storage_path=str(tmp_path),
+        checkpoint_location=str(tmp_path / "checkpoints"),
+        stream=SimpleNamespace(interactions_topic="i"),
+    )
 
 
 def test_the_status_has_checkpoints_versions_and_the_lag(run):
@@ -48,7 +52,9 @@ def test_a_broker_that_does_not_answer_leaves_the_rest_of_the_status(run, monkey
 
 
 def test_an_empty_storage_path_is_an_error_that_names_the_setting(tmp_path):
-    config = SimpleNamespace(storage_path=str(tmp_path), stream=None)
+    config = SimpleNamespace(
+        storage_path=str(tmp_path), checkpoint_location=str(tmp_path / "checkpoints"), stream=None
+    )
     with pytest.raises(NothingThere, match="storage_path"):
         collect_status(config)
 
