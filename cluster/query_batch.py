@@ -12,6 +12,9 @@ from streaming.schema import TRAINING_BATCH_SCHEMA
 
 Int64Array = npt.NDArray[np.int64]
 
+AFTER_ALL_MS = np.iinfo(np.int64).max
+"""The time of a placeholder event: later than any history."""
+
 
 def query_batch(
     user_Q: Int64Array, users: UserStore, attributes: UserAttributes, history_length: int
@@ -55,7 +58,7 @@ def history_batch(
     ends = np.cumsum(length_Q)
     with_place_Q1 = np.concatenate([[0], ends + np.arange(1, queries + 1)])
     padded_items = np.insert(items, ends, 0)
-    padded_times = np.insert(times, ends, 0)
+    padded_times = np.insert(times, ends, AFTER_ALL_MS)
     one_Q1 = np.arange(queries + 1)
     zeros_Q = np.zeros(queries, np.int64)
     width = attributes_QF.shape[1]

@@ -22,6 +22,13 @@ class ModelConfig:
     layers: int = field(default=2, metadata={"help": "transformer blocks of the user tower"})
     heads: int = field(default=2, metadata={"help": "attention heads; must divide dim"})
     history_length: int = field(default=50, metadata={"help": "items of history that a query sees (W)"})
+    history_before: Literal["event", "time"] = field(
+        default="event",
+        metadata={
+            "help": "what an event's history ends before: the event itself, or all of the user's events of its time "
+            "(baskets: what is bought together does not foretell one another)"
+        },
+    )
     augmented_dim: int = field(default=32, metadata={"help": "width of the augmented vectors (A)"})
     max_categories: int = field(default=8, metadata={"help": "categories of an item that are read"})
     source_items: int = field(
@@ -119,6 +126,7 @@ class ModelConfig:
             self.negative_sequence in ("explicit", "older_half"),
             "be explicit or older_half",
         )
+        self._require("history_before", self.history_before in ("event", "time"), "be event or time")
         self._require("history_mask", self.history_mask in ("past", "all"), "be past or all")
         self._require("loss", self.loss in ("softmax", "pointwise"), "be softmax or pointwise")
         self._require("similarity", self.similarity in ("cosine", "dot"), "be cosine or dot")

@@ -173,7 +173,7 @@ def query_inputs(
         batch: one row per run; the events are `items[context_length:]`.
         categories: of items.
         keys: collects the rows that are needed.
-        config: reads `user_id_embedding`, `source_items`.
+        config: reads `user_id_embedding`, `source_items`, `history_before`.
     Raises:
         ValueError: rows with different numbers of user attributes.
     """
@@ -188,7 +188,8 @@ def query_inputs(
     valid_I = np.arange(ids_I.shape[0]) > 0
     category_IK = categories(ids_I[1:])
     category_IK = np.concatenate([np.zeros((1, category_IK.shape[1]), np.int64), category_IK])
-    sequence_E, position_E = rows.row_T[rows.is_event_T], rows.within_T[rows.is_event_T]
+    history_T = rows.within_T if config.history_before == "event" else rows.before_its_time(batch)
+    sequence_E, position_E = rows.row_T[rows.is_event_T], history_T[rows.is_event_T]
     activity_E = rows.events_before_N[sequence_E] + position_E - rows.context_N[sequence_E]
     bucket_E = activity_bucket(activity_E)
     attribute_NF = _attributes(batch)
@@ -251,6 +252,13 @@ class _Rows:
             within_T=within_T,
             is_event_T=within_T >= np.repeat(context_N, length_N),
         )
+
+    def before_its_time(self, batch: pa.RecordBatch) -> Int64Array:
+        """How many tokens of its row stand before a token and before all of its time that stand with it, int64 (T,)."""
+        times_T = _values(batch, "times_ms").astype(np.int64)
+        first_T = (self.within_T == 0) | (np.diff(times_T, prepend=times_T[:1]) != 0)
+        place_T = np.maximum.accumulate(np.where(first_T, np.arange(times_T.shape[0]), 0))
+        return self.within_T[place_T]
 
     def older_halves(self) -> tuple[Int64Array, Int64Array]:
         """Items of the older half of each row that has four or more, one row after another, and how many of each."""

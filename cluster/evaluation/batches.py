@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cluster.evaluation.interactions import Interactions
 from cluster.evaluation.protocols import Queries, Split
+from cluster.query_batch import AFTER_ALL_MS
 from streaming.schema import TRAINING_BATCH_SCHEMA
 
 Int64Array = npt.NDArray[np.int64]
@@ -113,7 +114,8 @@ def _rows(
     weights = interactions.weight_T[targets_at]
     if placeholder:
         # A query has one event whose item nobody looks at.
-        items, times = np.insert(items, offset_B1[1:], 0), np.insert(times, offset_B1[1:], 0)
+        items = np.insert(items, offset_B1[1:], 0)
+        times = np.insert(times, offset_B1[1:], AFTER_ALL_MS)
         offset_B1 = offset_B1 + np.arange(rows + 1)
         targets_at, target_offset_B1 = np.zeros(rows, np.int64), np.arange(rows + 1)
         weights = np.ones(rows, np.float32)

@@ -22,8 +22,13 @@ from cluster.evaluation.overrides import leaves
 from cluster.evaluation.ranking import rank
 from cluster.evaluation.systems import SYSTEMS, create
 
-FORMAT = 1
+FORMAT = 2
 """Of a cell's result; another one is another cell."""
+
+
+def default_settings() -> dict[str, Any]:
+    """All settings that nobody changed, by dotted key."""
+    return dict(leaves(FreshetConfig()))
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,15 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Names the result: equal for equal work, also across sweeps, and another one for any other setting."""
+        """Names the result: equal for equal work, also across sweeps, and another one for any other setting.
+
+        Settings that have their default value are not in it, so that a version with a new setting still finds what one
+        without it has finished; CellFiles sees to it that a default is still what it was.
+        """
         seed = self.seed if SYSTEMS[self.system].depends_on_seed else 0
-        depends = [FORMAT, self.system, seed, self.trial > 0, self.data_fingerprint, self.settings]
+        defaults = default_settings()
+        changed = {name: value for name, value in self.settings.items() if value != defaults[name]}
+        depends = [FORMAT, self.system, seed, self.trial > 0, self.data_fingerprint, changed]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         return f"{self.system}-{'trial' if self.trial else f'seed{seed}'}-{digest[:16]}"
 

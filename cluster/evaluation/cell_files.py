@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.evaluation.cell import FORMAT, CellResult
+from cluster.evaluation.cell import FORMAT, Cell, CellResult, default_settings
 from cluster.evaluation.fitting import Fitted
 from cluster.evaluation.measures import RankedTargets
 from retrieval.durable_files import fsync_directory, sha256, write_durably
@@ -31,11 +31,12 @@ class CellFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, key: str) -> CellResult | None:
-        """A finished cell's result; None if there is none, or one that is not whole."""
+    def load(self, cell: Cell) -> CellResult | None:
+        """A finished cell's result; None if there is none, one that is not whole, or one of other settings."""
+        key = cell.key
         try:
             record = json.loads((self.folder / f"{key}.json").read_bytes())
-            if record["format"] != FORMAT or record["key"] != key:
+            if record["format"] != FORMAT or record["key"] != key or not _same(record["settings"], cell):
                 return None
             return _result(record, self._ranks(key, record["ranks_sha256"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -65,6 +66,12 @@ class CellFiles:
             raise ValueError(f"{path} is not what was written")
         with np.load(path, allow_pickle=False) as arrays:
             return RankedTargets(**{name: arrays[name] for name in arrays.files})
+
+
+def _same(recorded: dict[str, Any], cell: Cell) -> bool:
+    """Whether a result's settings are the cell's; one that its version did not know has to have its default."""
+    wanted, defaults = (json.loads(json.dumps(each)) for each in (cell.settings, default_settings()))
+    return all(recorded.get(name, defaults[name]) == value for name, value in wanted.items())
 
 
 def _packed(ranks: RankedTargets) -> bytes:

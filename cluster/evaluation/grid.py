@@ -93,7 +93,7 @@ def run_grid(cells: Iterable[Cell], runner: Runner, files: CellFiles, tell: Tell
     for cell in cells:
         first_of.setdefault(cell.key, cell)
     for key, cell in first_of.items():
-        result = files.load(key)
+        result = files.load(cell)
         if result is None:
             missing.append(cell)
         else:

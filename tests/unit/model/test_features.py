@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cluster.query_batch import history_batch
 from model.config import ModelConfig
 from model.features import (
     ACTIVITY,
@@ -191,3 +192,31 @@ def test_the_paper_s_negative_sequence_is_the_older_half_of_the_row(
         start = int(negatives.start_N[n])
         tokens = negatives.token_RL.reshape(-1)[start : start + 2]
         assert [names[int(inputs.item_row_I[t])] for t in tokens] == [(ITEM, item) for item in items]
+
+
+def test_a_basket_s_events_read_what_was_before_the_basket_when_history_ends_before_their_time(
+    run_class, batch_of, item_categories, config
+):
+    batch = batch_of([run_class(1, [4, 5], [6, 7, 8, 9]), run_class(2, [], [4, 5, 6])])
+    times = [[10, 20, 20, 30, 30, 40], [40, 40, 50]]
+    place = batch.schema.get_field_index("times_ms")
+    batch = batch.set_column(place, batch.schema.field(place), pa.array(times, pa.list_(pa.int64())))
+    settings = replace(config, history_before="time")
+    inputs = query_inputs(batch, item_categories, KeyCollector(), settings)
+    # 6 is of one time with 5, which is context; the second user's 4 and 5 have nothing before them.
+    assert inputs.position_E.tolist() == [1, 3, 3, 5, 0, 0, 2]
+    names = KeyCollector()
+    activity = query_inputs(batch, item_categories, names, settings).activity_row_E.tolist()
+    before = [0 if row == 0 else dict(_key_names(names))[row][1] for row in activity]
+    assert before == activity_bucket(np.array([1, 3, 3, 5, 0, 0, 2])).tolist()
+    plain = query_inputs(batch, item_categories, KeyCollector(), config)
+    assert plain.position_E.tolist() == [2, 3, 4, 5, 0, 1, 2]
+
+
+def test_a_query_s_placeholder_comes_after_its_whole_history(item_categories, config):
+    one = np.array([3])
+    batch = history_batch(
+        one, np.array([2]), np.array([4, 5]), np.array([7, 7]), np.array([2]), np.zeros((1, 0), np.int64)
+    )
+    inputs = query_inputs(batch, item_categories, KeyCollector(), replace(config, history_before="time"))
+    assert inputs.position_E.tolist() == [2]

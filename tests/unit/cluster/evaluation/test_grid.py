@@ -112,9 +112,33 @@ def test_a_process_that_dies_while_it_writes_leaves_no_result(tmp_path, runs, mo
         patch.setattr("cluster.evaluation.cell_files.os.replace", dies)
         with pytest.raises(KeyboardInterrupt):
             CellFiles(tmp_path).save(result)
-    assert CellFiles(tmp_path).load(cells[0].key) is None
+    assert CellFiles(tmp_path).load(cells[0]) is None
     CellFiles(tmp_path).save(result)
-    assert CellFiles(tmp_path).load(cells[0].key) is not None
+    assert CellFiles(tmp_path).load(cells[0]) is not None
+
+
+def test_a_result_of_a_version_without_a_setting_is_found_while_the_setting_has_its_default(tmp_path, runs):
+    [cell] = _cells("dssm", seeds=(1,))
+    _run(tmp_path, [cell])
+    path = tmp_path / f"{cell.key}.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["model.members"]
+    path.write_text(json.dumps(record))
+    assert CellFiles(tmp_path).load(cell) is not None
+    other = replace(cell, config=with_settings(cell.config, {"model.members": 2}))
+    assert other.key != cell.key
+
+
+def test_a_result_from_before_a_default_changed_is_measured_again(tmp_path, runs):
+    [cell] = _cells("dssm", seeds=(1,))
+    _run(tmp_path, [cell])
+    path = tmp_path / f"{cell.key}.json"
+    record = json.loads(path.read_text())
+    record["settings"]["model.init_std"] = 0.5  # the default of then, so that it is not in the name
+    path.write_text(json.dumps(record))
+    runs.clear()
+    _run(tmp_path, [cell])
+    assert runs == [cell.key]
 
 
 @pytest.mark.parametrize(
