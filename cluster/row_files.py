@@ -52,7 +52,8 @@ class RowPart:
         for start in range(0, max(1, rows.shape[0]), at_once):
             some = rows[start : start + at_once]
             # Rows may have been removed between two slices; the changes say which.
-            yield f"{self._stem}.arrow", row_columns(self._table, _still_there(some, self._table.rows()))
+            there = self._table.index.find(*self._table.keys_of(some)) == some
+            yield f"{self._stem}.arrow", row_columns(self._table, some[there])
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""
@@ -164,15 +165,6 @@ def _copy(index: KeyIndex) -> KeyIndex:
     tables, ids = index.keys()
     copied.add(tables.copy(), ids.copy())
     return copied
-
-
-def _still_there(some: Int64Array, living: Int64Array) -> Int64Array:
-    """Those of `some` that are in `living`; both ascending."""
-    if living.shape[0] == 0:
-        return some[:0]
-    at = np.minimum(np.searchsorted(living, some), living.shape[0] - 1)
-    found: Int64Array = some[living[at] == some]
-    return found
 
 
 def _overlaps(file: RowFile, low: int, high: int) -> bool:
