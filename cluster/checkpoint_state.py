@@ -21,7 +21,7 @@ from cluster.catalogue_files import USERS as CATALOGUE_USERS
 from cluster.checkpoint import Checkpoint, read_table, read_tensors
 from cluster.ledger import PartitionLedger
 from cluster.row_files import PREFIX as ROWS
-from cluster.row_files import merged_rows
+from cluster.row_files import WAITING, merged_rows
 from cluster.tower_files import FILE as TOWERS
 from cluster.user_files import merged_ledger, merged_users, partitions_in
 from model.key_index import KeyIndex
@@ -57,7 +57,7 @@ class State:
 def read_state(checkpoint: Checkpoint) -> State:
     """The state of a verified checkpoint, all of it in memory."""
     tensor_files = [TOWERS, *_WHOLE_TENSORS, *_own(checkpoint, "rng-")]
-    table_files = [ITEMS, CATALOGUE_USERS, *_own(checkpoint, "admission-")]
+    table_files = [ITEMS, CATALOGUE_USERS, *_own(checkpoint, "admission-"), *_own(checkpoint, WAITING)]
     partitions = partitions_in(checkpoint)
     return State(
         {k: v for k, v in checkpoint.manifest.items() if k not in _NOT_STATE},

@@ -5,6 +5,7 @@
 | `rows-LLLL-HHHH.arrow` | every row of the range, in slices that were copied one after the other |
 | `rows-LLLL-HHHH.changes.arrow` | rows that are new or other than in what comes before, whole |
 | `rows-LLLL-HHHH.removed.arrow` | keys that have no row any more |
+| `waiting-LLLL-HHHH.arrow` | keys that are counted before they have a row; whole in every checkpoint |
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from model.key_index import KeyIndex
 from retrieval.durable_files import FileEntry
 
 PREFIX = "rows-"
+WAITING = "waiting-"
 _REMOVED = ".removed"
 _SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
 
@@ -113,6 +115,32 @@ def load_rows(
             if file in gone:
                 wanted &= gone[file].find(tables, ids) < 0
             _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice)
+
+
+def waiting_tables(table: ShardedEmbedding, rank: int, world: int) -> dict[str, pa.Table]:
+    """The file of this rank's keys without a row, if keys have to wait at all."""
+    if not table.limits.has_shared_rows:
+        return {}
+    low, high = bucket_range(rank, world)
+    return {f"{WAITING}{low:04d}-{high:04d}.arrow": table.waiting.to_table()}
+
+
+def load_waiting(files: Iterable[RowFile], table: ShardedEmbedding, rank: int, world: int) -> None:
+    """Read the keys whose buckets this rank owns, from files written by any number of ranks.
+
+    Args:
+        files: of one checkpoint; every one of a chain has them all.
+        table: gets the keys, unless it makes all rows at once.
+        rank: this rank.
+        world: how many there are.
+    """
+    if not table.limits.has_shared_rows:
+        return
+    low, high = bucket_range(rank, world)
+    for file in files:
+        waiting = read_table(file)
+        buckets = buckets_of(*_keys(waiting))
+        table.waiting.load(waiting.filter(pa.array((buckets >= low) & (buckets < high))))
 
 
 def merged_rows(files: Sequence[RowFile]) -> pa.Table:

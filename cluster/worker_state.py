@@ -3,6 +3,7 @@
 | file | written by | holds | in a delta |
 |---|---|---|---|
 | `rows-LLLL-HHHH…` | every rank | embedding rows of the buckets it owns (`row_files.py`) | what changed |
+| `waiting-LLLL-HHHH.arrow` | every rank | keys that are counted before they have a row (`row_files.py`) | all |
 | `users-pPPPPP…`, `ledger-pPPPPP…` | reader of the partition | histories, counts (`user_files.py`) | what changed |
 | `admission-pPPPPP.arrow` | reader of the partition | last event ids and watermark (`stream_state.py`) | all |
 | `towers.safetensors` | rank 0 | towers and their AdamW moments | all |
@@ -31,7 +32,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.progressive import Curve, ProgressiveValidation
 from cluster.row_files import PREFIX as ROWS
-from cluster.row_files import RowPart, load_rows
+from cluster.row_files import WAITING, RowPart, load_rows, load_waiting, waiting_tables
 from cluster.stream_state import load_moved_users, merged, saved_stream
 from cluster.tower_files import FILE as TOWERS
 from cluster.tower_files import load_towers, tower_tensors
@@ -80,7 +81,7 @@ def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives)
 
 def take_snapshot(run: TrainingRun, comm: Collectives) -> Snapshot:
     """Copies of what is small, between two steps."""
-    tables = run.stream.tables(run.partitions)
+    tables = run.stream.tables(run.partitions) | waiting_tables(run.table, comm.rank, comm.world)
     tensors = {_rng_file(comm.rank): _generators(run.device)}
     if comm.rank == 0:
         tables |= catalogue_tables(run.catalogue)
@@ -163,6 +164,8 @@ def restore_learnt(
     """
     load_towers(checkpoint.file(TOWERS), run.model, run.train_step.optimizer, advice=advice)
     load_rows(checkpoint.files(ROWS), run.table, comm.rank, comm.world, advice=advice)
+    own = [e["name"] for e in checkpoint.manifest["files"] if e["name"].startswith(WAITING)]
+    load_waiting(map(checkpoint.file, own), run.table, comm.rank, comm.world)
     run.step = int(checkpoint.manifest["step"])
     run.train_step.events_seen = float(checkpoint.manifest["events_seen"])
 

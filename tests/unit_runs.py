@@ -53,9 +53,10 @@ def small_config(signals=None, **model):
     )
 
 
-def small_run(checkpoint=None, with_actions=False, **model):
+def small_run(checkpoint=None, with_actions=False, table=None, **model):
     """New, or as a checkpoint has it, at its place in the log."""
     config = small_config(SIGNALS if with_actions else None, **model)
+    config.table = table or config.table
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
     if checkpoint is None:
         run.catalogue.apply(POPULATION.catalogue())
