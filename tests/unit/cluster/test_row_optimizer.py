@@ -73,3 +73,35 @@ def test_the_caller_keeps_its_gradient(name):
     before = gradient.clone()
     optimizer.update(torch.zeros(ROWS, DIM), _state(optimizer), torch.tensor([0, 1]), gradient, 0.1)
     assert torch.equal(gradient, before)
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+@pytest.mark.parametrize("dim", [1, 5, 64])
+def test_the_compiled_loop_is_what_torch_says_to_rounding_wherever_the_gradients_stand(name, dim):
+    ours, theirs = row_optimizer(name), row_optimizer(name)
+    rng = np.random.default_rng(dim)
+    shapes = ours.state_shapes(dim).items()
+    values = torch.randn(50, dim, generator=torch.Generator().manual_seed(1))
+    expected = values.clone()
+    state, other = ({n: torch.zeros(50, *s, dtype=d) for n, (s, d) in shapes} for _ in range(2))
+    for step in range(40):
+        index, at = torch.from_numpy(rng.permutation(50)[:20]), torch.from_numpy(rng.permutation(30)[:20])
+        gradient = torch.from_numpy(rng.normal(size=(30, dim)).astype(np.float32)) * 10.0 ** (step % 7 - 5)
+        gradient[at[0]] = 0.0
+        ours.update(values, state, index, gradient, 0.01, at)
+        theirs.update_with_torch(expected, other, index, gradient[at], 0.01)
+    torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-6)
+    for key, tensor in state.items():
+        torch.testing.assert_close(tensor, other[key], atol=1e-6, rtol=1e-5)
+
+
+def test_after_more_updates_than_the_table_of_corrections_has_adam_goes_on_without_any():
+    optimizer = RowAdam()
+    values, state = (
+        torch.zeros(1, 3),
+        {name: torch.zeros(1, *s, dtype=d) for name, (s, d) in optimizer.state_shapes(3).items()},
+    )
+    state["updates"][:] = 10_000_000
+    optimizer.update(values, state, torch.tensor([0]), torch.ones(1, 3), 0.1)
+    np.testing.assert_allclose(values, -0.1 * 0.1 / np.sqrt(0.001), rtol=1e-5)
+    assert state["updates"].tolist() == [10_000_001]
