@@ -245,9 +245,7 @@ def test_negatives_and_ignored_events_are_accounted_for_and_kept_by_whoever_read
             expected[row["user_id"]].append(row["item_id"])
     newest = CheckpointStore(tmp_path / "checkpoints").newest()
     saved = [
-        row
-        for partition in partitions_in(newest)
-        for row in merged_users(newest, partition).to_pylist()
+        row for partition in partitions_in(newest) for row in merged_users(newest, partition).to_pylist()
     ]
     assert {row["user_id"]: row["negatives"] for row in saved if row["negatives"]} == expected
 
