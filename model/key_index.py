@@ -259,14 +259,20 @@ class KeyIndex:
     def _reserve(self, more: int) -> None:
         rows = self._top + max(0, more - self._free_count)
         if rows > self._ids.shape[0]:
-            extra = max(rows, self._ids.shape[0] * 3 // 2) - self._ids.shape[0]
-            self._ids = np.concatenate([self._ids, np.empty(extra, np.int64)])
-            self._tables = np.concatenate([self._tables, np.empty(extra, np.int16)])
+            room = max(rows, self._ids.shape[0] * 3 // 2)
+            self._ids, self._tables = _moved(self._ids, self._top, room), _moved(self._tables, self._top, room)
         keys = len(self) + more
         if keys > self._slots.shape[0] // 2 * _MAX_LOAD:
             old = self._slots
             self._slots = _empty_slots(max(keys, int(old.shape[0] // 2 * _MAX_LOAD * _GROWTH)))
             _rehash(old, self._slots)
+
+
+def _moved(array: npt.NDArray[Any], used: int, room: int) -> npt.NDArray[Any]:
+    """What is used, at the front of an array that has never been written behind it."""
+    moved = np.empty(room, array.dtype)
+    moved[:used] = array[:used]
+    return moved
 
 
 def _empty_slots(keys: int) -> Int64Array:
