@@ -260,7 +260,10 @@ class KeyIndex:
         rows = self._top + max(0, more - self._free_count)
         if rows > self._ids.shape[0]:
             room = max(rows, self._ids.shape[0] * 3 // 2)
-            self._ids, self._tables = _moved(self._ids, self._top, room), _moved(self._tables, self._top, room)
+            self._ids, self._tables = (
+                _moved(self._ids, self._top, room),
+                _moved(self._tables, self._top, room),
+            )
         keys = len(self) + more
         if keys > self._slots.shape[0] // 2 * _MAX_LOAD:
             old = self._slots
