@@ -60,7 +60,7 @@ def test_cells_on_ray_give_what_they_give_here_and_a_dead_worker_costs_only_its_
     kinds = [event.kind for event in events]
     assert kinds.count("finished") == 3
     assert set(kinds) <= {"started", "pass", "finished"}
-    assert all(CellFiles(tmp_path / "there").load(key) for key in there.results)
+    assert all(CellFiles(tmp_path / "there").load(cell) for cell in cells)
 
     monkeypatch.setattr(ray_runner, "_run_on_ray", _run_or_die)
     doomed = cells_of(chosen("markov,cooccurrence,epidtn"), (1,), CONFIG, TABLES.fingerprint())
