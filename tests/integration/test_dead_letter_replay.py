@@ -80,7 +80,7 @@ def test_letters_are_listed_by_reason_edited_in_a_file_or_by_options_and_replaye
     assert Counter(event["item_id"] for event in back) == {9: 20, "something": 1}
 
 
-def _replay_and_die(stream: StreamConfig, second: int) -> None:
+def _replay_and_die(stream: StreamConfig) -> None:
     """Dies in the middle of the second transaction: everything is sent, nothing committed."""
     dead_letter_replay.LETTERS_PER_TRANSACTION = 8
     commits = [0]
@@ -88,7 +88,7 @@ def _replay_and_die(stream: StreamConfig, second: int) -> None:
 
     def die(producer: KafkaProducer) -> None:
         commits[0] += 1
-        if commits[0] == second:
+        if commits[0] == 2:
             producer.flush()
             os._exit(9)
         commit(producer)
@@ -97,14 +97,12 @@ def _replay_and_die(stream: StreamConfig, second: int) -> None:
     replay_letters(stream, lambda letter: {**letter.event, "item_id": 9})
 
 
-def test_a_replay_that_dies_half_way_and_runs_again_doubles_and_loses_nothing(
-    stream_factory, tmp_path, second
-):
+def test_a_replay_that_dies_half_way_and_runs_again_doubles_and_loses_nothing(stream_factory, tmp_path):
     stream = stream_factory(2)
     send_raw(stream, [{"value": _without_item(n), "key": str(n % 7).encode()} for n in range(20)])
     config = config_of(stream, tmp_path)
     train(0, config)
-    process = multiprocessing.get_context("spawn").Process(target=_replay_and_die, args=(stream, 2))
+    process = multiprocessing.get_context("spawn").Process(target=_replay_and_die, args=(stream,))
     process.start()
     process.join(60)
     assert process.exitcode == 9

@@ -44,7 +44,7 @@ class _Run:
 
     def __init__(self, config, ends, positions=None, tables=()):
         self.source = KafkaSource(config, [0, 1], positions or {}, ends)
-        self.users = UserStore(config.history_length, config.seen_length)
+        self.users = UserStore(config.history_length, config.seen_length, partitions=2)
         for table in tables:
             self.users.load(table)
         self.dead_letters = DeadLetterWriter(config)
