@@ -3,7 +3,7 @@
 import numpy as np
 
 from cluster.candidates import Runs
-from cluster.query_batch import history_batch, query_batch
+from cluster.query_batch import AFTER_ALL_MS, history_batch, query_batch
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
 from streaming.history import UserStore
@@ -32,7 +32,8 @@ def test_a_query_holds_the_last_items_then_a_placeholder_and_unknown_users_have_
     assert batch.schema == TRAINING_BATCH_SCHEMA
     assert batch["user_id"].to_pylist() == [9, 1234, 7]
     assert batch["items"].to_pylist() == [[70, 80, 0], [0], [3, 4, 5, 6, 0]]
-    assert batch["times_ms"].to_pylist() == [[106, 107, 0], [0], [102, 103, 104, 105, 0]]
+    end = AFTER_ALL_MS
+    assert batch["times_ms"].to_pylist() == [[106, 107, end], [end], [102, 103, 104, 105, end]]
     assert batch["context_length"].to_pylist() == [2, 0, 4]
     assert batch["events_before"].to_pylist() == [2, 0, 6]
     assert batch["attributes"].to_pylist() == [[90, 91], [12340, 12341], [70, 71]]
