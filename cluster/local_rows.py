@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.reserved_memory import GrowingArray, machine_bytes
 from cluster.row_optimizer import RowOptimizer
 from model.embedding import initial_rows
 from model.key_index import KeyIndex
+from model.reserved_memory import GrowingArray, machine_bytes
 
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]

@@ -4,8 +4,8 @@ Shape letters: K keys of a call, R row numbers that have been given out, S slots
 
 A slot holds the key beside the row number, so that a key that is found where it belongs costs one cache miss. Keys
 are taken in blocks whose first slots are all read before any of them is compared, so that these misses overlap. The
-place of a hash is the upper half of its low 32 bits times S: growing by any factor keeps the order of the slots, and
-reads and writes memory from front to back.
+place of a hash is the upper half of its low 32 bits times S: growing by any factor keeps the order of the slots, so
+that it is done in place, through memory in one direction.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from model.reserved_memory import GrowingArray, machine_bytes
+
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]
 
 _MAX_LOAD = 0.75
 _GROWTH = 2.0
-_BLOCK = 32
+_BLOCK = 64
+_LARGE = 1 << 16
+"""Slots from which on addresses are reserved for them."""
 _ROW_BITS = np.int64(48)
 _ROW_MASK = np.int64((1 << 48) - 1)
 _FREE = np.int16(-(1 << 15))
@@ -65,6 +69,7 @@ def _find(slots: Int64Array, tables: Int16Array, ids: Int64Array) -> Int64Array:
         block = min(_BLOCK, ids.shape[0] - start)
         for b in range(block):
             places[b] = _place(tables[start + b], ids[start + b], np.uint64(count))
+        for b in range(block):  # nothing but reads, so that as many as possible are on their way at once
             first_ids[b] = slots[2 * places[b]]
             first_tags[b] = slots[2 * places[b] + 1]
         for b in range(block):
@@ -101,6 +106,7 @@ def _add(
         block = min(_BLOCK, ids.shape[0] - start)
         for b in range(block):
             places[b] = _place(tables[start + b], ids[start + b], np.uint64(count))
+        for b in range(block):
             first_tags[b] = slots[
                 2 * places[b] + 1
             ]  # for the cache: a key of this block may come to lie there
@@ -134,19 +140,45 @@ def _add(
 
 
 @njit(cache=True, nogil=True)
-def _rehash(old: Int64Array, slots: Int64Array) -> None:
-    """From front to back through both."""
+def _spread(slots: Int64Array, old: np.int64) -> None:
+    """Make use of more slots than the first `old`, in place, from back to front.
+
+    A key moves to a place behind its old one, among keys that have moved already. The few near the front for which that
+    is not so, because they lie far from where they belong, are put in last.
+    """
     count = np.int64(slots.shape[0] // 2)
-    for place in range(old.shape[0] // 2):
-        key, tag = old[2 * place], old[2 * place + 1]
+    late: Any = 0
+    for at in range(old):
+        tag = slots[2 * at + 1]
         if tag != 0:
-            to = _place(np.int16(tag >> _ROW_BITS), key, np.uint64(count))
-            while slots[2 * to + 1] != 0:
-                to += 1
-                if to == count:
-                    to = 0
-            slots[2 * to] = key
-            slots[2 * to + 1] = tag
+            late += _place(np.int16(tag >> _ROW_BITS), slots[2 * at], np.uint64(count)) <= at
+    waiting = np.empty((late, 2), np.int64)
+    for back in range(old):
+        place: Any = old - 1 - back
+        key, tag = slots[2 * place], slots[2 * place + 1]
+        if tag == 0:
+            continue
+        slots[2 * place + 1] = 0
+        to = _place(np.int16(tag >> _ROW_BITS), key, np.uint64(count))
+        if to <= place:
+            late -= 1
+            waiting[late, 0] = key
+            waiting[late, 1] = tag
+        else:
+            _put(slots, to, key, tag, count)
+    for k in range(waiting.shape[0]):
+        key, tag = waiting[k, 0], waiting[k, 1]
+        _put(slots, _place(np.int16(tag >> _ROW_BITS), key, np.uint64(count)), key, tag, count)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _put(slots: Int64Array, to: Any, key: np.int64, tag: np.int64, count: np.int64) -> None:
+    while slots[2 * to + 1] != 0:
+        to += 1
+        if to == count:
+            to = 0
+    slots[2 * to] = key
+    slots[2 * to + 1] = tag
 
 
 @njit(cache=True, nogil=True)
@@ -201,7 +233,9 @@ class KeyIndex:
         self._free_count = 0
         self._ids = np.empty(max(capacity, 16), np.int64)
         self._tables = np.empty(max(capacity, 16), np.int16)
-        self._slots = _empty_slots(capacity)
+        # Pairs (id, table << 48 | row number + 1); 0 in the second is nobody.
+        self._slots = np.zeros(2 * _slot_count(capacity), np.int64)
+        self._memory: GrowingArray | None = None
 
     def __len__(self) -> int:
         return self._top - self._free_count
@@ -267,8 +301,20 @@ class KeyIndex:
         keys = len(self) + more
         if keys > self._slots.shape[0] // 2 * _MAX_LOAD:
             old = self._slots
-            self._slots = _empty_slots(max(keys, int(old.shape[0] // 2 * _MAX_LOAD * _GROWTH)))
-            _rehash(old, self._slots)
+            count = _slot_count(max(keys, int(old.shape[0] // 2 * _MAX_LOAD * _GROWTH)))
+            self._slots = self._room_for_slots(count)
+            _spread(self._slots, np.int64(old.shape[0] // 2))
+
+    def _room_for_slots(self, count: int) -> Int64Array:
+        """The slots as they are, and empty ones behind them; large ones grow in place, as fresh memory costs most."""
+        if self._memory is None and count >= _LARGE:
+            self._memory = GrowingArray(machine_bytes() // 8, (), np.int64)
+            self._memory.first(self._slots.shape[0])[:] = self._slots
+        if self._memory is not None:
+            return self._memory.first(2 * count)
+        slots = np.zeros(2 * count, np.int64)
+        slots[: self._slots.shape[0]] = self._slots
+        return slots
 
 
 def _moved(array: npt.NDArray[Any], used: int, room: int) -> npt.NDArray[Any]:
@@ -278,6 +324,5 @@ def _moved(array: npt.NDArray[Any], used: int, room: int) -> npt.NDArray[Any]:
     return moved
 
 
-def _empty_slots(keys: int) -> Int64Array:
-    """Pairs (id, table << 48 | row number + 1); 0 in the second is nobody."""
-    return np.zeros(2 * max(16, int(keys / _MAX_LOAD) + 1), np.int64)
+def _slot_count(keys: int) -> int:
+    return max(16, int(keys / _MAX_LOAD) + 1)

