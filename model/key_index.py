@@ -107,9 +107,8 @@ def _add(
         for b in range(block):
             places[b] = _place(tables[start + b], ids[start + b], np.uint64(count))
         for b in range(block):
-            first_tags[b] = slots[
-                2 * places[b] + 1
-            ]  # for the cache: a key of this block may come to lie there
+            # For the cache alone: a key of this block may come to lie there.
+            first_tags[b] = slots[2 * places[b] + 1]
         for b in range(block):
             k = start + b
             place: Any = places[b]
