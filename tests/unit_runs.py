@@ -6,6 +6,7 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.starting_point import start_from
 from cluster.training_run import TrainingRun
 from cluster.worker_state import restore_checkpoint
 from model.config import ModelConfig
@@ -53,20 +54,27 @@ def small_config(signals=None, **model):
     )
 
 
-def small_run(checkpoint=None, with_actions=False, table=None, **model):
-    """New, or as a checkpoint has it, at its place in the log."""
-    config = small_config(SIGNALS if with_actions else None, **model)
-    config.table = table or config.table
+def open_run(config, checkpoint=None, start=None):
+    """New, as a checkpoint has it at its place in the log, or new with what a checkpoint has learnt (`start`)."""
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
     if checkpoint is None:
         run.catalogue.apply(POPULATION.catalogue())
     else:
         restore_checkpoint(run, checkpoint, Collectives())
-    log = log_with_actions() if with_actions else LOG
+    if start is not None:
+        start_from(run, start, Collectives())
+    log = log_with_actions() if config.stream.negative_actions else LOG
     source = MemorySource(log, run.partitions, run.positions)
     batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters(), run.stream.admission)
     run._opened = (source, batcher, None)
     return run
+
+
+def small_run(checkpoint=None, with_actions=False, table=None, **model):
+    """`open_run` of `small_config`."""
+    config = small_config(SIGNALS if with_actions else None, **model)
+    config.table = table or config.table
+    return open_run(config, checkpoint)
 
 
 def train_steps(run, steps):

@@ -4,10 +4,6 @@ Shape letters: U users, Q queries, I items, D columns.
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,44 +20,15 @@ from cluster.evaluation.protocols import Queries
 from cluster.evaluation.ranking import rank
 from model.metrics import hit_rate
 from model.recommender import Float32Array, Int64Array
+from tests.benchmarks.support.peer_environment import peer_environment, run_peer
 
-ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-peer"
 _SCRIPT = Path(__file__).with_name("peer_sasrec.py")
 _RECTOOLS = "rectools[torch]==0.19.0"
 
 
-class PeerError(RuntimeError):
-    """The peer could not be installed or did not run; says what it printed last."""
-
-
 def peer_python() -> Path:
-    """The interpreter of the peer's environment, which is made if it is not there: same Python, same torch."""
-    wanted = f"{_RECTOOLS} torch=={torch.__version__.partition('+')[0]}"
-    stamp, python = ENVIRONMENT / "installed", ENVIRONMENT / "bin" / "python"
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return python
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.is_file() else shutil.which("uv")
-    if uv is None:
-        raise PeerError("uv is not installed, and makes the peer's environment: run `make install`")
-    print(f"installing {wanted} into {ENVIRONMENT} …", file=sys.stderr, flush=True)
-    _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(ENVIRONMENT)])
-    _run([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *wanted.split()])
-    stamp.write_text(wanted)
-    return python
-
-
-def _run(command: list[str]) -> str:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONWARNINGS": "ignore",
-    }
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
-    if done.returncode:
-        raise PeerError(f"exit status {done.returncode} of: {' '.join(command)}")
-    return done.stdout
+    """The interpreter of the peer's environment: same Python, same torch."""
+    return peer_environment("sasrec", [_RECTOOLS, f"torch=={torch.__version__.partition('+')[0]}"])
 
 
 @dataclass(frozen=True)
@@ -126,7 +93,7 @@ def _run_peer(data: EvaluationData, settings: Mapping[str, Any], folder: Path) -
     )
     (folder / "settings.json").write_text(json.dumps(dict(settings)))
     arguments = [folder / "data.npz", folder / "settings.json", folder]
-    printed = _run([str(peer_python()), str(_SCRIPT), *map(str, arguments)])
+    printed = run_peer([str(peer_python()), str(_SCRIPT), *map(str, arguments)])
     return PeerRun(**json.loads(printed.splitlines()[-1]))
 
 

@@ -4,87 +4,16 @@ One that is started from another's checkpoint knows what that one learnt, and no
 """
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from cluster.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.starting_point import start_from
 from cluster.training_run import TrainingRun
-from cluster.worker_state import restore_checkpoint, save_checkpoint
-from model.config import ModelConfig
+from cluster.worker_state import save_checkpoint
 from streaming.batcher import Batcher
-from streaming.config import StreamConfig
-from tests.benchmarks.support.synthetic import Population
-from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
-
-PARTITIONS, QUOTA = 2, 16
-POPULATION = Population(users=30, items=50, burst=3.0, attributes=1)
-LOG = partitioned_log(POPULATION.events(500), PARTITIONS)
-
-
-def _log_with_actions():
-    """The same log; of five events one is a skip and one a look."""
-    actions = np.array(["like", "skip", "look", "like", "like"])
-    return {
-        p: rows.set_column(
-            rows.schema.get_field_index("action"),
-            rows.schema.field("action"),
-            pa.array(actions[np.arange(rows.num_rows) * 7 % 5]),
-        )
-        for p, rows in LOG.items()
-    }
-
-
-SIGNALS = {"positive_actions": ["like"], "negative_actions": ["skip"], "action_weights": ["like=2"]}
-LOG_WITH_ACTIONS = _log_with_actions()
-
-
-def _config(signals=None, **model):
-    sizes = {
-        "dim": 8,
-        "heads": 2,
-        "layers": 1,
-        "history_length": 6,
-        "augmented_dim": 4,
-        "uniform_negatives": 9,
-    }
-    return FreshetConfig(
-        stream=StreamConfig(history_length=6, seen_length=20, user_attributes=["gender"], **(signals or {})),
-        model=ModelConfig(**{**sizes, **model}),
-        train=TrainConfig(warmup_steps=5),
-        evaluation=EvaluationConfig(sample_fraction=0.5, bin_events=50),
-        device="cpu",
-    )
-
-
-def _open(config, checkpoint=None, start=None):
-    run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
-    if checkpoint is None:
-        run.catalogue.apply(POPULATION.catalogue())
-    else:
-        restore_checkpoint(run, checkpoint, Collectives())
-    if start is not None:
-        start_from(run, start, Collectives())
-    log = LOG_WITH_ACTIONS if config.stream.negative_actions else LOG
-    source = MemorySource(log, run.partitions, run.positions)
-    batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters())
-    run._opened = (source, batcher, None)
-    return run
-
-
-def _train(run, steps):
-    for _ in range(steps):
-        batch = run.batcher.next_batch(QUOTA)
-        run.ledger.add_set_aside(run.batcher.set_aside)
-        prepared = run.train_step.prepare(batch, run.step)
-        run.curve.add(run.events_trained, run.progressive.score(batch, prepared))
-        run.train_step.train(prepared, run.step)
-        run.ledger.add_batch(batch)
-        run.events_trained += prepared.global_targets.events
-        run.step += 1
+from tests.memory_source import MemorySource, NoDeadLetters
+from tests.unit_runs import LOG, PARTITIONS, POPULATION, QUOTA, SIGNALS, open_run, small_config, train_steps
 
 
 def _state(run):
@@ -114,30 +43,30 @@ def store(tmp_path):
 
 
 def test_a_restored_run_has_the_state_that_was_saved(store):
-    run = _open(_config())
-    _train(run, 4)
+    run = open_run(small_config())
+    train_steps(run, 4)
     checkpoint = save_checkpoint(run, store, Collectives())
-    assert _state(_open(_config(), checkpoint)) == _state(run)
+    assert _state(open_run(small_config(), checkpoint)) == _state(run)
     assert run.curve.to_json()["sample"] != [0.0, 0.0, 0.0]
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped_dropout_included(store):
-    run = _open(_config(dropout=0.3))
-    _train(run, 3)
+    run = open_run(small_config(dropout=0.3))
+    train_steps(run, 3)
     checkpoint = save_checkpoint(run, store, Collectives())
-    _train(run, 5)
+    train_steps(run, 5)
     torch.manual_seed(999)
-    resumed = _open(_config(dropout=0.3), checkpoint)
-    _train(resumed, 5)
+    resumed = open_run(small_config(dropout=0.3), checkpoint)
+    train_steps(resumed, 5)
     assert _state(resumed) == _state(run)
 
 
 def test_explicit_negatives_go_on_from_a_checkpoint_as_if_it_had_not_stopped(store):
-    run = _open(_config(SIGNALS))
-    _train(run, 3)
+    run = open_run(small_config(SIGNALS))
+    train_steps(run, 3)
     checkpoint = save_checkpoint(run, store, Collectives())
     batches = [run.batcher.next_batch(QUOTA) for _ in range(3)]
-    resumed = _open(_config(SIGNALS), checkpoint)
+    resumed = open_run(small_config(SIGNALS), checkpoint)
     assert [resumed.batcher.next_batch(QUOTA) for _ in range(3)] == batches
     assert any(len(negatives) for negatives in batches[0]["negatives"].to_pylist())
     assert _state(resumed)["users"] == _state(run)["users"]
@@ -148,24 +77,24 @@ def test_explicit_negatives_go_on_from_a_checkpoint_as_if_it_had_not_stopped(sto
 
 
 def test_saving_a_checkpoint_does_not_change_the_run(store):
-    run, undisturbed = _open(_config(dropout=0.3)), _open(_config(dropout=0.3))
+    run, undisturbed = open_run(small_config(dropout=0.3)), open_run(small_config(dropout=0.3))
     states = []
     for one in (run, undisturbed):
         torch.manual_seed(7)
-        _train(one, 2)
+        train_steps(one, 2)
         if one is run:
             save_checkpoint(run, store, Collectives())
-        _train(one, 2)
+        train_steps(one, 2)
         states.append(_state(one))
     assert states[0] == states[1]
 
 
 def test_a_run_that_is_saved_twice_and_restored_twice_counts_rows_once(store):
-    run = _open(_config())
-    _train(run, 2)
-    second = _open(_config(), save_checkpoint(run, store, Collectives()))
-    _train(second, 2)
-    third = _open(_config(), save_checkpoint(second, store, Collectives()))
+    run = open_run(small_config())
+    train_steps(run, 2)
+    second = open_run(small_config(), save_checkpoint(run, store, Collectives()))
+    train_steps(second, 2)
+    third = open_run(small_config(), save_checkpoint(second, store, Collectives()))
     assert third.rows_read_before == 4 * PARTITIONS * QUOTA
     assert third.events_trained == third.ledger.events == 4 * PARTITIONS * QUOTA
 
@@ -175,10 +104,10 @@ ABOUT_THE_STREAM = ("curve", "ledger", "users", "items", "positions")
 
 
 def test_a_run_started_from_a_checkpoint_has_what_was_learnt_and_its_stream_is_new(store):
-    run = _open(_config())
-    _train(run, 4)
+    run = open_run(small_config())
+    train_steps(run, 4)
     checkpoint = save_checkpoint(run, store, Collectives())
-    started, fresh = _open(_config(), start=checkpoint), _open(_config())
+    started, fresh = open_run(small_config(), start=checkpoint), open_run(small_config())
     learnt, found, anew = _state(run), _state(started), _state(fresh)
     assert {name: found[name] for name in LEARNT} == {name: learnt[name] for name in LEARNT}
     assert {name: found[name] for name in ABOUT_THE_STREAM} == {name: anew[name] for name in ABOUT_THE_STREAM}
@@ -187,10 +116,10 @@ def test_a_run_started_from_a_checkpoint_has_what_was_learnt_and_its_stream_is_n
 
 
 def test_the_second_run_trains_on_with_the_optimizers_of_the_first(store):
-    run = _open(_config(dropout=0.0))
-    _train(run, 3)
+    run = open_run(small_config(dropout=0.0))
+    train_steps(run, 3)
     checkpoint = save_checkpoint(run, store, Collectives())
-    started = _open(_config(dropout=0.0), start=checkpoint)
+    started = open_run(small_config(dropout=0.0), start=checkpoint)
     # The first run reads its log again: the same batches, now with the same histories.
     again = TrainingRun.create(run.config, run.partitions, Collectives(), torch.device("cpu"))
     again.catalogue.apply(POPULATION.catalogue())
@@ -200,27 +129,27 @@ def test_the_second_run_trains_on_with_the_optimizers_of_the_first(store):
     for _ in range(3):
         run.train_step.train(run.train_step.prepare(batcher.next_batch(QUOTA), run.step), run.step)
         run.step += 1
-    _train(started, 3)
+    train_steps(started, 3)
     assert {name: _state(started)[name] for name in LEARNT} == {name: _state(run)[name] for name in LEARNT}
 
 
 def test_dropout_of_a_second_run_is_not_that_of_the_first(store):
-    run = _open(_config(dropout=0.3))
+    run = open_run(small_config(dropout=0.3))
     first = torch.rand(8)
-    _open(_config(dropout=0.3))
+    open_run(small_config(dropout=0.3))
     assert torch.equal(torch.rand(8), first)
     run.step = 5
-    _open(_config(dropout=0.3), start=save_checkpoint(run, store, Collectives()))
+    open_run(small_config(dropout=0.3), start=save_checkpoint(run, store, Collectives()))
     assert not torch.equal(torch.rand(8), first)
 
 
 def test_what_a_run_was_started_from_stays_known_through_its_own_checkpoints(store, tmp_path):
-    run = _open(_config())
-    _train(run, 2)
+    run = open_run(small_config())
+    train_steps(run, 2)
     origin = save_checkpoint(run, store, Collectives())
-    started = _open(_config(), start=origin)
-    _train(started, 1)
+    started = open_run(small_config(), start=origin)
+    train_steps(started, 1)
     own = save_checkpoint(started, CheckpointStore(tmp_path / "other"), Collectives())
     assert own.manifest["init_from"] == {"path": origin.location, "step": 2}
-    assert _open(_config(), own).init_from == own.manifest["init_from"]
+    assert open_run(small_config(), own).init_from == own.manifest["init_from"]
     assert origin.manifest["init_from"] is None
