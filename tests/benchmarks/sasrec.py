@@ -3,11 +3,11 @@
     python tests/benchmarks/sasrec.py [--data DIR] [--json FILE] [--runs N] [--steps N] [--epochs N] [--loss L] …
 
 RecTools lives in a virtual environment of its own (tests/benchmarks/.venv-peer-sasrec, made on first use, with the
-torch of this one) and runs as a process of its own. An example is a position with a loss. Both sides have one thread and as
-many targets a step: RecTools takes a number of users, ours the mean number of their targets. Steps are timed in
-alternating runs, each with a fresh model, reading of batches included. Then both are trained for `--epochs`, the
-epoch with the best HR@10 on the same validation users is kept, and the leave-one-out test is ranked by the same
-code: all items, seen ones left out.
+torch of this one) and runs as a process of its own. An example is a position with a loss. Both sides have one thread
+and as many targets a step: RecTools takes a number of users, ours the mean number of their targets. Steps are timed
+in alternating runs, each with a fresh model, reading of batches included. Then both are trained for `--epochs`, the
+epoch with the best HR@10 on the same validation users is kept, and the leave-one-out test is ranked by the same code:
+all items, seen ones left out.
 
 `--loss sampled_softmax`: both draw `--negatives` uniformly, RecTools for each position, ours once for the step; the
 targets of a step are candidates too here, and log q is corrected. `--loss BCE` is the paper's loss with one negative
