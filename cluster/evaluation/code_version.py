@@ -29,6 +29,7 @@ _TRAINED_FILES = {
     cluster: (
         "evaluation/trained.py",
         "candidates.py",
+        "local_rows.py",
         "row_optimizer.py",
         "sharded_embedding.py",
         "train_step.py",
