@@ -5,7 +5,7 @@ Shape letters: R rows in the table, U touched rows (each once), G rows of gradie
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,12 @@ _CORRECTIONS = 1 << 15
 """Updates after which a bias correction is 1 in float32, for any sensible beta."""
 
 
-class RowOptimizer(Protocol):
+class RowOptimizer:
     """Updates touched rows in place and owns one tensor per kind of state, with one entry per row."""
 
     def state_shapes(self, dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name to (trailing shape, dtype) of the state that each row carries."""
-        ...
+        raise NotImplementedError
 
     def update(
         self,
@@ -37,10 +37,38 @@ class RowOptimizer(Protocol):
         at_U: Tensor | None = None,
     ) -> None:
         """One step on the rows `index_U`, each once; the u-th has the gradient `grad_GD[at_U[u]]`, or `grad_GD[u]`."""
-        ...
+        if values_RD.device.type != "cpu":
+            grad_UD = grad_GD if at_U is None else grad_GD.index_select(0, at_U)
+            self.update_with_torch(values_RD, state, index_U, grad_UD, lr)
+            return
+        self._update_on_cpu(
+            values_RD.numpy(),
+            {name: tensor.numpy() for name, tensor in state.items()},
+            index_U.numpy(),
+            grad_GD.contiguous().numpy(),
+            np.arange(index_U.shape[0]) if at_U is None else at_U.numpy(),
+            lr,
+        )
+
+    def update_with_torch(
+        self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
+    ) -> None:
+        """The same on any device, with one gradient per row; the reference of the compiled loop."""
+        raise NotImplementedError
+
+    def _update_on_cpu(
+        self,
+        values_RD: Float32Array,
+        state: dict[str, Any],
+        index_U: Int64Array,
+        grad_GD: Float32Array,
+        at_U: Int64Array,
+        lr: float,
+    ) -> None:
+        raise NotImplementedError
 
 
-class RowAdam:
+class RowAdam(RowOptimizer):
     """Adam on touched rows; bias correction counts each row's own updates (lazy Adam).
 
     A row that is seldom touched so gets full-sized early steps, as if it had been trained alone.
@@ -61,26 +89,24 @@ class RowAdam:
             "updates": ((), torch.int32),
         }
 
-    def update(
+    def _update_on_cpu(
         self,
-        values_RD: Tensor,
-        state: dict[str, Tensor],
-        index_U: Tensor,
-        grad_GD: Tensor,
+        values_RD: Float32Array,
+        state: dict[str, Any],
+        index_U: Int64Array,
+        grad_GD: Float32Array,
+        at_U: Int64Array,
         lr: float,
-        at_U: Tensor | None = None,
     ) -> None:
         """m ← β1 m + (1−β1) g;  v ← β2 v + (1−β2) g²;  w ← w − lr m̂ / (√v̂ + ε)."""
-        if values_RD.device.type != "cpu":
-            grad_UD = grad_GD if at_U is None else grad_GD.index_select(0, at_U)
-            self.update_with_torch(values_RD, state, index_U, grad_UD, lr)
-            return
         _adam(
-            values_RD.numpy(),
-            state["first_moment"].numpy(),
-            state["second_moment"].numpy(),
-            state["updates"].numpy(),
-            *_gradients(index_U, grad_GD, at_U),
+            values_RD,
+            state["first_moment"],
+            state["second_moment"],
+            state["updates"],
+            index_U,
+            grad_GD,
+            at_U,
             self._correction1,
             self._correction2,
             np.array([1 - self.beta1, self.beta2, 1 - self.beta2, self.eps, lr], np.float32),
@@ -89,7 +115,7 @@ class RowAdam:
     def update_with_torch(
         self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
     ) -> None:
-        """The same on any device; the reference of the compiled loop."""
+        """See RowOptimizer."""
         updates_U = state["updates"].index_select(0, index_U) + 1
         first_UD = state["first_moment"].index_select(0, index_U).lerp_(grad_UD, 1 - self.beta1)
         second_UD = state["second_moment"].index_select(0, index_U).mul_(self.beta2)
@@ -104,7 +130,7 @@ class RowAdam:
         values_RD.index_add_(0, index_U, step_UD, alpha=-lr)
 
 
-class RowAdagrad:
+class RowAdagrad(RowOptimizer):
     """Row-wise Adagrad: one accumulator per row, the mean square of its gradients (4 bytes of state)."""
 
     def __init__(self, eps: float = 1e-8) -> None:
@@ -114,24 +140,22 @@ class RowAdagrad:
         """The sum over steps of the row's mean squared gradient."""
         return {"accumulator": ((), torch.float32)}
 
-    def update(
+    def _update_on_cpu(
         self,
-        values_RD: Tensor,
-        state: dict[str, Tensor],
-        index_U: Tensor,
-        grad_GD: Tensor,
+        values_RD: Float32Array,
+        state: dict[str, Any],
+        index_U: Int64Array,
+        grad_GD: Float32Array,
+        at_U: Int64Array,
         lr: float,
-        at_U: Tensor | None = None,
     ) -> None:
         """a ← a + mean(g²);  w ← w − lr g / (√a + ε)."""
-        if values_RD.device.type != "cpu":
-            grad_UD = grad_GD if at_U is None else grad_GD.index_select(0, at_U)
-            self.update_with_torch(values_RD, state, index_U, grad_UD, lr)
-            return
         _adagrad(
-            values_RD.numpy(),
-            state["accumulator"].numpy(),
-            *_gradients(index_U, grad_GD, at_U),
+            values_RD,
+            state["accumulator"],
+            index_U,
+            grad_GD,
+            at_U,
             np.float32(self.eps),
             np.float32(lr),
         )
@@ -139,7 +163,7 @@ class RowAdagrad:
     def update_with_torch(
         self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
     ) -> None:
-        """The same on any device; the reference of the compiled loop."""
+        """See RowOptimizer."""
         total_U = state["accumulator"].index_select(0, index_U) + grad_UD.square().mean(dim=1)
         state["accumulator"].index_copy_(0, index_U, total_U)
         values_RD.index_add_(0, index_U, grad_UD / (total_U.sqrt() + self.eps).unsqueeze(1), alpha=-lr)
@@ -148,14 +172,6 @@ class RowAdagrad:
 def row_optimizer(name: Literal["adam", "adagrad"]) -> RowOptimizer:
     """The optimizer of `train.row_optimizer`."""
     return RowAdam() if name == "adam" else RowAdagrad()
-
-
-def _gradients(
-    index_U: Tensor, grad_GD: Tensor, at_U: Tensor | None
-) -> tuple[Int64Array, Float32Array, Int64Array]:
-    at = np.arange(index_U.shape[0]) if at_U is None else at_U.numpy()
-    gradients: npt.NDArray[Any] = grad_GD.contiguous().numpy()
-    return index_U.numpy(), gradients, at
 
 
 # error_model="numpy": a division that checks for zero cannot be vectorised.
