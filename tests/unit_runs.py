@@ -20,7 +20,7 @@ POPULATION = Population(users=30, items=50, burst=3.0, attributes=1)
 LOG = partitioned_log(POPULATION.events(500), PARTITIONS)
 
 
-def log_with_actions():
+def _log_with_actions():
     """The same log; of five events one is a skip and one a look."""
     actions = np.array(["like", "skip", "look", "like", "like"])
     return {
@@ -33,6 +33,7 @@ def log_with_actions():
     }
 
 
+LOG_WITH_ACTIONS = _log_with_actions()
 SIGNALS = {"positive_actions": ["like"], "negative_actions": ["skip"], "action_weights": ["like=2"]}
 
 
@@ -63,7 +64,7 @@ def open_run(config, checkpoint=None, start=None):
         restore_checkpoint(run, checkpoint, Collectives())
     if start is not None:
         start_from(run, start, Collectives())
-    log = log_with_actions() if config.stream.negative_actions else LOG
+    log = LOG_WITH_ACTIONS if config.stream.negative_actions else LOG
     source = MemorySource(log, run.partitions, run.positions)
     batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters(), run.stream.admission)
     run._opened = (source, batcher, None)

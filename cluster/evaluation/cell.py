@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ FORMAT = 2
 """Of a cell's result; another one is another cell."""
 
 
-def default_settings() -> dict[str, Any]:
+@cache
+def default_settings() -> Mapping[str, Any]:
     """All settings that nobody changed, by dotted key."""
     return dict(leaves(FreshetConfig()))
 

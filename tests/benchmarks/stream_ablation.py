@@ -68,16 +68,13 @@ def measure(folder: Path, overrides: list[str], without: list[str], seeds: range
     tables = Tables(found.name, found.interactions, found.items, found.users)
     sides: dict[str, list[dict[str, Any]]] = {"with": [], "without": []}
     with tempfile.TemporaryDirectory() as scratch, LocalBroker(Path(scratch) / "kafka") as broker:
-        filled = False
+        base = one_pass(load_config(None, [*DEFAULTS, *overrides]), broker.bootstrap_servers, Path(scratch))
+        fill_topics(base.stream, tables, log_of(prepare(tables, base).interactions), PARTITIONS)
         for seed in seeds:
             for side, switches in (("with", []), ("without", without)):
                 config = load_config(None, [*DEFAULTS, f"seed={seed}", *overrides, *switches])
                 config = one_pass(config, broker.bootstrap_servers, Path(scratch) / f"{side}-{seed}")
                 torch.set_num_threads(config.train.threads_per_worker)
-                if not filled:
-                    events = log_of(prepare(tables, config).interactions)
-                    fill_topics(config.stream, tables, events, PARTITIONS)
-                    filled = True
                 sides[side].append(trained(config))
                 _say(f"seed {seed}, {side}: progressive HR@10 {sides[side][-1]['hr10']:.4f}")
     return {

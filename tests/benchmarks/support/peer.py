@@ -21,6 +21,7 @@ from cluster.evaluation.ranking import rank
 from model.metrics import hit_rate
 from model.recommender import Float32Array, Int64Array
 from tests.benchmarks.support.peer_environment import peer_environment, run_peer
+from tests.benchmarks.support.window import Cost
 
 _SCRIPT = Path(__file__).with_name("peer_sasrec.py")
 _RECTOOLS = "rectools[torch]==0.19.0"
@@ -32,25 +33,11 @@ def peer_python() -> Path:
 
 
 @dataclass(frozen=True)
-class PeerRun:
-    """What its training cost."""
+class PeerRun(Cost):
+    """What its training cost; an example is a position with a loss."""
 
     version: str
-    examples: int
-    """Positions with a loss."""
     steps: int
-    wall_s: float
-    cpu_s: float
-
-    @property
-    def examples_per_s(self) -> float:
-        """By wall time."""
-        return self.examples / self.wall_s
-
-    @property
-    def examples_per_cpu_s(self) -> float:
-        """By CPU time of all threads of its process."""
-        return self.examples / self.cpu_s
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,12 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Timing:
+class Cost:
     """What a stretch of training cost."""
 
     examples: int
     wall_s: float
     cpu_s: float
-    host_cpu_s: float
-    """Of everything that ran on the machine, to judge by whether the wall time can be trusted."""
 
     @property
     def examples_per_s(self) -> float:
@@ -72,6 +70,14 @@ class Timing:
     def examples_per_cpu_s(self) -> float:
         """By CPU time of all threads of the process."""
         return self.examples / self.cpu_s
+
+
+@dataclass(frozen=True)
+class Timing(Cost):
+    """The same here, beside others."""
+
+    host_cpu_s: float
+    """Of everything that ran on the machine, to judge by whether the wall time can be trusted."""
 
 
 class Clock:

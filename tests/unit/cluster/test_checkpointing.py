@@ -139,8 +139,10 @@ def test_users_who_were_removed_are_gone_from_the_next_delta_and_may_come_back(s
 
 def test_rows_that_were_removed_stay_away_unless_they_come_back(tmp_path, store):
     table = ShardedEmbedding(4, Collectives(), row_optimizer("adam"), seed=1, device=torch.device("cpu"))
-    keys = lambda *ids: (np.zeros(len(ids), np.int16), np.array(ids, np.int64))  # noqa: E731
     written = []
+
+    def keys(*ids):
+        return np.zeros(len(ids), np.int16), np.array(ids, np.int64)
 
     def write(name, *, rows=(), removed=None):
         source = ShardedEmbedding(4, Collectives(), row_optimizer("adam"), seed=1, device=torch.device("cpu"))
