@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.evaluation.config import FitConfig, ProtocolConfig, WalsConfig
-from cluster.table_config import TableConfig
+from cluster.tables.config import TableConfig
 from model.config import ModelConfig
 from retrieval.config import IndexConfig
 from streaming.broker import BrokerConfig

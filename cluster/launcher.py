@@ -16,13 +16,13 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import process_group_backend, resolve_device
-from cluster.quarantine import PoisonedTraining
-from cluster.starting_point import find_starting_point
-from cluster.telemetry import read_progress, write_progress
+from cluster.training.quarantine import PoisonedTraining
+from cluster.training.starting_point import find_starting_point
+from cluster.training.telemetry import read_progress, write_progress
 from retrieval.durable_files import write_durably
 from streaming.parquet_source import ParquetUnusable
 from streaming.source import PositionLost, TopicMissing, partitions_of
@@ -181,7 +181,7 @@ def _start_ray(config: FreshetConfig) -> bool:
 
 
 def _train_on_worker(settings: dict[str, Any]) -> None:
-    from cluster.worker import Worker
+    from cluster.training.worker import Worker
 
     logging.getLogger("kafka").setLevel(logging.ERROR)
     config: FreshetConfig = settings["config"]
@@ -223,7 +223,7 @@ def stop_reason(storage: Path, run_id: str) -> str | None:
 
 
 def _refresh_on_worker(settings: dict[str, Any]) -> None:
-    from cluster.refresh import refresh_from
+    from cluster.training.refresh import refresh_from
 
     config: FreshetConfig = settings["config"]
     refresh_from(

@@ -11,7 +11,7 @@ from rich.table import Table
 from deploy.errors import CommandError
 
 if TYPE_CHECKING:
-    from cluster.checkpoint import Checkpoint, CheckpointStore
+    from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
     from cluster.config import FreshetConfig
 
 _COUNTERS = ("step", "workers", "events_trained", "rows_read", "dead_letters")
@@ -31,7 +31,7 @@ def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
     Raises:
         NoSuchCheckpoint: there is none at all.
     """
-    from cluster.checkpoint import CheckpointError
+    from cluster.checkpoints.checkpoint import CheckpointError
 
     store = _store(config)
     entries: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
     Returns:
         `name`, `whole` (with all it builds on), `files` (name, bytes, problem: empty if none), `problem`.
     """
-    from cluster.checkpoint import CheckpointError, file_problem, open_checkpoint, read_manifest
+    from cluster.checkpoints.checkpoint import CheckpointError, file_problem, open_checkpoint, read_manifest
 
     store = _store(config)
     results = []
@@ -72,15 +72,15 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
 
 
 def diff_checkpoints(config: FreshetConfig, old: str, new: str) -> dict[str, Any]:
-    """What is other in the second: see `cluster.checkpoint_state.difference`; `old` and `new` are their names."""
-    from cluster.checkpoint_state import difference, read_state
+    """What is other in the second: see `cluster.checkpoints.state.difference`; `old` and `new` are their names."""
+    from cluster.checkpoints.state import difference, read_state
 
     states = [read_state(_opened(config, name)) for name in (old, new)]
     return {"old": old, "new": new, **difference(*states)}
 
 
 def _opened(config: FreshetConfig, name: str) -> Checkpoint:
-    from cluster.checkpoint import open_checkpoint
+    from cluster.checkpoints.checkpoint import open_checkpoint
 
     if "/" in name:
         return open_checkpoint(name)
@@ -90,7 +90,7 @@ def _opened(config: FreshetConfig, name: str) -> Checkpoint:
 
 
 def _store(config: FreshetConfig) -> CheckpointStore:
-    from cluster.checkpoint import CheckpointStore
+    from cluster.checkpoints.checkpoint import CheckpointStore
 
     return CheckpointStore(config.checkpoint_location)
 

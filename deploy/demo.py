@@ -148,7 +148,7 @@ class Demo:
 
     def _tick(self, config: FreshetConfig, trainer: Child) -> Progress:
         """Read the progress once: tell what changed, let chaos look, notice when nothing moves."""
-        from cluster.telemetry import read_progress
+        from cluster.training.telemetry import read_progress
 
         before, now = self.display.view.progress, parse_progress(read_progress(Path(config.storage_path)))
         self.display.view.progress = now
@@ -171,7 +171,7 @@ class Demo:
         return now
 
     def _finish(self, config: FreshetConfig, dataset: Dataset) -> None:
-        from cluster.accounting import verify_exactly_once
+        from cluster.training.accounting import verify_exactly_once
 
         self._read_last_progress(config)
         self.display.stage("counting the topic")
@@ -191,7 +191,7 @@ class Demo:
 
     def _read_last_progress(self, config: FreshetConfig) -> None:
         """The trainer has ended: what it wrote last may be newer than the last tick."""
-        from cluster.telemetry import read_progress
+        from cluster.training.telemetry import read_progress
 
         before, now = self.display.view.progress, parse_progress(read_progress(Path(config.storage_path)))
         self.display.view.progress = now

@@ -14,7 +14,7 @@ HISTORY_SHOWN = 3
 
 
 class RecommendsByTitle(Protocol):
-    """The part of `cluster.serving.Recommender` that is used here."""
+    """The part of `cluster.publishing.serving.Recommender` that is used here."""
 
     def recommend(
         self, user_id: int | None = None, history: Sequence[int] | None = None, k: int = 10
@@ -27,7 +27,7 @@ class RecommendsByTitle(Protocol):
 
 def recommend_to(config: FreshetConfig, user_ids: Sequence[int], k: int) -> list[dict[str, Any]]:
     """For each user: `user_id`, `watched_last` (titles), `items` (item_id, title, score; best first)."""
-    from cluster.serving import Recommender
+    from cluster.publishing.serving import Recommender
 
     recommender = Recommender(config)
     return [user_entry(recommender, user_id, k) for user_id in user_ids]
@@ -68,7 +68,7 @@ def entries_for(config: FreshetConfig, user_ids: Sequence[int], history: str, k:
     items = parse_history(history)
     if not user_ids and not items:
         raise UsageError("nobody to recommend to: give --user ID or --history ID,ID,…")
-    from cluster.serving import Recommender
+    from cluster.publishing.serving import Recommender
 
     recommender = Recommender(config)
     entries = [user_entry(recommender, user_id, k) for user_id in user_ids]

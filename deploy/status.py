@@ -34,7 +34,7 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
     Raises:
         NothingThere: no progress, no checkpoint and no version there.
     """
-    from cluster.telemetry import read_progress
+    from cluster.training.telemetry import read_progress
 
     storage = Path(config.storage_path)
     record = read_progress(storage)
@@ -72,7 +72,7 @@ def _checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
     location = config.checkpoint_location
     if "://" not in location:
         return _manifests(Path(location).expanduser(), "step-*")
-    from cluster.checkpoint import CheckpointError, CheckpointStore, read_manifest
+    from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore, read_manifest
 
     store, found = CheckpointStore(location), []
     for name in store.names():

@@ -40,7 +40,7 @@ class ProgressFollower:
         self._thread.join()
 
     def _follow(self) -> None:
-        from cluster.telemetry import read_progress
+        from cluster.training.telemetry import read_progress
 
         # What an earlier run left there is not this run's progress.
         stale = parse_progress(read_progress(self._storage_path)).time_s

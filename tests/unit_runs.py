@@ -6,9 +6,9 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.starting_point import start_from
-from cluster.training_run import TrainingRun
-from cluster.worker_state import restore_checkpoint
+from cluster.training.run import TrainingRun
+from cluster.training.starting_point import start_from
+from cluster.training.worker_state import restore_checkpoint
 from model.config import ModelConfig
 from streaming.batcher import Batcher
 from streaming.config import StreamConfig

@@ -10,10 +10,10 @@ import pyarrow as pa
 import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from cluster.checkpoint import CheckpointStore
+from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.worker import Worker
+from cluster.training.worker import Worker
 from model.config import ModelConfig
 from streaming.config import StreamConfig, client_arguments
 from streaming.partitioner import partition_of_users

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cluster.evaluation.interactions import Interactions
 from cluster.evaluation.protocols import Queries, Split
-from cluster.query_batch import AFTER_ALL_MS
+from cluster.publishing.query_batch import AFTER_ALL_MS
 from streaming.schema import TRAINING_BATCH_SCHEMA
 
 Int64Array = npt.NDArray[np.int64]

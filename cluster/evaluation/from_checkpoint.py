@@ -8,14 +8,14 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 
-from cluster.catalogue_files import read_catalogue
-from cluster.checkpoint import Checkpoint
+from cluster.checkpoints.catalogue_files import read_catalogue
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.row_files import PREFIX as ROWS
+from cluster.checkpoints.row_files import load_rows
+from cluster.checkpoints.tower_files import FILE as TOWERS
+from cluster.checkpoints.tower_files import load_towers
 from cluster.config import FreshetConfig
 from cluster.evaluation.trained import TrainedRecommender
-from cluster.row_files import PREFIX as ROWS
-from cluster.row_files import load_rows
-from cluster.tower_files import FILE as TOWERS
-from cluster.tower_files import load_towers
 from model.cl_epidtn import cl_epidtn
 from streaming.catalogue import Catalogue
 

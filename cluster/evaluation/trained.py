@@ -14,9 +14,9 @@ import torch
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.evaluation.config import FitConfig
-from cluster.row_optimizer import row_optimizer
-from cluster.sharded_embedding import ShardedEmbedding
-from cluster.train_step import TrainStep
+from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.sharded_embedding import ShardedEmbedding
+from cluster.training.train_step import TrainStep
 from model.features import KeyCollector, item_inputs, query_inputs
 from model.recommender import Float32Array, Int64Array
 from model.two_tower import TwoTower

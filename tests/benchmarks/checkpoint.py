@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 
-from cluster.checkpoint import CheckpointStore
-from cluster.checkpointing import Checkpointer
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.training_run import TrainingRun
-from cluster.worker_state import checkpointer_of
+from cluster.training.run import TrainingRun
+from cluster.training.worker_state import checkpointer_of
 from model.config import ModelConfig
 from streaming.batcher import Batcher
 from streaming.config import StreamConfig

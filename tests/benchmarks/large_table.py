@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from cluster.collectives import Collectives
-from cluster.row_optimizer import row_optimizer
-from cluster.sharded_embedding import ShardedEmbedding
+from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.sharded_embedding import ShardedEmbedding
 
 ALLOWED = 1.3
 _PER_ID = 24

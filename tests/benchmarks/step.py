@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from cluster.collectives import Collectives
-from cluster.training_run import TrainingRun
+from cluster.training.run import TrainingRun
 from model.config import ModelConfig
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.checkpoint import CheckpointStore
+from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.config import EvaluationConfig, FreshetConfig
 from cluster.evaluation.data import Tables, prepare
 from cluster.evaluation.significance import PerQuery, compare

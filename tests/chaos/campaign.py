@@ -21,10 +21,10 @@ import orjson
 import pyarrow as pa
 from kafka import KafkaProducer
 
-from cluster.accounting import verify_exactly_once
-from cluster.checkpoint import CheckpointStore
-from cluster.checkpoint_state import digests, read_state
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.state import digests, read_state
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.training.accounting import verify_exactly_once
 from model.config import ModelConfig
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
@@ -220,9 +220,9 @@ class Campaign:
             content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
         victim.write_bytes(bytes(content))
         said = _Listener()
-        logging.getLogger("cluster.checkpoint").addHandler(said)
+        logging.getLogger("cluster.checkpoints.checkpoint").addHandler(said)
         fallen_back_to = _store(config).newest()
-        logging.getLogger("cluster.checkpoint").removeHandler(said)
+        logging.getLogger("cluster.checkpoints.checkpoint").removeHandler(said)
         assert fallen_back_to is not None
         assert fallen_back_to.name != newest.name, f"damage to {victim} was not noticed"
         assert newest.name in " ".join(said.messages), f"{newest.name} is not named: {said.messages}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The numbered steps of a commit (cluster/checkpoint.py) and the ranks that take them.
+# The numbered steps of a commit (cluster/checkpoints/checkpoint.py) and the ranks that take them.
 COMMIT_POINTS = [
     ("begin", 0),
     ("snapshot", 0),

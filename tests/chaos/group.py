@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.worker import Worker
+from cluster.training.worker import Worker
 from tests.chaos.faults import Fault
 from tests.unit_runs import QUOTA, small_run
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.accounting import verify_exactly_once
-from cluster.checkpoint_state import digest, read_state
-from cluster.user_files import merged_users, partitions_in
+from cluster.checkpoints.state import digest, read_state
+from cluster.checkpoints.user_files import merged_users, partitions_in
+from cluster.training.accounting import verify_exactly_once
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, events, newest, produce, reasons_of, train
 

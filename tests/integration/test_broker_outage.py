@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.accounting import verify_exactly_once
+from cluster.training.accounting import verify_exactly_once
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer

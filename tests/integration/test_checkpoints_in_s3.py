@@ -13,13 +13,13 @@ import pytest
 import torch
 from pyarrow import fs
 
-from cluster.checkpoint import CheckpointStore
-from cluster.checkpoint_state import digests, read_state
-from cluster.checkpoint_storage import StorageLocationError, open_storage
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.state import digests, read_state
+from cluster.checkpoints.storage import StorageLocationError, open_storage
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
-from cluster.starting_point import find_starting_point
-from cluster.worker_state import checkpointer_of
+from cluster.training.starting_point import find_starting_point
+from cluster.training.worker_state import checkpointer_of
 from tests.unit_runs import small_config, small_run, train_steps
 
 _SECRET = "not-in-any-message"

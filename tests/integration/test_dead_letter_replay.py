@@ -9,7 +9,7 @@ import orjson
 from kafka import KafkaProducer
 from typer.testing import CliRunner
 
-from cluster.accounting import verify_exactly_once
+from cluster.training.accounting import verify_exactly_once
 from deploy.cli import app
 from streaming import dead_letter_replay
 from streaming.config import StreamConfig

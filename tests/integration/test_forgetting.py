@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 from kafka import KafkaProducer
 
-from cluster.accounting import verify_exactly_once
-from cluster.checkpoint_state import read_state
-from cluster.serving import Recommender, UnknownUser
+from cluster.checkpoints.state import read_state
+from cluster.publishing.serving import Recommender, UnknownUser
+from cluster.training.accounting import verify_exactly_once
 from model.features import ITEM, SOURCE, USER
 from streaming.config import StreamConfig
 from streaming.producer import publish_catalogue

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from kafka import KafkaAdminClient
 
-from cluster.accounting import verify_exactly_once
-from cluster.user_files import merged_users, partitions_in
+from cluster.checkpoints.user_files import merged_users, partitions_in
+from cluster.training.accounting import verify_exactly_once
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer
 from tests.ranks import run_on_ranks

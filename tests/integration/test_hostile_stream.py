@@ -7,8 +7,8 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from cluster.accounting import verify_exactly_once
-from cluster.quarantine import PoisonedTraining
+from cluster.training.accounting import verify_exactly_once
+from cluster.training.quarantine import PoisonedTraining
 from streaming.codec import ARROW, ENCODING_HEADER, encode_events
 from tests.ranks import run_on_ranks
 from tests.worker_runs import (

@@ -8,7 +8,7 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.training_run import TrainingRun, partitions_of_rank
+from cluster.training.run import TrainingRun, partitions_of_rank
 from model.config import ModelConfig
 from streaming.batcher import Batcher
 from streaming.config import StreamConfig

@@ -12,7 +12,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 from typer.testing import CliRunner
 
-from cluster.accounting import verify_exactly_once
+from cluster.training.accounting import verify_exactly_once
 from deploy.cli import app
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig, StreamSettingError, client_arguments

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cluster.collectives import Collectives, CrossRankGather
-from cluster.row_optimizer import row_optimizer
-from cluster.sharded_embedding import ShardedEmbedding
+from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.sharded_embedding import ShardedEmbedding
 from tests.ranks import run_on_ranks
 
 IDS = np.array([3, 11, 5, -8, 2**40, 77, 1, 0, 9, 1234567], np.int64)

@@ -5,15 +5,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.accounting import verify_exactly_once
-from cluster.checkpoint import CheckpointStore
+from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.config import FreshetConfig
 from cluster.evaluation.config import FitConfig, ProtocolConfig
 from cluster.evaluation.data import Tables, prepare
 from cluster.evaluation.from_checkpoint import config_of, recommender_of
 from cluster.evaluation.ranking import rank
 from cluster.evaluation.systems import REFERENCE, SYSTEMS, create
-from cluster.training_run import seed_dropout
+from cluster.training.accounting import verify_exactly_once
+from cluster.training.run import seed_dropout
 from model.config import ModelConfig
 from streaming.batcher import Batcher
 from streaming.catalogue import Catalogue

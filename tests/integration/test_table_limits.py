@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.buckets import shared_keys
 from cluster.collectives import Collectives
-from cluster.row_optimizer import row_optimizer
-from cluster.sharded_embedding import ShardedEmbedding, StaleLookupError
-from cluster.table_config import TableConfig
+from cluster.tables.buckets import shared_keys
+from cluster.tables.config import TableConfig
+from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.sharded_embedding import ShardedEmbedding, StaleLookupError
 from model.features import CATEGORY, ITEM, USER
 from tests.ranks import run_on_ranks
 

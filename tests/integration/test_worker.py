@@ -11,15 +11,15 @@ import pytest
 import torch
 from kafka import KafkaConsumer, KafkaProducer
 
-from cluster.accounting import verify_exactly_once
-from cluster.checkpoint import CheckpointError, CheckpointStore, read_table, read_tensors
+from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore, read_table, read_tensors
+from cluster.checkpoints.row_files import merged_rows
+from cluster.checkpoints.user_files import merged_users, partitions_in
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.refresh import refresh_from
-from cluster.row_files import merged_rows
-from cluster.serving import NothingToServe, Recommender, UnknownUser
-from cluster.user_files import merged_users, partitions_in
-from cluster.worker import Worker
+from cluster.publishing.serving import NothingToServe, Recommender, UnknownUser
+from cluster.training.accounting import verify_exactly_once
+from cluster.training.refresh import refresh_from
+from cluster.training.worker import Worker
 from model.config import ModelConfig
 from model.features import ITEM
 from retrieval.version import VersionStore

@@ -25,8 +25,8 @@ import torch.distributed as dist
 
 def ours(kind, settings):
     from cluster.collectives import Collectives
-    from cluster.row_optimizer import row_optimizer
-    from cluster.sharded_embedding import ShardedEmbedding
+    from cluster.tables.row_optimizer import row_optimizer
+    from cluster.tables.sharded_embedding import ShardedEmbedding
     from model.features import KeyCollector
 
     comm = Collectives()

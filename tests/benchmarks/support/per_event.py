@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.candidates import Runs
+from cluster.training.candidates import Runs
 
 Int64Array = npt.NDArray[np.int64]
 

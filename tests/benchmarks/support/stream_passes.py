@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.checkpoint import Checkpoint, CheckpointStore
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig
 from cluster.device import resolve_device
@@ -20,7 +20,7 @@ from cluster.evaluation.data import Tables
 from cluster.evaluation.fitting import decay
 from cluster.evaluation.interactions import Interactions
 from cluster.evaluation.protocols import Split
-from cluster.worker import Worker
+from cluster.training.worker import Worker
 from model.recommender import Int64Array
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer, publish_catalogue

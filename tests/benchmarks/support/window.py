@@ -17,8 +17,8 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.control import agree
-from cluster.worker import Worker
+from cluster.training.control import agree
+from cluster.training.worker import Worker
 from model.config import ModelConfig
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer

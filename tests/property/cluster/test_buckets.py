@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.buckets import BUCKETS, bucket_range, buckets_of, owners_of
+from cluster.tables.buckets import BUCKETS, bucket_range, buckets_of, owners_of
 
 
 @given(world=st.integers(1, BUCKETS))

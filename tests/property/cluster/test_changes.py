@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.collectives import Collectives
-from cluster.row_optimizer import RowAdagrad
-from cluster.sharded_embedding import ShardedEmbedding
+from cluster.tables.row_optimizer import RowAdagrad
+from cluster.tables.sharded_embedding import ShardedEmbedding
 
 IDS = st.lists(st.integers(0, 12), min_size=1, max_size=6, unique=True)
 CALLS = st.lists(st.tuples(st.sampled_from(["train", "count", "forget", "take", "look"]), IDS), max_size=25)

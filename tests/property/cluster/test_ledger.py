@@ -8,8 +8,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.checkpoint import read_table, write_table
-from cluster.ledger import Ledger, PartitionLedger
+from cluster.checkpoints.checkpoint import read_table, write_table
+from cluster.checkpoints.ledger import Ledger, PartitionLedger
 from streaming.schema import SET_ASIDE_SCHEMA
 from tests.training_batches import Run, to_batch
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.collectives import Collectives
-from cluster.surplus import as_orders, lowest
+from cluster.tables.surplus import as_orders, lowest
 
 ROWS = st.lists(st.tuples(st.integers(-5, 3), st.sampled_from([0.0, 0.2, 1.0, 1e9])), min_size=1, max_size=40)
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cluster.checkpoint import CheckpointStore
+from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
-from cluster.worker_state import checkpointer_of
+from cluster.training.worker_state import checkpointer_of
 from deploy.checkpoints import NoSuchCheckpoint, list_checkpoints
 from deploy.cli import app
 from deploy.errors import UsageError

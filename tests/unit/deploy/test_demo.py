@@ -78,7 +78,7 @@ def world(monkeypatch, progress_record):
     monkeypatch.setattr(
         "streaming.producer.replay", lambda *arguments, **options: SimpleNamespace(events=EVENTS)
     )
-    monkeypatch.setattr("cluster.accounting.verify_exactly_once", lambda config, path: accounting)
+    monkeypatch.setattr("cluster.training.accounting.verify_exactly_once", lambda config, path: accounting)
     return world
 
 

@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict, replace
 
-from cluster.checkpoint import Checkpoint
-from cluster.checkpoint_storage import open_storage
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.evaluation.from_checkpoint import config_of
 from model.config import ModelConfig

@@ -1,0 +1,401 @@
+"""Checkpoints: sets of files that are whole if their manifest is there and verifies.
+
+A commit, in this order (`checkpointing.py` drives it; the names are those of its fault hook):
+    1. `begin`: rank 0 makes room for it;
+    2. `snapshot`: every rank copies, between two steps, what has changed since its last snapshot;
+    3. `write`: a thread of every rank writes these copies, while training goes on, and fsyncs them;
+    4. `written`: between two later steps every rank tells rank 0 the size and SHA-256 of what it wrote;
+    5. `manifest`: rank 0 writes `manifest.json` and fsyncs it and the folder;
+    6. `rename`: rank 0 renames the folder to `step-…` (in an object store the manifest is put instead): this instant
+       is the commit; `renamed`, the parent is fsynced;
+    7. `offsets`: positions go to Kafka for lag tools;
+    8. `prune`: older checkpoints are removed, but for those that a kept one builds on.
+A crash before 6 leaves garbage that is never listed, removed by the next `begin`.
+
+A full checkpoint holds everything; a delta holds the rows and users that changed since its parent, and everything that
+is small. The manifest of a delta names its chain, from the full one on, with the checksum of each manifest, so that
+nothing else can take a link's place. Files are safetensors, Arrow and JSON; nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors.torch import load, save
+
+from cluster.checkpoints.storage import (
+    MANIFEST,
+    HashingSink,
+    Hook,
+    Storage,
+    StoredFile,
+    nothing,
+    open_storage,
+    order_of,
+    split_location,
+)
+from retrieval.durable_files import FileEntry, write_durably
+
+FORMAT = 2
+START_ANEW = "point storage_path elsewhere to start anew"
+"""What can always be done about a checkpoint of the run's own."""
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read; the message names the path, what is wrong and the setting to change."""
+
+
+def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew no deltas; its files have the names and columns of a full checkpoint of today.
+
+    The checksum stays that of the file, by which a delta knows what it builds on.
+    """
+    return {**manifest, "format": FORMAT, "kind": "full", "chain": [], "written_ms": None}
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+"""From each older format to the present one."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint: where it is, what its manifest says, and what it builds on.
+
+    Attributes:
+        storage: where it lies.
+        name: `step-…`, unique there.
+        manifest: in the present format, whatever it was written in.
+        ancestors: what it builds on, the full one first; none if it is full itself.
+    """
+
+    storage: Storage
+    name: str
+    manifest: Mapping[str, Any]
+    ancestors: tuple[Checkpoint, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken when it was written."""
+        return int(self.manifest["step"])
+
+    @property
+    def location(self) -> str:
+        """Its folder or URI."""
+        return f"{self.storage.where}/{self.name}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            CheckpointError: it lies in an object store.
+        """
+        path = self.storage.path(self.name)
+        if path is None:
+            raise CheckpointError(f"{self.location} is no folder on this machine; copy it here first")
+        return path
+
+    @property
+    def size(self) -> int:
+        """Bytes of its own files."""
+        return sum(int(entry["size"]) for entry in self.manifest["files"])
+
+    @property
+    def links(self) -> tuple[Checkpoint, ...]:
+        """The whole chain, the full one first, this one last."""
+        return (*self.ancestors, self)
+
+    def file(self, name: str) -> StoredFile:
+        """One of its own files."""
+        return StoredFile(self.storage, self.name, name)
+
+    def has(self, name: str) -> bool:
+        """Whether it has such a file of its own."""
+        return any(entry["name"] == name for entry in self.manifest["files"])
+
+    def files(self, prefix: str) -> list[StoredFile]:
+        """The files of the chain whose names start so: of the full one first, then of each delta; sorted in each."""
+        return [
+            link.file(name)
+            for link in self.links
+            for name in sorted(entry["name"] for entry in link.manifest["files"])
+            if name.startswith(prefix)
+        ]
+
+
+class CheckpointStore:
+    """All checkpoints of one run, in a folder or under a URI (by default `storage_path/checkpoints`)."""
+
+    def __init__(
+        self, root: str | Path, keep: int = 3, *, advice: str = START_ANEW, at: Hook = nothing
+    ) -> None:
+        self.storage = open_storage(root)
+        self._keep, self._advice, self._at = keep, advice, at
+
+    @property
+    def where(self) -> str:
+        """The place, for people."""
+        return self.storage.where
+
+    def begin(self, step: int) -> Writing:
+        """Make room for a checkpoint of this step (rank 0); a step that is written again gets a name of its own."""
+        taken = {repeat for number, repeat in map(order_of, self.storage.names()) if number == step}
+        name = f"step-{step:08d}" + (f".{max(taken) + 1}" if taken else "")
+        self._at("begin")
+        self.storage.begin(name)
+        return Writing(self.storage, name)
+
+    def commit(
+        self,
+        writing: Writing,
+        files: Iterable[FileEntry],
+        state: Mapping[str, Any],
+        parent: Checkpoint | None = None,
+    ) -> Checkpoint:
+        """Write the manifest and make it count (rank 0 only, after every rank has written its files)."""
+        links = parent.links if parent is not None else ()
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": "full" if parent is None else "delta",
+            "step": order_of(writing.name)[0],
+            "written_ms": int(time.time() * 1000),
+            "chain": [{"name": link.name, "checksum": link.manifest["checksum"]} for link in links],
+            **state,
+            "files": [vars(entry) for entry in sorted(files, key=lambda entry: entry.name)],
+        }
+        # What is read back is what is here: a tuple would come back as a list.
+        manifest = json.loads(json.dumps(manifest))
+        manifest["checksum"] = _checksum(manifest)
+        self.storage.commit(writing.name, json.dumps(manifest, indent=1).encode(), self._at)
+        return Checkpoint(self.storage, writing.name, manifest, links)
+
+    def prune(self) -> list[str]:
+        """Remove older checkpoints, children before parents.
+
+        The newest `keep` stay, whatever they build on, and (if `keep` is not 1) the newest one that shares no file with
+        the newest of all, so that no damage to one file can cost everything.
+        """
+        self._at("prune")
+        names = self.storage.names()
+        chains = {name: self._chain_of(name) for name in names}
+        needed = {link for name in names[-self._keep :] for link in chains[name]}
+        apart = [name for name in names if chains[name][0] != chains[names[-1]][0]]
+        if self._keep > 1 and apart:
+            needed |= set(chains[apart[-1]])
+        going = [name for name in reversed(names) if name not in needed]
+        for name in going:
+            self.storage.remove(name)
+        return going
+
+    def _chain_of(self, name: str) -> list[str]:
+        try:
+            return [*_chain(read_manifest(self.storage, name)), name]
+        except CheckpointError:
+            return [name]  # nobody can build on it
+
+    def names(self) -> list[str]:
+        """Committed checkpoints, oldest first."""
+        return self.storage.names()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose whole chain verifies; says loudly which ones do not. None if there is none.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none of them verifies.
+        """
+        problems = []
+        known: dict[str, Checkpoint | CheckpointError] = {}
+        for name in reversed(self.storage.names()):
+            try:
+                return _open_chain(self.storage, name, known)
+            except CheckpointError as problem:
+                _log.error("%s; trying the one before it", problem)
+                problems.append(str(problem))
+        if problems:
+            raise CheckpointError(
+                f"none of the {len(problems)} checkpoints in {self.where} verifies: {problems[0]}; {self._advice}"
+            )
+        return None
+
+    def open(self, name: str) -> Checkpoint:
+        """A checkpoint whose chain somebody else has verified: only the manifests are read."""
+        manifest = read_manifest(self.storage, name)
+        links = [Checkpoint(self.storage, n, read_manifest(self.storage, n)) for n in _chain(manifest)]
+        return Checkpoint(self.storage, name, manifest, tuple(links))
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A checkpoint that is being written; every rank has one of the same name."""
+
+    storage: Storage
+    name: str
+
+    @contextmanager
+    def sink(self, file: str) -> Iterator[HashingSink]:
+        """A file of it, durable when the context is left."""
+        with self.storage.writing(self.name, file) as raw:
+            yield HashingSink(raw)
+
+    def write(self, file: str, payload: bytes) -> FileEntry:
+        """A file of bytes."""
+        with self.sink(file) as sink:
+            sink.write(payload)
+        return sink.entry(file)
+
+    def write_table(self, file: str, batches: pa.Table | Iterable[pa.Table]) -> FileEntry:
+        """An Arrow IPC file of one table, or of several with one schema as they come."""
+        tables = iter([batches] if isinstance(batches, pa.Table) else batches)
+        first = next(tables)
+        with (
+            self.sink(file) as sink,
+            pa.PythonFile(sink, "w") as target,
+            pa.ipc.new_file(target, first.schema) as writer,
+        ):
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+        return sink.entry(file)
+
+    def write_tensors(self, file: str, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
+        """A safetensors file."""
+        return self.write(file, tensor_bytes(tensors))
+
+
+def open_checkpoint(location: str | Path) -> Checkpoint:
+    """Read and verify one checkpoint and what it builds on: formats, and each file's size and checksum.
+
+    Raises:
+        CheckpointError: it is no checkpoint, is of an unknown format, or a file does not match.
+    """
+    root, name = split_location(location)
+    return _open_chain(open_storage(root), name, {})
+
+
+def _open_chain(storage: Storage, name: str, known: dict[str, Checkpoint | CheckpointError]) -> Checkpoint:
+    """A checkpoint and its chain, all verified; `known` remembers links that others build on too."""
+    own = _verified(storage, name, known)
+    links = []
+    for link in own.manifest["chain"]:
+        try:
+            found = _verified(storage, link["name"], known)
+        except CheckpointError as problem:
+            raise CheckpointError(f"{own.location} builds on one that cannot be used: {problem}") from problem
+        if found.manifest["checksum"] != link["checksum"]:
+            raise CheckpointError(
+                f"{own.location} builds on another {link['name']} than the one that is there"
+            )
+        links.append(found)
+    return Checkpoint(storage, name, own.manifest, tuple(links))
+
+
+def _verified(storage: Storage, name: str, known: dict[str, Checkpoint | CheckpointError]) -> Checkpoint:
+    if name not in known:
+        try:
+            manifest = read_manifest(storage, name)
+            for entry in manifest["files"]:
+                problem = file_problem(storage, name, entry)
+                if problem:
+                    raise CheckpointError(f"{storage.where}/{name} is damaged: {entry['name']} {problem}")
+            known[name] = Checkpoint(storage, name, manifest)
+        except CheckpointError as error:
+            known[name] = error
+    found = known[name]
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
+def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
+    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
+    try:
+        content = storage.read(name, entry["name"])
+    except FileNotFoundError:
+        return "is missing"
+    if content.size != entry["size"]:
+        return f"has {content.size} bytes instead of {entry['size']} and does not match its checksum"
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        return "does not match its checksum"
+    return ""
+
+
+def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
+    """A manifest in the present format, checked against its own checksum, without looking at the files.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of an unknown format.
+    """
+    place = f"{storage.where}/{name}"
+    try:
+        content = storage.read(name, MANIFEST).to_pybytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{place} is not a checkpoint: it has no {MANIFEST} (setting: checkpoint or storage_path)"
+        ) from None
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{place}/{MANIFEST} is not valid JSON: {error}") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if version != FORMAT and version not in _UPGRADES:
+        readable = ", ".join(map(str, [*_UPGRADES, FORMAT]))
+        raise CheckpointError(f"{place} has checkpoint format {version!r}; this version reads {readable}")
+    if manifest.get("checksum") != _checksum(manifest):
+        raise CheckpointError(f"{place} is damaged: {MANIFEST} does not match its own checksum")
+    upgraded: dict[str, Any] = manifest
+    while upgraded["format"] != FORMAT:
+        upgraded = _UPGRADES[upgraded["format"]](upgraded)
+    return upgraded
+
+
+def _chain(manifest: Mapping[str, Any]) -> list[str]:
+    return [link["name"] for link in manifest["chain"]]
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its checksum: positions and counters are as precious as the files."""
+    unsigned = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Tensors as safetensors."""
+    payload: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return payload
+
+
+def write_table(path: Path, table: pa.Table) -> FileEntry:
+    """Write an Arrow IPC file into a folder (an index version's) and fsync it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return write_durably(path, sink.getvalue())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
+    """Write a safetensors file into a folder (an index version's) and fsync it."""
+    return write_durably(path, tensor_bytes(tensors))
+
+
+def read_table(file: Path | StoredFile) -> pa.Table:
+    """Read an Arrow IPC file."""
+    content = pa.py_buffer(file.read_bytes()) if isinstance(file, Path) else file.read()
+    return pa.ipc.open_file(content).read_all()
+
+
+def read_tensors(file: Path | StoredFile) -> dict[str, torch.Tensor]:
+    """Read a safetensors file onto the CPU."""
+    content = file.read_bytes() if isinstance(file, Path) else file.read().to_pybytes()
+    return load(content)

@@ -1,0 +1,249 @@
+"""Embedding rows as Arrow files: written by bucket range, re-read by whoever owns the buckets now.
+
+| file | holds |
+|---|---|
+| `rows-LLLL-HHHH.arrow` | every row of the range, in slices that were copied one after the other |
+| `rows-LLLL-HHHH.changes.arrow` | rows that are new or other than in what comes before, whole |
+| `rows-LLLL-HHHH.removed.arrow` | keys that have no row any more |
+| `waiting-LLLL-HHHH.arrow` | keys that are counted before they have a row; whole in every checkpoint |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from cluster.checkpoints.checkpoint import START_ANEW, CheckpointError, read_table, write_table
+from cluster.checkpoints.storage import StoredFile
+from cluster.tables.buckets import bucket_range, buckets_of
+from cluster.tables.sharded_embedding import ShardedEmbedding
+from model.key_index import KeyIndex
+from retrieval.durable_files import FileEntry
+
+PREFIX = "rows-"
+WAITING = "waiting-"
+_REMOVED = ".removed"
+_SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
+
+Int64Array = npt.NDArray[np.int64]
+Int16Array = npt.NDArray[np.int16]
+RowFile = Path | StoredFile
+
+
+class RowPart:
+    """The rows of one rank as a part of a checkpoint (`checkpointing.Part`)."""
+
+    def __init__(self, table: ShardedEmbedding, rank: int, world: int) -> None:
+        self._table = table
+        low, high = bucket_range(rank, world)
+        self._stem = f"{PREFIX}{low:04d}-{high:04d}"
+
+    def forget(self) -> None:
+        """See Part."""
+        self._table.take_changes()
+
+    def base(self) -> Iterator[tuple[str, pa.Table]]:
+        """See Part."""
+        rows = self._table.rows()
+        at_once = max(_LEAST_ROWS, _SLICE_BYTES // _row_bytes(self._table))
+        for start in range(0, max(1, rows.shape[0]), at_once):
+            some = rows[start : start + at_once]
+            # Rows may have been removed between two slices; the changes say which.
+            there = self._table.index.find(*self._table.keys_of(some)) == some
+            yield f"{self._stem}.arrow", row_columns(self._table, some[there])
+
+    def changes(self) -> dict[str, pa.Table]:
+        """See Part."""
+        changed, (tables, ids) = self._table.take_changes()
+        return {
+            f"{self._stem}.changes.arrow": row_columns(self._table, changed),
+            f"{self._stem}{_REMOVED}.arrow": pa.table({"table": tables, "id": ids}),
+        }
+
+
+def row_columns(table: ShardedEmbedding, local: Int64Array) -> pa.Table:
+    """Copies of rows with their optimizer state, frequency and last-seen time."""
+    tables, ids = table.keys_of(local)
+    where = torch.from_numpy(local).to(table.device)
+    columns: dict[str, pa.Array] = {
+        "table": pa.array(np.array(tables)),
+        "id": pa.array(np.array(ids)),
+        "value": _column(table.values_CD.index_select(0, where)),
+        "frequency": pa.array(table.frequency_C[local]),
+        "last_seen_ms": pa.array(table.last_seen_ms_C[local]),
+    }
+    for name, tensor in table.state.items():
+        columns[f"state.{name}"] = _column(tensor.index_select(0, where))
+    return pa.table(columns)
+
+
+def save_rows(directory: Path, table: ShardedEmbedding, rank: int, world: int) -> FileEntry:
+    """Write every row of this rank into a folder."""
+    low, high = bucket_range(rank, world)
+    return write_table(directory / f"{PREFIX}{low:04d}-{high:04d}.arrow", row_columns(table, table.rows()))
+
+
+def load_rows(
+    files: Sequence[RowFile], table: ShardedEmbedding, rank: int, world: int, *, advice: str = START_ANEW
+) -> None:
+    """Read the rows whose buckets this rank owns, from files written by any number of ranks.
+
+    Args:
+        files: of a folder or of a chain of checkpoints, the full one's first.
+        table: gets the rows, as the last file that has a key says.
+        rank: this rank.
+        world: how many there are.
+        advice: what can be done about rows that do not fit, for the error.
+    Raises:
+        CheckpointError: rows of another dimension or row optimizer; ends with `advice`.
+    """
+    low, high = bucket_range(rank, world)
+    mine = [file for file in files if _overlaps(file, low, high)]
+    gone = _gone(mine)
+    for file in mine:
+        if file.stem.endswith(_REMOVED):
+            continue
+        for rows in read_table(file).to_batches():
+            tables, ids = _keys(rows)
+            buckets = buckets_of(tables, ids)
+            wanted = (buckets >= low) & (buckets < high)
+            if file in gone:
+                wanted &= gone[file].find(tables, ids) < 0
+            _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice)
+
+
+def waiting_tables(table: ShardedEmbedding, rank: int, world: int) -> dict[str, pa.Table]:
+    """The file of this rank's keys without a row, if keys have to wait at all."""
+    if not table.limits.has_shared_rows:
+        return {}
+    low, high = bucket_range(rank, world)
+    return {f"{WAITING}{low:04d}-{high:04d}.arrow": table.waiting.to_table()}
+
+
+def load_waiting(files: Iterable[RowFile], table: ShardedEmbedding, rank: int, world: int) -> None:
+    """Read the keys whose buckets this rank owns, from files written by any number of ranks.
+
+    Args:
+        files: of one checkpoint; every one of a chain has them all.
+        table: gets the keys, unless it makes all rows at once.
+        rank: this rank.
+        world: how many there are.
+    """
+    if not table.limits.has_shared_rows:
+        return
+    low, high = bucket_range(rank, world)
+    for file in files:
+        waiting = read_table(file)
+        buckets = buckets_of(*_keys(waiting))
+        table.waiting.load(waiting.filter(pa.array((buckets >= low) & (buckets < high))))
+
+
+def merged_rows(files: Sequence[RowFile]) -> pa.Table:
+    """All rows of a chain in one table, by table and id, each as the last file that has it says."""
+    gone, later, parts = _gone(files), KeyIndex(), []
+    for file in reversed(files):
+        if file.stem.endswith(_REMOVED):
+            continue
+        rows = read_table(file).combine_chunks()
+        tables, ids = _keys(rows)
+        once = np.zeros(rows.num_rows, np.bool_)
+        # A key that two slices of a base have changed in between, so a later file has it too.
+        once[np.unique(KeyIndex().add(tables, ids), return_index=True)[1]] = True
+        wanted = once & (later.find(tables, ids) < 0)
+        if file in gone:
+            wanted &= gone[file].find(tables, ids) < 0
+        later.add(tables[wanted], ids[wanted])
+        parts.append(rows.filter(pa.array(wanted)))
+    return pa.concat_tables(parts).sort_by([("table", "ascending"), ("id", "ascending")])
+
+
+def _gone(files: Sequence[RowFile]) -> dict[RowFile, KeyIndex]:
+    """For each file with rows, the keys whose rows were removed later and did not come back before that."""
+    if not any(file.stem.endswith(_REMOVED) for file in files):
+        return {}
+    removed, found = KeyIndex(), {}
+    later: list[tuple[Int16Array, Int64Array]] = []
+    for file in reversed(files):
+        keys = _keys(read_table(file).select(["table", "id"]))
+        if file.stem.endswith(_REMOVED):
+            removed.add(*_without(keys, later))
+        else:
+            found[file] = _copy(removed)
+            later.append(keys)
+    return found
+
+
+def _without(
+    keys: tuple[Int16Array, Int64Array], later: Iterable[tuple[Int16Array, Int64Array]]
+) -> tuple[Int16Array, Int64Array]:
+    present = KeyIndex()
+    for tables, ids in later:
+        present.add(tables, ids)
+    away = present.find(*keys) < 0
+    return keys[0][away], keys[1][away]
+
+
+def _copy(index: KeyIndex) -> KeyIndex:
+    copied = KeyIndex()
+    tables, ids = index.keys()
+    copied.add(tables.copy(), ids.copy())
+    return copied
+
+
+def _overlaps(file: RowFile, low: int, high: int) -> bool:
+    first, last = (int(part) for part in file.stem.removeprefix(PREFIX).partition(".")[0].split("-"))
+    return last > low and first < high
+
+
+def _keys(rows: pa.Table | pa.RecordBatch) -> tuple[Int16Array, Int64Array]:
+    return (
+        np.ascontiguousarray(rows["table"].to_numpy(), np.int16),
+        np.ascontiguousarray(rows["id"].to_numpy(), np.int64),
+    )
+
+
+def _insert(rows: pa.RecordBatch, table: ShardedEmbedding, file: RowFile, advice: str) -> None:
+    if rows.num_rows == 0:
+        return
+    width = rows.schema.field("value").type.list_size
+    if width != table.dim:
+        raise CheckpointError(
+            f"{file} holds rows of dimension {width}, but model.dim is {table.dim}; set it back or {advice}"
+        )
+    missing = [name for name in table.state if f"state.{name}" not in rows.schema.names]
+    if missing:
+        raise CheckpointError(
+            f"{file} has no optimizer state {missing[0]!r}: it was written with another "
+            f"train.row_optimizer; set it back or {advice}"
+        )
+    table.load(
+        *_keys(rows),
+        _tensor(rows["value"]),
+        {name: _tensor(rows[f"state.{name}"]) for name in table.state},
+        rows["frequency"].to_numpy(),
+        rows["last_seen_ms"].to_numpy(),
+    )
+
+
+def _row_bytes(table: ShardedEmbedding) -> int:
+    tensors = [table.values_CD, *table.state.values()]
+    return 26 + sum(t[:1].numel() * t.element_size() if t.shape[0] else table.dim * 4 for t in tensors)
+
+
+def _column(rows: torch.Tensor) -> pa.Array:
+    host = rows.detach().cpu().contiguous()
+    if host.dim() == 1:
+        return pa.array(host.numpy())
+    return pa.FixedSizeListArray.from_arrays(pa.array(host.numpy().reshape(-1)), host.shape[1])
+
+
+def _tensor(array: pa.Array) -> torch.Tensor:
+    if pa.types.is_fixed_size_list(array.type):
+        values: npt.NDArray[np.float32] = array.flatten().to_numpy()
+        return torch.from_numpy(values.reshape(-1, array.type.list_size).copy())
+    return torch.from_numpy(array.to_numpy().copy())

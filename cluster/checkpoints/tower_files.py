@@ -1,0 +1,79 @@
+"""Towers and their optimizer as safetensors, without pickle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cluster.checkpoints.checkpoint import START_ANEW, CheckpointError, read_tensors, write_tensors
+from cluster.checkpoints.storage import StoredFile
+from retrieval.durable_files import FileEntry
+
+FILE = "towers.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_log = logging.getLogger(__name__)
+
+
+def tower_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """Copies of the model's parameters and, where given, of AdamW's moments and step counts, on the CPU."""
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if optimizer is not None:
+        for name, parameter in model.named_parameters():
+            for moment in _MOMENTS:
+                if moment in optimizer.state[parameter]:
+                    tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def save_towers(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> FileEntry:
+    """Write them into a folder."""
+    return write_tensors(directory / FILE, tower_tensors(model, optimizer))
+
+
+def load_towers(
+    file: Path | StoredFile,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    advice: str = START_ANEW,
+) -> None:
+    """Read what `save_towers` wrote; `advice` is what else can be done about shapes that differ.
+
+    A parameter that the file does not have is of a feature that is new: it stays as the seed made it, and the log says
+    so.
+
+    Raises:
+        CheckpointError: a parameter has another shape, or the model has none of its name; names the first one.
+    """
+    tensors = read_tensors(file)
+    own = model.state_dict()
+    saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    for name in sorted(saved):
+        want, have = _shape(own, name), _shape(saved, name)
+        if want != have:
+            raise CheckpointError(
+                f"{file}: parameter {name} has shape {have}, but the settings `model.*` ask for {want}; "
+                f"set them back or {advice}"
+            )
+    fresh = sorted(own.keys() - saved.keys())
+    if fresh:
+        _log.warning("%s has nothing for %s: new, so it starts fresh", file, ", ".join(fresh))
+    model.load_state_dict(saved, strict=False)
+    if optimizer is None:
+        return
+    for name, parameter in model.named_parameters():
+        state = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
+        if state:
+            step = state.pop("step")
+            optimizer.state[parameter] = {
+                "step": step,
+                **{m: t.to(parameter.device) for m, t in state.items()},
+            }
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None

@@ -1,0 +1,333 @@
+"""A checkpoint on its way, seen by one rank: copied between steps, written by a thread, committed at a later step.
+
+    idle ──begin──► base ──advance──► writing ──advance──► idle        a full one
+    idle ──begin────────────────────► writing ──advance──► idle        a delta
+
+Of a full checkpoint the growing parts are copied in slices, a few milliseconds between two steps at a time, while a
+thread writes them. When the last slice of every rank is written, what has changed since the first one is copied at
+once, as for a delta, and written beside it: the checkpoint is of that step. So training never waits for a copy of
+everything, which costs as much as writing it where fresh memory is dear.
+
+Storage that fails (a full disk, an absent object store) costs the checkpoint, not the run: it is given up on every
+rank, said loudly, and the next one is full. Only the last checkpoint of a run must succeed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, Writing
+from cluster.checkpoints.storage import Hook, nothing
+from cluster.collectives import Collectives
+from retrieval.durable_files import FileEntry
+
+_SLICES_AHEAD = 8
+_log = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """State that grows with ids or users: whole in a full checkpoint, what changed in a delta."""
+
+    def forget(self) -> None:
+        """What changed so far is in a checkpoint already."""
+
+    def base(self) -> Iterator[tuple[str, pa.Table]]:
+        """All of it in slices, each copied when it is asked for: (file, table), the slices of a file together."""
+
+    def changes(self) -> dict[str, pa.Table]:
+        """Copies of what changed since `forget` or the last call, by file; tables without rows are not written."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything beside the parts, copied between two steps.
+
+    Attributes:
+        tables: by file name.
+        tensors: by file name; on the CPU.
+        told: what this rank tells rank 0 for the manifest.
+    """
+
+    tables: Mapping[str, pa.Table]
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    told: Mapping[str, Any]
+
+
+@dataclass
+class FullPolicy:
+    """When the next checkpoint is a full one.
+
+    Attributes:
+        every: most deltas in a chain.
+        share: of the full one's bytes; deltas that are larger together end a chain too.
+    """
+
+    every: int = 20
+    share: float = 0.5
+
+    def wants_full(self, parent: Checkpoint | None) -> bool:
+        """Whether nothing should build on this one any more."""
+        if parent is None:
+            return True
+        full, *deltas = parent.links
+        return len(deltas) >= self.every or sum(d.size for d in deltas) > self.share * full.size
+
+
+@dataclass
+class _OnItsWay:
+    """The checkpoint that is being written."""
+
+    writing: Writing
+    parent: Checkpoint | None
+    entries: list[FileEntry] = field(default_factory=list)
+    snapshot: Snapshot | None = None
+    job: Future[list[FileEntry]] | None = None
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run, one at a time; what is marked collective every rank calls at the same step.
+
+    Args:
+        store: where they go.
+        comm: the ranks.
+        parts: this rank's growing state, as the parent has it.
+        snapshot: copies the rest of this rank's state.
+        describe: the manifest's state from what every rank told (rank 0).
+        parent: what this run was resumed from; None makes the first checkpoint a full one.
+        policy: when to write a full one.
+        at: fault hook, by the numbered steps of `checkpoint.py`.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        comm: Collectives,
+        parts: Sequence[Part],
+        snapshot: Callable[[], Snapshot],
+        describe: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
+        *,
+        parent: Checkpoint | None = None,
+        policy: FullPolicy | None = None,
+        at: Hook = nothing,
+    ) -> None:
+        self.stalls_s: list[float] = []
+        """How long each checkpoint has kept training waiting so far, on this rank."""
+        self._store, self._comm, self._parts = store, comm, parts
+        self._snapshot, self._describe = snapshot, describe
+        self._parent, self._policy, self._at = parent, policy or FullPolicy(), at
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._now: _OnItsWay | None = None
+        self._failed = False
+        self._slices: Iterator[tuple[str, pa.Table]] | None = None
+        self._waiting: tuple[str, pa.Table] | None = None
+        self._queue: queue.Queue[tuple[str, pa.Table] | None] = queue.Queue(_SLICES_AHEAD)
+        for part in parts:
+            part.forget()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a checkpoint can begin; the same on every rank."""
+        return self._now is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank's thread is done with what it was given, for better or worse."""
+        job = self._now.job if self._now is not None else None
+        return job is not None and job.done()
+
+    def begin(self, step: int) -> None:
+        """Collective. Start a checkpoint; a delta is of this step, a full one of the step at which its base is done."""
+        started = time.perf_counter()
+        self._failed = False
+        plan = self._agree_on_plan(step)
+        if plan is None:
+            self._give_up()
+            return
+        writing, full = plan
+        self._now = _OnItsWay(writing, None if full else self._parent)
+        if full:
+            for part in self._parts:
+                part.forget()
+            self._slices = (piece for part in self._parts for piece in part.base())
+            self._queue = queue.Queue(_SLICES_AHEAD)
+            self._now.job = self._thread.submit(self._write_base, writing, self._queue)
+            self.stalls_s.append(time.perf_counter() - started)
+            self.copy_some()
+        else:
+            self.stalls_s.append(time.perf_counter() - started)
+            self._take_snapshot()
+
+    def copy_some(self, budget_s: float = 0.005) -> None:
+        """Copy slices of the base until the time is up, the thread is behind, or there are no more."""
+        if self._slices is None:
+            return
+        started = time.perf_counter()
+        while time.perf_counter() - started < budget_s and not self.ready:
+            if self._waiting is None:
+                self._waiting = next(self._slices, None)
+            try:
+                self._queue.put_nowait(self._waiting)
+            except queue.Full:
+                break
+            if self._waiting is None:
+                self._slices = None
+                break
+            self._waiting = None
+        self.stalls_s[-1] += time.perf_counter() - started
+
+    def advance(self) -> Checkpoint | None:
+        """Collective, once every rank is `ready`: snapshot after the base, or commit; on rank 0 what was committed."""
+        assert self._now is not None, "nothing is on its way"
+        assert self._now.job is not None
+        started = time.perf_counter()
+        error = self._now.job.exception()
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        if self._comm.exchange(np.array([float(error is not None)])).sum() > 0:
+            self._give_up(error)
+            return None
+        self._now.entries += self._now.job.result()
+        if self._now.snapshot is None:
+            self.stalls_s[-1] += time.perf_counter() - started
+            self._take_snapshot()
+            return None
+        committed = self._commit()
+        self.stalls_s[-1] += time.perf_counter() - started
+        return committed
+
+    def finish(self, step: int) -> Checkpoint | None:
+        """Collective. End the one on its way and commit one of this very step; on rank 0 what was committed.
+
+        Raises:
+            CheckpointError: the storage failed.
+        """
+        self._complete()
+        self.begin(step)
+        committed = self._complete()
+        if self._comm.exchange(np.array([float(self._failed)])).sum() > 0:
+            raise CheckpointError(
+                f"the last checkpoint could not be written to {self._store.where}; see the log "
+                "(setting: storage_path or train.checkpoint_path)"
+            )
+        return committed
+
+    def start_new_chain(self) -> None:
+        """The next checkpoint is full, whatever the policy says."""
+        self._parent = None
+
+    def close(self) -> None:
+        """Let the thread end; what was not committed is garbage."""
+        self._slices = None
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            self._queue.get_nowait()
+            self._queue.put_nowait(None)
+        self._thread.shutdown(wait=True)
+
+    def _complete(self) -> Checkpoint | None:
+        committed = None
+        while self._now is not None:
+            while self._slices is not None and not self.ready:
+                self.copy_some(1.0)
+                time.sleep(0.001)
+            assert self._now.job is not None
+            self._now.job.exception()
+            committed = self.advance()
+        return committed
+
+    def _agree_on_plan(self, step: int) -> tuple[Writing, bool] | None:
+        plan: tuple[str, bool] | None = None
+        if self._comm.rank == 0:
+            try:
+                plan = self._store.begin(step).name, self._policy.wants_full(self._parent)
+            except OSError as error:
+                _log.error("no checkpoint can begin in %s: %s", self._store.where, error)
+        agreed: tuple[str, bool] | None = self._comm.gather_objects(plan)[0]
+        return (Writing(self._store.storage, agreed[0]), agreed[1]) if agreed is not None else None
+
+    def _take_snapshot(self) -> None:
+        """Copy what changed and what is small, between two steps, and hand it to the thread."""
+        assert self._now is not None
+        started = time.perf_counter()
+        self._at("snapshot")
+        tables = {
+            file: table for part in self._parts for file, table in part.changes().items() if table.num_rows
+        }
+        self._now.snapshot = self._snapshot()
+        tables |= self._now.snapshot.tables
+        self._now.job = self._thread.submit(
+            self._write, self._now.writing, tables, self._now.snapshot.tensors
+        )
+        self.stalls_s[-1] += time.perf_counter() - started
+
+    def _commit(self) -> Checkpoint | None:
+        now, self._now = self._now, None
+        assert now is not None
+        assert now.snapshot is not None
+        self._at("written")
+        told = self._comm.gather_objects({"files": now.entries, **now.snapshot.told})
+        committed = None
+        if self._comm.rank == 0:
+            files = [entry for rank in told for entry in rank.pop("files")]
+            try:
+                committed = self._store.commit(now.writing, files, self._describe(told), now.parent)
+            except OSError as error:
+                _log.error("checkpoint %s was not committed: %s; the next is full", now.writing.name, error)
+                self._failed = True
+            self._thread.submit(self._prune)
+        self._parent = committed
+        return committed
+
+    def _prune(self) -> None:
+        try:
+            self._store.prune()
+        except OSError as error:
+            _log.warning("an old checkpoint in %s was not removed: %s", self._store.where, error)
+
+    def _give_up(self, error: BaseException | None = None) -> None:
+        now, self._now, self._slices, self._waiting, self._parent = self._now, None, None, None, None
+        self._failed = True
+        if error is not None:
+            _log.error(
+                "a checkpoint could not be written to %s: %s; the next is full", self._store.where, error
+            )
+        if now is not None:
+            self._comm.gather_objects(None)  # nobody writes into it any more
+            if self._comm.rank == 0:
+                now.writing.storage.discard(now.writing.name)
+
+    def _write_base(
+        self, writing: Writing, pieces: queue.Queue[tuple[str, pa.Table] | None]
+    ) -> list[FileEntry]:
+        entries = []
+        for file, slices in itertools.groupby(iter(pieces.get, None), key=lambda piece: piece[0]):
+            self._at("write")
+            entries.append(writing.write_table(file, (table for _, table in slices)))
+        return entries
+
+    def _write(
+        self,
+        writing: Writing,
+        tables: Mapping[str, pa.Table],
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> list[FileEntry]:
+        entries = []
+        for file, table in tables.items():
+            self._at("write")
+            entries.append(writing.write_table(file, table))
+        for file, values in tensors.items():
+            self._at("write")
+            entries.append(writing.write_tensors(file, values))
+        return entries

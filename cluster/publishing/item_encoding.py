@@ -1,0 +1,54 @@
+"""Item vectors of the items that this rank owns, for validation and for the index."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cluster.collectives import Collectives
+from cluster.tables.sharded_embedding import ShardedEmbedding
+from model.features import ITEM, KeyCollector, item_inputs
+from model.two_tower import TwoTower
+from streaming.catalogue import Catalogue
+
+Int64Array = npt.NDArray[np.int64]
+
+_CHUNK_ITEMS = 65_536
+
+
+@torch.no_grad()
+def encode_owned_items(
+    model: TwoTower, table: ShardedEmbedding, catalogue: Catalogue, comm: Collectives
+) -> tuple[Int64Array, Tensor]:
+    """Collective. Ids int64 (n,) of the known items that this rank owns and their vectors float32 (n, D).
+
+    An item that was never trained is encoded too, from its initial row, its categories and its augmented vector.
+    """
+    known = catalogue.item_ids
+    tables = np.full(known.shape[0], ITEM, np.int16)
+    mine = known[table.owners(tables, known) == comm.rank]
+    # Looking up categories is collective: every rank makes as many calls as the one with the most items.
+    most = int(comm.exchange(np.array([mine.shape[0]], np.float64)).max())
+    model.eval()
+    parts = [torch.zeros(0, model.config.dim, device=table.device)]
+    for start in range(0, most, _CHUNK_ITEMS):
+        chunk = mine[start : start + _CHUNK_ITEMS]
+        keys = KeyCollector()
+        items = item_inputs(chunk, catalogue.categories, keys, np.zeros(chunk.shape[0], np.bool_))
+        rows_UD = table.lookup(*keys.keys(), create=False).rows_UD
+        parts.append(model.encode_items(rows_UD, items.to(table.device)).vectors_CD)
+    return mine, torch.cat(parts)
+
+
+def gather_known_items(
+    ids: Int64Array, vectors: Tensor, catalogue: Catalogue, table: ShardedEmbedding, comm: Collectives
+) -> Tensor:
+    """Collective. The vectors of all known items, float32 (I, D), in the order of `catalogue.item_ids`."""
+    gathered, _ = comm.gather_rows(vectors)
+    known = catalogue.item_ids
+    owners = table.owners(np.full(known.shape[0], ITEM, np.int16), known)
+    ordered = torch.empty_like(gathered)
+    ordered[torch.from_numpy(np.argsort(owners, kind="stable")).to(gathered.device)] = gathered
+    return ordered

@@ -1,0 +1,185 @@
+"""The rows of one rank: keys, values, optimizer state, frequency, last-seen time, and what changed. No collectives.
+
+Shape letters: K keys of a call, C rows there is room for, D columns.
+
+A row's local number stays what it is while its key lives. The number of a removed row is used again for a later key,
+which starts with nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cluster.tables.row_optimizer import RowOptimizer
+from model.embedding import initial_rows
+from model.key_index import KeyIndex
+from model.reserved_memory import GrowingArray, machine_bytes
+
+Int64Array = npt.NDArray[np.int64]
+Int16Array = npt.NDArray[np.int16]
+Float64Array = npt.NDArray[np.float64]
+
+# Bits of a row's mark: it changed since `take_changes`; it had not been there then.
+_CHANGED, _NEW = np.uint8(1), np.uint8(2)
+_FIRST_ROOM = 1024
+
+
+class LocalRows:
+    """Rows in one matrix that grows in place on a CPU, and by a copy on a GPU.
+
+    `values_CD`, `state`, `frequency_C` and `last_seen_ms_C` have room for more rows than live; `rows()` tells which do.
+    """
+
+    def __init__(
+        self, dim: int, optimizer: RowOptimizer, *, seed: int, device: torch.device, init_std: float = 0.02
+    ) -> None:
+        self.dim, self.seed, self.init_std = dim, seed, init_std
+        self.device, self.optimizer = device, optimizer
+        self.index = KeyIndex()
+        most = machine_bytes() // (4 * dim)
+        shapes = optimizer.state_shapes(dim)
+        self._memory = {
+            "frequency": GrowingArray(most, (), np.float64),
+            "last_seen_ms": GrowingArray(most, (), np.int64),
+            "changed": GrowingArray(most, (), np.uint8),
+        }
+        if device.type == "cpu":
+            self._memory["values"] = GrowingArray(most, (dim,), np.float32)
+            for name, (shape, dtype) in shapes.items():
+                self._memory[name] = GrowingArray(most, shape, torch.empty(0, dtype=dtype).numpy().dtype)
+        self.values_CD = torch.zeros(0, dim, device=device)
+        self.state = {
+            name: torch.zeros(0, *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in shapes.items()
+        }
+        self._take_room(0)
+        self._removed: list[tuple[Int16Array, Int64Array]] = []
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self) -> Int64Array:
+        """Local numbers of the rows that live, int64, ascending. A removed row leaves a hole until it is used again."""
+        return self.index.rows()
+
+    def keys_of(self, rows: Int64Array) -> tuple[Int16Array, Int64Array]:
+        """Tables int16 (n,) and ids int64 (n,) of living rows."""
+        return self.index.keys_of(rows)
+
+    def add(self, tables: Int16Array, ids: Int64Array, time_ms: int = 0) -> Int64Array:
+        """Local numbers of keys that this rank owns; new rows, last seen at `time_ms`, start from (seed, table, id)."""
+        local, made = self.index.get_or_add(tables, ids)
+        if made.shape[0]:
+            self._make_room(self.index.top)
+            new = local[made]
+            self.put(new, self.initial(tables[made], ids[made]))
+            self.last_seen_ms_C[new] = time_ms
+            self.changed_C[new] = _CHANGED | _NEW
+        return local
+
+    def remove(self, tables: Int16Array, ids: Int64Array) -> int:
+        """Forget keys that this rank owns, with all that their rows carry; how many there were."""
+        local = self.index.remove(tables, ids)
+        had = local >= 0
+        gone = local[had]
+        if gone.shape[0] == 0:
+            return 0
+        known = self.changed_C[gone] & _NEW == 0
+        self._removed.append((tables[had][known], ids[had][known]))
+        where = torch.from_numpy(gone).to(self.device)
+        for tensor in (self.values_CD, *self.state.values()):
+            tensor.index_fill_(0, where, 0)
+        for array in (self.frequency_C, self.last_seen_ms_C, self.changed_C):
+            array[gone] = 0
+        return int(gone.shape[0])
+
+    def load(
+        self,
+        tables: Int16Array,
+        ids: Int64Array,
+        values_KD: Tensor,
+        state: Mapping[str, Tensor],
+        frequency_K: Float64Array,
+        last_seen_ms_K: Int64Array,
+    ) -> None:
+        """Put rows that this rank owns as a checkpoint holds them, over what a key has already; marks nothing.
+
+        Args:
+            tables: int16 (K,).
+            ids: int64 (K,); no key twice.
+            values_KD: float32 (K, D).
+            state: the optimizer's, by name as in `state`, K entries each.
+            frequency_K: float64.
+            last_seen_ms_K: int64.
+        """
+        local = self.index.add(tables, ids)
+        self._make_room(self.index.top)
+        self.put(local, values_KD)
+        where = torch.from_numpy(local).to(self.device)
+        for name, tensor in self.state.items():
+            tensor.index_copy_(0, where, state[name].to(self.device))
+        self.frequency_C[local] = frequency_K
+        self.last_seen_ms_C[local] = last_seen_ms_K
+        self.changed_C[local] = 0
+
+    def take_changes(self) -> tuple[Int64Array, tuple[Int16Array, Int64Array]]:
+        """What changed since the last call, and forget it: for delta checkpoints.
+
+        Returns:
+            Local numbers of the rows that are new or whose value, state, frequency or last-seen time changed, int64,
+            ascending; and the keys (tables int16, ids int64) that had a row at the last call and have none now. No key
+            is in both.
+        """
+        changed = np.flatnonzero(self.changed_C[: self.index.top])
+        self.changed_C[changed] = 0
+        removed = KeyIndex()
+        for part in self._removed:
+            removed.add(*part)
+        self._removed = []
+        tables, ids = removed.keys()
+        gone = self.index.find(tables, ids) < 0
+        return changed, (tables[gone], ids[gone])
+
+    def mark_all_changed(self) -> None:
+        """The next `take_changes` gives every living row, as after a checkpoint that was not committed."""
+        self.mark_changed(self.rows())
+
+    def mark_changed(self, rows: Int64Array) -> None:
+        """Rows whose value, state, frequency or last-seen time is another now."""
+        self.changed_C[rows] |= _CHANGED
+
+    def initial(self, tables: Int16Array, ids: Int64Array) -> Tensor:
+        """What rows of these keys start from, float32 (K, D)."""
+        fresh = initial_rows(tables, ids, self.dim, self.seed, self.init_std)
+        return torch.from_numpy(fresh).to(self.device)
+
+    def put(self, rows: Int64Array, values_KD: Tensor) -> None:
+        """Set the values of rows; marks nothing."""
+        self.values_CD.index_copy_(0, torch.from_numpy(rows).to(self.device), values_KD.to(self.device))
+
+    def _make_room(self, size: int) -> None:
+        room = self.values_CD.shape[0]
+        if size > room:
+            self._take_room(max(size, room * 3 // 2, _FIRST_ROOM))
+
+    def _take_room(self, room: int) -> None:
+        self.frequency_C = self._memory["frequency"].first(room)
+        self.last_seen_ms_C = self._memory["last_seen_ms"].first(room)
+        self.changed_C = self._memory["changed"].first(room)
+        if self.device.type == "cpu":
+            self.values_CD = torch.from_numpy(self._memory["values"].first(room))
+            self.state = {name: torch.from_numpy(self._memory[name].first(room)) for name in self.state}
+            return
+        self.values_CD = _with_room(self.values_CD, room)
+        self.state = {name: _with_room(tensor, room) for name, tensor in self.state.items()}
+
+
+def _with_room(tensor: Tensor, room: int) -> Tensor:
+    extra: Any = tensor.new_zeros(room - tensor.shape[0], *tensor.shape[1:])
+    return torch.cat([tensor, extra])

@@ -1,0 +1,379 @@
+"""Embedding rows that each exist on exactly one rank, looked up and updated across ranks.
+
+Shape letters: U unique keys that this rank asks for, R keys that this rank is asked for, T rows that a step touches,
+C rows it has room for, D columns.
+
+    keys ► owner rank ► all-to-all ► local rows ► all-to-all ► rows_UD        (lookup)
+    rows_UD.grad ► all-to-all ► sum per row ► row optimizer on touched rows    (apply_gradients)
+
+With `table.admit_after` above 1 a user or an item that was not seen often enough reads and trains the row that its
+table and bucket share (`shared_keys`), and is counted in `waiting`. Once admitted, its own row goes on from the
+shared one, which its own events helped to train.
+
+Rows are removed by `sweep` and `forget` only, between steps: a lookup made before one is refused by `apply_gradients`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+from torch import Tensor
+
+from cluster.collectives import Collectives
+from cluster.tables.buckets import buckets_of, owners_of, shared_keys, sort_by_owner
+from cluster.tables.config import TableConfig
+from cluster.tables.local_rows import Int16Array, Int64Array, LocalRows
+from cluster.tables.row_optimizer import RowOptimizer
+from cluster.tables.surplus import as_orders, lowest
+from cluster.tables.waiting_keys import WaitingKeys
+from model.features import ITEM, SOURCE, USER
+from model.key_index import KeyIndex
+
+BoolArray = npt.NDArray[np.bool_]
+Float64Array = npt.NDArray[np.float64]
+
+_ENDLESS = (ITEM, USER, SOURCE)
+"""Tables whose ids keep coming: the ones that are admitted, expire and are evicted."""
+_DRAWN = np.int64(1 << 32)
+"""Beside a key's table on its way: nobody saw this key, it was drawn as a negative."""
+
+
+class StaleLookupError(RuntimeError):
+    """Rows were removed between a lookup and its gradients: they belong between steps."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the ranks asked this one for.
+
+    Attributes:
+        local_R: local row of each key, of its own or shared; -1 for one that has none.
+        seen_R: whether an event has the key; false for what was only drawn.
+        waiting: tables int16 and ids int64 of the seen keys without a row of their own, each once.
+    """
+
+    local_R: Int64Array
+    seen_R: BoolArray
+    waiting: tuple[Int16Array, Int64Array]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The rows of one step and the way back for their gradients."""
+
+    rows_UD: Tensor
+    """float32 (1 + U, D); row 0 is the zero padding row, key k has row k + 1."""
+    order_U: Tensor
+    send: list[int]
+    receive: list[int]
+    asked: Asked
+    time_ms: int
+    removals: int
+    """How often rows had been removed when it was made."""
+
+    @property
+    def local_R(self) -> Int64Array:
+        """Local row of each key that this rank was asked for."""
+        return self.asked.local_R
+
+
+class ShardedEmbedding(LocalRows):
+    """This rank's share of all tables; collective calls are marked so.
+
+    An item's frequency is the summed weight of its events (`count`), any other key's the number of steps that saw it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        collectives: Collectives,
+        optimizer: RowOptimizer,
+        *,
+        seed: int,
+        device: torch.device,
+        init_std: float = 0.02,
+        limits: TableConfig | None = None,
+    ) -> None:
+        super().__init__(dim, optimizer, seed=seed, device=device, init_std=init_std)
+        self.limits = limits or TableConfig()
+        self.waiting = WaitingKeys()
+        self._collectives = collectives
+        self._removals = 0
+
+    def owners(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
+        """The rank that owns each key."""
+        return owners_of(buckets_of(tables, ids), self._collectives.world)
+
+    def lookup(
+        self,
+        tables: Int16Array,
+        ids: Int64Array,
+        *,
+        create: bool = True,
+        drawn_U: BoolArray | None = None,
+        time_ms: int = 0,
+    ) -> Lookup:
+        """Collective. The rows of unique keys, wherever they live; new ones are made by their owners.
+
+        With `create=False` a key without a row gets the values that training would give it, and no row.
+
+        Args:
+            tables: int16 (U,).
+            ids: int64 (U,).
+            create: whether rows are made and can be trained.
+            drawn_U: keys that no event has: they get rows, but are neither seen nor counted. Default: none.
+            time_ms: latest event time of the step on all ranks.
+        """
+        comm = self._collectives
+        order_U, send_W = sort_by_owner(tables, ids, comm.world)
+        tags_U = tables.astype(np.int64)
+        if drawn_U is not None:
+            tags_U[drawn_U] += _DRAWN
+        send, receive, tags_R, ids_R = self._exchange_keys(tags_U, ids, order_U, send_W)
+        tables_R = tags_R.astype(np.int16)
+        rows_UD = torch.empty(1 + ids.shape[0], self.dim, device=self.device)
+        rows_UD[0] = 0.0
+        order = torch.from_numpy(order_U).to(self.device)
+        if create:
+            asked = self._rows_to_train(tables_R, ids_R, tags_R < _DRAWN // 2, time_ms)
+            index_R = torch.from_numpy(asked.local_R).to(self.device)
+            if comm.world == 1:
+                torch.index_select(self.values_CD, 0, index_R, out=rows_UD[1:])
+            else:
+                self._send_back(self.values_CD.index_select(0, index_R), rows_UD, order, send, receive)
+        else:
+            local_R, found_RD = self._rows_to_read(tables_R, ids_R)
+            asked = Asked(local_R, np.zeros(local_R.shape[0], np.bool_), (tables_R[:0], ids_R[:0]))
+            self._send_back(found_RD, rows_UD, order, send, receive)
+        return Lookup(rows_UD.requires_grad_(create), order, send, receive, asked, time_ms, self._removals)
+
+    def apply_gradients(self, lookup: Lookup, learning_rate: float) -> None:
+        """Collective. Send row gradients to their owners, add up what the ranks sent, step once per row.
+
+        Raises:
+            StaleLookupError: rows were removed since the lookup; on every rank, and nothing has changed.
+        """
+        if lookup.removals != self._removals:
+            raise StaleLookupError(
+                f"rows were removed {self._removals - lookup.removals} times between a lookup and its gradients; "
+                "sweep and forget between steps"
+            )
+        gradient = lookup.rows_UD.grad
+        if gradient is None:
+            gradient = torch.zeros_like(lookup.rows_UD)
+        asked, first = lookup.asked, 1
+        if self._collectives.world > 1:
+            sorted_UD = gradient[1:].index_select(0, lookup.order_U)
+            gradient, first = self._collectives.all_to_all(sorted_UD, lookup.send, lookup.receive), 0
+        if asked.local_R.shape[0] == 0:
+            return
+        rows_T, at_T, later, seen_T = self._touched(asked)
+        if later.shape[0]:
+            if self._collectives.world == 1:
+                gradient = gradient.clone()  # the caller's
+            into, extra = (torch.from_numpy(part + first).to(self.device) for part in later.T)
+            gradient.index_add_(0, into, gradient.index_select(0, extra))
+        index, at = torch.from_numpy(rows_T).to(self.device), torch.from_numpy(at_T + first).to(self.device)
+        self.optimizer.update(self.values_CD, self.state, index, gradient, learning_rate, at)
+        self.mark_changed(rows_T)
+        self._see(rows_T[seen_T], lookup)
+
+    def count(self, tables: Int16Array, ids: Int64Array, weights: Float64Array, time_ms: int) -> None:
+        """Add to the frequency of distinct keys that this rank owns; makes their rows, or counts them as waiting."""
+        if self.limits.has_shared_rows:
+            own = self.index.find(tables, ids) >= 0
+            self._wait(tables[~own], ids[~own], weights[~own], time_ms)
+            tables, ids, weights = tables[own], ids[own], weights[own]
+        local = self.add(tables, ids)
+        self.frequency_C[local] += weights
+        self.last_seen_ms_C[local] = np.maximum(self.last_seen_ms_C[local], time_ms)
+        self.mark_changed(local)
+
+    def frequencies(self, tables: Int16Array, ids: Int64Array) -> Float64Array:
+        """How often keys that this rank owns have been counted, float64 (K,); also of those that wait for a row."""
+        local = self.index.find(tables, ids)
+        known = np.where(local >= 0, self.frequency_C[local] if len(self) else 0.0, 0.0)
+        return known + self.waiting.frequencies(tables, ids) if len(self.waiting) else known
+
+    def forget(self, tables: Int16Array, ids: Int64Array) -> int:
+        """Remove keys wherever they live, waiting ones too; how many rows of this rank went. Between steps only.
+
+        Every rank calls it with the same keys, or all with those that they own; no messages are sent.
+        """
+        self._removals += 1
+        self.waiting.remove(tables, ids)
+        return self.remove(tables, ids)
+
+    def sweep(self, now_ms: int) -> int:
+        """Collective. Remove what is expired as of an event time and what is too many; how many rows of this rank went.
+
+        Between steps only. What goes depends on the rows of all ranks and `now_ms`, not on the number of ranks.
+        """
+        removed = 0
+        if self.limits.has_shared_rows or self.limits.removes_rows:
+            self._removals += 1
+        if self.limits.expire_after_s > 0:
+            removed += self._expire(now_ms - int(self.limits.expire_after_s * 1000), now_ms)
+        if self.limits.max_rows > 0:
+            surplus = self._surplus(self, self._endless_rows(), self.limits.max_rows, self.limits.evict)
+            removed += self.remove(*self.keys_of(surplus))
+        if self.limits.has_shared_rows:
+            waiting = self.waiting.index
+            surplus = self._surplus(self.waiting, waiting.rows(), self.limits.max_waiting, "recency")
+            self.waiting.remove(*waiting.keys_of(surplus))
+        return removed
+
+    def _exchange_keys(
+        self, tags_U: Int64Array, ids: Int64Array, order_U: Int64Array, send_W: Int64Array
+    ) -> tuple[list[int], list[int], Int64Array, Int64Array]:
+        comm = self._collectives
+        if comm.world == 1:
+            return [ids.shape[0]], [ids.shape[0]], tags_U, np.ascontiguousarray(ids)
+        send = send_W.tolist()
+        receive = comm.exchange(send_W.astype(np.float64))[:, comm.rank].astype(np.int64).tolist()
+        keys_U2 = torch.from_numpy(np.stack([tags_U[order_U], ids[order_U]], axis=1))
+        keys_R2 = comm.all_to_all(keys_U2, send, receive).numpy()
+        return send, receive, np.ascontiguousarray(keys_R2[:, 0]), np.ascontiguousarray(keys_R2[:, 1])
+
+    def _send_back(
+        self, found_RD: Tensor, rows_UD: Tensor, order_U: Tensor, send: list[int], receive: list[int]
+    ) -> None:
+        rows_UD[1:].index_copy_(0, order_U, self._collectives.all_to_all(found_RD, receive, send))
+
+    def _rows_to_train(
+        self, tables_R: Int16Array, ids_R: Int64Array, seen_R: BoolArray, time_ms: int
+    ) -> Asked:
+        """Local rows of the keys, made where they are missing: own ones, or the shared one of a key that waits."""
+        if not self.limits.has_shared_rows:
+            return Asked(self.add(tables_R, ids_R, time_ms), seen_R, (tables_R[:0], ids_R[:0]))
+        local_R = self.index.find(tables_R, ids_R)
+        waits_R = (local_R < 0) & np.isin(tables_R, _ENDLESS)
+        own_R = ~waits_R
+        local_R[own_R] = self.add(tables_R[own_R], ids_R[own_R], time_ms)
+        local_R[waits_R] = self.add(*shared_keys(tables_R[waits_R], ids_R[waits_R]), time_ms)
+        counted = np.flatnonzero(waits_R & seen_R & (tables_R != ITEM))
+        each = counted[KeyIndex().get_or_add(tables_R[counted], ids_R[counted])[1]]
+        return Asked(local_R, seen_R, (tables_R[each], ids_R[each]))
+
+    def _rows_to_read(self, tables_R: Int16Array, ids_R: Int64Array) -> tuple[Int64Array, Tensor]:
+        """Values as training would see them: own row, shared row, or what either would start from."""
+        local_R = self.index.find(tables_R, ids_R)
+        if self.limits.has_shared_rows:
+            waits_R = (local_R < 0) & np.isin(tables_R, _ENDLESS)
+            if waits_R.any():
+                tables_R, ids_R = tables_R.copy(), ids_R.copy()
+                tables_R[waits_R], ids_R[waits_R] = shared_keys(tables_R[waits_R], ids_R[waits_R])
+                local_R[waits_R] = self.index.find(tables_R[waits_R], ids_R[waits_R])
+        missing = local_R < 0
+        rows_RD = self.values_CD.new_zeros(local_R.shape[0], self.dim)
+        if missing.any():
+            fresh = self.initial(tables_R[missing], ids_R[missing])
+            rows_RD[torch.from_numpy(np.flatnonzero(missing)).to(self.device)] = fresh
+        if not missing.all():
+            known = torch.from_numpy(np.flatnonzero(~missing)).to(self.device)
+            rows_RD[known] = self.values_CD[torch.from_numpy(local_R[~missing]).to(self.device)]
+        return local_R, rows_RD
+
+    def _touched(self, asked: Asked) -> tuple[Int64Array, Int64Array, Int64Array, BoolArray]:
+        """See `_once`; keys of one rank that share no rows are unique as they come."""
+        if self._collectives.world > 1 or self.limits.has_shared_rows:
+            touched: tuple[Int64Array, Int64Array, Int64Array, BoolArray] = _once(asked.local_R, asked.seen_R)
+            return touched
+        count = asked.local_R.shape[0]
+        return asked.local_R, np.arange(count), np.zeros((0, 2), np.int64), asked.seen_R
+
+    def _see(self, rows_T: Int64Array, lookup: Lookup) -> None:
+        """Note that a step's events have these rows, and the keys that wait for one."""
+        self.frequency_C[rows_T] += self.keys_of(rows_T)[0] != ITEM
+        self.last_seen_ms_C[rows_T] = np.maximum(self.last_seen_ms_C[rows_T], lookup.time_ms)
+        tables, ids = lookup.asked.waiting
+        if ids.shape[0]:
+            self.count(tables, ids, np.ones(ids.shape[0]), lookup.time_ms)
+
+    def _wait(self, tables: Int16Array, ids: Int64Array, weights: Float64Array, time_ms: int) -> None:
+        """Count keys without a row of their own; those that have been seen often enough get one."""
+        seen = self.waiting.count(tables, ids, weights, time_ms)
+        ready = seen >= self.limits.admit_after
+        if not ready.any():
+            return
+        tables, ids = tables[ready], ids[ready]
+        self.waiting.remove(tables, ids)
+        local = self.add(tables, ids, time_ms)
+        self.frequency_C[local] = seen[ready]
+        shared = self.index.find(*shared_keys(tables, ids))
+        trained = shared >= 0
+        where = torch.from_numpy(shared[trained]).to(self.device)
+        self.put(local[trained], self.values_CD.index_select(0, where))
+
+    def _expire(self, before_ms: int, now_ms: int) -> int:
+        rows = self._endless_rows()
+        undated = rows[
+            self.last_seen_ms_C[rows] == 0
+        ]  # by a checkpoint that did not say: their time begins now
+        self.last_seen_ms_C[undated] = now_ms
+        self.mark_changed(undated)
+        waiting = self.waiting.index.rows()
+        late = waiting[self.waiting.last_seen_ms_C[waiting] < before_ms]
+        self.waiting.remove(*self.waiting.index.keys_of(late))
+        return self.remove(*self.keys_of(rows[self.last_seen_ms_C[rows] < before_ms]))
+
+    def _endless_rows(self) -> Int64Array:
+        rows = self.rows()
+        return rows[np.isin(self.keys_of(rows)[0], _ENDLESS)]
+
+    def _surplus(
+        self,
+        store: LocalRows | WaitingKeys,
+        rows: Int64Array,
+        limit: int,
+        by: Literal["recency", "frequency"],
+    ) -> Int64Array:
+        """Collective. Those of `rows` that must go for the ranks to hold `limit` together."""
+        held = int(self._collectives.exchange(np.array([rows.shape[0]], np.float64)).sum())
+        if held <= limit:
+            return rows[:0]
+        keys, recency = store.index.keys_of(rows), store.last_seen_ms_C[rows]
+        orders = as_orders(*keys, store.frequency_C[rows], recency, by)
+        return rows[lowest(self._collectives, orders, held - limit)]
+
+
+@njit(cache=True, nogil=True)
+def _once(
+    local_R: Int64Array, seen_R: BoolArray
+) -> tuple[Int64Array, Int64Array, npt.NDArray[np.int64], BoolArray]:
+    """Each local row once, in order of arrival.
+
+    Returns:
+        rows_T; at_T, the first request of each; pairs int64 (n, 2) of that and each later request of the same row, in
+        order; seen_T, whether any request was seen.
+    """
+    count = local_R.shape[0]
+    mask = np.int64(15)
+    while mask < 2 * count:
+        mask = 2 * mask + 1
+    slots = np.full(mask + 1, -1, np.int32)
+    rows_T, at_T = np.empty(count, np.int64), np.empty(count, np.int64)
+    seen_T, pairs = np.zeros(count, np.bool_), np.empty((count, 2), np.int64)
+    touched = repeated = 0
+    for r in range(count):
+        slot = np.int64(np.uint64(local_R[r]) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) & mask
+        while slots[slot] >= 0 and rows_T[slots[slot]] != local_R[r]:
+            slot = (slot + 1) & mask
+        t = slots[slot]
+        if t < 0:
+            t = touched
+            slots[slot] = t
+            rows_T[t] = local_R[r]
+            at_T[t] = r
+            touched += 1
+        else:
+            pairs[repeated, 0] = at_T[t]
+            pairs[repeated, 1] = r
+            repeated += 1
+        seen_T[t] |= seen_R[r]
+    return rows_T[:touched], at_T[:touched], pairs[:repeated], seen_T[:touched]

@@ -1,0 +1,1 @@
+"""The worker loop: one global step after the other, from the stream to the next checkpoint."""

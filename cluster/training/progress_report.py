@@ -1,0 +1,140 @@
+"""Rank 0's account of the run for people and for `status`: what `progress.json` holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.collectives import Collectives
+from cluster.publishing.publisher import Publisher
+from cluster.training.control import Report
+from cluster.training.run import TrainingRun
+from cluster.training.telemetry import read_progress, write_progress
+
+_EVERY_S = 0.5
+_RATE_WINDOW_S = 10.0
+
+
+class ProgressReporter:
+    """Collects on every rank, writes on rank 0."""
+
+    def __init__(self, storage: Path, run_id: str, comm: Collectives) -> None:
+        self.last: dict[str, Any] = {}
+        self._storage, self._comm = storage, comm
+        self._losses: Mapping[str, float] = {}
+        self._steps: deque[tuple[float, int]] = deque()
+        self._first_step_s: float | None = None
+        self._events = 0
+        self._written_s = 0.0
+        self._checkpoint: dict[str, object] | None = None
+        self._published_before = 0
+        self._static: dict[str, Any] = {"run_id": run_id, "workers": comm.world}
+        self._begin_attempt(run_id)
+
+    def _begin_attempt(self, run_id: str) -> None:
+        # The attempts of one submission share its run_id; what an earlier one published still counts.
+        before = read_progress(self._storage) if self._comm.rank == 0 else None
+        same_run = before is not None and before.get("run_id") == run_id
+        attempt = int(before["attempt"]) + 1 if before is not None and same_run else 1
+        self._static |= {
+            "attempt": attempt,
+            "restarts": attempt - 1,
+            "pids": self._comm.gather_objects(os.getpid()),
+        }
+        if before is not None and same_run:
+            self._published_before = int((before.get("index") or {}).get("versions", 0))
+            self._checkpoint = before.get("checkpoint")
+        if self._comm.rank == 0:  # at once, so that an attempt that dies early is counted too
+            write_progress(
+                self._storage,
+                {**(before if same_run and before else {}), **self._static, "state": "starting"},
+            )
+
+    def stepped(self, losses: Mapping[str, float], events: int) -> None:
+        """Note one optimizer step."""
+        now = time.monotonic()
+        self._first_step_s = self._first_step_s if self._first_step_s is not None else now
+        self._losses = losses
+        self._events += events
+        self._steps.append((now, events))
+        while self._steps and self._steps[0][0] < now - _RATE_WINDOW_S:
+            self._steps.popleft()
+
+    def checkpointed(self, checkpoint: Checkpoint) -> None:
+        """Note a committed checkpoint."""
+        self._checkpoint = {"step": checkpoint.step, "path": checkpoint.location}
+
+    def update(self, run: TrainingRun, totals: Report, publisher: Publisher) -> None:
+        """Write at most twice a second."""
+        if self._comm.rank == 0 and time.monotonic() - self._written_s >= _EVERY_S:
+            self._write("training", run, totals, publisher)
+
+    def finished(self, run: TrainingRun, totals: Report, publisher: Publisher) -> None:
+        """Write the last word."""
+        if self._comm.rank == 0:
+            self._write("finished", run, totals, publisher)
+
+    def metrics(self) -> dict[str, float]:
+        """A few numbers for Ray's own tracking."""
+        return {"events": float(self._events), **{f"loss_{name}": v for name, v in self._losses.items()}}
+
+    def _write(self, state: str, run: TrainingRun, totals: Report, publisher: Publisher) -> None:
+        self._written_s = time.monotonic()
+        self.last = {
+            **self._static,
+            "state": state,
+            "step": run.step,
+            "rows_read": int(totals.rows_read),
+            "events_trained": run.events_trained,
+            "events_negative": int(totals.negatives),
+            "events_ignored": int(totals.ignored),
+            "events_duplicate": int(totals.duplicates),
+            "events_quarantined": int(totals.quarantined),
+            "dead_letters": int(totals.dead_letters),
+            "lag_messages": int(totals.lag_messages),
+            "messages_skipped": int(totals.skipped),
+            "loss": dict(self._losses),
+            "examples_per_s": self._rate(),
+            "mean_examples_per_s": self._mean_rate(),
+            "known_items": int(run.catalogue.item_ids.shape[0]),
+            "progressive": run.curve.to_json(),
+            "checkpoint": self._checkpoint,
+            "index": self._index(publisher),
+            "freshness": {
+                "p50_s": publisher.freshness.percentile_s(0.5),
+                "p99_s": publisher.freshness.percentile_s(0.99),
+            },
+        }
+        write_progress(self._storage, self.last)
+
+    def _index(self, publisher: Publisher) -> dict[str, Any] | None:
+        report = publisher.last
+        versions = self._published_before + publisher.published
+        if report is None:
+            return {"versions": versions} if versions else None
+        return {
+            "version": report.version.name if report.version is not None else None,
+            "versions": versions,
+            "items": report.items,
+            "kind": report.kind,
+            "nlist": report.nlist,
+            "nprobe": report.nprobe,
+            "recall": report.recall,
+            "gate": asdict(report.gate),
+        }
+
+    def _rate(self) -> float:
+        if len(self._steps) < 2:
+            return 0.0
+        spent = time.monotonic() - self._steps[0][0]
+        return sum(events for _, events in self._steps) / spent if spent > 0 else 0.0
+
+    def _mean_rate(self) -> float:
+        spent = time.monotonic() - self._first_step_s if self._first_step_s is not None else 0.0
+        return self._events / spent if spent > 0 else 0.0

@@ -1,0 +1,85 @@
+"""Re-embeds the whole catalogue from a checkpoint, every rank its own items, and publishes a version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from cluster.checkpoints.checkpoint import open_checkpoint
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.publishing.publisher import Publisher
+from cluster.publishing.query_batch import query_batch
+from cluster.training.run import TrainingRun, partitions_of_rank
+from cluster.training.worker_state import restore_checkpoint
+from model.features import KeyCollector, query_inputs
+
+_QUERY_USERS = 1024
+
+
+def refresh_from(
+    config: FreshetConfig,
+    comm: Collectives,
+    device: torch.device,
+    *,
+    checkpoint_path: str | Path,
+    report_path: Path,
+) -> None:
+    """Collective. Restore, encode, build, gate, promote; rank 0 writes what came of it as JSON.
+
+    The recall gate needs queries: up to 1,024 users of each rank, as of all that the checkpoint knows of them.
+    """
+    checkpoint = open_checkpoint(checkpoint_path)
+    partitions = partitions_of_rank(len(checkpoint.manifest["positions"]), comm.rank, comm.world)
+    run = TrainingRun.create(config, partitions, comm, device)
+    restore_checkpoint(run, checkpoint, comm)
+    publisher = Publisher(comm, config)
+    metadata: dict[str, object] = {
+        "step": run.step,
+        "events_trained": run.events_trained,
+        "known_items": int(run.catalogue.item_ids.shape[0]),
+        "checkpoint": str(checkpoint_path),
+    }
+    queries = encode_users(run, _some_users(run))
+    snapshot = publisher.snapshot(run.model, run.table, run.catalogue, [queries], metadata)
+    if comm.rank == 0:
+        report = publisher.build(snapshot)
+        version = report.version.name if report.version is not None else None
+        _write_report(report_path, {**metadata, "version": version, **report.figures()})
+    comm.gather_objects(None)
+
+
+@torch.no_grad()
+def encode_batch(run: TrainingRun, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
+    """Collective. The query vector of each event of a batch, float32 (E, D)."""
+    run.model.eval()
+    keys = KeyCollector()
+    queries = query_inputs(batch, run.catalogue.categories, keys, run.config.model)
+    rows_UD = run.table.lookup(*keys.keys(), create=False).rows_UD
+    encoded = run.model.encode_queries(rows_UD, queries.to(run.device))
+    vectors: npt.NDArray[np.float32] = encoded.vectors_ED.cpu().numpy()
+    return vectors
+
+
+def encode_users(run: TrainingRun, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Collective. The query vectors of users after all their events, float32 (Q, D)."""
+    width = run.config.stream.history_length
+    return encode_batch(run, query_batch(users, run.users, run.catalogue, width))
+
+
+def _some_users(run: TrainingRun) -> npt.NDArray[np.int64]:
+    everyone = np.concatenate([np.zeros(0, np.int64), *(run.users.users_of(p) for p in run.partitions)])
+    chosen = np.random.default_rng(run.config.seed).permutation(everyone.shape[0])[:_QUERY_USERS]
+    return everyone[np.sort(chosen)]
+
+
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report))
+    temporary.replace(path)

@@ -1,0 +1,134 @@
+"""What a run remembers of its stream beside positions: windows, watermarks, how the topic grew, what was skipped.
+
+Part of the checkpoint: `admission-pPPPP.arrow` of each partition, written by its reader, and the manifest's `stream`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, read_table
+from cluster.checkpoints.user_files import merged_users, partitions_in
+from streaming.admission import Admission
+from streaming.history import UserStore
+from streaming.partitioner import Int32s, key_hashes_of_users
+from streaming.schema import KEY_HASH, USER_ID
+
+_FILE = "admission-p"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A time in which the topic had so many partitions: its end, by partition, as the next offset to read."""
+
+    partitions: int
+    until: Mapping[int, int]
+
+
+@dataclass
+class StreamState:
+    """One rank's, for the partitions that it reads; the epochs are the same on every rank.
+
+    Attributes:
+        admission: watermarks and last event ids.
+        partitions: how many partitions users are spread over at the positions of this state.
+        epochs: earlier numbers of partitions, oldest first.
+        origin: where the run began to read, by partition; what is not named was read from its beginning.
+        skipped: messages that the log no longer held when they were to be read, by partition.
+    """
+
+    admission: Admission
+    partitions: int
+    epochs: list[Epoch] = field(default_factory=list)
+    origin: dict[int, int] = field(default_factory=dict)
+    skipped: dict[int, int] = field(default_factory=dict)
+    _skipped_before: dict[int, int] = field(default_factory=dict)
+
+    def note_skipped(self, now: Mapping[int, int]) -> None:
+        """What the open source has skipped, beside what earlier ones had."""
+        places = {*self._skipped_before, *now}
+        self.skipped = {p: self._skipped_before.get(p, 0) + now.get(p, 0) for p in places}
+
+    def tables(self, partitions: Iterable[int]) -> dict[str, pa.Table]:
+        """The files of these partitions, by name; whole in every checkpoint, also in a delta."""
+        return {f"{_FILE}{p:05d}.arrow": self.admission.to_table(p) for p in partitions}
+
+    def to_json(self) -> dict[str, Any]:
+        """This rank's part of the manifest's `stream`; `merged` puts the parts together."""
+        return {
+            "partitions": self.partitions,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "origin": self.origin,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, checkpoint: Checkpoint, mine: Iterable[int]) -> None:
+        """Go on from a checkpoint, for the partitions of this rank; one of an earlier version knows nothing."""
+        saved = saved_stream(checkpoint.manifest)
+        self.epochs = [Epoch(e["partitions"], _by_number(e["until"])) for e in saved["epochs"]]
+        partitions = list(mine)
+        self.origin = {p: at for p, at in _by_number(saved["origin"]).items() if p in partitions}
+        self.skipped = {p: n for p, n in _by_number(saved["skipped"]).items() if p in partitions}
+        self._skipped_before = dict(self.skipped)
+        files = {int(f.stem.removeprefix(_FILE)): f for f in checkpoint.files(_FILE)}
+        moved = saved["partitions"] != self.partitions
+        tables = [read_table(f) for f in files.values()] if moved else []
+        for partition in partitions:
+            if moved:
+                self.admission.load_moved(partition, self.partitions, tables)
+            elif partition in files:
+                self.admission.load(partition, read_table(files[partition]))
+
+
+def load_moved_users(checkpoint: Checkpoint, users: UserStore, mine: Iterable[int], partitions: int) -> None:
+    """Fill a store with the users of some partitions from a checkpoint of when the topic had fewer.
+
+    Raises:
+        CheckpointError: it is of a version that did not write key hashes, and has users whose ids were texts.
+    """
+    wanted = list(mine)
+    for partition in partitions_in(checkpoint):
+        table = merged_users(checkpoint, partition)
+        if KEY_HASH not in table.column_names:
+            table = table.append_column(KEY_HASH, pa.array(_key_hashes(checkpoint, table, partition)))
+        home_N = table[KEY_HASH].to_numpy() % partitions
+        users.load(table.filter(pa.array(np.isin(home_N, wanted))))
+
+
+def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int32s:
+    key_N = key_hashes_of_users(table[USER_ID].to_numpy())
+    if (key_N % saved_stream(checkpoint.manifest)["partitions"] != partition).any():
+        raise CheckpointError(
+            f"{checkpoint.location} does not say where users with text ids belong in a topic that has gained "
+            "partitions: go on with the version before until it has written a checkpoint,"
+            " or start in an empty storage_path"
+        )
+    return key_N
+
+
+def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The manifest's `stream` from what every rank said; numbers of partitions as text, as JSON has them."""
+    ranks = list(parts)
+    whole = {**ranks[0], "origin": {}, "skipped": {}}
+    for rank in ranks:
+        for name in ("origin", "skipped"):
+            whole[name] |= {str(p): value for p, value in rank[name].items()}
+    whole["epochs"] = [
+        {**epoch, "until": {str(p): at for p, at in epoch["until"].items()}} for epoch in whole["epochs"]
+    ]
+    return whole
+
+
+def saved_stream(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's `stream`; of a checkpoint that has none, what follows from its positions."""
+    nothing = {"partitions": len(manifest["positions"]), "epochs": [], "origin": {}, "skipped": {}}
+    return nothing | dict(manifest.get("stream") or {})
+
+
+def _by_number(values: Mapping[str, int]) -> dict[int, int]:
+    return {int(p): int(value) for p, value in values.items()}

@@ -1,0 +1,432 @@
+"""The loop of one rank: agree, publish, checkpoint, step. Knows nothing of Ray.
+
+Every rank runs the same loop and takes every decision from the same exchanged reports (`control.py`), so
+all of them make the same collective calls in the same order, with or without events of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
+from cluster.checkpoints.storage import Hook, nothing
+from cluster.checkpoints.writing import Checkpointer
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.publishing.publisher import Publisher
+from cluster.training.control import Decision, Report, agree
+from cluster.training.forgetting import forget_deleted
+from cluster.training.progress_report import ProgressReporter
+from cluster.training.quarantine import poisoned, quarantine_letters
+from cluster.training.run import TrainingRun, partitions_of_rank
+from cluster.training.starting_point import find_starting_point, start_from
+from cluster.training.stream_state import Epoch, saved_stream
+from cluster.training.worker_state import checkpointer_of, restore_checkpoint
+from streaming.backfill import topic_range
+from streaming.catalogue_reader import CatalogueReader
+from streaming.catalogue_records import CatalogueUpdate
+from streaming.dead_letter import DeadLettersDelayed
+from streaming.group_offsets import GroupOffsets
+from streaming.growth import Growth, TopicWatch
+from streaming.outage import patiently
+from streaming.parquet_source import ParquetSource
+from streaming.position import Position
+from streaming.source import BrokerUnavailable, KafkaSource, partitions_of
+
+_log = logging.getLogger(__name__)
+
+_CATALOGUE_POLL_S = 0.5
+_IDLE_WAIT_S = 0.02
+_LETTERS_RETRY_S = 0.5
+
+
+class Worker:
+    """One rank of a training run, from its newest checkpoint to the end of its stream."""
+
+    def __init__(
+        self,
+        config: FreshetConfig,
+        comm: Collectives,
+        device: torch.device,
+        *,
+        run_id: str = "",
+        on_checkpoint: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+        at: Hook = nothing,
+    ) -> None:
+        torch.set_num_threads(config.train.threads_per_worker)
+        if config.stream.until_time or config.stream.parquet:  # a range has an end
+            config = replace(config, train=replace(config.train, bounded=True))
+        self.config, self.comm, self.device = config, comm, device
+        storage = Path(config.storage_path)
+        self.checkpoints = CheckpointStore(
+            config.checkpoint_location, config.train.checkpoints_to_keep, at=at
+        )
+        self.publisher = Publisher(comm, config)
+        self.run = self._new_run(self._count_partitions())
+        self.progress = ProgressReporter(storage, run_id, comm)
+        self._group_offsets = GroupOffsets(config.stream)
+        self._on_checkpoint, self._at = on_checkpoint, at
+        self._pending: CatalogueUpdate | None = None
+        self._growth: Growth | None = None
+        self._watch: TopicWatch | None = None
+        self._resumed = False
+        self._ends: Mapping[int, int] | None = None
+        self._validation = np.zeros(4)
+        self._validated_at = 0
+        self._refused_in_a_row = 0
+        self._last_step_s = self._last_checkpoint_s = self._last_publish_s = time.monotonic()
+        self._last_catalogue_s = 0.0
+
+    def train(self) -> dict[str, Any]:
+        """Run until the stream ends or `train.stop_after_rows`; returns the last progress (rank 0)."""
+        self._checkpointer = self._resume()
+        self._open_stream()
+        self._open_source()
+        try:
+            while True:
+                decision = agree(self.comm, self._report(), self.config.train)
+                self._absorb(decision)
+                if decision.failed:
+                    self.publisher.wait()
+                    raise RuntimeError("publishing failed on rank 0; see its log")
+                if decision.catalogue:
+                    self._apply_catalogue()
+                if decision.publish:
+                    self._publish()
+                if decision.checkpoint:
+                    self._begin_checkpoint()
+                if decision.checkpoint_ready:
+                    self._advance_checkpoint()
+                if decision.bound:
+                    self._bound()
+                if decision.drained and self._growth is not None:
+                    self._grow(self._growth.partitions)
+                    continue
+                if decision.stop:
+                    return self._finish(decision)
+                self._checkpointer.copy_some()
+                if decision.step:
+                    self._step()
+                else:
+                    self.run.batcher.wait_full(self._quota, _IDLE_WAIT_S)
+        finally:
+            self._checkpointer.close()
+            self._group_offsets.close()
+            if self._watch is not None:
+                self._watch.close()
+            self.run.close()
+
+    def _count_partitions(self) -> int:
+        stream = self.config.stream
+        if stream.parquet:
+            return stream.parquet_partitions
+        return len(patiently(stream, lambda: partitions_of(stream, stream.interactions_topic)))
+
+    def _new_run(self, partitions: int) -> TrainingRun:
+        mine = partitions_of_rank(partitions, self.comm.rank, self.comm.world)
+        return TrainingRun.create(self.config, mine, self.comm, self.device)
+
+    def _resume(self) -> Checkpointer:
+        own = self._agreed(self.checkpoints.newest, self.checkpoints)
+        self._resumed = own is not None
+        if own is not None:
+            spread_over = int(saved_stream(own.manifest)["partitions"])
+            if spread_over != self.run.stream.partitions:
+                self.run = self._new_run(spread_over)  # new partitions come after the old ones' ends
+            restore_checkpoint(self.run, own, self.comm)
+            _log.info("resumed from %s (step %d)", own.location, self.run.step)
+        else:
+            start = self._agreed(lambda: find_starting_point(self.config))
+            if start is not None:
+                start_from(self.run, start, self.comm)
+        return checkpointer_of(self.run, self.checkpoints, self.comm, own, self._at)
+
+    def _agreed(
+        self, find: Callable[[], Checkpoint | None], store: CheckpointStore | None = None
+    ) -> Checkpoint | None:
+        """Rank 0 looks and verifies, so that every rank restores the same checkpoint."""
+        found = find() if self.comm.rank == 0 else None
+        told = self.comm.gather_objects((found.storage.where, found.name) if found else None)[0]
+        if told is None or found is not None:
+            return found
+        return (store or CheckpointStore(told[0])).open(told[1])
+
+    def _open_stream(self) -> None:
+        stream = self.config.stream
+        if not stream.parquet:
+            bounded = self.config.train.bounded
+            mine = topic_range(stream, bounded=bounded) if self.comm.rank == 0 else None
+            whole = self.comm.gather_objects(mine)[0]
+            self._ends = whole.end
+            if not self._resumed and stream.from_time:
+                self._begin_at(whole.start)
+        if self.comm.rank == 0:
+            self._reader = CatalogueReader(stream, self.run.catalogue_positions)
+            self._pending = self._reader.read_to_end()
+        self._exchange_first_catalogue()
+
+    def _begin_at(self, start: Mapping[int, int]) -> None:
+        """A new run that reads from a time on."""
+        run = self.run
+        run.positions = {p: Position(start[p], 0) for p in run.partitions}
+        run.stream.origin = {p: start[p] for p in run.partitions}
+
+    def _open_source(self) -> None:
+        run, spread_over = self.run, self.run.stream.partitions
+        watermark_ms = run.stream.admission.watermark_ms
+        if self.config.stream.parquet:
+            run.open(
+                ParquetSource(self.config.stream, run.partitions, run.positions, watermark_ms=watermark_ms)
+            )
+            return
+        source = KafkaSource(
+            self.config.stream,
+            run.partitions,
+            run.positions,
+            self._ends,
+            watermark_ms=watermark_ms,
+            spread_over=spread_over,
+        )
+        run.open(source)
+        if self._ends is not None:
+            grown = len(self._ends) > spread_over
+            self._growth = Growth(len(self._ends), self._ends) if grown else None
+        elif self.comm.rank == 0:
+            self._watch = TopicWatch(self.config.stream, spread_over)
+
+    def _bound(self) -> None:
+        """The partitions that are being read end now; when all are read, `_grow` goes on with the new ones."""
+        growth = self._watch.found if self._watch is not None else None
+        self._growth = self.comm.gather_objects(growth)[0]
+        assert self._growth is not None
+        self.run.source.bound(self._growth.ends)
+
+    def _grow(self, partitions: int) -> None:
+        """Users move to where they belong now: by a checkpoint of this instant, which is then read anew."""
+        old = self.run
+        self._until_letters_arrived()
+        told = self._checkpointer.finish(old.step)
+        self._tell(told)
+        barrier = self._agreed(lambda: told, self.checkpoints)
+        assert barrier is not None
+        until = {int(p): int(at[0]) for p, at in barrier.manifest["positions"].items()}
+        old.close()
+        self._checkpointer.close()
+        if self._watch is not None:
+            self._watch.close()
+        self.run = self._new_run(partitions)
+        restore_checkpoint(self.run, barrier, self.comm)
+        self.run.stream.epochs.append(Epoch(old.stream.partitions, until))
+        self.run.progressive.recent_queries = old.progressive.recent_queries
+        self._checkpointer = checkpointer_of(self.run, self.checkpoints, self.comm, None, self._at)
+        self._growth = None
+        self._open_source()
+        _log.warning(
+            "%s: %d partitions are read to their ends, users have moved, %d are read from now on",
+            self.config.stream.interactions_topic,
+            old.stream.partitions,
+            partitions,
+        )
+
+    def _exchange_first_catalogue(self) -> None:
+        waiting = self.comm.exchange(np.array([float(self._pending is not None)]))[0, 0]
+        if waiting:
+            self._apply_catalogue()
+
+    def _report(self) -> Report:
+        now = time.monotonic()
+        train, batcher = self.config.train, self.run.batcher
+        report = Report(
+            ready_rows=batcher.ready_rows(self._quota),
+            batch_full=float(batcher.wait_full(self._quota, 0.0)),
+            finished=float(self.run.source.finished and self._is_bounded),
+            rows_read=batcher.rows_read + self.run.rows_read_before,
+            dead_letters=batcher.rows_dead + self.run.dead_letters_before,
+            negatives=self.run.ledger.negatives,
+            ignored=self.run.ledger.ignored,
+            duplicates=self.run.ledger.duplicates,
+            quarantined=self.run.ledger.quarantined,
+            lag_messages=sum(self.run.source.lag().values()),
+            skipped=sum(self.run.stream.skipped.values()),
+        )
+        report.checkpoint_ready = float(self._checkpointer.ready)
+        report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation
+        if self.comm.rank == 0:
+            report.linger_over = float(now - self._last_step_s >= train.linger_s)
+            report.catalogue_waiting = float(self._poll_catalogue(now))
+            report.checkpoint_due = float(
+                self._checkpointer.idle and now - self._last_checkpoint_s >= train.checkpoint_every_s
+            )
+            report.publish_due = float(
+                0 < train.publish_every_s <= now - self._last_publish_s
+                and not self.publisher.busy
+                and self._worth_publishing
+            )
+            report.growth_found = float(
+                self._growth is None and self._watch is not None and self._watch.found is not None
+            )
+            report.failed = float(self.publisher.error is not None)
+        return report
+
+    @property
+    def _quota(self) -> int:
+        """Rows of each partition in one global step: a function of the settings and the topic alone."""
+        return max(1, self.config.train.batch_events // self.run.stream.partitions)
+
+    @property
+    def _is_bounded(self) -> bool:
+        """Whether the open partitions have an end: one that is only held has not."""
+        files = bool(self.config.stream.parquet)
+        return files or self._ends is not None or self._growth is not None
+
+    @property
+    def _worth_publishing(self) -> bool:
+        """A run that was started from a checkpoint has steps behind it before it knows of any item."""
+        return self.run.step > 0 and self.run.catalogue.item_ids.shape[0] > 0
+
+    def _absorb(self, decision: Decision) -> None:
+        self.run.curve.add(self._validated_at, decision.validation)
+        self._validation = np.zeros(4)
+        self.progress.update(self.run, decision.totals, self.publisher)
+
+    def _poll_catalogue(self, now: float) -> bool:
+        if self._pending is None and now - self._last_catalogue_s >= _CATALOGUE_POLL_S:
+            self._last_catalogue_s = now
+            self._pending = self._reader.poll()
+        return self._pending is not None
+
+    def _apply_catalogue(self) -> None:
+        payload = self._pending.to_bytes() if self._pending is not None else b""
+        update = CatalogueUpdate.from_bytes(self.comm.broadcast_bytes(payload))
+        forget_deleted(self.run, update)
+        self.run.catalogue.apply(update)
+        if self.comm.rank == 0:
+            self.run.catalogue_positions = self._reader.positions()
+        self._pending = None
+
+    def _step(self) -> None:
+        run = self.run
+        batch = run.batcher.next_batch(self._quota)
+        run.ledger.add_set_aside(run.batcher.set_aside)
+        prepared = run.train_step.prepare(batch, run.step)
+        self._last_step_s = time.monotonic()
+        if prepared.global_targets.ids_T.shape[0] == 0:
+            return  # nothing to train on, on any rank
+        self._validation = run.progressive.score(batch, prepared)
+        self._validated_at = run.events_trained
+        losses = run.train_step.train(prepared, run.step)
+        if run.train_step.refused:
+            self._quarantine(batch, losses)
+            return
+        self._refused_in_a_row = 0
+        run.ledger.add_batch(batch)
+        run.events_trained += prepared.global_targets.events
+        run.step += 1
+        self.publisher.unpublished.add(batch.column("append_ms").flatten().to_numpy())
+        self.progress.stepped(losses, prepared.global_targets.events)
+
+    def _quarantine(self, batch: pa.RecordBatch, losses: Mapping[str, float]) -> None:
+        """Nothing was learnt from this step's events; every rank comes here for the same step."""
+        run, stream = self.run, self.config.stream
+        letters = quarantine_letters(batch, run.source, stream.origin, run.step, losses)
+        _log.error(
+            "step %d refused, %d events to %s: %s", run.step, len(letters), stream.dead_letters, losses
+        )
+        run.dead_letters.send(letters)
+        run.ledger.add_quarantined(batch)
+        self._validation = np.zeros(4)
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= self.config.train.max_poison_batches:
+            run.dead_letters.flush()
+            raise poisoned(self._refused_in_a_row, run.step, losses, stream.dead_letters)
+
+    def _begin_checkpoint(self) -> None:
+        self._last_checkpoint_s = time.monotonic()
+        if self._letters_arrived():
+            self._checkpointer.begin(self.run.step)
+
+    def _advance_checkpoint(self) -> None:
+        if self._letters_arrived():  # what a snapshot counts as a dead letter is in its topic
+            self._tell(self._checkpointer.advance())
+
+    def _letters_arrived(self) -> bool:
+        """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""
+        self.run.stream.note_skipped(self.run.source.skipped)
+        if self.comm.rank == 0:
+            self.run.dead_letters.send(self._reader.dead_letters)
+            self._reader.dead_letters.clear()
+        delayed: DeadLettersDelayed | None = None
+        try:
+            self.run.dead_letters.flush()
+        except DeadLettersDelayed as error:
+            delayed = error
+            _log.warning("the checkpoint waits: %s", error)
+        return not self.comm.exchange(np.array([float(delayed is not None)])).any()
+
+    def _until_letters_arrived(self) -> None:
+        """Collective. A last checkpoint waits for its dead letters.
+
+        Raises:
+            BrokerUnavailable: the brokers stayed away for longer than `stream.broker_patience_s`.
+        """
+        patience_s = self.config.stream.broker_patience_s
+        started = time.monotonic()
+        while not self._letters_arrived():
+            waited_s = self.comm.exchange(np.array([time.monotonic() - started])).max()
+            if waited_s > patience_s:
+                raise BrokerUnavailable(
+                    f"dead letters could not be written for {waited_s:.0f} s (stream.broker_patience_s={patience_s:g})"
+                )
+            time.sleep(_LETTERS_RETRY_S)
+
+    def _tell(self, committed: Checkpoint | None) -> None:
+        if committed is not None:
+            self._at("offsets")
+            self.progress.checkpointed(committed)
+            if not self.config.stream.parquet:
+                positions = committed.manifest["positions"].items()
+                self._group_offsets.tell({int(p): Position(*at) for p, at in positions})
+        self._on_checkpoint(self.progress.metrics())
+
+    def _publish(self) -> None:
+        snapshot = self._snapshot()
+        if self.comm.rank == 0:
+            self.publisher.build_in_background(snapshot)
+        self._last_publish_s = time.monotonic()
+
+    def _snapshot(self) -> Any:
+        metadata: dict[str, object] = {
+            "step": self.run.step,
+            "events_trained": self.run.events_trained,
+            "known_items": int(self.run.catalogue.item_ids.shape[0]),
+        }
+        return self.publisher.snapshot(
+            self.run.model,
+            self.run.table,
+            self.run.catalogue,
+            self.run.progressive.recent_queries,
+            metadata,
+        )
+
+    def _finish(self, decision: Decision) -> dict[str, Any]:
+        """The last checkpoint and the last version hold everything that was read."""
+        self._until_letters_arrived()
+        self._tell(self._checkpointer.finish(self.run.step))
+        if self.comm.rank == 0:
+            self.publisher.wait()
+        if self._worth_publishing:
+            snapshot = self._snapshot()
+            if self.comm.rank == 0:
+                self.publisher.build(snapshot)
+        self.comm.gather_objects(None)
+        self.progress.finished(self.run, decision.totals, self.publisher)
+        return self.progress.last

@@ -1,0 +1,43 @@
+"""What the ranks decide from what they say."""
+
+from dataclasses import replace
+
+from cluster.config import TrainConfig
+from cluster.training.control import Report, decide
+
+
+def test_a_live_step_waits_for_a_full_batch_or_for_the_linger():
+    half = Report(ready_rows=5)
+    assert not decide([half, half], TrainConfig()).step
+    assert decide([replace(half, linger_over=1), half], TrainConfig()).step
+    assert decide([replace(half, batch_full=1)] * 2, TrainConfig()).step
+
+
+def test_a_bounded_step_never_depends_on_the_clock():
+    half = Report(ready_rows=5, linger_over=1)
+    assert not decide([half, half], TrainConfig(bounded=True)).step
+    assert decide([replace(half, batch_full=1)] * 2, TrainConfig(bounded=True)).step
+
+
+def test_a_rank_without_events_takes_part_in_the_step_of_the_others():
+    assert decide([Report(batch_full=1), Report(ready_rows=3, batch_full=1)], TrainConfig()).step
+
+
+def test_a_run_ends_when_every_rank_has_read_its_share_to_the_end():
+    done = Report(finished=1)
+    assert not decide([done, Report()], TrainConfig(bounded=True)).stop
+    assert not decide([done, replace(done, ready_rows=1)], TrainConfig(bounded=True)).stop
+    assert decide([done, done], TrainConfig(bounded=True)).stop
+
+
+def test_a_run_ends_at_the_row_that_it_was_told_to_end_at():
+    assert not decide([Report(rows_read=50), Report(rows_read=49)], TrainConfig(stop_after_rows=100)).stop
+    assert decide([Report(rows_read=50), Report(rows_read=50)], TrainConfig(stop_after_rows=100)).stop
+
+
+def test_only_the_clock_of_rank_0_decides_on_checkpoints_and_versions():
+    wish = Report(checkpoint_due=1, publish_due=1)
+    ignored = decide([Report(), wish], TrainConfig())
+    assert (ignored.checkpoint, ignored.publish) == (False, False)
+    heeded = decide([wish, Report()], TrainConfig())
+    assert (heeded.checkpoint, heeded.publish) == (True, True)
