@@ -32,7 +32,7 @@ def in_batch_softmax(
     Returns:
         Scalar, in nats.
     """
-    logits_EM = (scores_EM - log_q_M).masked_fill(drop_EM, -torch.inf)
+    logits_EM = (scores_EM - log_q_M).masked_fill_(drop_EM, -torch.inf)
     nll_E = F.cross_entropy(logits_EM, target_E, reduction="none") if target_E.shape[0] else logits_EM.sum(1)
     return (nll_E * weight_E).sum() / max(global_events, 1e-12)
 
@@ -108,7 +108,7 @@ def info_nce(
     unit_SD = F.normalize(first_SD, dim=1)
     cosine_ST = unit_SD @ F.normalize(second_TD, dim=1).T
     is_positive_ST = torch.arange(second_TD.shape[0], device=positive_S.device) == positive_S.unsqueeze(1)
-    logits_ST = (cosine_ST / temperature).masked_fill(same_ST & ~is_positive_ST, -torch.inf)
+    logits_ST = (cosine_ST / temperature).masked_fill_(same_ST & ~is_positive_ST, -torch.inf)
     if negative_SD is not None and has_negative_S is not None:
         own_S = (unit_SD * F.normalize(negative_SD, dim=1)).sum(1) / temperature
         own_S1 = own_S.masked_fill(~has_negative_S, -torch.inf).unsqueeze(1)

@@ -26,19 +26,38 @@ class RelativeBias(nn.Module):
         self.window = window
         self.bias_HW = nn.Parameter(torch.zeros(heads, window))
 
-    def forward(self, strange_R1LL: Tensor | None, length: int) -> Tensor:
-        """float32 (H, L, L) or (R, H, L, L), −inf where token i must not see token j.
-
-        Args:
-            strange_R1LL: bool, pairs of tokens of different sequences; None where each row holds one.
-            length: L.
-        """
+    def forward(self, length: int) -> Tensor:
+        """float32 (H, L, L), −inf where token i must not see token j of its own sequence; `length` is L."""
         at_L = torch.arange(length, device=self.bias_HW.device)
         distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)
         hidden_LL = (distance_LL < 0) | (distance_LL >= self.window)
         bias_HLL = self.bias_HW[:, distance_LL.clamp(0, self.window - 1)]
-        bias_HLL = bias_HLL.masked_fill(hidden_LL, -torch.inf)
-        return bias_HLL if strange_R1LL is None else bias_HLL.masked_fill(strange_R1LL, -torch.inf)
+        return bias_HLL.masked_fill(hidden_LL, -torch.inf)
+
+
+def attention(qkv_RLX: Tensor, bias_HLL: Tensor, apart_R1LL: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of H heads, float32 (R, L, D).
+
+    Spelled out: with a bias that learns, F.scaled_dot_product_attention looks for rows that see no token, of which
+    there are none here, and goes over the scores more often.
+
+    Args:
+        qkv_RLX: float32 (R, L, 3 D), queries, keys and values.
+        bias_HLL: float32, −inf where token i must not see token j; every token sees itself.
+        apart_R1LL: float32, see `apart`; None where each row holds one sequence.
+    """
+    rows, length, width = qkv_RLX.shape
+    heads = bias_HLL.shape[0]
+    query, key, value = (
+        qkv_RLX.view(rows, length, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    )
+    scores_RHLL = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
+    scores_RHLL += bias_HLL
+    if apart_R1LL is not None:
+        scores_RHLL += apart_R1LL
+    mixed_RHLD = scores_RHLL.softmax(3) @ value
+    mixed_RLD: Tensor = mixed_RHLD.transpose(1, 2).reshape(rows, length, width // 3)
+    return mixed_RLD
 
 
 class Block(nn.Module):
@@ -47,7 +66,6 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.heads = config.heads
         self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * dim)
@@ -57,19 +75,20 @@ class Block(nn.Module):
         self.widen = nn.Linear(dim, 4 * dim)
         self.narrow = nn.Linear(4 * dim, dim)
 
-    def forward(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
-        """float32 (R, L, D) to the same shape; position t depends on its sequence's tokens t−W+1..t."""
-        x_RLD = x_RLD + self._drop(self._attend(self.attention_norm(x_RLD), strange_R1LL))
+    def forward(self, x_RLD: Tensor, apart_R1LL: Tensor | None) -> Tensor:
+        """float32 (R, L, D) to the same shape; position t depends on its sequence's tokens t−W+1..t.
+
+        Args:
+            x_RLD: tokens.
+            apart_R1LL: float32, see `apart`.
+        """
+        x_RLD = x_RLD + self._drop(self._attend(self.attention_norm(x_RLD), apart_R1LL))
         hidden = self._drop(F.gelu(self.widen(self.feed_forward_norm(x_RLD))))
         return x_RLD + self._drop(self.narrow(hidden))
 
-    def _attend(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
-        rows, length, dim = x_RLD.shape
-        qkv = self.to_qkv(x_RLD).view(rows, length, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.bias(strange_R1LL, length)
-        mixed_RHLD = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        out: Tensor = self.to_out(mixed_RHLD.transpose(1, 2).reshape(rows, length, dim))
+    def _attend(self, x_RLD: Tensor, apart_R1LL: Tensor | None) -> Tensor:
+        bias_HLL = self.bias(x_RLD.shape[1])
+        out: Tensor = self.to_out(attention(self.to_qkv(x_RLD), bias_HLL, apart_R1LL))
         return out
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -88,12 +107,24 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, token_RLD: Tensor, rows: TokenRows) -> Tensor:
         """Embedded tokens float32 (R, L, D), laid out as in `rows`, to states (R, L, D)."""
-        strange_R1LL = different_sequences(rows).unsqueeze(1) if rows.shared else None
+        apart_R1LL = apart(rows)
         state_RLD = dropout(self.input_norm(token_RLD), self.dropout, self.training)
         for block in self.blocks:
-            state_RLD = block(state_RLD, strange_R1LL)
+            state_RLD = block(state_RLD, apart_R1LL)
         out: Tensor = self.output_norm(state_RLD)
         return out
+
+
+def apart(rows: TokenRows) -> Tensor | None:
+    """What keeps a row's sequences from seeing one another: −inf between two, else 0.
+
+    Returns:
+        float32 (R, 1, L, L); None where each row holds one sequence.
+    """
+    if not rows.shared:
+        return None
+    strange_R1LL = different_sequences(rows).unsqueeze(1)
+    return torch.zeros(strange_R1LL.shape, device=strange_R1LL.device).masked_fill_(strange_R1LL, -torch.inf)
 
 
 def different_sequences(rows: TokenRows) -> Tensor:

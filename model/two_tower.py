@@ -144,7 +144,7 @@ class TwoTower(nn.Module):
 
     def _main(self, scores_EM: Tensor, queries: QueryInputs, targets: Targets) -> Tensor:
         """The sampled softmax with logQ correction (Eq. 25), or labels for single pairs (Eq. 14)."""
-        logits_EM = scores_EM / self.config.temperature
+        logits_EM = scores_EM if self.config.temperature == 1.0 else scores_EM / self.config.temperature
         if self.config.loss == "pointwise":
             return pointwise(
                 logits_EM, targets.target_E, targets.drop_EM, queries.weight_E, targets.global_events

@@ -21,7 +21,7 @@ from model.dropout import dropout
 from model.features import ItemInputs, QueryInputs
 from model.token_rows import TokenRows
 from model.towers import rows_of
-from model.transformer import RelativeBias, different_sequences, last_states
+from model.transformer import RelativeBias, apart, attention, last_states
 from model.two_tower import Gather, ItemEncoding, LossTerms, QueryEncoding, Targets, TwoTower, no_gather
 
 NEGATIVE_DRAW = 128
@@ -38,7 +38,7 @@ class SASRecBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.heads, self.dropout = config.heads, config.dropout
+        self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * dim)
         self.to_out = nn.Linear(dim, dim)
@@ -47,21 +47,13 @@ class SASRecBlock(nn.Module):
         self.first = nn.Linear(dim, dim)
         self.second = nn.Linear(dim, dim)
 
-    def forward(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
-        """float32 (R, L, D) to the same shape; `strange_R1LL` marks pairs of tokens of different sequences."""
-        x_RLD = x_RLD + self._drop(self._attend(self.attention_norm(x_RLD), strange_R1LL))
+    def forward(self, x_RLD: Tensor, apart_R1LL: Tensor | None) -> Tensor:
+        """float32 (R, L, D) to the same shape; `apart_R1LL` as in `model.transformer.apart`."""
+        bias_HLL = self.bias(x_RLD.shape[1])
+        mixed_RLD = attention(self.to_qkv(self.attention_norm(x_RLD)), bias_HLL, apart_R1LL)
+        x_RLD = x_RLD + self._drop(self.to_out(mixed_RLD))
         hidden = self._drop(F.relu(self.first(self.feed_forward_norm(x_RLD))))
         return x_RLD + self._drop(self.second(hidden))
-
-    def _attend(self, x_RLD: Tensor, strange_R1LL: Tensor | None) -> Tensor:
-        rows, length, dim = x_RLD.shape
-        qkv = self.to_qkv(x_RLD).view(rows, length, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_RHLD = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=self.bias(strange_R1LL, length)
-        )
-        out: Tensor = self.to_out(mixed_RHLD.transpose(1, 2).reshape(rows, length, dim))
-        return out
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, self.training)
@@ -104,9 +96,9 @@ class SASRec(TwoTower):
         """Encoded tokens, float32 (R, L, D)."""
         token_RLD = F.embedding(rows.token_RL, item_ID, padding_idx=0) * math.sqrt(self.config.dim)
         state_RLD = dropout(token_RLD, self.config.dropout, self.training)
-        strange_R1LL = different_sequences(rows).unsqueeze(1) if rows.shared else None
+        apart_R1LL = apart(rows)
         for block in self.blocks:
-            state_RLD = block(state_RLD, strange_R1LL)
+            state_RLD = block(state_RLD, apart_R1LL)
         out: Tensor = self.output_norm(state_RLD)
         return out
 

@@ -43,8 +43,8 @@ def _block(block, x):
     """One block on one sequence (T, D): every position a softmax over itself and the W − 1 before it."""
     q, k, v = np.split(_linear(block.to_qkv, _norm(block.attention_norm, x)), 3, axis=1)
     bias, mixed = block.bias.bias_HW.detach().numpy(), np.zeros_like(x)
-    width = x.shape[1] // block.heads
-    for head in range(block.heads):
+    width = x.shape[1] // block.bias.bias_HW.shape[0]
+    for head in range(block.bias.bias_HW.shape[0]):
         part = slice(head * width, (head + 1) * width)
         for t in range(x.shape[0]):
             first = max(0, t - bias.shape[1] + 1)

@@ -85,7 +85,7 @@ IN_BATCH_SOFTMAX = _of(
     losses.in_batch_softmax,
     ("log q is added", "scores_EM - log_q_M", "scores_EM + log_q_M"),
     ("no log q", "scores_EM - log_q_M", "scores_EM"),
-    ("known items are negatives", ".masked_fill(drop_EM, -torch.inf)", ""),
+    ("known items are negatives", ".masked_fill_(drop_EM, -torch.inf)", ""),
     (
         "the target is not in the denominator",
         'F.cross_entropy(logits_EM, target_E, reduction="none")',
@@ -127,7 +127,7 @@ MIMIC = _of(
 INFO_NCE = _of(
     "check_info_nce",
     losses.info_nce,
-    ("the same entity is a negative", ".masked_fill(same_ST & ~is_positive_ST, -torch.inf)", ""),
+    ("the same entity is a negative", ".masked_fill_(same_ST & ~is_positive_ST, -torch.inf)", ""),
     ("the positive is not in the denominator", "same_ST & ~is_positive_ST", "same_ST"),
     ("no temperature", "(cosine_ST / temperature)", "cosine_ST"),
     ("multiplied by the temperature", "cosine_ST / temperature", "cosine_ST * temperature"),
@@ -361,7 +361,8 @@ USER_TOWER = [
             "distance_LL >= self.window",
         ),
         ("attention sees beyond the window", "distance_LL >= self.window", "distance_LL > self.window"),
-        ("attention sees other users", "bias_HLL.masked_fill(strange_R1LL, -torch.inf)", "bias_HLL"),
+        ("attention sees other users", "scores_RHLL += apart_R1LL", "pass"),
+        ("attention without its scale", " * query.shape[3] ** -0.5", ""),
         ("attention without positions", "self.bias_HW[:, distance_LL", "0.0 * self.bias_HW[:, distance_LL"),
         ("no norm before attention", "self.attention_norm(x_RLD)", "x_RLD"),
         ("no norm before the feed-forward part", "self.feed_forward_norm(x_RLD)", "x_RLD"),

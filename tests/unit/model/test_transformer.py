@@ -100,7 +100,7 @@ def test_one_layer_sees_exactly_the_window():
 def test_positions_are_relative_so_a_shifted_sequence_keeps_its_attention():
     bias = RelativeBias(2, 4)
     torch.nn.init.normal_(bias.bias_HW)
-    table = bias(None, 6)
+    table = bias(6)
     assert torch.equal(table[:, :4, :4], table[:, 2:, 2:])
     assert float(table[1, 5, 3]) == float(bias.bias_HW[1, 2])
 
