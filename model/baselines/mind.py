@@ -29,6 +29,7 @@ from model.two_tower import Gather, ItemEncoding, LossTerms, QueryEncoding, Targ
 INTERESTS = 4
 ROUTING_ITERATIONS = 3
 _LOGIT_SEED = 0
+_SHORT = 8
 
 
 class InterestRouting(nn.Module):
@@ -58,7 +59,20 @@ class InterestRouting(nn.Module):
             item_ID: float32, vectors of distinct items; entry 0 is zero.
             token_EW: int64, items before each event, the last one first; 0 where there are fewer.
         """
-        behaviour_EWD = F.embedding(token_EW, self.bilinear(item_ID), padding_idx=0)
+        mapped_ID = self.bilinear(item_ID)
+        short_E = (token_EW[:, _SHORT:] == 0).all(dim=1)
+        if not short_E.any():
+            return self._routed(mapped_ID, token_EW)
+        # Most histories are a fraction of the window, and padding is routed as dearly as items are.
+        interest_EKD = mapped_ID.new_zeros((token_EW.shape[0], self.initial_KW.shape[0], mapped_ID.shape[1]))
+        for chosen_E, longest in ((short_E, _SHORT), (~short_E, token_EW.shape[1])):
+            at = chosen_E.nonzero().squeeze(1)
+            interest_EKD = interest_EKD.index_copy(0, at, self._routed(mapped_ID, token_EW[at, :longest]))
+        return interest_EKD
+
+    def _routed(self, mapped_ID: Tensor, token_EW: Tensor) -> Tensor:
+        """The interests at some events, float32 (E, K, D)."""
+        behaviour_EWD = F.embedding(token_EW, mapped_ID, padding_idx=0)
         logits_EKW = self.initial_KW[:, : token_EW.shape[1]].unsqueeze(0)
         fixed_EWD = behaviour_EWD.detach()
         for _ in range(self.iterations - 1):

@@ -46,9 +46,12 @@ def _routed(vectors, bilinear, initial, iterations):
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_interests_are_those_of_the_papers_algorithm(config, iterations):
     torch.manual_seed(1)
-    routing = MIND(config, 2, interests=3, iterations=iterations).routing
+    long_enough = replace(config, history_length=12)
+    routing = MIND(long_enough, 2, interests=3, iterations=iterations).routing
     item_ID = torch.randn(9, config.dim).index_fill_(0, torch.tensor([0]), 0.0)
-    token_EW = torch.tensor([[4, 8, 1, 2, 4, 0], [5, 0, 0, 0, 0, 0], [0] * 6, [1, 2, 3, 4, 5, 6]])
+    # Short histories are routed apart from long ones.
+    histories = [[4, 8, 1, 2, 4], [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3], [], [5], [1, 2, 3, 4, 5, 6, 7, 8, 8]]
+    token_EW = torch.tensor([history + [0] * (12 - len(history)) for history in histories])
     got = routing(item_ID, token_EW)
     for e, tokens in enumerate(token_EW.tolist()):
         vectors = [item_ID[t].double().numpy() for t in tokens if t]
