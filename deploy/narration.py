@@ -13,6 +13,8 @@ def narrate(before: Progress, now: Progress) -> list[str]:
         lines.append(f"workers lost; attempt {now.attempt} goes on from the last checkpoint")
     if now.state != before.state and now.state == "training":
         lines.append(f"{now.workers} workers are ready at step {now.step:,}")
+    if now.notice and now.notice != before.notice:
+        lines.append(now.notice)
     step = now.checkpoint_step
     if step is not None and step != before.checkpoint_step:
         lines.append(f"checkpoint committed at step {step:,}")

@@ -72,6 +72,7 @@ class Progress:
     index: Mapping[str, Any] = field(default_factory=dict)
     freshness: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    notice: str = ""
 
     @property
     def index_version(self) -> int:
@@ -111,6 +112,7 @@ SCALARS = {
     "mean_examples_per_s": float,
     "known_items": int,
     "error": str,
+    "notice": str,
 }
 
 

@@ -17,6 +17,8 @@ from model.features import ItemInputs, QueryInputs
 from model.token_rows import TokenRows
 from model.transformer import SequenceEncoder, different_sequences, last_and_mean, last_states
 
+_READS_FIELDS = ("augment.0.weight", "combine.0.weight")
+
 
 def two_layers(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     """Linear, ReLU, dropout, linear: the paper's "layer of MLP"."""
@@ -65,7 +67,7 @@ class AttributeTower(nn.Module):
     def __init__(self, config: ModelConfig, attribute_count: int) -> None:
         super().__init__()
         dim, augmented = config.dim, config.augmented_dim if config.augmented_vectors else 0
-        self.with_user_id = config.user_id_embedding
+        self.dim, self.with_user_id = dim, config.user_id_embedding
         self.attribute_count = attribute_count
         width = (attribute_count + 1 + int(self.with_user_id)) * dim
         self.augment = two_layers(width, dim, augmented, config.dropout) if config.augmented_vectors else None
@@ -84,6 +86,10 @@ class AttributeTower(nn.Module):
         )
         field_row_EF = torch.cat(columns, dim=1)
         return rows_of(rows_UD, field_row_EF if events is None else field_row_EF[events])
+
+    def first_weights(self) -> dict[str, Tensor]:
+        """The weights that read z_u, by name: F·D columns in the order of `embed`, then those of a_u if any."""
+        return {name: w for name, w in self.named_parameters() if name in _READS_FIELDS}
 
     def forward(self, fields_EFD: Tensor) -> tuple[Tensor, Tensor | None]:
         """MLP_user(z_u), float32 (E, D), and a_u, float32 (E, A); None without augmented vectors."""

@@ -4,7 +4,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
@@ -13,7 +15,7 @@ from streaming.config import StreamConfig
 from streaming.consumer import known_partitions, open_consumer, unavailable
 from streaming.dead_letter import DeadLetter
 from streaming.position import Position
-from streaming.schema import ITEM_SCHEMA, USER_SCHEMA
+from streaming.schema import DELETED, ITEM_SCHEMA, USER_ID, USER_SCHEMA
 
 _MOST_RECORDS = 5000
 
@@ -84,6 +86,22 @@ class CatalogueReader:
             elif time.monotonic() > deadline:
                 raise unavailable(self._config, KafkaError("no records came"))
         return CatalogueUpdate(pa.concat_tables(items), pa.concat_tables(users))
+
+    @staticmethod
+    def last_users(config: StreamConfig, positions: Mapping[str, Mapping[int, Position]]) -> pa.Table:
+        """What the users topic holds of everybody as of now: the last record of each who is not deleted, USER_SCHEMA.
+
+        Args:
+            config: the stream; its attributes are read of all records, also of those before `positions`.
+            positions: by topic; that of the items spares reading them.
+        """
+        elsewhere = {topic: at for topic, at in positions.items() if topic != config.users_topic}
+        with CatalogueReader(config, elsewhere) as reader:
+            users = reader.read_to_end().users.combine_chunks()
+        newest_first = users[USER_ID].to_numpy()[::-1]
+        last = users.num_rows - 1 - np.unique(newest_first, return_index=True)[1]
+        records = users.take(pa.array(np.sort(last)))
+        return records.filter(pc.invert(records[DELETED]))
 
     def positions(self) -> dict[str, dict[int, Position]]:
         """The next record of each partition, by topic."""

@@ -1,5 +1,7 @@
 """A whole run of one rank in memory: everything of the worker's state, without Kafka and without its loop."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -59,7 +61,8 @@ def open_run(config, checkpoint=None, start=None):
     """New, as a checkpoint has it at its place in the log, or new with what a checkpoint has learnt (`start`)."""
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
     if checkpoint is None:
-        run.catalogue.apply(POPULATION.catalogue())
+        attributes = len(config.stream.user_attributes)
+        run.catalogue.apply(replace(POPULATION, attributes=attributes).catalogue())
     else:
         restore_checkpoint(run, checkpoint, Collectives())
     if start is not None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.checkpoint import START_ANEW, CheckpointError, read_table, write_table
 from cluster.checkpoints.storage import StoredFile
 from cluster.tables.buckets import bucket_range, buckets_of
@@ -89,7 +90,13 @@ def save_rows(directory: Path, table: ShardedEmbedding, rank: int, world: int) -
 
 
 def load_rows(
-    files: Sequence[RowFile], table: ShardedEmbedding, rank: int, world: int, *, advice: str = START_ANEW
+    files: Sequence[RowFile],
+    table: ShardedEmbedding,
+    rank: int,
+    world: int,
+    *,
+    attributes: AttributeChange = UNCHANGED,
+    advice: str = START_ANEW,
 ) -> None:
     """Read the rows whose buckets this rank owns, from files written by any number of ranks.
 
@@ -98,22 +105,30 @@ def load_rows(
         table: gets the rows, as the last file that has a key says.
         rank: this rank.
         world: how many there are.
+        attributes: a change of the user attributes since the files were written; their rows get other keys.
         advice: what can be done about rows that do not fit, for the error.
     Raises:
         CheckpointError: rows of another dimension or row optimizer; ends with `advice`.
     """
     low, high = bucket_range(rank, world)
-    mine = [file for file in files if _overlaps(file, low, high)]
+    moved = attributes.changed
+    # Another key is in another bucket: rows that move may come from any file.
+    mine = [file for file in files if moved or _overlaps(file, low, high)]
     gone = _gone(mine)
     for file in mine:
         if file.stem.endswith(_REMOVED):
             continue
         for rows in read_table(file).to_batches():
             tables, ids = _keys(rows)
-            buckets = buckets_of(tables, ids)
-            wanted = (buckets >= low) & (buckets < high)
+            wanted = np.ones(rows.num_rows, np.bool_)
             if file in gone:
-                wanted &= gone[file].find(tables, ids) < 0
+                wanted = gone[file].find(tables, ids) < 0
+            if moved:
+                tables, kept = attributes.tables_now(tables)
+                wanted &= kept
+                rows = rows.set_column(rows.column_names.index("table"), "table", pa.array(tables))
+            buckets = buckets_of(tables, ids)
+            wanted &= (buckets >= low) & (buckets < high)
             _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from cluster.checkpoints.checkpoint import START_ANEW, CheckpointError, read_tensors, write_tensors
 from cluster.checkpoints.storage import StoredFile
+from model.attribute_columns import EarlierColumns
 from retrieval.durable_files import FileEntry
 
 FILE = "towers.safetensors"
@@ -39,13 +41,20 @@ def load_towers(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     *,
+    columns: Mapping[str, EarlierColumns] = MappingProxyType({}),
     advice: str = START_ANEW,
 ) -> None:
-    """Read what `save_towers` wrote; `advice` is what else can be done about shapes that differ.
+    """Read what `save_towers` wrote.
 
     A parameter that the file does not have is of a feature that is new: it stays as the seed made it, and the log says
-    so.
+    so. So do new columns of a weight; their moments are zero.
 
+    Args:
+        file: safetensors.
+        model: gets the parameters.
+        optimizer: gets the moments.
+        columns: by parameter, where its columns stood when the file was written.
+        advice: what else can be done about shapes that differ.
     Raises:
         CheckpointError: a parameter has another shape, or the model has none of its name; names the first one.
     """
@@ -53,7 +62,7 @@ def load_towers(
     own = model.state_dict()
     saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     for name in sorted(saved):
-        want, have = _shape(own, name), _shape(saved, name)
+        want, have = _earlier_shape(own, name, columns), _shape(saved, name)
         if want != have:
             raise CheckpointError(
                 f"{file}: parameter {name} has shape {have}, but the settings `model.*` ask for {want}; "
@@ -62,6 +71,8 @@ def load_towers(
     fresh = sorted(own.keys() - saved.keys())
     if fresh:
         _log.warning("%s has nothing for %s: new, so it starts fresh", file, ", ".join(fresh))
+    for name in columns.keys() & saved.keys():
+        saved[name] = columns[name].carried(saved[name], own[name])
     model.load_state_dict(saved, strict=False)
     if optimizer is None:
         return
@@ -69,6 +80,9 @@ def load_towers(
         state = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
         if state:
             step = state.pop("step")
+            if name in columns:
+                zero = torch.zeros_like(parameter)
+                state = {m: columns[name].carried(t, zero) for m, t in state.items()}
             optimizer.state[parameter] = {
                 "step": step,
                 **{m: t.to(parameter.device) for m, t in state.items()},
@@ -77,3 +91,12 @@ def load_towers(
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
+
+
+def _earlier_shape(
+    own: Mapping[str, Tensor], name: str, columns: Mapping[str, EarlierColumns]
+) -> tuple[int, ...] | None:
+    """What the settings ask for, with the columns that the file should have."""
+    if name not in columns:
+        return _shape(own, name)
+    return (*own[name].shape[:-1], columns[name].width)

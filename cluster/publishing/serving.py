@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +127,8 @@ class Recommender:
             limits=TableConfig(admit_after=float(saved.get("admit_after", 1.0))),
         )
         load_rows(sorted(path.glob(f"{ROWS}*.arrow")), self._table, 0, 1)
-        self._catalogue = Catalogue(self._config.stream)
+        # The version's own attributes: the settings may have changed since it was published.
+        self._catalogue = Catalogue(replace(self._config.stream, user_attributes=saved["user_attributes"]))
         self._catalogue.apply(read_catalogue(path))
 
     def _load_users(self, checkpoint: Checkpoint) -> None:

@@ -99,6 +99,7 @@ class ProgressReporter:
             "dead_letters": int(totals.dead_letters),
             "lag_messages": int(totals.lag_messages),
             "messages_skipped": int(totals.skipped),
+            "notice": run.notice,
             "loss": dict(self._losses),
             "examples_per_s": self._rate(),
             "mean_examples_per_s": self._mean_rate(),

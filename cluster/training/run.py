@@ -63,6 +63,10 @@ class TrainingRun:
     catalogue_positions: Mapping[str, Mapping[int, Position]] = field(default_factory=dict)
     init_from: Mapping[str, Any] | None = None
     """Path and step of the checkpoint that the run was started from; None if from nothing."""
+    notice: str = ""
+    """What of its checkpoint the run does not go on with, in one line for people; empty if it goes on with all."""
+    reread_users: bool = False
+    """There are user attributes whose values the users topic may hold, in records that were read without them."""
     _opened: tuple[EventSource, Batcher, DeadLetterWriter] | None = None
 
     @staticmethod

@@ -1,7 +1,8 @@
 """`train.init_from`: a new run starts from what an earlier one learnt, and reads its own stream from the beginning.
 
-Taken over: towers and rows with their optimizers' state, item frequencies, `events_seen`, and the step, which counts
-on. Not taken over: positions, histories, seen items, ledger, catalogue, progressive curve and baselines.
+Taken over: towers and rows with their optimizers' state (of user attributes, those that have the same name), item
+frequencies, `events_seen`, and the step, which counts on. Not taken over: positions, histories, seen items, ledger,
+catalogue, progressive curve and baselines.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ _MUST_AGREE = (
     "model.augmented_dim",
     "model.transformer",
     "model.augmented_vectors",
-    "stream.user_attributes",
     "train.row_optimizer",
 )
 _ADVICE = "point train.init_from elsewhere"

@@ -171,8 +171,16 @@ class Worker:
                 self._begin_at(whole.start)
         if self.comm.rank == 0:
             self._reader = CatalogueReader(stream, self.run.catalogue_positions)
-            self._pending = self._reader.read_to_end()
+            self._pending = self._first_records()
         self._exchange_first_catalogue()
+
+    def _first_records(self) -> CatalogueUpdate:
+        """All that has come since the checkpoint; before it, what older records say of attributes that are new."""
+        update, run = self._reader.read_to_end(), self.run
+        if not run.reread_users:
+            return update
+        known = CatalogueReader.last_users(self.config.stream, run.catalogue_positions)
+        return replace(update, users=pa.concat_tables([known, update.users]))
 
     def _begin_at(self, start: Mapping[int, int]) -> None:
         """A new run that reads from a time on."""

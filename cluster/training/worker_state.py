@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
+from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.catalogue_files import catalogue_tables, read_catalogue
 from cluster.checkpoints.checkpoint import START_ANEW, Checkpoint, CheckpointStore, read_tensors
 from cluster.checkpoints.row_files import PREFIX as ROWS
@@ -38,6 +39,7 @@ from cluster.config import FreshetConfig
 from cluster.training.progressive import Curve, ProgressiveValidation
 from cluster.training.run import TrainingRun, seed_dropout
 from cluster.training.stream_state import load_moved_users, merged, saved_stream
+from model.attribute_columns import earlier_columns
 from streaming.position import Position
 
 BASELINES = "baselines.safetensors"
@@ -51,8 +53,13 @@ def checkpointer_of(
     parent: Checkpoint | None = None,
     at: Hook = nothing,
 ) -> Checkpointer:
-    """What writes the checkpoints of a run that is in the state of `parent`, or new."""
+    """What writes the checkpoints of a run that is in the state of `parent`, or new.
+
+    Rows of user attributes that have another key than in `parent` cannot be told as changes: a new chain begins.
+    """
     train = run.config.train
+    if parent is not None and attributes_since(parent, run).changed:
+        parent = None
     parts: list[Part] = [
         RowPart(run.table, comm.rank, comm.world),
         UserPart(run.users, run.partitions),
@@ -132,7 +139,12 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
         load_moved_users(checkpoint, run.users, run.partitions, run.stream.partitions)
     for partition in set(run.partitions) & set(partitions_in(checkpoint)):
         run.ledger.partitions[partition] = merged_ledger(checkpoint, partition)
-    run.catalogue.apply(read_catalogue(checkpoint))
+    catalogue = read_catalogue(checkpoint)
+    change = attributes_since(checkpoint, run)
+    if change.changed:
+        catalogue = replace(catalogue, users=change.of_users(catalogue.users))
+        run.reread_users = bool(change.fresh)
+    run.catalogue.apply(catalogue)
     run.events_trained = int(manifest["events_trained"])
     run.init_from = manifest.get("init_from")
     run.curve = Curve(
@@ -162,12 +174,22 @@ def restore_learnt(
     The step comes along: random views and negatives are functions of (seed, step), so that a run that counts on does
     not draw again what was drawn before, and a warm-up that is over stays so.
     """
-    load_towers(checkpoint.file(TOWERS), run.model, run.train_step.optimizer, advice=advice)
-    load_rows(checkpoint.files(ROWS), run.table, comm.rank, comm.world, advice=advice)
+    change = attributes_since(checkpoint, run)
+    run.notice = str(change)
+    if run.notice and comm.rank == 0:
+        _log.warning("%s: %s", checkpoint.location, run.notice)
+    columns = earlier_columns(run.model, change.place_F, len(change.before)) if change.changed else {}
+    load_towers(checkpoint.file(TOWERS), run.model, run.train_step.optimizer, columns=columns, advice=advice)
+    load_rows(checkpoint.files(ROWS), run.table, comm.rank, comm.world, attributes=change, advice=advice)
     own = [e["name"] for e in checkpoint.manifest["files"] if e["name"].startswith(WAITING)]
     load_waiting(map(checkpoint.file, own), run.table, comm.rank, comm.world)
     run.step = int(checkpoint.manifest["step"])
     run.train_step.events_seen = float(checkpoint.manifest["events_seen"])
+
+
+def attributes_since(checkpoint: Checkpoint, run: TrainingRun) -> AttributeChange:
+    """What became of the user attributes from a checkpoint to a run."""
+    return AttributeChange.since(checkpoint.manifest, run.config.stream.user_attributes)
 
 
 def _config_without_secrets(config: FreshetConfig) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class InterestRouting(nn.Module):
             item_ID: float32, vectors of distinct items; entry 0 is zero.
             token_EW: int64, items before each event, the last one first; 0 where there are fewer.
         """
-        mapped_ID = self.bilinear(item_ID)
+        mapped_ID: Tensor = self.bilinear(item_ID)
         short_E = (token_EW[:, _SHORT:] == 0).all(dim=1)
         if not short_E.any():
             return self._routed(mapped_ID, token_EW)

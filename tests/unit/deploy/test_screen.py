@@ -105,6 +105,12 @@ def test_the_narration_says_when_the_workers_are_ready(progress_record):
     assert narrate(Progress(), parse_progress(progress_record(step=0)))[0] == "2 workers are ready at step 0"
 
 
+def test_what_a_run_does_not_take_from_its_checkpoint_is_told_once(progress_record):
+    now = parse_progress(progress_record(notice="user attributes: age dropped"))
+    assert "user attributes: age dropped" in narrate(Progress(), now)
+    assert narrate(now, now) == []
+
+
 def test_without_a_terminal_messages_are_printed_as_they_come(progress_record):
     out = io.StringIO()
     view = DemoView(progress=parse_progress(progress_record()))

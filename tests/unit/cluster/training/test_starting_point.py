@@ -72,11 +72,10 @@ def test_a_damaged_checkpoint_is_refused_by_its_file(tmp_path, inside):
     [
         ({"model": ModelConfig(dim=32)}, "model.dim=64, this run has model.dim=32"),
         ({"model": ModelConfig(transformer=False)}, "model.transformer=True"),
-        ({"stream": StreamConfig(user_attributes=["age"])}, "stream.user_attributes=['gender', 'age_group'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_sizes_and_attributes_are_refused_by_the_setting_with_both_values(tmp_path, sections, message):
+def test_other_sizes_are_refused_by_the_setting_with_both_values(tmp_path, sections, message):
     _commit(tmp_path, 7)
     assert message in _refusal(_config(tmp_path, **sections))
 
@@ -87,7 +86,7 @@ def test_another_row_optimizer_is_refused_by_its_setting(tmp_path):
     assert "train.row_optimizer=adam, this run has" in _refusal(replace(FreshetConfig(), train=train))
 
 
-def test_settings_of_the_training_may_differ(tmp_path):
+def test_settings_of_the_training_and_attributes_may_differ(tmp_path):
     _commit(tmp_path, 7)
-    model = ModelConfig(dropout=0.4, temperature=0.2)
-    assert find_starting_point(_config(tmp_path, model=model, seed=9)).step == 7
+    model, stream = ModelConfig(dropout=0.4, temperature=0.2), StreamConfig(user_attributes=["age"])
+    assert find_starting_point(_config(tmp_path, model=model, stream=stream, seed=9)).step == 7
