@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,12 +14,44 @@ from retrieval.config import IndexConfig
 from streaming.broker import BrokerConfig
 from streaming.config import StreamConfig
 
+_WORKERS = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
+
+
+def worker_range(workers: int | str) -> tuple[int, int]:
+    """The fewest and the most workers that `train.workers` allows; twice the same where it is one number.
+
+    Raises:
+        ValueError: neither a number nor a range of numbers, less than 1, or a range that ends before it begins.
+    """
+    found = _WORKERS.fullmatch(str(workers))
+    if found is None:
+        raise ValueError(f"train.workers must be a number, or a range such as 1..3, got {workers!r}")
+    fewest = int(found[1])
+    most = int(found[2] or fewest)
+    if fewest < 1:
+        raise ValueError(f"train.workers must be at least 1, got {workers}")
+    if most < fewest:
+        raise ValueError(f"train.workers must go from fewest to most, such as 1..3, got {workers}")
+    return fewest, most
+
 
 @dataclass
 class TrainConfig:
     """How the stream is trained: workers, batches, optimizers, checkpoints."""
 
-    workers: int = field(default=2, metadata={"help": "Ray Train workers (one process per GPU or CPU share)"})
+    workers: int | str = field(
+        default=2,
+        metadata={
+            "help": "Ray Train workers (one process per GPU or CPU share); a range, for example 1..3, follows the room "
+            "that the cluster has"
+        },
+    )
+    resize_check_s: float = field(
+        default=60.0,
+        metadata={
+            "help": "with a range of workers, how often a group that runs well is held against the cluster's room"
+        },
+    )
     cpus_per_worker: float = field(default=1.0, metadata={"help": "CPUs that Ray reserves for each worker"})
     threads_per_worker: int = field(default=1, metadata={"help": "torch and OpenMP threads of each worker"})
     batch_events: int = field(
@@ -91,8 +124,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
+        worker_range(self.workers)
         for name in (
-            "workers",
             "threads_per_worker",
             "batch_events",
             "checkpoints_to_keep",
@@ -100,7 +133,13 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("cpus_per_worker", "learning_rate", "row_learning_rate", "checkpoint_every_s"):
+        for name in (
+            "cpus_per_worker",
+            "learning_rate",
+            "row_learning_rate",
+            "checkpoint_every_s",
+            "resize_check_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
         for name in (

@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from cluster.collectives import Collectives
-from cluster.config import FreshetConfig
+from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import process_group_backend, resolve_device
 from cluster.training.quarantine import PoisonedTraining
 from cluster.training.starting_point import find_starting_point
@@ -33,6 +33,9 @@ _RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
 }
+# What Ray Train knows of the cluster's room is up to 20 s old. A group of a range of workers that it started for a node
+# that has gone meanwhile is given up after this and counted anew; the default is 60 s.
+_RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 
 
 @dataclass(frozen=True)
@@ -134,17 +137,14 @@ def _fit(
 ) -> None:
     train = config.train
     use_gpu = resolve_device(config.device).type == "cuda"
-    os.environ.update({key: os.environ.get(key, value) for key, value in _RAY_TRAIN_ENV.items()})
+    wanted = _RAY_TRAIN_ENV | (_RAY_TRAIN_ELASTIC_ENV if _is_elastic(train) else {})
+    os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
     started = _start_ray(config)
     try:
         TorchTrainer(
             function,
             train_loop_config={"config": config, **extra},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=train.workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-            ),
+            scaling_config=_scaling(train, use_gpu),
             torch_config=TorchConfig(
                 backend=process_group_backend(config.device), timeout_s=int(train.collective_timeout_s)
             ),
@@ -156,6 +156,25 @@ def _fit(
     finally:
         if started:
             ray.shutdown()
+
+
+def _is_elastic(train: TrainConfig) -> bool:
+    fewest, most = worker_range(train.workers)
+    return fewest < most
+
+
+def _scaling(train: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
+    sizes = worker_range(train.workers)
+    # Of Ray Train V2, which is what runs; what type checkers see is V1's.
+    arguments: dict[str, Any] = {
+        "num_workers": sizes if _is_elastic(train) else sizes[0],
+        "elastic_resize_monitor_interval_s": train.resize_check_s,
+    }
+    return ray.train.ScalingConfig(
+        **arguments,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+    )
 
 
 def _start_ray(config: FreshetConfig) -> bool:
@@ -170,8 +189,9 @@ def _start_ray(config: FreshetConfig) -> bool:
     # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
     # `ray start` there would demand it.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    wanted = config.train.workers * config.train.cpus_per_worker
+    wanted = worker_range(config.train.workers)[0] * config.train.cpus_per_worker
     ray.init(
+        address="local",  # else it would join, or fail to join, what a `ray start` on this machine left noted
         num_cpus=max(os.cpu_count() or 1, int(wanted + 0.999)),
         include_dashboard=False,
         runtime_env=environment,

@@ -36,6 +36,7 @@ def test_an_argument_wins_over_the_file_and_a_later_argument_over_an_earlier(tmp
     ("argument", "section", "name", "value"),
     [
         ("train.workers=3", "train", "workers", 3),
+        ("train.workers=1..3", "train", "workers", "1..3"),
         ("train.linger_s=1", "train", "linger_s", 1.0),
         ("train.learning_rate=2e-3", "train", "learning_rate", 0.002),
         ("train.bounded=yes", "train", "bounded", True),
@@ -93,10 +94,12 @@ def test_a_key_that_is_a_number_is_unknown_like_any_other(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "wanted"),
     [
-        ("train.workers=many", "Integer"),
-        ("train.workers=2.5", "Integer"),
-        ("train.workers=true", "Integer"),
-        ("train.workers=", "Integer"),
+        ("train.batch_events=many", "Integer"),
+        ("train.batch_events=2.5", "Integer"),
+        ("train.batch_events=true", "Integer"),
+        ("train.batch_events=", "Integer"),
+        ("train.workers=2.5", "int, str"),
+        ("train.workers=true", "int, str"),
         ("train.workers=null", "needs a value"),
         ("train.learning_rate=fast", "Float"),
         ("train.learning_rate=true", "Float"),
@@ -130,6 +133,12 @@ def test_text_in_a_file_that_yaml_reads_as_something_else_must_be_quoted(tmp_pat
     ("argument", "message"),
     [
         ("train.workers=0", "train.workers must be at least 1, got 0"),
+        ("train.workers=0..3", "train.workers must be at least 1, got 0..3"),
+        ("train.workers=3..1", "train.workers must go from fewest to most, such as 1..3, got 3..1"),
+        ("train.workers=many", "train.workers must be a number, or a range such as 1..3, got 'many'"),
+        ("train.workers=1..", "train.workers must be a number, or a range such as 1..3, got '1..'"),
+        ("train.workers=", "train.workers must be a number, or a range such as 1..3, got ''"),
+        ("train.resize_check_s=0", "train.resize_check_s must be positive, got 0.0"),
         ("train.learning_rate=-1", "train.learning_rate must be positive, got -1.0"),
         ("index.recall_target=1.5", "index.recall_target must be at most 1, got 1.5"),
         ("model.heads=7", "model.heads must divide model.dim=64, got 7"),
