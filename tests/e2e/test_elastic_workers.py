@@ -1,0 +1,71 @@
+"""A range of workers: the group follows the room that the cluster has, through Ray Train."""
+
+import sys
+
+import pytest
+
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.training.accounting import verify_exactly_once
+from cluster.training.telemetry import read_progress
+from deploy.children import Child
+from deploy.config_loading import load_config
+from tests.local_ray import LocalRay, wait_until
+from tests.worker_runs import events, produce
+
+pytestmark = pytest.mark.timeout(600)
+
+ROWS = 900
+PATIENCE_S = 240.0
+SETTINGS = [
+    *(
+        "model.dim=16",
+        "model.heads=2",
+        "model.layers=1",
+        "model.augmented_dim=8",
+        "model.uniform_negatives=20",
+    ),
+    *(
+        "train.workers=1..3",
+        "train.resize_check_s=2",
+        "train.checkpoint_every_s=3",
+        "train.publish_every_s=0",
+    ),
+    *("train.batch_events=64", f"train.stop_after_rows={ROWS}", "evaluation.sample_fraction=0", "device=cpu"),
+]
+
+
+def test_nodes_that_join_and_are_lost_change_the_number_of_workers_and_no_event_is_lost_or_trained_twice(
+    stream_config, tmp_path
+):
+    names = ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic")
+    stream = [f"stream.{name}={getattr(stream_config, name)}" for name in names]
+    arguments = [*SETTINGS, *stream, f"storage_path={tmp_path / 'run'}"]
+    config = load_config(None, arguments)
+    command = [sys.executable, "-m", "deploy", "train", *arguments]
+    sizes = []
+
+    def reached(workers, rows_read):
+        said = read_progress(tmp_path / "run") or {}
+        now = said.get("workers", 0) if said.get("state") == "training" else 0
+        sizes.extend([now] if now and sizes[-1:] != [now] else [])
+        return now == workers and said["rows_read"] >= rows_read
+
+    with LocalRay(cpus=1) as ray, Child("train", command, tmp_path / "train.log", ray.environment) as trainer:
+        produce(stream_config, events(300))
+        wait_until(lambda: reached(1, 300), trainer, PATIENCE_S)
+        node = ray.add_node(cpus=2)
+        produce(stream_config, events(200, first=300))
+        wait_until(lambda: reached(3, 500), trainer, PATIENCE_S)
+        produce(stream_config, events(200, first=500))
+        wait_until(lambda: reached(3, 700), trainer, PATIENCE_S)
+        ray.lose(node)
+        wait_until(lambda: reached(1, 0), trainer, PATIENCE_S)
+        produce(stream_config, events(200, first=700))
+        wait_until(lambda: trainer.exit_status() == 0, trainer, PATIENCE_S)
+    assert sizes == [1, 3, 1]
+    accounting = verify_exactly_once(config)
+    assert accounting.exactly_once, accounting
+    assert accounting.events_in_topic == accounting.rows_read == ROWS
+    newest = CheckpointStore(config.checkpoint_location).newest()
+    assert newest is not None
+    assert newest.manifest["workers"] == 1

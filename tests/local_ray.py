@@ -1,0 +1,118 @@
+"""A Ray cluster on this machine whose nodes come and go: each is a `ray start` of its own, ended by its process id."""
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.children import Child
+
+BIN = Path(sys.executable).parent
+_STARTED = "Ray runtime started."
+_START_TIMEOUT_S = 180.0
+_LOOPBACK = "127.0.0.1"
+
+
+class LocalRay:
+    """A head and, later, further nodes; all of them end with the block.
+
+    `environment` is what a driver needs to join it.
+    """
+
+    def __init__(self, cpus: int) -> None:
+        # Ray's sockets lie below its temporary folder, and their paths must be short.
+        self._folder = tempfile.TemporaryDirectory(prefix="fr", dir="/tmp", ignore_cleanup_errors=True)
+        self._cpus, self._port = cpus, free_port()
+        self._nodes: list[Child] = []
+        self.environment = {
+            "RAY_ADDRESS": f"{_LOOPBACK}:{self._port}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+
+    def __enter__(self) -> Self:
+        head = (
+            *("--head", "--port", str(self._port), "--temp-dir", self._folder.name),
+            *(
+                "--include-dashboard=false",
+                "--ray-client-server-port",
+                str(free_port()),
+                "--disable-usage-stats",
+            ),
+        )
+        self._start(head, self._cpus)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in reversed(self._nodes):
+            node.stop()
+        self._folder.cleanup()
+
+    def add_node(self, cpus: int) -> Child:
+        """One more node, once it has joined."""
+        return self._start(("--address", self.environment["RAY_ADDRESS"]), cpus)
+
+    def lose(self, node: Child) -> None:
+        """As when a machine loses its power: SIGKILL to the node's raylet, which takes its workers along."""
+        [raylet] = [pid for pid in _children(node.pid or 0) if _name(pid) == "raylet"]
+        os.kill(raylet, signal.SIGKILL)
+        node.stop()
+
+    def _start(self, place: tuple[str, ...], cpus: int) -> Child:
+        ports = (
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            "--dashboard-agent-listen-port",
+            str(free_port()),
+        )
+        command = [
+            *(str(BIN / "ray"), "start", "--block", *place, f"--num-cpus={cpus}", *ports),
+            *("--node-ip-address", _LOOPBACK, "--object-store-memory=100000000"),
+        ]
+        log = Path(self._folder.name) / f"start-{len(self._nodes)}.log"
+        node = Child("ray", command, log, self.environment).start()
+        self._nodes.append(node)
+        wait_until(lambda: _STARTED in log.read_text(), node, _START_TIMEOUT_S)
+        return node
+
+
+def wait_until(holds: Callable[[], bool], child: Child, timeout_s: float) -> None:
+    """Ask ten times a second; a child that has ended, or an answer that does not come, fails with the child's log."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        ended = child.exit_status() is not None
+        if ended or time.monotonic() > deadline:
+            what = "ended" if ended else f"is no further after {timeout_s:g} s"
+            raise AssertionError(f"{child.name} {what}:\n{child.log_path.read_text()[-6000:]}")
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _children(parent: int) -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent_of(path) == parent]
+
+
+def _parent_of(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
