@@ -10,7 +10,9 @@ def narrate(before: Progress, now: Progress) -> list[str]:
     """One sentence for each thing that a person wants to be told, oldest first."""
     lines = []
     if now.restarts > before.restarts:
-        lines.append(f"workers lost; attempt {now.attempt} goes on from the last checkpoint")
+        resized = f"the group goes from {before.workers} to {now.workers} workers"
+        what = resized if 0 < before.workers != now.workers else "workers lost"
+        lines.append(f"{what}; attempt {now.attempt} goes on from the last checkpoint")
     if now.state != before.state and now.state == "training":
         lines.append(f"{now.workers} workers are ready at step {now.step:,}")
     if now.notice and now.notice != before.notice:

@@ -101,6 +101,14 @@ def test_the_narration_tells_each_change_once(progress_record):
     assert narrate(after, after) == []
 
 
+def test_the_narration_tells_a_group_that_was_resized_from_one_that_was_lost(progress_record):
+    before = parse_progress(progress_record(workers=1))
+    after = parse_progress(progress_record(workers=3, restarts=1, attempt=2))
+    assert narrate(before, after) == [
+        "the group goes from 1 to 3 workers; attempt 2 goes on from the last checkpoint"
+    ]
+
+
 def test_the_narration_says_when_the_workers_are_ready(progress_record):
     assert narrate(Progress(), parse_progress(progress_record(step=0)))[0] == "2 workers are ready at step 0"
 
