@@ -20,6 +20,7 @@ from cluster.checkpoints.catalogue_files import ITEMS
 from cluster.checkpoints.catalogue_files import USERS as CATALOGUE_USERS
 from cluster.checkpoints.checkpoint import Checkpoint, read_table, read_tensors
 from cluster.checkpoints.ledger import PartitionLedger
+from cluster.checkpoints.pair_files import BASELINES, merged_pairs
 from cluster.checkpoints.row_files import PREFIX as ROWS
 from cluster.checkpoints.row_files import WAITING, merged_rows
 from cluster.checkpoints.tower_files import FILE as TOWERS
@@ -28,7 +29,6 @@ from model.key_index import KeyIndex
 
 # True of the writing, not of the state.
 _NOT_STATE = ("format", "kind", "written_ms", "chain", "checksum", "files", "config", "workers")
-_WHOLE_TENSORS = ("baselines.safetensors",)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class State:
 
 def read_state(checkpoint: Checkpoint) -> State:
     """The state of a verified checkpoint, all of it in memory."""
-    tensor_files = [TOWERS, *_WHOLE_TENSORS, *_own(checkpoint, "rng-")]
+    tensor_files = [TOWERS, BASELINES, *_own(checkpoint, "rng-")]
     table_files = [ITEMS, CATALOGUE_USERS, *_own(checkpoint, "admission-"), *_own(checkpoint, WAITING)]
     partitions = partitions_in(checkpoint)
     return State(
@@ -66,7 +66,8 @@ def read_state(checkpoint: Checkpoint) -> State:
             f"{file}:{name}": tensor
             for file in tensor_files
             for name, tensor in read_tensors(checkpoint.file(file)).items()
-        },
+        }
+        | {f"{BASELINES}:{name}": tensor for name, tensor in merged_pairs(checkpoint).items()},
         merged_rows(checkpoint.files(ROWS)),
         {p: merged_users(checkpoint, p) for p in partitions},
         {p: merged_ledger(checkpoint, p) for p in partitions},

@@ -116,24 +116,22 @@ class ProgressiveValidation:
         return totals
 
     def baseline_arrays(self) -> dict[str, Int64Array]:
-        """What the baselines have counted and the item of each of their columns, for a checkpoint."""
-        arrays = {"columns": self._positions.keys()[1].copy()}
-        for name, baseline in self._counters().items():
-            arrays |= {f"{name}.{key}": array for key, array in baseline.to_arrays().items()}
-        return arrays
+        """The item of each column of the baselines and what they hold by column, for a checkpoint; no pairs."""
+        return {
+            "columns": self._positions.keys()[1].copy(),
+            **{f"popularity.{name}": array for name, array in self.popularity.to_arrays().items()},
+            "cooccurrence.items": np.array([self.cooccurrence.items]),
+        }
 
     def load_baselines(self, arrays: Mapping[str, Int64Array]) -> None:
         """Go on from `baseline_arrays`; an earlier version's has no columns: they are those of the catalogue."""
         if "columns" in arrays:
             items = np.ascontiguousarray(arrays["columns"])
             self._positions.add(np.zeros(items.shape[0], np.int16), items)
-        for name, baseline in self._counters().items():
-            prefix = f"{name}."
-            own = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-            baseline.load_arrays(own)
-
-    def _counters(self) -> dict[str, StreamingPopularity | StreamingCooccurrence]:
-        return {"popularity": self.popularity, "cooccurrence": self.cooccurrence}
+        prefix = "popularity."
+        own = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+        self.popularity.load_arrays(own)
+        self.cooccurrence.items = int(arrays["cooccurrence.items"][0])
 
     @torch.no_grad()
     def _queries(self, prepared: PreparedStep) -> torch.Tensor:

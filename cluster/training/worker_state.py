@@ -8,7 +8,8 @@
 | `admission-pPPPPP.arrow` | reader of the partition | last event ids and watermark (`stream_state.py`) | all |
 | `towers.safetensors` | rank 0 | towers and their AdamW moments | all |
 | `catalogue-items.arrow`, `catalogue-users.arrow` | rank 0 | attributes, the order in which items came | all |
-| `baselines.safetensors` | rank 0 | popularity and co-occurrence counts | all |
+| `baselines.safetensors` | rank 0 | popularity counts, and which item each column of the baselines is | all |
+| `cooccurrence…` | rank 0 | co-occurrence counts (`pair_files.py`) | what changed |
 | `rng-rRRRRR.safetensors` | every rank | torch's generators, which dropout draws from | all |
 | `manifest.json` | rank 0 | step, positions, counters, progressive curve, config, origin, chain | all |
 
@@ -27,6 +28,7 @@ import torch
 from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.catalogue_files import catalogue_tables, read_catalogue
 from cluster.checkpoints.checkpoint import START_ANEW, Checkpoint, CheckpointStore, read_tensors
+from cluster.checkpoints.pair_files import BASELINES, PairPart, load_pairs
 from cluster.checkpoints.row_files import PREFIX as ROWS
 from cluster.checkpoints.row_files import WAITING, RowPart, load_rows, load_waiting, waiting_tables
 from cluster.checkpoints.storage import Hook, nothing
@@ -42,7 +44,6 @@ from cluster.training.stream_state import load_moved_users, merged, saved_stream
 from model.attribute_columns import earlier_columns
 from streaming.position import Position
 
-BASELINES = "baselines.safetensors"
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +65,7 @@ def checkpointer_of(
         RowPart(run.table, comm.rank, comm.world),
         UserPart(run.users, run.partitions),
         LedgerPart(run.ledger, run.partitions),
+        PairPart(run.progressive.cooccurrence.pairs, writes=comm.rank == 0, parent=parent),
     ]
     return Checkpointer(
         store,
@@ -199,6 +201,7 @@ def _config_without_secrets(config: FreshetConfig) -> dict[str, Any]:
 def _restore_progressive(progressive: ProgressiveValidation, checkpoint: Checkpoint) -> None:
     tensors = read_tensors(checkpoint.file(BASELINES))
     progressive.load_baselines({name: tensor.numpy() for name, tensor in tensors.items()})
+    load_pairs(checkpoint, progressive.cooccurrence.pairs)
 
 
 def _rng_file(rank: int) -> str:

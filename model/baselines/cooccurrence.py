@@ -17,24 +17,13 @@ import pyarrow as pa
 from numba import njit
 
 from model.baselines.histories import Histories, ItemIndex
+from model.baselines.pair_matrix import COUNT, PairMatrix
 
 RECENT_ITEMS = 20
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
-
-
-@njit(cache=True, nogil=True)
-def _count(count_II: Int32Array, target_E: Int64Array, recent_ER: Int64Array) -> None:
-    for e in range(target_E.shape[0]):
-        target = target_E[e]
-        for r in range(recent_ER.shape[1]):
-            recent = recent_ER[e, r]
-            if recent >= 0 and recent != target:
-                # Both directions: taken together, in whatever order.
-                count_II[recent, target] += 1
-                count_II[target, recent] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -47,7 +36,7 @@ def _scores(count_II: Int32Array, norm_I: Float32Array, recent_ER: Int64Array, i
             if recent < 0 or recent >= count_II.shape[0]:
                 continue
             for i in range(known):
-                out[e, i] += count_II[recent, i] * norm_I[recent]
+                out[e, i] += (count_II[recent, i] & COUNT) * norm_I[recent]
         for i in range(known):
             out[e, i] *= norm_I[i]
     return out
@@ -57,8 +46,10 @@ class StreamingCooccurrence:
     """Score of item i after recent items R: Σ_{j∈R} count(i, j) / √(total(i) total(j))."""
 
     def __init__(self) -> None:
-        self._count_II = np.zeros((0, 0), np.int32)
-        self._items = 0
+        self.pairs = PairMatrix()
+        """The counts, by dense item index."""
+        self.items = 0
+        """One more than the largest index that has come."""
 
     def update(self, target_E: Int64Array, recent_ER: Int64Array) -> None:
         """Count each event's item with the user's recent items.
@@ -70,38 +61,16 @@ class StreamingCooccurrence:
         if target_E.shape[0] == 0:
             return
         largest = max(int(target_E.max()), int(recent_ER.max(initial=-1)))
-        self._reserve(largest + 1)
-        _count(self._count_II, target_E, np.ascontiguousarray(recent_ER))
+        self.items = max(self.items, largest + 1)
+        self.pairs.reserve(self.items)
+        self.pairs.count(target_E, recent_ER)
 
     def scores(self, recent_ER: Int64Array, items: int) -> Float32Array:
         """float32 (E, items)."""
-        count_II = self._count_II[: self._items, : self._items]
-        total_I = count_II.sum(axis=1, dtype=np.int64)
+        count_II = self.pairs.count_II[: self.items, : self.items]
+        total_I = self.pairs.total_I[: self.items]
         norm_I = (1.0 / np.sqrt(np.maximum(total_I, 1))).astype(np.float32)
         return _scores(count_II, norm_I, np.ascontiguousarray(recent_ER), items)
-
-    def to_arrays(self) -> dict[str, npt.NDArray[np.int64]]:
-        """The state for a checkpoint: the non-zero counts of the upper triangle."""
-        count_II = self._count_II[: self._items, : self._items]
-        row, column = np.nonzero(np.triu(count_II))
-        values = count_II[row, column].astype(np.int64)
-        return {"items": np.array([self._items]), "row": row, "column": column, "count": values}
-
-    def load_arrays(self, arrays: dict[str, npt.NDArray[np.int64]]) -> None:
-        """Take up a checkpoint's state."""
-        self._count_II, self._items = np.zeros((0, 0), np.int32), 0
-        self._reserve(int(arrays["items"][0]))
-        row, column, values = arrays["row"], arrays["column"], arrays["count"].astype(np.int32)
-        self._count_II[row, column] = values
-        self._count_II[column, row] = values
-
-    def _reserve(self, items: int) -> None:
-        room = self._count_II.shape[0]
-        self._items = max(self._items, items)
-        if items > room:
-            grown = np.zeros((max(items, room * 3 // 2, 256),) * 2, np.int32)
-            grown[:room, :room] = self._count_II
-            self._count_II = grown
 
 
 class Cooccurrence:

@@ -39,15 +39,27 @@ def test_cooccurrence_scores_are_normalised_counts_of_a_recount():
     np.testing.assert_allclose(model.scores(recent, 15), want[:, :15], rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [StreamingPopularity, StreamingCooccurrence])
-def test_a_baseline_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(kind):
+def test_popularity_goes_on_from_a_checkpoint_as_if_it_had_never_stopped():
     target, recent = _events(2)
-    straight, resumed = kind(), kind()
+    straight, resumed = StreamingPopularity(), StreamingPopularity()
     straight.update(target[:150], recent[:150])
     resumed.load_arrays(straight.to_arrays())
     for model in (straight, resumed):
         model.update(target[150:] + 300, recent[150:] + 300)
     np.testing.assert_array_equal(straight.scores(recent, 340), resumed.scores(recent, 340))
+
+
+def test_cooccurrence_goes_on_from_its_pairs_and_what_changed_since_as_if_it_had_never_stopped():
+    target, recent = _events(2)
+    straight, resumed = StreamingCooccurrence(), StreamingCooccurrence()
+    for first in (0, 50, 100):
+        straight.update(target[first : first + 50], recent[first : first + 50])
+        resumed.pairs.put(straight.pairs.take_changes() if first else straight.pairs.pairs())
+    resumed.items = straight.items
+    for model in (straight, resumed):
+        model.update(target[150:] + 300, recent[150:] + 300)
+    np.testing.assert_array_equal(straight.scores(recent, 340), resumed.scores(recent, 340))
+    assert len(straight.pairs) == len(resumed.pairs)
 
 
 @pytest.mark.parametrize("kind", [StreamingPopularity, StreamingCooccurrence])

@@ -88,6 +88,7 @@ def test_whatever_is_trained_while_a_base_is_copied_the_checkpoint_is_of_one_ste
     """Slices of a few rows and users, in a random interleaving with steps."""
     monkeypatch.setattr("cluster.checkpoints.row_files._SLICE_BYTES", 1)
     monkeypatch.setattr("cluster.checkpoints.user_files._USERS_AT_ONCE", 3)
+    monkeypatch.setattr("cluster.checkpoints.pair_files._PAIRS_AT_ONCE", 11)
     monkeypatch.setattr("cluster.checkpoints.writing._SLICES_AHEAD", 2)
     monkeypatch.setattr("cluster.checkpoints.row_files._LEAST_ROWS", 5)
     rng = np.random.default_rng(seed)
