@@ -43,7 +43,7 @@ demo: install  ## The whole loop on this machine: Kafka, training, refreshes, re
 test: install  ## Every test that needs no GPU (ARGS="-k name").
 	$(BIN)/pytest -m "not gpu" $(ARGS)
 
-chaos: install  ## Kills workers, drivers and the broker, fills disks, flips bits (KILLS=500 REPORT=chaos.json).
+chaos: install  ## Kills workers, drivers and the broker, fills disks, flips bits, changes ranks (KILLS=500 REPORT=chaos.json).
 	$(BIN)/python -m tests.chaos.campaign --kills $(KILLS) --report $(REPORT) $(ARGS)
 
 test-gpu: install  ## The tests that need a GPU.

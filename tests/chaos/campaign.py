@@ -1,6 +1,9 @@
 """Runs on a bounded log, struck again and again until each has finished; then: is its state that of an undisturbed run?
 
-python -m tests.chaos.campaign --kills 500 --report chaos.json [--seed 1] [--world 2]
+Further runs go on with another number of ranks after every fault. Sums of floats then come in another order, so of
+their state only what the log alone decides can be that of the undisturbed run; what is lost or doubled is asked of all.
+
+python -m tests.chaos.campaign --kills 500 --report chaos.json [--rank-changes 50] [--seed 1] [--world 2]
 """
 
 import argparse
@@ -13,7 +16,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +38,10 @@ from tests.chaos.faults import Fault, plan
 from tests.chaos.group import FINISHED, drive, is_alive, read_status, wait_until_gone
 
 EVENTS, USERS, ITEMS = 4000, 60, 80
+SIZES = (1, 2, 3)
 _ATTEMPT_TIMEOUT_S = 400.0
+# Parts of the state that depend on the log alone, not on the number of ranks.
+_OF_THE_LOG = ("users ", "ledger ", "admission-", "catalogue-")
 _log = logging.getLogger(__name__)
 
 
@@ -43,22 +50,28 @@ class Report:
     """What a campaign found.
 
     Attributes:
-        kills: faults that struck.
+        kills: faults that struck a group whose number of ranks stayed.
         by_target: of them, by what was struck.
+        rank_changes: apart from those, groups that went on from a checkpoint of another number of ranks after a fault.
+        by_sizes: of them, by the numbers of ranks before and after.
         resumed: groups that went on from a checkpoint after a fault.
         runs: finished ones.
-        digests_equal: whether every run ended in the state of the undisturbed one.
+        digests_equal: whether every run whose number of ranks stayed ended in the state of the undisturbed one.
+        log_parts_equal: whether the others did in what the log alone decides: histories, ledgers, windows, catalogues.
         events_lost, events_doubled: of all runs together, by the ledger against the topic.
-        differences: parts of the state that were other, by run.
+        differences: parts of the state that were other and should not be, by run.
     """
 
     seed: int
     world: int
     kills: int = 0
     by_target: Counter[str] = field(default_factory=Counter)
+    rank_changes: int = 0
+    by_sizes: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
     runs: int = 0
     digests_equal: bool = True
+    log_parts_equal: bool = True
     events_lost: int = 0
     events_doubled: int = 0
     differences: list[list[str]] = field(default_factory=list)
@@ -66,7 +79,17 @@ class Report:
 
     def passed(self) -> bool:
         """Whether nothing was lost, doubled or other."""
-        return self.digests_equal and self.events_lost == self.events_doubled == 0
+        same = self.digests_equal and self.log_parts_equal
+        return same and self.events_lost == self.events_doubled == 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: did it go on from a checkpoint, did its fault strike, did the run come to its end."""
+
+    resumed: bool
+    struck: bool
+    finished: bool
 
 
 class Campaign:
@@ -94,17 +117,25 @@ class Campaign:
         fill_topics(self._stream, seed)
         self._faults = plan(seed, world)
         self._next = next(self._faults)
+        # Of a broker that comes back no group dies, so nothing could go on with another number of ranks.
+        self._changes = (f for f in plan([seed, max(SIZES)], max(SIZES)) if f.target != "broker")
+        self._next_change = next(self._changes)
+        self._sizes = np.random.default_rng([seed, 0])
 
-    def run(self, kills: int) -> Report:
-        """Strike until so many faults have struck and the last run has finished."""
+    def run(self, kills: int, rank_changes: int = 0) -> Report:
+        """Strike until so many faults of either kind have struck and the last run has finished."""
         started = time.monotonic()
         config = self._config("undisturbed")
-        self._finish(config, None)
+        assert self._attempt(config, 0, None, self._world).finished, f"see {config.storage_path}/rank-*.log"
         self._expected = digests(read_state(_store(config).newest()))
         while self.report.kills < kills:
             config = self._config(f"run-{self.report.runs}")
             self._strike_until_finished(config, kills)
-            self._judge(config)
+            self.report.digests_equal &= self._is_as_expected(config, ("",))
+        while self.report.rank_changes < rank_changes:
+            config = self._config(f"run-{self.report.runs}")
+            self._change_until_finished(config, rank_changes)
+            self.report.log_parts_equal &= self._is_as_expected(config, _OF_THE_LOG)
         self.report.seconds = round(time.monotonic() - started, 1)
         return self.report
 
@@ -134,22 +165,41 @@ class Campaign:
         )
 
     def _strike_until_finished(self, config: FreshetConfig, kills: int) -> None:
-        attempt = 0
-        while True:
+        for attempt in count():
             fault = self._next if self.report.kills < kills else None
-            outcome = self._attempt(config, attempt, fault)
-            attempt += 1
-            if outcome == FINISHED:
+            ending = self._attempt(config, attempt, fault, self._world)
+            if ending.struck:
+                self.report.kills += 1
+                self.report.by_target[self._next.name] += 1
+                self._next = next(self._faults)
+            if ending.finished:
                 return
 
-    def _attempt(self, config: FreshetConfig, number: int, fault: Fault | None) -> str:
-        """One group and one fault; `finished` if the run came to its end."""
+    def _change_until_finished(self, config: FreshetConfig, changes: int) -> None:
+        for attempt in count():
+            newest = _store(config).newest()
+            before = self._world if newest is None else int(newest.manifest["workers"])
+            ranks, fault = before, None
+            if self.report.rank_changes < changes:
+                ranks = int(self._sizes.choice([size for size in SIZES if size != before]))
+                fault = replace(self._next_change, rank=self._next_change.rank % ranks)
+            ending = self._attempt(config, attempt, fault, ranks)
+            if ending.resumed and ranks != before:
+                self.report.rank_changes += 1
+                self.report.by_sizes[f"{before} to {ranks}"] += 1
+            if ending.struck:
+                self._next_change = next(self._changes)
+            if ending.finished:
+                return
+
+    def _attempt(self, config: FreshetConfig, number: int, fault: Fault | None, ranks: int) -> Ending:
+        """One group and one fault."""
         folder = Path(config.storage_path)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "status.json").unlink(missing_ok=True)
         before = _store(config).names()
         started = time.monotonic()
-        driver = self._context.Process(target=drive, args=(config, self._world, folder, number, [fault]))
+        driver = self._context.Process(target=drive, args=(config, ranks, folder, number, [fault]))
         driver.start()
         struck = self._from_outside(fault, folder, started)
         while driver.is_alive() and time.monotonic() - started < _ATTEMPT_TIMEOUT_S:
@@ -159,25 +209,14 @@ class Campaign:
             os.kill(driver.pid, signal.SIGKILL)
             raise AssertionError(f"attempt {number} with {fault} hangs; see {folder}/rank-*.log")
         outcome = status.get("outcome", "driver lost")
-        self._assert_resumed(folder, number, before)
-        if fault is not None and (struck or outcome != FINISHED):
-            self._count(fault)
-            if fault.target in ("truncate", "bitflip"):
-                self._damage(config, fault)
+        resumed = bool(before) and "resumed from" in _said(folder, number)
+        self.report.resumed += resumed
         died_of_itself = outcome == "failed" and not (struck or (fault is not None and fault.inside))
         assert not died_of_itself, f"attempt {number} failed by itself; see {folder}/rank-*.log"
-        return outcome if outcome == FINISHED else ""
-
-    def _count(self, fault: Fault) -> None:
-        self.report.kills += 1
-        self.report.by_target[fault.name] += 1
-        self._next = next(self._faults)
-
-    def _assert_resumed(self, folder: Path, number: int, before: list[str]) -> None:
-        log = (folder / "rank-0.log").read_text() if (folder / "rank-0.log").exists() else ""
-        said = log.rpartition(f"--- attempt {number},")[2]
-        if before and "resumed from" in said:
-            self.report.resumed += 1
+        struck = fault is not None and (struck or outcome != FINISHED)
+        if fault is not None and struck and fault.target in ("truncate", "bitflip"):
+            self._damage(config, fault)
+        return Ending(resumed, struck, outcome == FINISHED)
 
     def _from_outside(self, fault: Fault | None, folder: Path, started: float) -> bool:
         """Strike what is to be struck by time; whether anything was left to be struck."""
@@ -228,20 +267,18 @@ class Campaign:
         assert newest.name in " ".join(said.messages), f"{newest.name} is not named: {said.messages}"
         assert victim.name in " ".join(said.messages), f"{victim.name} is not named: {said.messages}"
 
-    def _finish(self, config: FreshetConfig, fault: Fault | None) -> None:
-        assert self._attempt(config, 0, fault) == FINISHED, f"see {config.storage_path}/rank-*.log"
-
-    def _judge(self, config: FreshetConfig) -> None:
+    def _is_as_expected(self, config: FreshetConfig, parts: tuple[str, ...]) -> bool:
+        """Whether the parts of the state with such names are those of the undisturbed run; counts what is lost."""
         self.report.runs += 1
         found = digests(read_state(_store(config).newest()))
-        names = sorted({**found, **self._expected})
+        names = sorted(name for name in {**found, **self._expected} if name.startswith(parts))
         other = [name for name in names if found.get(name) != self._expected.get(name)]
         self.report.differences.append(other)
-        self.report.digests_equal &= not other
         accounting = verify_exactly_once(config)
         self.report.events_lost += accounting.events_lost
         self.report.events_doubled += accounting.events_doubled
         assert accounting.exactly_once or accounting.events_lost or accounting.events_doubled, accounting
+        return not other
 
 
 class _Listener(logging.Handler):
@@ -283,6 +320,12 @@ def fill_topics(stream: StreamConfig, seed: int) -> None:
         plain.flush(timeout=20)
 
 
+def _said(folder: Path, attempt: int) -> str:
+    """What rank 0 logged in an attempt."""
+    log = folder / "rank-0.log"
+    return log.read_text().rpartition(f"--- attempt {attempt},")[2] if log.exists() else ""
+
+
 def _store(config: FreshetConfig) -> CheckpointStore:
     return CheckpointStore(config.checkpoint_location)
 
@@ -290,13 +333,18 @@ def _store(config: FreshetConfig) -> CheckpointStore:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument(
+        "--rank-changes", type=int, help="faults after which the number of ranks changes (a tenth of --kills)"
+    )
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--world", type=int, default=2)
     arguments = parser.parse_args()
+    changes = arguments.kills // 10 if arguments.rank_changes is None else arguments.rank_changes
     logging.getLogger("kafka").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "kafka") as broker:
-        report = Campaign(broker, Path(folder), arguments.seed, arguments.world).run(arguments.kills)
+        campaign = Campaign(broker, Path(folder), arguments.seed, arguments.world)
+        report = campaign.run(arguments.kills, changes)
     text = json.dumps(vars(report) | {"passed": report.passed()}, indent=2)
     print(text)
     arguments.report.write_text(text + "\n")

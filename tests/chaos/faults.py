@@ -1,6 +1,6 @@
 """What can happen to a run, and when: a seeded list that covers every kind before it repeats any."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ class Fault:
         return f"commit {self.point}" if self.target == "commit" else self.target
 
 
-def plan(seed: int, world: int) -> Iterator[Fault]:
+def plan(seed: int | Sequence[int], world: int) -> Iterator[Fault]:
     """Faults for ever: rounds of 45, each in an order of its own."""
     rng = np.random.default_rng(seed)
     while True:
