@@ -68,6 +68,7 @@ class Batcher:
     Attributes:
         rows_read: rows taken from the source; always the events in batches, those set aside and `rows_dead`.
         rows_dead: those of them that could not be used.
+        dead: those of them beside the last batch.
         set_aside: SET_ASIDE_SCHEMA, the usable rows beside the last batch: explicit negatives, ignored ones and
             duplicates.
     """
@@ -88,6 +89,7 @@ class Batcher:
         self._dead_letters = dead_letters
         self.rows_read = 0
         self.rows_dead = 0
+        self.dead: list[DeadLetter] = []
         self.set_aside = _NOTHING
         self._admission = admission if admission is not None else Admission(config)
 
@@ -120,6 +122,7 @@ class Batcher:
         decoded = self._source.take(dict.fromkeys(self._source.partitions, quota))
         self.rows_read += decoded.row_count
         self.rows_dead += len(decoded.dead)
+        self.dead = decoded.dead
         if decoded.dead:
             self._dead_letters.send(decoded.dead)
         rows = decoded.rows

@@ -55,6 +55,18 @@ def end_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
         return by_partition(consumer.end_offsets(partitions))
 
 
+def first_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
+    """The offset of the first message that each partition holds, as of now.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    with consumer_of(config) as consumer:
+        partitions = [TopicPartition(topic, p) for p in known_partitions(config, consumer, topic)]
+        return by_partition(consumer.beginning_offsets(partitions))
+
+
 def open_consumer(config: StreamConfig) -> KafkaConsumer:
     """A consumer outside any group that never creates topics and never resets a position by itself.
 
@@ -105,7 +117,7 @@ def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) 
 
 def seek(
     consumer: KafkaConsumer, start: Mapping[TopicPartition, int | None], lost: LostPosition = "fail"
-) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
     """Moves to each offset (None: the beginning) of assigned partitions.
 
     Args:
@@ -113,21 +125,21 @@ def seek(
         start: by partition.
         lost: where to go on if the log does not hold an offset: `stream.lost_position`.
     Returns:
-        The offsets, and for those that were lost how many messages are passed over, as far as offsets tell.
+        The offsets, and which of them are other ones, because the log does not hold what was asked for.
     Raises:
         PositionLost: an offset is before the beginning or after the end of its partition, and `lost` is "fail".
     """
     partitions = list(start)
     first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     offsets: dict[TopicPartition, int] = {}
-    skipped: dict[TopicPartition, int] = {}
+    elsewhere: set[TopicPartition] = set()
     for at, offset in start.items():
         offsets[at] = first[at] if offset is None else offset
         if not first[at] <= offsets[at] <= end[at]:
             offsets[at] = _instead(at, offsets[at], first[at], end[at], lost)
-            skipped[at] = max(0, offsets[at] - (start[at] or 0))
+            elsewhere.add(at)
         consumer.seek(at, offsets[at])
-    return offsets, skipped
+    return offsets, elsewhere
 
 
 def _instead(at: TopicPartition, offset: int, first: int, end: int, lost: LostPosition) -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from streaming import arrow_events
 from streaming.codec import concatenate
 from streaming.config import StreamConfig
-from streaming.position import Position, RowPlace
+from streaming.position import Gap, Position, RowPlace
 from streaming.row_queue import RowQueue
 from streaming.validation import Decoded, ParsedEvents, Place, judge
 
@@ -78,7 +78,7 @@ class ParquetSource:
         return len(self.ended()) == len(self._queues) and not any(q.ready for q in self._queues.values())
 
     @property
-    def skipped(self) -> dict[int, int]:
+    def gaps(self) -> dict[int, list[Gap]]:
         """Files lose nothing."""
         return {}
 

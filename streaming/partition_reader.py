@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from streaming.codec import decode_messages, rows_in
+from streaming.position import Gap
 from streaming.row_queue import RowQueue
 from streaming.validation import Decoded, Message, Place
 
@@ -42,6 +43,7 @@ class PartitionReader:
         self._waiting: deque[Message] = deque()
         self.waiting_bytes = 0
         self._reached = queue.fetched
+        self._gaps: list[Gap] = []
         self.skip_gap()
 
     @property
@@ -64,11 +66,16 @@ class PartitionReader:
         if self._end is not None:
             self.queue.skip_gap(self._end)
 
-    def jump(self, offset: int) -> None:
-        """Goes on here: what was before is not in the log any more."""
-        self._reached = max(self._reached, offset)
-        self.queue.fetched = max(self.queue.fetched, offset)
+    def jump(self, start: int, until: int) -> None:
+        """Goes on here: what was between is not in the log any more. Nothing may wait to be decoded."""
+        self._gaps.append(Gap(start, until, self._watermark_ms))
+        self._reached = max(self._reached, until)
+        self.queue.fetched = max(self.queue.fetched, until)
         self.queue.skip_gap(self.queue.fetched)
+
+    def passed_gaps(self) -> list[Gap]:
+        """The gaps before the position; one that rows before it wait to be taken is not passed yet."""
+        return [gap for gap in self._gaps if gap.until <= self.queue.position.offset]
 
     def receive(self, messages: Sequence[Message], reached: int) -> None:
         """Takes fetched messages, and the offset that reading has reached, gaps included."""
@@ -78,7 +85,7 @@ class PartitionReader:
         self._waiting.extend(messages)
         self.waiting_bytes += sum(_length(message) for message in messages)
 
-    def decode(self, rows: int, size: int, needed: int, grown: Callable[[], int]) -> Stretch:
+    def decode(self, rows: float, size: float, needed: int, grown: Callable[[], int]) -> Stretch:
         """Decodes as many of the waiting messages as fit, at least one if the queue needs rows.
 
         Args:

@@ -26,6 +26,25 @@ class RowPlace(NamedTuple):
     row: int
 
 
+class Gap(NamedTuple):
+    """Messages of a partition that the log did not hold any more when they were to be read.
+
+    Attributes:
+        start: offset of the first of them; some of its rows may have been read.
+        until: where reading went on.
+        watermark_ms: latest event time of the partition before them; 0 if there was none.
+    """
+
+    start: int
+    until: int
+    watermark_ms: int
+
+    @property
+    def messages(self) -> int:
+        """How many there were, as far as offsets tell; none in a topic that was created anew."""
+        return max(0, self.until - self.start)
+
+
 class EventSource(Protocol):
     """Decoded events of some partitions, in order, with positions: from Kafka, or from files of events."""
 
@@ -38,8 +57,8 @@ class EventSource(Protocol):
         """Whether the source is bounded and everything up to its ends has been taken."""
 
     @property
-    def skipped(self) -> dict[int, int]:
-        """Messages that were not there any more when they were to be read, by partition, since it was opened."""
+    def gaps(self) -> dict[int, list[Gap]]:
+        """What was passed over before the positions, by partition and in order, since it was opened."""
 
     def bound(self, end_offsets: Mapping[int, int]) -> None:
         """Ends at these offsets, exclusive, by partition."""

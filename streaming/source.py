@@ -1,6 +1,7 @@
 """Events from Kafka: a thread reads and decodes ahead, the caller takes rows and knows its position."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
@@ -15,6 +16,7 @@ from streaming.consumer import (
     TopicMissing,
     by_partition,
     end_offsets,
+    first_offsets,
     known_partitions,
     open_consumer,
     partitions_of,
@@ -25,7 +27,7 @@ from streaming.consumer import (
 from streaming.originals import read_originals
 from streaming.outage import Outage
 from streaming.partition_reader import PartitionReader, Stretch
-from streaming.position import EventSource, Position, RowPlace
+from streaming.position import EventSource, Gap, Position, RowPlace
 from streaming.row_queue import RowQueue
 from streaming.topics import partition_count
 from streaming.validation import Decoded, Place
@@ -38,6 +40,7 @@ __all__ = [
     "PositionLost",
     "TopicMissing",
     "end_offsets",
+    "first_offsets",
     "partitions_of",
 ]
 
@@ -89,7 +92,6 @@ class KafkaSource:
         self._stop, self._room = threading.Event(), threading.Event()
         self._poll_records = _FIRST_POLL
         self._outage = Outage(config)
-        self._skipped: dict[int, int] = {}
         self._consumer = open_consumer(config)
         try:
             self._open(start, end_offsets, watermark_ms or {}, spread_over)
@@ -112,10 +114,11 @@ class KafkaSource:
             return len(self._ended()) == len(self._readers) and not self._any_ready()
 
     @property
-    def skipped(self) -> dict[int, int]:
-        """Messages that the log did not hold any more, by partition, since this source was opened."""
+    def gaps(self) -> dict[int, list[Gap]]:
+        """What the log did not hold any more, by partition, of those where the position is past one."""
         with self._changed:
-            return dict(self._skipped)
+            passed = {p: reader.passed_gaps() for p, reader in self._readers.items()}
+        return {p: gaps for p, gaps in passed.items() if gaps}
 
     def bound(self, end_offsets: Mapping[int, int]) -> None:
         """Ends at these offsets, exclusive, by partition; rows beyond them that are decoded already still count."""
@@ -216,7 +219,7 @@ class KafkaSource:
             wanted = {p: start[p].offset if p in start else None for p in self._partitions}
             at = {TopicPartition(self._topic, p): offset for p, offset in wanted.items()}
             self._consumer.assign(list(at))
-            begin, highwater = self._seek(at) if at else ({}, {})
+            begin, lost, highwater = self._seek(at) if at else ({}, set(), {})
         except KafkaError as error:
             raise unavailable(self._config, error) from error
         self._readers: dict[int, PartitionReader] = {}
@@ -229,13 +232,16 @@ class KafkaSource:
                 watermark_ms.get(p, 0),
             )
             self._readers[p].highwater = highwater[p]
+            if p in lost:
+                self._readers[p].jump(start[p].offset, begin[p])
 
-    def _seek(self, at: Mapping[TopicPartition, int | None]) -> tuple[dict[int, int], dict[int, int]]:
-        offsets, skipped = seek(self._consumer, at, self._config.lost_position)
-        with self._changed:
-            for p, count in by_partition(skipped).items():
-                self._skipped[p] = self._skipped.get(p, 0) + count
-        return by_partition(offsets), by_partition(self._consumer.end_offsets(list(at)))
+    def _seek(
+        self, at: Mapping[TopicPartition, int | None]
+    ) -> tuple[dict[int, int], set[int], dict[int, int]]:
+        """Where reading goes on, which partitions do not go on where they should, and where each ends."""
+        offsets, elsewhere = seek(self._consumer, at, self._config.lost_position)
+        ends = self._consumer.end_offsets(list(at))
+        return by_partition(offsets), {place.partition for place in elsewhere}, by_partition(ends)
 
     def _place(self, partition: int, partitions: int) -> Place:
         stream = self._config
@@ -331,17 +337,20 @@ class KafkaSource:
     def _decode_ahead(self) -> None:
         with self._changed:
             rows, needed = self._bound, self._needed
-        size = self._config.buffered_bytes_per_partition
         for reader in self._readers.values():
-            stretch = reader.decode(rows, size, needed, self._partitions_now)
-            if stretch.decoded.row_count:
-                self._adapt(stretch)
-            with self._changed:
-                before = reader.ended
-                reader.queue.put(stretch.decoded, stretch.fetched, stretch.size)
-                reader.skip_gap()
-                if stretch.decoded.row_count or reader.ended != before:
-                    self._changed.notify_all()
+            self._decode(reader, rows, self._config.buffered_bytes_per_partition, needed)
+
+    def _decode(self, reader: PartitionReader, rows: float, size: float, needed: int) -> None:
+        """See PartitionReader.decode; what comes of it goes into the queue."""
+        stretch = reader.decode(rows, size, needed, self._partitions_now)
+        if stretch.decoded.row_count:
+            self._adapt(stretch)
+        with self._changed:
+            before = reader.ended
+            reader.queue.put(stretch.decoded, stretch.fetched, stretch.size)
+            reader.skip_gap()
+            if stretch.decoded.row_count or reader.ended != before:
+                self._changed.notify_all()
 
     def _adapt(self, stretch: Stretch) -> None:
         """Polls as many messages as make a quarter of what may be read ahead."""
@@ -352,15 +361,19 @@ class KafkaSource:
     def _go_on_behind(self, error: OffsetOutOfRangeError) -> None:
         """The log was trimmed beyond a partition that had not been read so far."""
         lost = {at: int(offset) for at, offset in error.args[0].items()}
-        offsets, _ = self._seek(lost)
-        with self._changed:
-            for p, offset in offsets.items():
-                if offset < self._readers[p].queue.fetched:
+        offsets, elsewhere, _ = self._seek(lost)
+        for at, start in lost.items():
+            p, reader = at.partition, self._readers[at.partition]
+            # What was fetched before the gap is still to be taken, whatever room there is.
+            self._decode(reader, math.inf, math.inf, 1)
+            with self._changed:
+                if offsets[p] < reader.queue.fetched:
                     raise PositionLost(
-                        f"{self._topic} partition {p} goes on at {offset}, before what was read already: the topic was "
-                        "created anew; start from an empty storage_path."
+                        f"{self._topic} partition {p} goes on at {offsets[p]}, before what was read already: the topic "
+                        "was created anew; start from an empty storage_path."
                     )
-                self._readers[p].jump(offset)
+                if p in elsewhere:
+                    reader.jump(start, offsets[p])
 
     def _assigned(self) -> list[TopicPartition]:
         return [TopicPartition(self._topic, p) for p in self._partitions]

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
 from streaming.partitioner import key_hashes_of_users, partition_of_users
-from streaming.position import Position, RowPlace
+from streaming.position import Gap, Position, RowPlace
 from streaming.schema import DECODED_SCHEMA, USER_ID, WEIGHT
 from streaming.validation import Decoded
 
@@ -33,7 +33,7 @@ class MemorySource:
         return not any(self.ready_rows().values())
 
     @property
-    def skipped(self) -> dict[int, int]:
+    def gaps(self) -> dict[int, list[Gap]]:
         return {}
 
     def bound(self, end_offsets: Mapping[int, int]) -> None:

@@ -4,6 +4,9 @@ Updated where the optimizer steps and saved in the same commit as what it traine
 per partition the number and the hash-sum of the used (partition, offset, row). A count over the topic must
 give the same numbers, whatever the settings say of actions. The sum of 64-bit hashes modulo 2^64 does not
 depend on order, and an event that is lost or doubled changes it.
+
+What retention has removed before it was read cannot be counted again: behind such a gap hash and counters per user
+begin anew, and the proof is of what came since. The other numbers are of everything.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class PartitionLedger:
     Attributes:
         partition: its number.
         events: used rows, trained on or not.
-        hash_sum: of their positions.
+        hash_sum: of their positions, since the last gap.
         negatives: those of them that were explicit negatives.
         ignored: those of them that were neither trained on nor negatives.
         duplicates: those of them that had been there before, by their event id.
@@ -59,6 +62,8 @@ class PartitionLedger:
     quarantined: int = 0
     _users: KeyIndex = field(default_factory=KeyIndex)
     _counts: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    _behind: int = 0
+    """Rows before this offset were taken before a gap that has been passed; a restored run stands behind it."""
 
     @property
     def trained(self) -> int:
@@ -68,14 +73,27 @@ class PartitionLedger:
     def add(self, users: Int64Array, offsets: Int64Array, rows: Int64Array) -> None:
         """Count events: their users int64 (E,), offsets int64 (E,) and rows int64 (E,)."""
         self.events += users.shape[0]
+        since = offsets >= self._behind
+        if not since.all():
+            users, offsets, rows = users[since], offsets[since], rows[since]
         self.hash_sum = (self.hash_sum + int(position_hash_sum(self.partition, offsets, rows))) % 2**64
         self._add_counts(users, np.ones(users.shape[0], np.int64))
 
+    def begin_behind(self, offset: int) -> None:
+        """The log was passed over up to here: hash and counters per user are of rows from here on."""
+        self._behind, self.hash_sum = offset, 0
+        self._counts[:] = 0
+
     def user_counts(self) -> tuple[Int64Array, Int64Array]:
-        """Users int64 (U,), ascending, and how many rows of each were used int64 (U,)."""
+        """Users int64 (U,), ascending, and how many rows of each were used since the last gap, int64 (U,)."""
         users = self._users.keys()[1]
         order = np.argsort(users)
         return users[order], self._counts[: len(self._users)][order]
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """All numbers but those per user, as text."""
+        return {name: str(getattr(self, name)) for name in _SUMS}
 
     @property
     def counts(self) -> Int64Array:
@@ -87,8 +105,7 @@ class PartitionLedger:
         users, counts = self.user_counts()
         if places is not None:
             users, counts = self._users.keys()[1][places], self.counts[places]
-        sums = {name: str(getattr(self, name)) for name in _SUMS}
-        return pa.table({"user_id": users, "events": counts}).replace_schema_metadata(sums)
+        return pa.table({"user_id": users, "events": counts}).replace_schema_metadata(self.sums)
 
     @staticmethod
     def from_table(table: pa.Table) -> PartitionLedger:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -61,11 +62,12 @@ class LedgerPart:
     def __init__(self, ledger: Ledger, partitions: Sequence[int]) -> None:
         self._ledger = ledger
         self._counts = {p: CountChanges() for p in partitions}
+        self._sums: dict[int, dict[str, str]] = {}
 
     def forget(self) -> None:
         """See Part."""
-        for partition, counts in self._counts.items():
-            counts.take(self._ledger.partitions[partition].counts)
+        for partition in self._counts:
+            self._take(partition)
 
     def base(self) -> Iterator[tuple[str, pa.Table]]:
         """See Part."""
@@ -74,11 +76,19 @@ class LedgerPart:
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""
-        tables = {}
-        for partition, counts in self._counts.items():
-            ledger = self._ledger.partitions[partition]
-            tables[f"{LEDGER}{partition:05d}.changes.arrow"] = ledger.to_table(counts.take(ledger.counts))
-        return tables
+        return {
+            f"{LEDGER}{p:05d}.changes.arrow": self._ledger.partitions[p].to_table(self._take(p))
+            for p in self._counts
+        }
+
+    def _take(self, partition: int) -> npt.NDArray[np.int64]:
+        """Places of the users whose counts have changed; of one user if only the sums have, which go with the users."""
+        ledger = self._ledger.partitions[partition]
+        places = self._counts[partition].take(ledger.counts)
+        if places.shape[0] == 0 and ledger.sums != self._sums.get(partition):
+            places = np.arange(min(1, ledger.counts.shape[0]))
+        self._sums[partition] = ledger.sums
+        return places
 
 
 def partitions_in(checkpoint: Checkpoint) -> list[int]:

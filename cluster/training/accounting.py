@@ -1,4 +1,9 @@
-"""Counts the topic itself and holds the trained state against it: was every event used exactly once?"""
+"""Counts the topic itself and holds the trained state against it: was every event used exactly once?
+
+Every message of the topic was read, or is one of `messages_skipped`: retention removed it before it could be. Of such a
+partition what stands behind the gap is counted again. What retention removed after it was used cannot be
+(`messages_removed`), so of its partition a lost row is seen, a doubled one is not.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from streaming.config import StreamConfig
 from streaming.parquet_source import ParquetSource
 from streaming.position import Position
 from streaming.schema import OFFSET, PARTITION, ROW, USER_ID
-from streaming.source import KafkaSource, end_offsets
+from streaming.source import KafkaSource, end_offsets, first_offsets
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -33,7 +38,7 @@ class Accounting:
     """The count over the topic beside the count in the checkpoint.
 
     Attributes:
-        events_in_topic: usable rows.
+        events_in_topic: usable rows, of a partition with a gap those behind it.
         events_trained: those that were trained on.
         events_negative: those that were explicit negatives.
         events_ignored: those that were neither, by `stream.positive_actions`.
@@ -41,11 +46,14 @@ class Accounting:
         events_quarantined: those whose training step was refused.
         events_lost: rows that were used less often than they are there.
         events_doubled: rows that were used more often.
-        dead_letters_in_topic: unusable rows.
+        dead_letters_in_topic: unusable rows, of a partition with a gap those behind it.
         dead_letters: rows that the checkpoint counts as such.
+        dead_letters_before_gaps: those of them that stood before a gap.
+        messages_skipped: messages that the log did not hold any more when they were to be read.
+        messages_removed: messages that were read, and that the log does not hold any more.
         rows_read: rows that the checkpoint's readers took, whatever became of them.
         users: of the topic and the checkpoint together.
-        hash_equal: whether the positions of the used rows are those of the topic.
+        hash_equal: whether the positions of the used rows are those of the topic, where nothing was removed.
     """
 
     events_in_topic: int
@@ -58,6 +66,9 @@ class Accounting:
     events_doubled: int
     dead_letters_in_topic: int
     dead_letters: int
+    dead_letters_before_gaps: int
+    messages_skipped: int
+    messages_removed: int
     rows_read: int
     users: int
     hash_equal: bool
@@ -70,8 +81,13 @@ class Accounting:
 
     @property
     def exactly_once(self) -> bool:
-        """Every usable row used once, every other one counted as a dead letter, and what the reader took adds up."""
-        balanced = self.dead_letters == self.dead_letters_in_topic and self.adds_up
+        """Every usable row used once, every other one counted as a dead letter, and what the reader took adds up.
+
+        Of what retention removed before it was read, nothing can be said but how many messages it was; of what it
+        removed afterwards it cannot be proved any more, so then this is false.
+        """
+        dead = self.dead_letters - self.dead_letters_before_gaps
+        balanced = dead == self.dead_letters_in_topic and self.adds_up and self.messages_removed == 0
         return self.events_lost == 0 and self.events_doubled == 0 and self.hash_equal and balanced
 
 
@@ -86,8 +102,10 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
     """
     checkpoint = _open(config, checkpoint_path)
     used = {partition: merged_ledger(checkpoint, partition) for partition in partitions_in(checkpoint)}
-    counted, dead = count_topic(config.stream, saved_stream(checkpoint.manifest))
-    lost, doubled, users = _compare(counted, used)
+    saved = saved_stream(checkpoint.manifest)
+    counted, dead = count_topic(config.stream, saved)
+    removed = _removed(config.stream, saved)
+    lost, doubled, users = _compare(counted, used, removed)
     return Accounting(
         events_in_topic=sum(ledger.events for ledger in counted.values()),
         events_trained=sum(ledger.trained for ledger in used.values()),
@@ -99,9 +117,12 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
         events_doubled=doubled,
         dead_letters_in_topic=dead,
         dead_letters=int(checkpoint.manifest["dead_letters"]),
+        dead_letters_before_gaps=sum(saved["dead_before"].values()),
+        messages_skipped=sum(saved["skipped"].values()),
+        messages_removed=sum(removed.values()),
         rows_read=int(checkpoint.manifest["rows_read"]),
         users=users,
-        hash_equal={p: c.hash_sum for p, c in counted.items()} == {p: t.hash_sum for p, t in used.items()},
+        hash_equal=_hashes(counted, removed) == _hashes(used, removed),
     )
 
 
@@ -112,23 +133,45 @@ def count_topic(
 
     Args:
         stream: the topic.
-        saved: the manifest's `stream`: where a run began, and when the topic had how many partitions.
+        saved: the manifest's `stream`: where a run began, where it went on behind a gap, and when the topic had how
+            many partitions.
     """
-    saved = saved or {"origin": {}, "epochs": []}
+    saved = saved or {"origin": {}, "behind": {}, "epochs": []}
     if stream.parquet:
         return _count_files(stream)
     ends = end_offsets(stream, stream.interactions_topic)
     ledgers = {p: PartitionLedger(p) for p in ends}
     dead = 0
-    start = {int(p): Position(at, 0) for p, at in saved["origin"].items()}
+    first = first_offsets(stream, stream.interactions_topic)
+    start = {p: Position(max(at, first[p]), 0) for p, at in _first_to_count(saved).items() if p in first}
+    behind = {int(p): at for p, (at, _) in saved["behind"].items()}
+    watermark_ms = {int(p): watermark for p, (_, watermark) in saved["behind"].items()}
     for epoch in saved["epochs"]:
         until = {int(p): at for p, at in epoch["until"].items()}
-        dead += _count_range(stream, start, until, epoch["partitions"], ledgers)
-        start |= {p: Position(at, 0) for p, at in until.items()}
+        # A partition that went on behind the end of this epoch has nothing in it that can be counted.
+        inside = {p: at for p, at in until.items() if at > behind.get(p, -1)}
+        dead += _count_range(stream, start, inside, epoch["partitions"], ledgers, watermark_ms)
+        start |= {p: Position(max(at, first[p]), 0) for p, at in inside.items()}
+        watermark_ms = {p: w for p, w in watermark_ms.items() if p not in inside}
     if stream.until_time and stream.time_axis == "broker":
         ends = dict(topic_range(stream, bounded=True).end or {})
-    dead += _count_range(stream, start, ends, len(ends), ledgers)
+    dead += _count_range(stream, start, ends, len(ends), ledgers, watermark_ms)
     return ledgers, dead
+
+
+def _first_to_count(saved: Mapping[str, Any]) -> dict[int, int]:
+    """Where what was used of each partition begins, of those that say: behind the last gap, or at the origin."""
+    origin = {int(p): at for p, at in saved["origin"].items()}
+    return origin | {int(p): at for p, (at, _) in saved["behind"].items()}
+
+
+def _removed(stream: StreamConfig, saved: Mapping[str, Any]) -> dict[int, int]:
+    """How many messages the log does not hold any more that could be counted, by partition where there are any."""
+    if stream.parquet:
+        return {}
+    start = _first_to_count(saved)
+    first = first_offsets(stream, stream.interactions_topic)
+    return {p: at - start.get(p, 0) for p, at in first.items() if at > start.get(p, 0)}
 
 
 def _count_range(
@@ -137,10 +180,13 @@ def _count_range(
     until: Mapping[int, int],
     spread_over: int,
     ledgers: dict[int, PartitionLedger],
+    watermark_ms: Mapping[int, int],
 ) -> int:
     """Counts the usable rows; returns the number of the others."""
     dead = 0
-    with KafkaSource(stream, sorted(until), start, until, spread_over=spread_over) as source:
+    with KafkaSource(
+        stream, sorted(until), start, until, spread_over=spread_over, watermark_ms=watermark_ms
+    ) as source:
         while not source.finished:
             source.wait(0.2)
             taken = source.take(dict.fromkeys(until, _ROWS_AT_ONCE))
@@ -169,7 +215,13 @@ def _count(rows: pa.RecordBatch, ledgers: dict[int, PartitionLedger]) -> None:
         ledgers[partition].add(user_N[mine], offset_N[mine], row_N[mine])
 
 
-def _compare(counted: dict[int, PartitionLedger], used: dict[int, PartitionLedger]) -> tuple[int, int, int]:
+def _hashes(ledgers: Mapping[int, PartitionLedger], removed: Mapping[int, int]) -> dict[int, int]:
+    return {p: ledger.hash_sum for p, ledger in ledgers.items() if p not in removed}
+
+
+def _compare(
+    counted: Mapping[int, PartitionLedger], used: Mapping[int, PartitionLedger], removed: Mapping[int, int]
+) -> tuple[int, int, int]:
     lost = doubled = users = 0
     for partition in counted.keys() | used.keys():
         want = (counted.get(partition) or PartitionLedger(partition)).user_counts()
@@ -177,7 +229,8 @@ def _compare(counted: dict[int, PartitionLedger], used: dict[int, PartitionLedge
         everyone = np.union1d(want[0], have[0])
         missing = _spread(everyone, want) - _spread(everyone, have)
         lost += int(np.maximum(missing, 0).sum())
-        doubled += int(np.maximum(-missing, 0).sum())
+        if partition not in removed:
+            doubled += int(np.maximum(-missing, 0).sum())
         users += everyone.shape[0]
     return lost, doubled, users
 

@@ -111,6 +111,17 @@ class TrainingRun:
         )
         self._opened = (source, batcher, dead_letters)
 
+    def note_origin(self) -> None:
+        """Where partitions begin that are read for the first time: retention may have been there before."""
+        for partition, at in self.source.positions().items():
+            if partition not in self.positions and at.offset > 0:
+                self.stream.origin[partition] = at.offset
+
+    def note_gaps(self) -> None:
+        """What the log did not hold any more before the positions: the proof begins again behind it."""
+        for partition, until in self.stream.note_gaps(self.source.gaps).items():
+            self.ledger.partitions[partition].begin_behind(until)
+
     def close(self) -> None:
         """Let go of the stream."""
         self.source.close()

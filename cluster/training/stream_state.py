@@ -1,11 +1,11 @@
-"""What a run remembers of its stream beside positions: windows, watermarks, how the topic grew, what was skipped.
+"""What a run remembers of its stream beside positions: windows, watermarks, how the topic grew, what it could not read.
 
 Part of the checkpoint: `admission-pPPPP.arrow` of each partition, written by its reader, and the manifest's `stream`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,11 +15,15 @@ import pyarrow as pa
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, read_table
 from cluster.checkpoints.user_files import merged_users, partitions_in
 from streaming.admission import Admission
+from streaming.dead_letter import DeadLetter
 from streaming.history import UserStore
 from streaming.partitioner import Int32s, key_hashes_of_users
+from streaming.position import Gap
 from streaming.schema import KEY_HASH, USER_ID
 
 _FILE = "admission-p"
+_BY_PARTITION = ("origin", "skipped", "behind", "dead", "dead_before")
+"""What a rank knows of its own partitions; of all of them together in the manifest's `stream`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class StreamState:
         epochs: earlier numbers of partitions, oldest first.
         origin: where the run began to read, by partition; what is not named was read from its beginning.
         skipped: messages that the log no longer held when they were to be read, by partition.
+        behind: where reading went on behind the last of these, and the watermark there, by partition.
+        dead: dead letters of each partition, since `behind` where there is such a place.
+        dead_before: those before it.
     """
 
     admission: Admission
@@ -47,12 +54,30 @@ class StreamState:
     epochs: list[Epoch] = field(default_factory=list)
     origin: dict[int, int] = field(default_factory=dict)
     skipped: dict[int, int] = field(default_factory=dict)
-    _skipped_before: dict[int, int] = field(default_factory=dict)
+    behind: dict[int, tuple[int, int]] = field(default_factory=dict)
+    dead: dict[int, int] = field(default_factory=dict)
+    dead_before: dict[int, int] = field(default_factory=dict)
+    _noted: dict[int, int] = field(default_factory=dict)
+    """How many gaps of the open source are in `skipped` already, by partition."""
 
-    def note_skipped(self, now: Mapping[int, int]) -> None:
-        """What the open source has skipped, beside what earlier ones had."""
-        places = {*self._skipped_before, *now}
-        self.skipped = {p: self._skipped_before.get(p, 0) + now.get(p, 0) for p in places}
+    def note_gaps(self, gaps: Mapping[int, Sequence[Gap]]) -> dict[int, int]:
+        """What the open source has passed over so far; where it went on behind what is new of it, by partition."""
+        new = {p: found[self._noted.get(p, 0) :] for p, found in gaps.items()}
+        for partition, found in new.items():
+            self._noted[partition] = len(gaps[partition])
+            if found:
+                self.skipped[partition] = self.skipped.get(partition, 0) + sum(gap.messages for gap in found)
+                self.behind[partition] = (found[-1].until, found[-1].watermark_ms)
+                before = self.dead_before.get(partition, 0) + self.dead.pop(partition, 0)
+                self.dead_before[partition] = before
+        return {p: found[-1].until for p, found in new.items() if found}
+
+    def count_dead(self, letters: Iterable[DeadLetter]) -> None:
+        """Dead letters of rows that were taken; of gaps before them `note_gaps` knows."""
+        for letter in letters:
+            is_before = letter.offset < self.behind.get(letter.partition, (0, 0))[0]
+            counts = self.dead_before if is_before else self.dead
+            counts[letter.partition] = counts.get(letter.partition, 0) + 1
 
     def tables(self, partitions: Iterable[int]) -> dict[str, pa.Table]:
         """The files of these partitions, by name; whole in every checkpoint, also in a delta."""
@@ -63,8 +88,7 @@ class StreamState:
         return {
             "partitions": self.partitions,
             "epochs": [asdict(epoch) for epoch in self.epochs],
-            "origin": self.origin,
-            "skipped": self.skipped,
+            **{name: dict(getattr(self, name)) for name in _BY_PARTITION},
         }
 
     def restore(self, checkpoint: Checkpoint, mine: Iterable[int]) -> None:
@@ -72,9 +96,9 @@ class StreamState:
         saved = saved_stream(checkpoint.manifest)
         self.epochs = [Epoch(e["partitions"], _by_number(e["until"])) for e in saved["epochs"]]
         partitions = list(mine)
-        self.origin = {p: at for p, at in _by_number(saved["origin"]).items() if p in partitions}
-        self.skipped = {p: n for p, n in _by_number(saved["skipped"]).items() if p in partitions}
-        self._skipped_before = dict(self.skipped)
+        for name in _BY_PARTITION:
+            setattr(self, name, {p: value for p, value in _by_number(saved[name]).items() if p in partitions})
+        self.behind = {p: (at, watermark_ms) for p, (at, watermark_ms) in self.behind.items()}
         files = {int(f.stem.removeprefix(_FILE)): f for f in checkpoint.files(_FILE)}
         moved = saved["partitions"] != self.partitions
         tables = [read_table(f) for f in files.values()] if moved else []
@@ -114,9 +138,9 @@ def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int3
 def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The manifest's `stream` from what every rank said; numbers of partitions as text, as JSON has them."""
     ranks = list(parts)
-    whole = {**ranks[0], "origin": {}, "skipped": {}}
+    whole = {**ranks[0], **{name: {} for name in _BY_PARTITION}}
     for rank in ranks:
-        for name in ("origin", "skipped"):
+        for name in _BY_PARTITION:
             whole[name] |= {str(p): value for p, value in rank[name].items()}
     whole["epochs"] = [
         {**epoch, "until": {str(p): at for p, at in epoch["until"].items()}} for epoch in whole["epochs"]
@@ -126,9 +150,9 @@ def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def saved_stream(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's `stream`; of a checkpoint that has none, what follows from its positions."""
-    nothing = {"partitions": len(manifest["positions"]), "epochs": [], "origin": {}, "skipped": {}}
+    nothing = {"partitions": len(manifest["positions"]), "epochs": [], **{name: {} for name in _BY_PARTITION}}
     return nothing | dict(manifest.get("stream") or {})
 
 
-def _by_number(values: Mapping[str, int]) -> dict[int, int]:
-    return {int(p): int(value) for p, value in values.items()}
+def _by_number(values: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(p): value for p, value in values.items()}

@@ -205,6 +205,7 @@ class Worker:
             spread_over=spread_over,
         )
         run.open(source)
+        run.note_origin()
         if self._ends is not None:
             grown = len(self._ends) > spread_over
             self._growth = Growth(len(self._ends), self._ends) if grown else None
@@ -324,6 +325,8 @@ class Worker:
     def _step(self) -> None:
         run = self.run
         batch = run.batcher.next_batch(self._quota)
+        run.note_gaps()
+        run.stream.count_dead(run.batcher.dead)
         run.ledger.add_set_aside(run.batcher.set_aside)
         prepared = run.train_step.prepare(batch, run.step)
         self._last_step_s = time.monotonic()
@@ -368,7 +371,7 @@ class Worker:
 
     def _letters_arrived(self) -> bool:
         """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""
-        self.run.stream.note_skipped(self.run.source.skipped)
+        self.run.note_gaps()
         if self.comm.rank == 0:
             self.run.dead_letters.send(self._reader.dead_letters)
             self._reader.dead_letters.clear()

@@ -259,7 +259,7 @@ def test_what_retention_removed_is_passed_over_by_choice_and_counted(stream_fact
         admin.delete_records({TopicPartition(config.interactions_topic, 0): 3})
     with KafkaSource(config, [0], {0: Position(1, 1)}) as source:
         assert source.positions() == {0: (goes_on, 0)}
-        assert source.skipped == {0: goes_on - 1}
+        assert source.gaps == {0: [(1, goes_on, 0)]}
         _send(config, 1, messages=1, rows=2)
         _wait(lambda: source.ready_rows()[0] == 2 * (6 - goes_on))
 
@@ -274,7 +274,9 @@ def test_a_log_that_is_trimmed_ahead_of_the_reader_is_passed_over_by_choice_and_
         with KafkaAdminClient(bootstrap_servers=config.bootstrap_servers) as admin:
             admin.delete_records({TopicPartition(config.interactions_topic, 0): 25})
         items, _ = _drain(source, quota=500)
-        skipped = source.skipped[0]
+        (gap,) = source.gaps[0]
+        skipped = gap.messages
+    assert gap.watermark_ms == max(items[0][:-2500]) + 1
     assert 0 < skipped < 25
     assert len(items[0]) == (30 - skipped) * 500
     assert items[0][-2500:] == sent[12_500:]

@@ -130,3 +130,18 @@ def test_a_ledger_that_was_loaded_goes_on_counting():
     resumed = PartitionLedger.from_table(_ledger(events[:2]).to_table())
     resumed.add(*(np.array([e[k] for e in events[2:]], np.int64) for k in range(3)))
     assert _same(resumed, _ledger(events))
+
+
+@given(events=EVENTS, border=st.integers(0, 2**50), cut=st.integers(0, 60))
+def test_behind_a_gap_hash_and_counters_are_of_what_came_since_and_sums_of_everything(events, border, cut):
+    events = sorted(events, key=lambda event: event[1])
+    ledger, since = _ledger(events[:cut]), [e for e in events[cut:] if e[1] >= border]
+    ledger.begin_behind(border)
+    ledger.add(*(np.array([e[k] for e in events[cut:]], np.int64) for k in range(3)))
+    want = _ledger(since)
+    users, counts = ledger.user_counts()
+    assert ledger.events == len(events)
+    assert ledger.hash_sum == want.hash_sum
+    assert [users[counts > 0].tolist(), counts[counts > 0].tolist()] == [
+        p.tolist() for p in want.user_counts()
+    ]

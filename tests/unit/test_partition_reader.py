@@ -1,0 +1,61 @@
+"""A partition whose log was trimmed ahead of its reader: what is passed over is told when the position is past it."""
+
+from types import SimpleNamespace
+
+import orjson
+
+from streaming.partition_reader import PartitionReader
+from streaming.position import Gap, Position
+from streaming.row_queue import RowQueue
+from streaming.validation import Place
+
+PLACE = Place("t", 0, 1, max_future_ms=0, max_late_ms=0, max_message_bytes=1 << 20)
+
+
+def _reader(end=None, watermark_ms=0):
+    return PartitionReader(PLACE, RowQueue(Position(3, 0)), end, watermark_ms)
+
+
+def _read(reader, *offsets):
+    """Receives and decodes messages of one event each."""
+    messages = [
+        SimpleNamespace(
+            offset=n,
+            timestamp=1,
+            headers=[],
+            value=orjson.dumps({"user_id": 1, "item_id": 2, "timestamp_ms": 1000 + n}),
+        )
+        for n in offsets
+    ]
+    reader.receive(messages, offsets[-1] + 1)
+    stretch = reader.decode(100, 1 << 20, 100, lambda: 1)
+    reader.queue.put(stretch.decoded, stretch.fetched, stretch.size)
+
+
+def test_a_gap_is_passed_when_the_rows_before_it_are_taken_and_one_behind_it_is():
+    reader = _reader()
+    _read(reader, 3, 4)
+    reader.jump(5, 20)
+    assert reader.passed_gaps() == []
+    reader.queue.take(2)
+    assert (reader.queue.position, reader.passed_gaps()) == ((5, 0), [])
+    _read(reader, 20)
+    reader.queue.take(1)
+    assert reader.passed_gaps() == [Gap(5, 20, 1004)]
+    assert reader.passed_gaps()[0].messages == 15
+
+
+def test_with_nothing_before_it_a_gap_is_passed_at_once_and_so_is_one_before_the_end():
+    reader = _reader(watermark_ms=77)
+    reader.jump(3, 9)
+    assert (reader.queue.position, reader.passed_gaps()) == ((9, 0), [Gap(3, 9, 77)])
+    bounded = _reader(end=9)
+    _read(bounded, 3)
+    bounded.jump(4, 9)
+    bounded.queue.take(1)
+    bounded.skip_gap()
+    assert bounded.passed_gaps() == [Gap(4, 9, 1003)]
+
+
+def test_a_topic_that_was_created_anew_has_no_messages_between():
+    assert Gap(50, 0, 0).messages == 0
