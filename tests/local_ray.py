@@ -8,10 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import yaml
+
+from cluster.config import FreshetConfig
 from deploy.children import Child
 
 BIN = Path(sys.executable).parent
@@ -66,6 +70,15 @@ class LocalRay:
         [raylet] = [pid for pid in _children(node.pid or 0) if _name(pid) == "raylet"]
         os.kill(raylet, signal.SIGKILL)
         node.stop()
+
+    def train(self, config: FreshetConfig) -> Child:
+        """`freshet train` with these settings, as a driver of this cluster; not started yet."""
+        folder = Path(config.storage_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = folder / "settings.yaml"
+        settings.write_text(yaml.safe_dump(asdict(config)))
+        command = [sys.executable, "-m", "deploy", "train", "--config", str(settings)]
+        return Child("freshet train", command, folder / "train.log", self.environment)
 
     def _start(self, place: tuple[str, ...], cpus: int) -> Child:
         ports = (

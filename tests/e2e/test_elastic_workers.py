@@ -1,47 +1,31 @@
 """A range of workers: the group follows the room that the cluster has, through Ray Train."""
 
-import sys
-
 import pytest
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.training.accounting import verify_exactly_once
 from cluster.training.telemetry import read_progress
-from deploy.children import Child
-from deploy.config_loading import load_config
 from tests.local_ray import LocalRay, wait_until
-from tests.worker_runs import events, produce
+from tests.worker_runs import config_of, events, produce
 
 pytestmark = pytest.mark.timeout(600)
 
 ROWS = 900
 PATIENCE_S = 240.0
-SETTINGS = [
-    *(
-        "model.dim=16",
-        "model.heads=2",
-        "model.layers=1",
-        "model.augmented_dim=8",
-        "model.uniform_negatives=20",
-    ),
-    *(
-        "train.workers=1..3",
-        "train.resize_check_s=2",
-        "train.checkpoint_every_s=3",
-        "train.publish_every_s=0",
-    ),
-    *("train.batch_events=64", f"train.stop_after_rows={ROWS}", "evaluation.sample_fraction=0", "device=cpu"),
-]
 
 
 def test_nodes_that_join_and_are_lost_change_the_number_of_workers_and_no_event_is_lost_or_trained_twice(
     stream_config, tmp_path
 ):
-    names = ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic")
-    stream = [f"stream.{name}={getattr(stream_config, name)}" for name in names]
-    arguments = [*SETTINGS, *stream, f"storage_path={tmp_path / 'run'}"]
-    config = load_config(None, arguments)
-    command = [sys.executable, "-m", "deploy", "train", *arguments]
+    config = config_of(
+        stream_config,
+        tmp_path / "run",
+        workers="1..3",
+        resize_check_s=2.0,
+        checkpoint_every_s=3.0,
+        bounded=False,
+        stop_after_rows=ROWS,
+    )
     sizes = []
 
     def reached(workers, rows_read):
@@ -50,7 +34,7 @@ def test_nodes_that_join_and_are_lost_change_the_number_of_workers_and_no_event_
         sizes.extend([now] if now and sizes[-1:] != [now] else [])
         return now == workers and said["rows_read"] >= rows_read
 
-    with LocalRay(cpus=1) as ray, Child("train", command, tmp_path / "train.log", ray.environment) as trainer:
+    with LocalRay(cpus=1) as ray, ray.train(config) as trainer:
         produce(stream_config, events(300))
         wait_until(lambda: reached(1, 300), trainer, PATIENCE_S)
         node = ray.add_node(cpus=2)
