@@ -17,6 +17,12 @@ class TableConfig:
             "it shares one with others (1 = at once). Items: summed weight of their events; users: steps"
         },
     )
+    admitted_start: Literal["shared", "fresh"] = field(
+        default="shared",
+        metadata={
+            "help": "how an admitted id's own row starts: as a copy of the row that it shared, or fresh as any other"
+        },
+    )
     max_waiting: int = field(
         default=1_000_000,
         metadata={"help": "most ids that are counted before they have a row, all ranks together"},
@@ -49,6 +55,8 @@ class TableConfig:
         for name in ("max_waiting", "sweep_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"table.{name} must be at least 1, got {getattr(self, name)}")
+        if self.admitted_start not in ("shared", "fresh"):
+            raise ValueError(f"table.admitted_start must be shared or fresh, got {self.admitted_start!r}")
         if self.evict not in ("recency", "frequency"):
             raise ValueError(f"table.evict must be recency or frequency, got {self.evict!r}")
 

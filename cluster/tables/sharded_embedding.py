@@ -8,7 +8,7 @@ C rows it has room for, D columns.
 
 With `table.admit_after` above 1 a user or an item that was not seen often enough reads and trains the row that its
 table and bucket share (`shared_keys`), and is counted in `waiting`. Once admitted, its own row goes on from the
-shared one, which its own events helped to train.
+shared one, which its own events helped to train, or starts fresh (`table.admitted_start`).
 
 Rows are removed by `sweep` and `forget` only, between steps: a lookup made before one is refused by `apply_gradients`.
 """
@@ -305,6 +305,8 @@ class ShardedEmbedding(LocalRows):
         self.waiting.remove(tables, ids)
         local = self.add(tables, ids, time_ms)
         self.frequency_C[local] = seen[ready]
+        if self.limits.admitted_start == "fresh":
+            return
         shared = self.index.find(*shared_keys(tables, ids))
         trained = shared >= 0
         where = torch.from_numpy(shared[trained]).to(self.device)

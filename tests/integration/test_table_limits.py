@@ -171,6 +171,18 @@ def test_at_the_count_a_key_gets_its_own_row_that_goes_on_from_the_shared_one_wi
     assert (USER, 8) in _held(table)
 
 
+def test_by_choice_an_admitted_keys_own_row_starts_as_that_of_any_new_key():
+    table = _table(TableConfig(admit_after=3, admitted_start="fresh"))
+    item = _keys(ITEM, 7)
+    for _ in range(2):
+        _train(table, item)
+    table.count(*item, np.array([3.0]), 5)
+    row = table.index.find(*item)
+    assert torch.equal(table.values_CD[row], table.initial(*item))
+    assert not table.state["first_moment"][row[0]].any()
+    assert table.frequency_C[row[0]] == 3.0
+
+
 def test_categories_have_rows_at_once_and_a_key_that_was_only_drawn_is_not_counted():
     table = _table(TableConfig(admit_after=2))
     tables, ids = np.array([CATEGORY, USER], np.int16), np.array([3, 4])
@@ -243,6 +255,7 @@ def test_by_default_every_key_has_its_row_at_once_and_a_sweep_removes_nothing():
         ("max_waiting", 0),
         ("sweep_every", 0),
         ("evict", "x"),
+        ("admitted_start", "x"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_name(name, value):
