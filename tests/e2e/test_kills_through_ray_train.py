@@ -22,7 +22,7 @@ from tests.local_ray import LocalRay, wait_until
 from tests.ranks import run_on_ranks
 from tests.worker_runs import train
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 SEED = 5
 RANKS = 2
