@@ -62,6 +62,7 @@ class Progress:
     events_duplicate: int = 0
     events_quarantined: int = 0
     dead_letters: int = 0
+    messages_skipped: int = 0
     lag_messages: int = 0
     loss: Mapping[str, float] = field(default_factory=dict)
     examples_per_s: float = math.nan
@@ -73,6 +74,17 @@ class Progress:
     freshness: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     notice: str = ""
+
+    @property
+    def set_aside(self) -> dict[str, int]:
+        """What was not trained on and is no dead letter, by the name that the screen gives it."""
+        return {
+            "negatives": self.events_negative,
+            "ignored": self.events_ignored,
+            "duplicates": self.events_duplicate,
+            "quarantined": self.events_quarantined,
+            "skipped": self.messages_skipped,
+        }
 
     @property
     def index_version(self) -> int:
@@ -107,6 +119,7 @@ SCALARS = {
     "events_duplicate": int,
     "events_quarantined": int,
     "dead_letters": int,
+    "messages_skipped": int,
     "lag_messages": int,
     "examples_per_s": float,
     "mean_examples_per_s": float,

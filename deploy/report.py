@@ -23,7 +23,7 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
         (
             "events",
             f"{f.events_produced:,} produced, {f.events_trained:,} trained"
-            f"{set_aside_text(f.events_negative, f.events_ignored)}, {f.events_lost:,} lost, "
+            f"{set_aside_text({'negatives': f.events_negative, 'ignored': f.events_ignored})}, {f.events_lost:,} lost, "
             f"{f.events_doubled:,} doubled, {f.dead_letters:,} dead letters",
         ),
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
@@ -62,9 +62,8 @@ def rate(value: float | None) -> str:
     return text.removeprefix("0") if text.startswith("0.") else text
 
 
-def set_aside_text(negatives: int, ignored: int) -> str:
-    """What was read and not trained on, to follow other counts; empty where there is nothing of the kind."""
-    counts = {"negatives": negatives, "ignored": ignored}
+def set_aside_text(counts: Mapping[str, int]) -> str:
+    """What was not trained on, by name, to follow other counts; empty where there is nothing of the kind."""
     return "".join(f", {count:,} {name}" for name, count in counts.items() if count)
 
 
@@ -90,10 +89,9 @@ def _stream_panel(view: DemoView) -> Panel:
         (name, number(count), ProgressBar(total, min(count, total), width=14))
         for name, count in counts.items()
     ]
-    aside = {"negatives": progress.events_negative, "ignored": progress.events_ignored}
     rows = [
         *bars,
-        *((name, number(count), "") for name, count in aside.items() if count),
+        *((name, number(count), "") for name, count in progress.set_aside.items() if count),
         ("lag", number(progress.lag_messages), "messages"),
         ("dead letters", number(progress.dead_letters), ""),
         ("known items", number(progress.known_items), ""),
@@ -179,7 +177,7 @@ def plain_line(view: DemoView) -> str:
         f"{view.elapsed_s:6.1f} s",
         view.stage,
         f"produced {view.produced:,} in {progress.rows_read:,} trained {progress.events_trained:,}"
-        + set_aside_text(progress.events_negative, progress.events_ignored),
+        + set_aside_text(progress.set_aside),
         f"lag {progress.lag_messages:,}",
         f"loss {number(progress.loss.get('total'), 3)}",
         f"{number(progress.examples_per_s)} examples/s",

@@ -148,7 +148,7 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         (
             "trained",
             f"{progress.events_trained:,} events in {progress.step:,} steps"
-            f"{set_aside_text(progress.events_negative, progress.events_ignored)}, "
+            f"{set_aside_text(progress.set_aside)}, "
             f"{progress.dead_letters:,} dead letters, {progress.restarts} restarts",
         ),
         ("speed", f"{number(progress.examples_per_s)} examples/s on {progress.workers} workers"),

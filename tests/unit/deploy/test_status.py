@@ -74,6 +74,14 @@ def test_a_silent_trainer_is_said_to_be_maybe_dead(run, progress_record, tmp_pat
     assert "it may have died" in out.getvalue()
 
 
+def test_what_was_not_trained_on_is_shown_by_kind(run, progress_record, tmp_path):
+    record = progress_record(events_duplicate=7, events_quarantined=0, messages_skipped=12)
+    (tmp_path / "progress.json").write_text(json.dumps(record))
+    out = io.StringIO()
+    print_status(Console(file=out, width=160), collect_status(run))
+    assert ", 7 duplicates, 12 skipped, " in out.getvalue()
+
+
 def test_a_half_written_manifest_is_left_out(run, tmp_path):
     (tmp_path / "checkpoints" / "step-00000240" / "manifest.json").write_text("{")
     assert [entry["name"] for entry in collect_status(run)["checkpoints"]] == ["step-00000120"]
