@@ -1,6 +1,6 @@
 """Checkpoints: sets of files that are whole if their manifest is there and verifies.
 
-A commit, in this order (`checkpointing.py` drives it; the names are those of its fault hook):
+A commit, in this order (`writing.py` drives it; the names are those of its fault hook):
     1. `begin`: rank 0 makes room for it;
     2. `snapshot`: every rank copies, between two steps, what has changed since its last snapshot;
     3. `write`: a thread of every rank writes these copies, while training goes on, and fsyncs them;

@@ -28,11 +28,11 @@ _FILES = {
 _TRAINED_FILES = {
     cluster: (
         "evaluation/trained.py",
-        "candidates.py",
-        "local_rows.py",
-        "row_optimizer.py",
-        "sharded_embedding.py",
-        "train_step.py",
+        "tables/local_rows.py",
+        "tables/row_optimizer.py",
+        "tables/sharded_embedding.py",
+        "training/candidates.py",
+        "training/train_step.py",
     ),
     model: ("*.py",),
 }
@@ -55,7 +55,11 @@ def _paths(files: dict[ModuleType, tuple[str, ...]]) -> list[Path]:
     found = []
     for package, patterns in files.items():
         folder = Path(str(package.__file__)).parent
-        found += [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+        for pattern in patterns:
+            paths = sorted(folder.glob(pattern))
+            # A file that moved away would otherwise leave the hash without a word.
+            assert paths, f"no file of {package.__name__} is named {pattern}"
+            found += paths
     return found
 
 
