@@ -24,18 +24,7 @@ from tests.unit_runs import small_run, train_steps
 FORMAT_1 = Path(__file__).parents[3] / "data" / "checkpoint-format-1"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """These models are so small that threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return CheckpointStore(tmp_path / "checkpoints", keep=50)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _finished(checkpointer, run):
