@@ -9,6 +9,7 @@ would compute it.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,24 @@ class TokenRows:
     def shared(self) -> bool:
         """Whether any row holds more than one sequence."""
         return self.token_RL.shape[0] < self.length_N.shape[0]
+
+    @cached_property
+    def strange_RLL(self) -> Tensor:
+        """bool, which pairs of a row's tokens are not of one sequence."""
+        return self.sequence_RL.unsqueeze(2) != self.sequence_RL.unsqueeze(1)
+
+    @cached_property
+    def apart_R1LL(self) -> Tensor | None:
+        """What keeps a row's sequences from seeing one another, for all views and members: −inf between two, else 0.
+
+        float32; None where each row holds one sequence.
+        """
+        if not self.shared:
+            return None
+        strange_R1LL = self.strange_RLL.unsqueeze(1)
+        return torch.zeros(strange_R1LL.shape, device=strange_R1LL.device).masked_fill_(
+            strange_R1LL, -torch.inf
+        )
 
     def to(self, device: torch.device | str) -> TokenRows:
         """The same on a device."""

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.dropout import Dropout
 from model.features import ItemInputs, QueryInputs
 from model.token_rows import TokenRows
-from model.transformer import SequenceEncoder, different_sequences, last_and_mean, last_states
+from model.transformer import SequenceEncoder, last_and_mean, last_states
 
 _READS_FIELDS = ("augment.0.weight", "combine.0.weight")
 
@@ -164,7 +164,7 @@ class RecentSources(nn.Module):
         outside_LL = (distance_LL < 0) | (distance_LL >= self.weight_B.shape[0])
         weight_LL = self.weight_B[distance_LL.clamp(0, self.weight_B.shape[0] - 1)]
         weight_LL = weight_LL.masked_fill(outside_LL, 0.0)
-        return weight_LL.masked_fill(different_sequences(rows), 0.0) if rows.shared else weight_LL
+        return weight_LL.masked_fill(rows.strange_RLL, 0.0) if rows.shared else weight_LL
 
 
 class UserTower(nn.Module):

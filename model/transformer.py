@@ -44,7 +44,7 @@ def attention(qkv_RLX: Tensor, bias_HLL: Tensor, apart_R1LL: Tensor | None) -> T
     Args:
         qkv_RLX: float32 (R, L, 3 D), queries, keys and values.
         bias_HLL: float32, −inf where token i must not see token j; every token sees itself.
-        apart_R1LL: float32, see `apart`; None where each row holds one sequence.
+        apart_R1LL: float32, see TokenRows; None where each row holds one sequence.
     """
     rows, length, width = qkv_RLX.shape
     heads = bias_HLL.shape[0]
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
         Args:
             x_RLD: tokens.
-            apart_R1LL: float32, see `apart`.
+            apart_R1LL: float32, see TokenRows.
         """
         x_RLD = x_RLD + self._drop(self._attend(self.attention_norm(x_RLD), apart_R1LL))
         hidden = self._drop(F.gelu(self.widen(self.feed_forward_norm(x_RLD))))
@@ -107,29 +107,11 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, token_RLD: Tensor, rows: TokenRows) -> Tensor:
         """Embedded tokens float32 (R, L, D), laid out as in `rows`, to states (R, L, D)."""
-        apart_R1LL = apart(rows)
         state_RLD = dropout(self.input_norm(token_RLD), self.dropout, self.training)
         for block in self.blocks:
-            state_RLD = block(state_RLD, apart_R1LL)
+            state_RLD = block(state_RLD, rows.apart_R1LL)
         out: Tensor = self.output_norm(state_RLD)
         return out
-
-
-def apart(rows: TokenRows) -> Tensor | None:
-    """What keeps a row's sequences from seeing one another: −inf between two, else 0.
-
-    Returns:
-        float32 (R, 1, L, L); None where each row holds one sequence.
-    """
-    if not rows.shared:
-        return None
-    strange_R1LL = different_sequences(rows).unsqueeze(1)
-    return torch.zeros(strange_R1LL.shape, device=strange_R1LL.device).masked_fill_(strange_R1LL, -torch.inf)
-
-
-def different_sequences(rows: TokenRows) -> Tensor:
-    """Which pairs of a row's tokens are not of one sequence, bool (R, L, L)."""
-    return rows.sequence_RL.unsqueeze(2) != rows.sequence_RL.unsqueeze(1)
 
 
 def last_and_mean(

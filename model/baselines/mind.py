@@ -30,6 +30,7 @@ INTERESTS = 4
 ROUTING_ITERATIONS = 3
 _LOGIT_SEED = 0
 _SHORT = 8
+"""Items of a history that is routed without the padding of longer ones."""
 
 
 class InterestRouting(nn.Module):
@@ -61,8 +62,6 @@ class InterestRouting(nn.Module):
         """
         mapped_ID: Tensor = self.bilinear(item_ID)
         short_E = (token_EW[:, _SHORT:] == 0).all(dim=1)
-        if not short_E.any():
-            return self._routed(mapped_ID, token_EW)
         # Most histories are a fraction of the window, and padding is routed as dearly as items are.
         interest_EKD = mapped_ID.new_zeros((token_EW.shape[0], self.initial_KW.shape[0], mapped_ID.shape[1]))
         for chosen_E, longest in ((short_E, _SHORT), (~short_E, token_EW.shape[1])):

@@ -21,7 +21,7 @@ from model.dropout import dropout
 from model.features import ItemInputs, QueryInputs
 from model.token_rows import TokenRows
 from model.towers import rows_of
-from model.transformer import RelativeBias, apart, attention, last_states
+from model.transformer import RelativeBias, attention, last_states
 from model.two_tower import Gather, ItemEncoding, LossTerms, QueryEncoding, Targets, TwoTower, no_gather
 
 NEGATIVE_DRAW = 128
@@ -48,7 +48,7 @@ class SASRecBlock(nn.Module):
         self.second = nn.Linear(dim, dim)
 
     def forward(self, x_RLD: Tensor, apart_R1LL: Tensor | None) -> Tensor:
-        """float32 (R, L, D) to the same shape; `apart_R1LL` as in `model.transformer.apart`."""
+        """float32 (R, L, D) to the same shape; `apart_R1LL` as in TokenRows."""
         bias_HLL = self.bias(x_RLD.shape[1])
         mixed_RLD = attention(self.to_qkv(self.attention_norm(x_RLD)), bias_HLL, apart_R1LL)
         x_RLD = x_RLD + self._drop(self.to_out(mixed_RLD))
@@ -96,9 +96,8 @@ class SASRec(TwoTower):
         """Encoded tokens, float32 (R, L, D)."""
         token_RLD = F.embedding(rows.token_RL, item_ID, padding_idx=0) * math.sqrt(self.config.dim)
         state_RLD = dropout(token_RLD, self.config.dropout, self.training)
-        apart_R1LL = apart(rows)
         for block in self.blocks:
-            state_RLD = block(state_RLD, apart_R1LL)
+            state_RLD = block(state_RLD, rows.apart_R1LL)
         out: Tensor = self.output_norm(state_RLD)
         return out
 
