@@ -1,7 +1,7 @@
 """Opening Kafka consumers, and what a reader must know of a topic before it starts."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,9 +50,7 @@ def end_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
         TopicMissing: the topic does not exist.
     """
-    with consumer_of(config) as consumer:
-        partitions = [TopicPartition(topic, p) for p in known_partitions(config, consumer, topic)]
-        return by_partition(consumer.end_offsets(partitions))
+    return _offsets(config, topic, KafkaConsumer.end_offsets)
 
 
 def first_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
@@ -62,9 +60,18 @@ def first_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
         TopicMissing: the topic does not exist.
     """
+    return _offsets(config, topic, KafkaConsumer.beginning_offsets)
+
+
+def _offsets(
+    config: StreamConfig,
+    topic: str,
+    ask: Callable[[KafkaConsumer, list[TopicPartition]], Mapping[TopicPartition, int]],
+) -> dict[int, int]:
     with consumer_of(config) as consumer:
-        partitions = [TopicPartition(topic, p) for p in known_partitions(config, consumer, topic)]
-        return by_partition(consumer.beginning_offsets(partitions))
+        return by_partition(
+            ask(consumer, [TopicPartition(topic, p) for p in known_partitions(config, consumer, topic)])
+        )
 
 
 def open_consumer(config: StreamConfig) -> KafkaConsumer:
