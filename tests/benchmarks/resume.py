@@ -12,7 +12,6 @@ of ours every event is counted: none may be lost or doubled.
 import argparse
 import json
 import os
-import secrets
 import signal
 import statistics
 import sys
@@ -98,7 +97,7 @@ def measure(population: Population, events: int, workers: int, runs: int) -> dic
         fill_topics(stream, population, window)
         config = benchmark_config(stream, ModelConfig(), window, Path(folder), workers)
         config = replace(config, train=replace(config.train, checkpoint_every_s=CHECKPOINT_EVERY_S))
-        _start_ray(workers)
+        launcher._start_ray(config)
         try:
             ours, empty = [], []
             for run in range(runs):
@@ -130,18 +129,6 @@ def report(ours: list[Resumed], empty: list[Resumed], settings: dict[str, Any]) 
         "runs": [asdict(o) for o in ours],
         "baseline_runs": [asdict(e) for e in empty],
     }
-
-
-def _start_ray(workers: int) -> None:
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, workers),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
 
 
 def _job(config: FreshetConfig, *, trained: bool) -> Resumed:
