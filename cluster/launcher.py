@@ -17,6 +17,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoints.claim import StorageTaken
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import process_group_backend, resolve_device
@@ -217,6 +218,10 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
         )
         worker.train()
+    except StorageTaken as error:
+        if error.by != run_id:  # a group of this run that was cut off ends alone, the run goes on
+            _note_stop(storage, run_id, error)
+        raise
     except (
         CheckpointError,
         TopicMissing,

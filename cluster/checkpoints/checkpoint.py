@@ -33,6 +33,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load, save
 
+from cluster.checkpoints.claim import Claim, take_over
 from cluster.checkpoints.storage import (
     MANIFEST,
     HashingSink,
@@ -143,6 +144,20 @@ class CheckpointStore:
     ) -> None:
         self.storage = open_storage(root)
         self._keep, self._advice, self._at = keep, advice, at
+        self._claim: Claim | None = None
+
+    def take_over(self, run_id: str) -> None:
+        """Fence off whoever writes here (rank 0, before it looks for a checkpoint to go on from)."""
+        self._claim = take_over(self.storage, run_id)
+
+    def check_claim(self) -> None:
+        """See that nobody has taken the place over.
+
+        Raises:
+            cluster.checkpoints.claim.StorageTaken: somebody has.
+        """
+        if self._claim is not None:
+            self._claim.check()
 
     @property
     def where(self) -> str:
@@ -154,6 +169,7 @@ class CheckpointStore:
         taken = {repeat for number, repeat in map(order_of, self.storage.names()) if number == step}
         name = f"step-{step:08d}" + (f".{max(taken) + 1}" if taken else "")
         self._at("begin")
+        self.check_claim()
         self.storage.begin(name)
         return Writing(self.storage, name)
 
@@ -178,6 +194,7 @@ class CheckpointStore:
         # What is read back is what is here: a tuple would come back as a list.
         manifest = json.loads(json.dumps(manifest))
         manifest["checksum"] = _checksum(manifest)
+        self.check_claim()
         self.storage.commit(writing.name, json.dumps(manifest, indent=1).encode(), self._at)
         return Checkpoint(self.storage, writing.name, manifest, links)
 

@@ -11,8 +11,9 @@ import hashlib
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,6 +25,7 @@ from pyarrow import fs
 from retrieval.durable_files import FileEntry, fsync_directory, write_durably
 
 MANIFEST = "manifest.json"
+_CLAIM = "claim.json"
 Hook = Callable[[str], None]
 """Called with the name of each step of a commit before it is taken; tests kill the process in it."""
 
@@ -77,6 +79,12 @@ class Storage(Protocol):
     def path(self, name: str) -> Path | None:
         """Its folder, None in an object store."""
 
+    def claim(self) -> bytes:
+        """The last claim (`claim.py`); empty if there is none."""
+
+    def put_claim(self, content: bytes) -> None:
+        """Replace the claim; on disk nothing that is being written can be committed any more."""
+
 
 class LocalStorage:
     """A folder on a disk that all ranks see."""
@@ -98,9 +106,7 @@ class LocalStorage:
     def begin(self, name: str) -> None:
         """See Storage."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.glob(".*step-*"):
-            if leftover.name.startswith(_HIDDEN):
-                shutil.rmtree(leftover, ignore_errors=True)
+        self._remove_leftovers()
         self._unfinished(name).mkdir()
 
     @contextmanager
@@ -143,6 +149,31 @@ class LocalStorage:
     def path(self, name: str) -> Path | None:
         """See Storage."""
         return self.root / name
+
+    def claim(self) -> bytes:
+        """See Storage."""
+        try:
+            return (self.root / _CLAIM).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def put_claim(self, content: bytes) -> None:
+        """See Storage."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = self.root / f".{_CLAIM}-{os.getpid()}"
+        write_durably(temporary, content)
+        temporary.replace(self.root / _CLAIM)
+        fsync_directory(self.root)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """A folder that is being written loses its name first, so that its writer cannot commit what is left of it."""
+        for leftover in self.root.glob(".*step-*"):
+            if leftover.name.startswith(_HIDDEN):
+                going = leftover.with_name(f".removing-{uuid.uuid4().hex}-step-")
+                with suppress(FileNotFoundError):  # committed just now, or removed by somebody else
+                    leftover.rename(going)
+                    shutil.rmtree(going, ignore_errors=True)
 
     def _unfinished(self, name: str) -> Path:
         return self.root / f".writing-{name}"
@@ -212,6 +243,20 @@ class ObjectStorage:
     def path(self, name: str) -> Path | None:
         """See Storage."""
         return None
+
+    def claim(self) -> bytes:
+        """See Storage."""
+        try:
+            with self._files.open_input_file(f"{self._prefix}/{_CLAIM}") as source:
+                content: bytes = source.read()
+        except FileNotFoundError:
+            return b""
+        return content
+
+    def put_claim(self, content: bytes) -> None:
+        """See Storage."""
+        with self._files.open_output_stream(f"{self._prefix}/{_CLAIM}") as sink:
+            sink.write(content)
 
     def _prefixes(self) -> list[str]:
         entries = self._files.get_file_info(fs.FileSelector(self._prefix, allow_not_found=True))

@@ -71,6 +71,7 @@ class Worker:
             config.checkpoint_location, config.train.checkpoints_to_keep, at=at
         )
         self.publisher = Publisher(comm, config)
+        self._run_id = run_id
         self.run = self._new_run(self._count_partitions())
         self.progress = ProgressReporter(storage, run_id, comm)
         self._group_offsets = GroupOffsets(config.stream)
@@ -136,6 +137,8 @@ class Worker:
         return TrainingRun.create(self.config, mine, self.comm, self.device)
 
     def _resume(self) -> Checkpointer:
+        if self.comm.rank == 0:
+            self.checkpoints.take_over(self._run_id)
         own = self._agreed(self.checkpoints.newest, self.checkpoints)
         self._resumed = own is not None
         if own is not None:
@@ -411,6 +414,7 @@ class Worker:
     def _publish(self) -> None:
         snapshot = self._snapshot()
         if self.comm.rank == 0:
+            self.checkpoints.check_claim()  # who was fenced off publishes nothing
             self.publisher.build_in_background(snapshot)
         self._last_publish_s = time.monotonic()
 

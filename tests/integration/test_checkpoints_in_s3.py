@@ -14,6 +14,7 @@ import torch
 from pyarrow import fs
 
 from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.state import digests, read_state
 from cluster.checkpoints.storage import StorageLocationError, open_storage
 from cluster.collectives import Collectives
@@ -156,3 +157,17 @@ def test_credentials_in_the_location_are_refused_without_being_shown():
         assert _SECRET not in str(refused.value)
     with pytest.raises(StorageLocationError, match=r"nowhere://x.*train\.checkpoint_path"):
         open_storage("nowhere://x")
+
+
+def test_in_s3_too_who_was_taken_over_commits_nothing(bucket):
+    where = f"{bucket}/claimed"
+    run, older, newer = small_run(), CheckpointStore(where), CheckpointStore(where)
+    older.take_over("tuesday")
+    checkpointer = checkpointer_of(run, older, Collectives())
+    train_steps(run, 1)
+    first = checkpointer.finish(run.step)
+    newer.take_over("wednesday")
+    with pytest.raises(StorageTaken, match="run wednesday"):
+        checkpointer.finish(run.step)
+    checkpointer.close()
+    assert newer.names() == [first.name]

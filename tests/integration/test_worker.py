@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer
 
 from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore, read_table, read_tensors
+from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.row_files import merged_rows
 from cluster.checkpoints.user_files import merged_users, partitions_in
 from cluster.collectives import Collectives
@@ -284,3 +286,31 @@ def _items_of(checkpoint, user: int) -> set[int]:
             if row["user_id"] == user:
                 return set(row["items"])
     raise AssertionError(f"user {user} is in no file")
+
+
+def _train_until_somebody_else_takes_over(config: FreshetConfig, other: FreshetConfig) -> dict:
+    """One run that at its first checkpoint finds a second one started on its storage, which ends first."""
+    others = []
+
+    def start_another(progress):
+        if not others:
+            others.append(Worker(other, Collectives(), torch.device("cpu"), run_id="second").train())
+
+    with pytest.raises(StorageTaken, match="taken over by run second"):
+        Worker(
+            config, Collectives(), torch.device("cpu"), run_id="first", on_checkpoint=start_another
+        ).train()
+    return others[0]
+
+
+def test_a_second_run_on_the_same_storage_goes_on_and_the_first_one_stops_without_harm(
+    stream_config, tmp_path
+):
+    _produce(stream_config, 2000)
+    config = _config(stream_config, tmp_path)
+    first = replace(config, train=replace(config.train, checkpoint_every_s=0.05))
+    progress = _train_until_somebody_else_takes_over(first, config)
+    assert progress["events_trained"] == 2000
+    newest = CheckpointStore(tmp_path / "checkpoints").newest()
+    assert newest.manifest["events_trained"] == 2000
+    assert verify_exactly_once(config).exactly_once
