@@ -117,7 +117,12 @@ class TrainConfig:
     publish_every_s: float = field(
         default=10.0, metadata={"help": "seconds between index versions (0 = only at the end)"}
     )
-    max_restarts: int = field(default=3, metadata={"help": "how often a lost worker group is started again"})
+    max_restarts: int = field(
+        default=3,
+        metadata={
+            "help": "how often a lost worker group is started again, counted anew after each new checkpoint; 0: never"
+        },
+    )
     collective_timeout_s: float = field(
         default=120.0, metadata={"help": "after this a rank gives up waiting for the others"}
     )

@@ -28,6 +28,8 @@ from retrieval.durable_files import write_durably
 from streaming.parquet_source import ParquetUnusable
 from streaming.source import PositionLost, TopicMissing, partitions_of
 
+_log = logging.getLogger(__name__)
+
 STOP_FILE = "stopped.json"
 # Found by SIGKILL-to-resumed times: the default polls every 2 s.
 _RAY_TRAIN_ENV = {
@@ -60,6 +62,7 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
         CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
             `train.init_from` names nothing that this run can start from.
         TrainingStopped: a worker said that trying again cannot help.
+        ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
     """
     config = _with_absolute_paths(config)
     if not config.stream.parquet:
@@ -69,11 +72,37 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
         find_starting_point(config)
     run_id = uuid.uuid4().hex
     write_progress(storage, {"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
-    _fit(config, _train_on_worker, {"run_id": run_id}, max_failures=config.train.max_restarts)
+    _fit_while_it_moves_on(config, storage, run_id)
+    return TrainingSummary(read_progress(storage) or {})
+
+
+def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str) -> None:
+    """Ray Train counts failures over the whole run; one that goes on for ever has some every month.
+
+    So `train.max_restarts` is for failures without a new checkpoint between them: when Ray Train gives up a run that
+    has committed one meanwhile, it starts over, with all its restarts.
+    """
+    store, restarts = CheckpointStore(config.checkpoint_location), config.train.max_restarts
+    while True:
+        before = store.names()[-1:]
+        try:
+            _fit(config, _train_on_worker, {"run_id": run_id}, max_failures=restarts)
+        except ray.train.TrainingFailedError as error:
+            _raise_if_stopped(storage, run_id, error)
+            if restarts == 0 or store.names()[-1:] == before:
+                raise
+            _log.warning(
+                "the workers failed %d times, but trained meanwhile, so they start again", restarts + 1
+            )
+            continue
+        _raise_if_stopped(storage, run_id)
+        return
+
+
+def _raise_if_stopped(storage: Path, run_id: str, error: Exception | None = None) -> None:
     stopped = stop_reason(storage, run_id)
     if stopped is not None:
-        raise TrainingStopped(stopped)
-    return TrainingSummary(read_progress(storage) or {})
+        raise TrainingStopped(stopped) from error
 
 
 def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:

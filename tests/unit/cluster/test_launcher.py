@@ -1,9 +1,16 @@
-"""What the launcher asks Ray Train for."""
+"""What the launcher asks Ray Train for, and how long it goes on asking."""
 
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import ray.train
 
-from cluster.config import TrainConfig
-from cluster.launcher import _scaling
+from cluster import launcher
+from cluster.config import FreshetConfig, TrainConfig
+from cluster.launcher import TrainingStopped, _scaling, run_training
+from streaming.config import StreamConfig
 
 
 @pytest.mark.parametrize(("workers", "asked"), [(2, 2), ("2", 2), ("2..2", 2), ("1..3", (1, 3))])
@@ -14,3 +21,69 @@ def test_one_number_is_a_group_of_that_size_and_a_range_an_elastic_one(workers, 
 def test_how_often_the_size_is_considered_is_a_setting():
     scaling = _scaling(TrainConfig(workers="1..3", resize_check_s=7.0), use_gpu=False)
     assert scaling.elastic_resize_monitor_interval_s == 7.0
+
+
+class RaysRounds:
+    """Instead of Ray Train: every round that is asked for commits so many checkpoints and fails, then one succeeds."""
+
+    def __init__(self, storage, *checkpoints, stop=""):
+        self._storage, self._checkpoints, self._stop = storage, checkpoints, stop
+        self.failures = []
+
+    def __call__(self, config, function, extra, *, max_failures):
+        self.failures.append(max_failures)
+        done = sum(self._checkpoints[: len(self.failures) - 1])
+        if len(self.failures) > len(self._checkpoints):
+            return
+        for number in range(done, done + self._checkpoints[len(self.failures) - 1]):
+            (self._storage / "checkpoints" / f"step-{number:08d}").mkdir(parents=True)
+        if self._stop:
+            (self._storage / "stopped.json").write_text(
+                json.dumps({"run_id": extra["run_id"], "reason": self._stop})
+            )
+        raise ray.train.WorkerGroupError("a worker died", {0: RuntimeError("SIGKILL")})
+
+
+def _run(tmp_path, monkeypatch, *checkpoints, stop="", max_restarts=2):
+    pq.write_table(
+        pa.table({"user_id": [1], "item_id": [1], "timestamp_ms": [1]}), tmp_path / "events.parquet"
+    )
+    config = FreshetConfig(
+        stream=StreamConfig(parquet=str(tmp_path / "events.parquet")),
+        train=TrainConfig(max_restarts=max_restarts),
+        storage_path=str(tmp_path / "run"),
+    )
+    rounds = RaysRounds(tmp_path / "run", *checkpoints, stop=stop)
+    monkeypatch.setattr(launcher, "_fit", rounds)
+    return rounds, config
+
+
+def test_a_run_that_commits_checkpoints_between_its_failures_never_runs_out_of_restarts(
+    tmp_path, monkeypatch
+):
+    rounds, config = _run(tmp_path, monkeypatch, 1, 3, 1, 1)
+    run_training(config)
+    assert rounds.failures == [2] * 5
+
+
+def test_a_run_that_fails_again_and_again_at_the_same_place_is_given_up(tmp_path, monkeypatch):
+    rounds, config = _run(tmp_path, monkeypatch, 2, 0, 1)
+    with pytest.raises(ray.train.WorkerGroupError):
+        run_training(config)
+    assert rounds.failures == [2, 2]
+
+
+def test_without_restarts_the_first_failure_is_the_last(tmp_path, monkeypatch):
+    rounds, config = _run(tmp_path, monkeypatch, 1, max_restarts=0)
+    with pytest.raises(ray.train.WorkerGroupError):
+        run_training(config)
+    assert rounds.failures == [0]
+
+
+def test_what_a_restart_cannot_mend_is_told_in_the_workers_words_also_when_ray_gives_up(
+    tmp_path, monkeypatch
+):
+    rounds, config = _run(tmp_path, monkeypatch, 1, stop="train.batch_events is too large")
+    with pytest.raises(TrainingStopped, match=r"train\.batch_events is too large"):
+        run_training(config)
+    assert rounds.failures == [2]
