@@ -1,5 +1,6 @@
 """Reads the compacted topics of items and users: all of it first, then what is new."""
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from streaming.position import Position
 from streaming.schema import DELETED, ITEM_SCHEMA, USER_ID, USER_SCHEMA
 
 _MOST_RECORDS = 5000
+_log = logging.getLogger(__name__)
 
 
 class CatalogueReader:
@@ -131,8 +133,14 @@ class CatalogueReader:
         start = {}
         for at in places:
             saved = positions.get(at.topic, {}).get(at.partition)
-            known = saved is not None and first[at] <= saved.offset <= end[at]
-            start[at] = saved.offset if saved is not None and known else first[at]
+            start[at] = first[at] if saved is None else saved.offset
+            if not first[at] <= start[at] <= end[at]:
+                _log.warning(
+                    "partition %d of %s holds records %d to %d, not %d, where reading was to go on: all of it is read; "
+                    "what was deleted in records that are gone stays known",
+                    *(at.partition, at.topic, first[at], end[at], start[at]),
+                )
+                start[at] = first[at]
             self._consumer.seek(at, start[at])
         return start
 

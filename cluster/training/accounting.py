@@ -103,7 +103,7 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
     checkpoint = _open(config, checkpoint_path)
     used = {partition: merged_ledger(checkpoint, partition) for partition in partitions_in(checkpoint)}
     saved = saved_stream(checkpoint.manifest)
-    counted, dead = count_topic(config.stream, saved)
+    counted, dead = _count_topic(config.stream, saved)
     removed = _removed(config.stream, saved)
     lost, doubled, users = _compare(counted, used, removed)
     return Accounting(
@@ -126,9 +126,7 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
     )
 
 
-def count_topic(
-    stream: StreamConfig, saved: Mapping[str, Any] | None = None
-) -> tuple[dict[int, PartitionLedger], int]:
+def _count_topic(stream: StreamConfig, saved: Mapping[str, Any]) -> tuple[dict[int, PartitionLedger], int]:
     """A ledger of every usable row of the interactions topic, by partition, and the number of unusable ones.
 
     Args:
@@ -136,7 +134,6 @@ def count_topic(
         saved: the manifest's `stream`: where a run began, where it went on behind a gap, and when the topic had how
             many partitions.
     """
-    saved = saved or {"origin": {}, "behind": {}, "epochs": []}
     if stream.parquet:
         return _count_files(stream)
     ends = end_offsets(stream, stream.interactions_topic)

@@ -58,11 +58,12 @@ def test_unusable_records_are_kept_as_dead_letters_with_their_position(stream_co
     assert letter.value == b"nonsense"
 
 
-def test_positions_of_another_log_start_from_the_beginning(stream_config):
+def test_positions_of_another_log_start_from_the_beginning_and_say_so(stream_config, caplog):
     _send(stream_config, items=[1, 2])
     elsewhere = {stream_config.items_topic: {0: Position(1000, 0)}}
     with CatalogueReader(stream_config, elsewhere) as reader:
         assert reader.read_to_end().items["item_id"].to_pylist() == [1, 2]
+    assert f"partition 0 of {stream_config.items_topic} holds records 0 to 2, not 1000" in caplog.text
 
 
 def test_a_missing_topic_names_its_setting(stream_factory):
