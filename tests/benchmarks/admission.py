@@ -11,8 +11,6 @@ of a table share (4096 is one per bucket, as the product has it; fewer is what m
 is a bootstrap over blocks of 500 trained events, paired by block.
 """
 
-import argparse
-import json
 import os
 import sys
 import time
@@ -40,6 +38,7 @@ from deploy.config_loading import load_config
 from deploy.datasets import load
 from streaming.batcher import Batcher
 from streaming.schema import EVENT_SCHEMA
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import log_of
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
@@ -49,8 +48,7 @@ STARTS = ("shared", "fresh")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data/ml100k"), help="folder of a data set"
     )
@@ -64,10 +62,7 @@ def main() -> int:
     counts = [int(count) for count in arguments.shared.split(",")]
     result = measure(arguments.data, config, arguments.admit_after, counts, arguments.events)
     result["settings"] |= {"overrides": arguments.overrides}
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    return finish(result, arguments.json)
 
 
 def measure(

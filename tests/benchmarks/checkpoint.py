@@ -8,8 +8,6 @@ steps as take `--every` seconds, alternately without and with one checkpoint (a 
 written by the thread while the steps go on. Ratios are medians of paired runs.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -33,6 +31,7 @@ from cluster.training.worker_state import checkpointer_of
 from model.config import ModelConfig
 from streaming.batcher import Batcher
 from streaming.config import StreamConfig
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import Clock
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
@@ -43,8 +42,7 @@ POPULATION = Population(users=2_000, items=50_000)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--share", type=float, default=0.05, help="of the rows that a delta has")
@@ -73,10 +71,7 @@ def main() -> int:
         "settings": {k: v for k, v in vars(arguments).items() if k != "json"},
     }
     result["passed"] = passed(result)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def passed(result: dict[str, Any]) -> bool:

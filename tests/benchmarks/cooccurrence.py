@@ -8,9 +8,7 @@ dense matrix is searched, as every checkpoint did before. Bytes are those of the
 columns of before.
 """
 
-import argparse
 import functools
-import json
 import os
 import statistics
 import sys
@@ -26,13 +24,13 @@ import numpy as np
 
 from cluster.checkpoints.pair_files import PairPart
 from model.baselines.cooccurrence import RECENT_ITEMS, StreamingCooccurrence
+from tests.benchmarks.support.command import benchmark_parser, finish
 
 MOST_DELTA, MOST_PAUSE = 0.1, 0.1
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--items", type=int, default=8_000)
     parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--share", type=float, default=0.02, help="of the events that a delta has")
@@ -40,10 +38,7 @@ def main() -> int:
     arguments = parser.parse_args()
     result = measured(arguments.items, arguments.events, arguments.share, arguments.runs)
     result["settings"] = {k: v for k, v in vars(arguments).items() if k != "json"}
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measured(items: int, events: int, share: float, runs: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ group of single-threaded processes over gloo; runs alternate, ratios are medians
 well, trust `ratio_by_cpu`.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -22,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.peer_environment import PeerError, peer_environment
 
 ROOT = Path(__file__).parents[2]
@@ -37,18 +37,14 @@ _KINDS = ("torchrec", "ours-adagrad", "sparse-adam", "ours-adam")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--processes", type=int, default=int(os.environ.get("PROCESSES", "1")))
     sizes = {"runs": 5, "steps": 20, "warmup": 3, "batch": 1024, "items": 51, "dim": 64, "rows": 1_000_000}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     result = measure({name: getattr(arguments, name) for name in sizes}, arguments.processes)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measure(settings: dict[str, int], processes: int) -> dict[str, Any]:

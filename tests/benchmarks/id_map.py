@@ -9,7 +9,6 @@ at once, which stands beside as `build` (ours: one call with all ids), and take 
 times all of them, later rounds ours and the best peer of either kind; ratios are of medians, by CPU seconds.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numba
 import numpy as np
 
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.peer_environment import peer_environment, run_peer
 
 ROOT = Path(__file__).parents[2]
@@ -32,16 +32,12 @@ _SCRIPT = ROOT / "tests" / "benchmarks" / "support" / "peer_id_map.py"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--ids", type=int, default=10_000_000)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     result = measure(arguments.ids, arguments.runs)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measure(ids: int, runs: int) -> dict[str, Any]:

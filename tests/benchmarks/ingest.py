@@ -8,8 +8,6 @@ check, positions, history and attribute joins). CPU seconds are of all threads o
 another. The ratio is rows per CPU second, ours over the baseline's.
 """
 
-import argparse
-import json
 import platform
 import statistics
 import sys
@@ -37,6 +35,7 @@ from streaming.partitioner import partition_of_users
 from streaming.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
 from streaming.source import KafkaSource, end_offsets
 from streaming.topics import create_topics
+from tests.benchmarks.support.command import benchmark_parser, finish
 
 REQUIRED_RATIO, REQUIRED_ROWS_PER_CPU_S = 0.05, 200_000
 
@@ -69,8 +68,7 @@ class Run:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rows", type=int, default=Settings.rows)
     parser.add_argument("--runs", type=int, default=Settings.runs)
     arguments = parser.parse_args()
@@ -80,10 +78,7 @@ def main() -> int:
         create_topics(config, partitions=settings.partitions)
         produce(config, settings)
         result = compare(config, settings)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def produce(config: StreamConfig, settings: Settings) -> None:

@@ -7,8 +7,6 @@ map and counts is touched. `ratio` is the growth of the resident set since befor
 the bytes of rows and optimizer state and 24 bytes per id; at most 1.3 is asked for.
 """
 
-import argparse
-import json
 import os
 import sys
 import time
@@ -24,14 +22,14 @@ import torch
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
+from tests.benchmarks.support.command import benchmark_parser, finish
 
 ALLOWED = 1.3
 _PER_ID = 24
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--ids", type=int, default=10_000_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--optimizer", choices=["adam", "adagrad"], default="adam")
@@ -40,10 +38,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(arguments.ids, arguments.dim, arguments.optimizer, arguments.batch, arguments.repeats)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measure(ids: int, dim: int, optimizer: str, batch: int, repeats: int) -> dict[str, Any]:

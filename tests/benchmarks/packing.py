@@ -15,8 +15,6 @@ the same code, which encodes all rows for one anchor per user. So the ratio with
 Without the data set's folder the sequences are synthetic, with the lengths of amazon_beauty.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -40,6 +38,7 @@ from cluster.evaluation.data import EvaluationData, prepare
 from cluster.evaluation.protocols import Split
 from cluster.evaluation.trained import TrainedRecommender
 from model.cl_epidtn import CLEPIDTN
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.per_event import per_event
 from tests.benchmarks.support.sequences import AMAZON_BEAUTY, tables_or_synthetic
 from tests.benchmarks.support.window import Clock, Timing, cpus_of_others
@@ -79,8 +78,7 @@ class Differences:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--data", type=Path, default=AMAZON_BEAUTY, help="folder of a data set")
     parser.add_argument("--runs", type=int, default=Size.runs)
     parser.add_argument("--steps", type=int, default=Size.steps)
@@ -91,10 +89,7 @@ def main() -> int:
     config = FreshetConfig(device="cpu")
     size = Size(arguments.targets, steps=arguments.steps, runs=arguments.runs)
     result = {"name": "packing", "data": tables.name, **measure(prepare(tables, config), config, size)}
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measure(data: EvaluationData, config: FreshetConfig, size: Size) -> dict[str, Any]:

@@ -9,8 +9,6 @@ the clock stops when the first rank's function runs again. One Ray, alternating 
 of ours every event is counted: none may be lost or doubled.
 """
 
-import argparse
-import json
 import os
 import signal
 import statistics
@@ -36,6 +34,7 @@ from deploy.progress import parse_progress
 from model.config import ModelConfig
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.resume_jobs import (
     RUNNING,
     STEPPED,
@@ -69,8 +68,7 @@ class Resumed:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--events", type=int, default=24_000)
@@ -83,10 +81,7 @@ def main() -> int:
         arguments.workers,
         arguments.runs,
     )
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measure(population: Population, events: int, workers: int, runs: int) -> dict[str, Any]:

@@ -14,8 +14,6 @@ targets of a step are candidates too here, and log q is corrected. `--loss BCE` 
 for each position on both sides. `both`, the default, asks for the ratio and the HR@10 of either.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -36,6 +34,7 @@ from cluster.evaluation.fitting import Fitted, fit
 from cluster.evaluation.ranking import rank
 from cluster.evaluation.systems import SYSTEMS, create
 from model.metrics import hit_rate
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.peer import PeerFit, PeerRun, fit_peer, peer_python, timed_peer
 from tests.benchmarks.support.sequences import AMAZON_BEAUTY, tables_of
 from tests.benchmarks.support.window import Clock, Timing, cpus_of_others
@@ -77,8 +76,7 @@ class Sizes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--data", type=Path, default=AMAZON_BEAUTY, help="folder of the data set")
     parser.add_argument("--loss", choices=[*SYSTEM_OF_LOSS, "both"], default="both")
     for name in ("runs", "steps", "epochs", "negatives", "batch_users", "seed"):
@@ -92,10 +90,7 @@ def main() -> int:
     sizes = Sizes(**{name: getattr(arguments, name) for name in names})
     losses = list(SYSTEM_OF_LOSS) if arguments.loss == "both" else [arguments.loss]
     result = measure(arguments.data, losses, sizes)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measure(folder: Path, losses: list[str], sizes: Sizes) -> dict[str, Any]:

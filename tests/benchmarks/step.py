@@ -8,8 +8,6 @@ SparseAdam and AdamW. One thread each, alternating runs in one process. Not in t
 publishing, validation. The ratio is examples per second, ours over the baseline's, by wall and by CPU.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -28,6 +26,7 @@ from model.config import ModelConfig
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
 from tests.benchmarks.support.bare_loop import BareLoop, make_ready
+from tests.benchmarks.support.command import add_window_options, benchmark_parser, finish, window_of
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import (
     Timing,
@@ -43,25 +42,11 @@ REQUIRED_RATIO = 0.9
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=Window.steps)
-    parser.add_argument("--batch-events", type=int, default=Window.batch_events)
-    parser.add_argument("--dim", type=int, default=ModelConfig.dim)
-    parser.add_argument("--layers", type=int, default=ModelConfig.layers)
-    parser.add_argument(
-        "--burst", type=float, default=Population.burst, help="mean events of a user in a row"
-    )
+    parser = benchmark_parser(__doc__)
+    add_window_options(parser, runs=5, steps=Window.steps, batch_events=Window.batch_events)
     arguments = parser.parse_args()
-    window = Window(steps=arguments.steps, batch_events=arguments.batch_events)
-    population = Population(burst=arguments.burst)
-    model = ModelConfig(dim=arguments.dim, layers=arguments.layers)
-    result = measure(population, window, model, arguments.runs)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    result = measure(*window_of(arguments), arguments.runs)
+    return finish(result, arguments.json)
 
 
 def measure(population: Population, window: Window, model: ModelConfig, runs: int) -> dict[str, object]:

@@ -10,8 +10,6 @@ interval is a bootstrap over blocks of 500 trained events, paired by block and a
 stand together are not independent.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -34,6 +32,7 @@ from cluster.evaluation.significance import PerQuery, compare
 from deploy.config_loading import load_config
 from deploy.datasets import load
 from streaming.broker import LocalBroker
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import fill_topics, log_of, train_rank
 
 PARTITIONS = 4
@@ -45,8 +44,7 @@ WITHOUT = ["model.contrastive_weight=0"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data/ml100k"), help="folder of a data set"
     )
@@ -56,10 +54,7 @@ def main() -> int:
     arguments = parser.parse_args()
     without = arguments.without or WITHOUT
     result = measure(arguments.data, arguments.overrides, without, range(1, arguments.seeds + 1))
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    return finish(result, arguments.json)
 
 
 def measure(folder: Path, overrides: list[str], without: list[str], seeds: range) -> dict[str, Any]:

@@ -9,8 +9,6 @@ started from the one before (`train.init_from`), its rates those of the middle o
 ranked, for the same test queries by the same code. The ratio is HR@10, the stream's over the batch's.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -37,6 +35,7 @@ from deploy.datasets import load
 from model.metrics import hit_rate, ndcg
 from model.recommender import Recommender
 from streaming.broker import LocalBroker
+from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import fill_topics, stream_passes, training_events
 
 REQUIRED_RATIO = 0.95
@@ -48,8 +47,7 @@ FORCED = ["protocol.kind=leave_one_out", "model.history_mask=past", "fit.first_e
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser = benchmark_parser(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data/ml100k"), help="folder of a data set"
     )
@@ -62,10 +60,7 @@ def main() -> int:
     torch.set_num_threads(config.fit.threads)
     result = measure(arguments.data, config, arguments.ranks)
     result["settings"]["overrides"] = arguments.overrides
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    return finish(result, arguments.json)
 
 
 def measure(folder: Path, config: FreshetConfig, ranks: int) -> dict[str, Any]:

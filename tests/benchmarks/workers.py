@@ -7,8 +7,6 @@ run is the whole worker loop without checkpoints, publishing and validation. The
 By CPU, it is examples per CPU second of the busiest worker: what two free cores would give if nobody waited.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,6 +21,7 @@ from cluster.config import FreshetConfig
 from model.config import ModelConfig
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
+from tests.benchmarks.support.command import add_window_options, benchmark_parser, finish, window_of
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import (
     Timing,
@@ -38,24 +37,11 @@ REQUIRED_RATIO = 1.5
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch-events", type=int, default=1024)
-    parser.add_argument("--dim", type=int, default=ModelConfig.dim)
-    parser.add_argument("--layers", type=int, default=ModelConfig.layers)
-    parser.add_argument(
-        "--burst", type=float, default=Population.burst, help="mean events of a user in a row"
-    )
+    parser = benchmark_parser(__doc__)
+    add_window_options(parser, runs=3, steps=20, batch_events=1024)
     arguments = parser.parse_args()
-    window = Window(steps=arguments.steps, batch_events=arguments.batch_events)
-    model = ModelConfig(dim=arguments.dim, layers=arguments.layers)
-    result = measure(Population(burst=arguments.burst), window, model, arguments.runs)
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["passed"] else 1
+    result = measure(*window_of(arguments), arguments.runs)
+    return finish(result, arguments.json)
 
 
 def measure(population: Population, window: Window, model: ModelConfig, runs: int) -> dict[str, object]:

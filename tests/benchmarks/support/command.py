@@ -1,0 +1,52 @@
+"""The command of every benchmark: its docstring as help, `--json`, and a status that says whether it passed."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from tests.benchmarks.support.synthetic import Population
+from tests.benchmarks.support.window import Window
+
+
+def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with `--json`.
+
+    Args:
+        description: the docstring of the benchmark's file.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    return parser
+
+
+def add_window_options(parser: argparse.ArgumentParser, runs: int, steps: int, batch_events: int) -> None:
+    """Options of a benchmark that trains on a synthetic stream; the numbers are the defaults."""
+    parser.add_argument("--runs", type=int, default=runs)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch-events", type=int, default=batch_events)
+    parser.add_argument("--dim", type=int, default=ModelConfig.dim)
+    parser.add_argument("--layers", type=int, default=ModelConfig.layers)
+    parser.add_argument(
+        "--burst", type=float, default=Population.burst, help="mean events of a user in a row"
+    )
+
+
+def window_of(arguments: argparse.Namespace) -> tuple[Population, Window, ModelConfig]:
+    """What `add_window_options` asked for."""
+    return (
+        Population(burst=arguments.burst),
+        Window(steps=arguments.steps, batch_events=arguments.batch_events),
+        ModelConfig(dim=arguments.dim, layers=arguments.layers),
+    )
+
+
+def finish(result: Mapping[str, Any], file: Path | None) -> int:
+    """Print the result as JSON, write it if asked to, and give the exit status: 1 if a bar was missed."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if file is not None:
+        file.write_text(text + "\n")
+    return 0 if result.get("passed", True) else 1
