@@ -35,7 +35,22 @@ HEADINGS = {
     "tail_hr@50": "tail\nHR@50",
     "low_activity_hr@10": "low act.\nHR@10",
 }
-LEFT_OUT_FIRST = ("recall@10", "recall@50", "tail_hr@10", "tail_hr@50", "low_activity_hr@10", "hr@50")
+GAINS = {
+    "hr@10": "gain in\nHR@10",
+    "ndcg@10": "gain in\nNDCG@10",
+    "tail_hr@10": "gain in\ntail HR@10",
+    "low_activity_hr@10": "gain in low\nact. HR@10",
+}
+LEFT_OUT_FIRST = (
+    "gain in tail_hr@10",
+    "gain in low_activity_hr@10",
+    "recall@10",
+    "recall@50",
+    "tail_hr@10",
+    "tail_hr@50",
+    "low_activity_hr@10",
+    "hr@50",
+)
 
 
 @dataclass
@@ -134,12 +149,13 @@ def results_table(report: Report, left_out: Collection[str] = ()) -> Table:
     table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(HEADINGS[name], justify="right", no_wrap=True)
-    for metric in ("HR@10", "NDCG@10"):
-        table.add_column(f"gain in\n{metric}", justify="right", no_wrap=True)
+    gains = [name for name in GAINS if f"gain in {name}" not in left_out]
+    for name in gains:
+        table.add_column(GAINS[name], justify="right", no_wrap=True)
     for heading in ("train\ns", "exam-\nples/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in _distinct(report.rows):
-        table.add_row(*_cells_of(row, report.rows, names))
+        table.add_row(*_cells_of(row, report.rows, names, gains))
     return table
 
 
@@ -181,7 +197,7 @@ def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean and standard deviation of {count} seeds"
 
 
-def _cells_of(row: Row, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+def _cells_of(row: Row, rows: Sequence[Row], names: Sequence[str], gains: Sequence[str]) -> list[str]:
     from cluster.evaluation.systems import SYSTEMS
 
     same = [other for other in rows if other.results[0].key == row.results[0].key]
@@ -190,7 +206,7 @@ def _cells_of(row: Row, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     for name in names:
         deviation = f"±{share(row.std(name))}" if row.seeds > 1 else ""
         cells.append(f"{share(row.mean(name))}\n{deviation}")
-    cells += [_gain(row.comparisons.get(metric)) for metric in ("hr@10", "ndcg@10")]
+    cells += [_gain(row.comparisons.get(name)) for name in gains]
     return [*cells, number(row.train_s, 1 if row.train_s < 100 else 0), number(row.examples_per_s)]
 
 

@@ -45,32 +45,38 @@ class RankedTargets:
 
     def figures(self) -> dict[str, float]:
         """Every metric, then the same of each slice as `tail_hr@10`; nan where a slice is empty."""
-        everything = np.ones(self.rank_G.shape[0], np.bool_)
-        return (
-            self._metrics(everything, "")
-            | self._metrics(self.tail_G, "tail_")
-            | self._metrics(self.low_activity_Q[self.query_G], "low_activity_")
-        )
+        return {
+            f"{prefix}{name}": value
+            for prefix, keep_G in self._slices().items()
+            for name, value in self._metrics(keep_G).items()
+        }
 
-    def _metrics(self, keep_G: BoolArray, prefix: str) -> dict[str, float]:
+    def _slices(self) -> dict[str, BoolArray]:
+        """By the prefix of their metrics' names: which targets are in each."""
+        everything = np.ones(self.rank_G.shape[0], np.bool_)
+        return {"": everything, "tail_": self.tail_G, "low_activity_": self.low_activity_Q[self.query_G]}
+
+    def _metrics(self, keep_G: BoolArray) -> dict[str, float]:
         rank_G, query_G = self.rank_G[keep_G], self.query_G[keep_G]
         names, query_G = np.unique(query_G, return_inverse=True)
-        found = {f"{prefix}hr@{n}": hit_rate(rank_G, n) for n in CUTS}
+        found = {f"hr@{n}": hit_rate(rank_G, n) for n in CUTS}
         for n in CUTS:
-            found[f"{prefix}recall@{n}"] = _mean(recall_per_query(rank_G, query_G, names.shape[0], n))
-        found[f"{prefix}ndcg@10"] = _mean(ndcg_per_query(rank_G, query_G, names.shape[0], 10))
+            found[f"recall@{n}"] = _mean(recall_per_query(rank_G, query_G, names.shape[0], n))
+        found["ndcg@10"] = _mean(ndcg_per_query(rank_G, query_G, names.shape[0], 10))
         return found
 
     def per_query(self, metric: str) -> tuple[Float64Array, Float64Array]:
         """Numerator and denominator of each query, so that the metric is the quotient of their sums.
 
         Args:
-            metric: `hr@N` (hits over targets) or `ndcg@10` (over one).
+            metric: `hr@N` (hits over targets), also of a slice, as `tail_hr@N`; or `ndcg@10` (over one).
         """
         name, _, cut = metric.partition("@")
-        if name == "hr":
-            hits_Q = hits_per_query(self.rank_G, self.query_G, self.queries, int(cut))
-            return hits_Q, np.bincount(self.query_G, minlength=self.queries).astype(np.float64)
+        if name.endswith("hr"):
+            keep_G = self._slices()[name.removesuffix("hr")]
+            query_G = self.query_G[keep_G]
+            hits_Q = hits_per_query(self.rank_G[keep_G], query_G, self.queries, int(cut))
+            return hits_Q, np.bincount(query_G, minlength=self.queries).astype(np.float64)
         return ndcg_per_query(self.rank_G, self.query_G, self.queries, int(cut)), np.ones(self.queries)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ class PerQuery:
     numerator_QK: Float64Array
     """Averaged over seeds."""
     denominator_Q: Float64Array
-    """The same for all systems."""
+    """The same for all systems; zero for a query that has nothing to do with the metric."""
 
 
 def compare(
@@ -65,13 +66,16 @@ def compare(
 
 
 def _compare(metric: PerQuery, figure_RK: Float64Array) -> list[Comparison]:
-    numerator_QK, denominator_Q = metric.numerator_QK, metric.denominator_Q
-    figure_K = numerator_QK.sum(axis=0) / denominator_Q.sum()
+    inside = metric.denominator_Q > 0
+    numerator_QK, denominator_Q = metric.numerator_QK[inside], metric.denominator_Q[inside]
+    figure_K = _quotient(numerator_QK.sum(axis=0), denominator_Q.sum())
     found = []
     for k in range(1, numerator_QK.shape[1]):
         difference_R, gain_R = figure_RK[:, 0] - figure_RK[:, k], _gain(figure_RK[:, 0], figure_RK[:, k])
         # A query's share of the difference, so that the mean of the shares is the difference itself.
-        share_Q = (numerator_QK[:, 0] - numerator_QK[:, k]) / denominator_Q.mean()
+        share_Q = (numerator_QK[:, 0] - numerator_QK[:, k]) * (
+            len(denominator_Q) / max(denominator_Q.sum(), 1.0)
+        )
         found.append(
             Comparison(
                 float(figure_K[0] - figure_K[k]),
@@ -99,7 +103,7 @@ def bootstrap_figures(metrics: Sequence[PerQuery], *, resamples: int, seed: int)
         parts.append(count_RQ.astype(np.float64) @ columns_QX)
     sums_RX = np.concatenate(parts)
     ends = np.cumsum([m.numerator_QK.shape[1] + 1 for m in metrics])
-    return [block[:, :-1] / block[:, -1:] for block in np.split(sums_RX, ends[:-1], axis=1)]
+    return [_quotient(block[:, :-1], block[:, -1:]) for block in np.split(sums_RX, ends[:-1], axis=1)]
 
 
 def paired_t_test(difference_Q: Float64Array) -> tuple[float, float]:
@@ -154,6 +158,13 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
 
 def _off_zero(value: float, tiny: float) -> float:
     return tiny if abs(value) < tiny else value
+
+
+def _quotient(numerators: Float64Array, denominators: Any) -> Float64Array:
+    """nan where there is nothing to divide by."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient: Float64Array = numerators / denominators
+    return quotient
 
 
 def _gain(reference: Float64Array, other: Float64Array) -> Float64Array:

@@ -14,10 +14,11 @@ import numpy as np
 from cluster.evaluation.cell import Cell, CellResult
 from cluster.evaluation.code_version import code_of
 from cluster.evaluation.grid import GridOutcome
+from cluster.evaluation.measures import SLICES
 from cluster.evaluation.significance import Comparison, PerQuery, compare
 from cluster.evaluation.systems import REFERENCE, SYSTEMS
 
-COMPARED = ("hr@10", "ndcg@10")
+COMPARED = ("hr@10", "ndcg@10", *(f"{part}_hr@10" for part in SLICES))
 
 
 @dataclass

@@ -20,6 +20,7 @@ from cluster.evaluation import grid
 from cluster.evaluation.cell import run_cell
 from cluster.evaluation.cell_files import CellFiles
 from cluster.evaluation.data import Tables
+from cluster.evaluation.summary import COMPARED
 from cluster.evaluation.systems import chosen
 from deploy.cli import app
 from deploy.config_loading import load_config
@@ -121,7 +122,7 @@ def test_it_prints_a_table_within_120_columns_and_writes_json_csv_and_a_plot(fol
         assert entry["seeds"] == 2
         assert entry["train_s"] > 0
         assert entry["examples_per_s"] > 0
-    assert set(written["results"][1]["cl_epidtn_against_it"]) == {"hr@10", "ndcg@10"}
+    assert set(written["results"][1]["cl_epidtn_against_it"]) == {*COMPARED}
     with (out / "cells.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert [c["model"] for c in cells] == ["cl_epidtn", "dssm", "popularity"] * 2
@@ -167,7 +168,14 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(folder):
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
-    assert "no room for recall@10, recall@50" in shown
+    assert "no room for gain in tail_hr@10, gain in low_activity_hr@10, recall@10, recall@50" in " ".join(
+        shown.split()
+    )
+    console = Console(width=160, record=True, force_terminal=True, file=io.StringIO())
+    print_report(console, narrow)
+    wide = console.export_text()
+    assert "no room" not in wide
+    assert "low act." in wide
 
 
 def test_a_second_call_runs_nothing_and_says_the_same(folder, monkeypatch):

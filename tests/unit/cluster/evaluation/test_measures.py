@@ -64,7 +64,9 @@ def test_a_query_without_targets_has_no_recall():
     assert np.isnan(recall_per_query(np.array([1.0]), np.array([1]), 2, 10)).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("metric", ["hr@10", "hr@50", "ndcg@10"])
+@pytest.mark.parametrize(
+    "metric", ["hr@10", "hr@50", "ndcg@10", "tail_hr@10", "tail_hr@50", "low_activity_hr@10"]
+)
 def test_per_query_shares_add_up_to_the_figure(metric):
     numerator, denominator = _ranks().per_query(metric)
     assert numerator.shape == denominator.shape == (3,)

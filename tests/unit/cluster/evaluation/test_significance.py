@@ -98,6 +98,22 @@ def test_metrics_of_one_call_share_their_resamples_and_a_seed_gives_the_same_aga
     assert found["a"] != compare({"c": metric}, resamples=200, seed=4)["c"]
 
 
+def test_queries_that_a_metric_does_not_count_neither_add_to_it_nor_make_it_surer():
+    metric = _hits(0.4, 0.3, queries=200)
+    padded = PerQuery(
+        np.concatenate([metric.numerator_QK, np.zeros((1000, 2))]),
+        np.concatenate([metric.denominator_Q, np.zeros(1000)]),
+    )
+    [found], [alone] = (compare({"hr@10": m}, resamples=2000)["hr@10"] for m in (padded, metric))
+    assert (found.difference, found.t, found.p) == pytest.approx((alone.difference, alone.t, alone.p))
+    assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_a_metric_that_no_query_counts_is_not_a_number():
+    [found] = compare({"hr@10": PerQuery(np.zeros((5, 2)), np.zeros(5))}, resamples=20)["hr@10"]
+    assert all(math.isnan(value) for value in vars(found).values())
+
+
 def test_a_gain_over_nothing_is_not_a_number():
     metric = _hits(0.3, 0.0, queries=100)
     [found] = compare({"hr@10": metric}, resamples=50)["hr@10"]
