@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import CommandError
+from deploy.evaluation_report import share
 
 if TYPE_CHECKING:
     from cluster.evaluation.summary import Row
@@ -55,7 +56,11 @@ def _bars(rows: Sequence[Row], title: str) -> Any:
     names = [SYSTEMS[row.system].title for row in rows]
     for axes, (metric, heading) in zip(panels, PANELS.items(), strict=True):
         means, deviations = ([f(row) for row in rows] for f in _mean_and_std(metric))
-        axes.barh(names, means, xerr=deviations, color=colours, error_kw={"elinewidth": 1, "capsize": 2})
+        bars = axes.barh(names, means, color=colours)
+        if any(row.seeds > 1 for row in rows):
+            axes.errorbar(means, names, xerr=deviations, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        axes.bar_label(bars, [share(mean) for mean in means], padding=6, fontsize="small")
+        axes.margins(x=0.16)
         axes.set_title(heading)
         axes.grid(axis="x", alpha=0.3)
         axes.tick_params(labelleft=axes is panels[0])
