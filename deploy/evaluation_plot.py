@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import CommandError
-from deploy.evaluation_report import share
+from deploy.screen import rate
 
 if TYPE_CHECKING:
     from cluster.evaluation.summary import Row
@@ -59,7 +59,7 @@ def _bars(rows: Sequence[Row], title: str) -> Any:
         bars = axes.barh(names, means, color=colours)
         if any(row.seeds > 1 for row in rows):
             axes.errorbar(means, names, xerr=deviations, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-        axes.bar_label(bars, [share(mean) for mean in means], padding=6, fontsize="small")
+        axes.bar_label(bars, [rate(mean, 4) for mean in means], padding=6, fontsize="small")
         axes.margins(x=0.16)
         axes.set_title(heading)
         axes.grid(axis="x", alpha=0.3)

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from deploy.evaluation_report import share
+from deploy.screen import rate
 
 if TYPE_CHECKING:
     from cluster.evaluation.cell import Cell
@@ -148,7 +148,7 @@ class EvaluationDisplay:
         elif event.kind == "finished" and event.result is not None:
             shown = event.result.figures.get("hr@10", event.result.validation)
             what = "validation HR@10" if event.cell.trial else "HR@10"
-            self.say(f"{cell_title(event.cell)}: {what} {share(shown)} in {duration(event.result.wall_s)}")
+            self.say(f"{cell_title(event.cell)}: {what} {rate(shown, 4)} in {duration(event.result.wall_s)}")
 
     def _say_pass(self, event: CellEvent) -> None:
         # The end of a single pass is the end of the cell, which is told anyway.
@@ -172,6 +172,6 @@ class EvaluationDisplay:
 def _pass_text(report: PassReport) -> str:
     loss = f"loss {report.loss:.3f}  " if report.loss == report.loss else ""
     return (
-        f"pass {report.number}/{report.passes}  {loss}validation HR@10 {share(report.validation)} "
-        f"(best {share(report.best)})"
+        f"pass {report.number}/{report.passes}  {loss}validation HR@10 {rate(report.validation, 4)} "
+        f"(best {rate(report.best, 4)})"
     )

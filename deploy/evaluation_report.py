@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from deploy.screen import number
+from deploy.screen import number, rate
 
 if TYPE_CHECKING:
     from cluster.evaluation.cell import Cell
@@ -204,8 +204,8 @@ def _cells_of(row: Row, rows: Sequence[Row], names: Sequence[str], gains: Sequen
     point = "\n".join(_setting(key, value) for key, value in row.point.items()) if len(same) == 1 else ""
     cells = [f"{SYSTEMS[row.system].title}\n{point}"]
     for name in names:
-        deviation = f"±{share(row.std(name))}" if row.seeds > 1 else ""
-        cells.append(f"{share(row.mean(name))}\n{deviation}")
+        deviation = f"±{rate(row.std(name), 4)}" if row.seeds > 1 else ""
+        cells.append(f"{rate(row.mean(name), 4)}\n{deviation}")
     cells += [_gain(row.comparisons.get(name)) for name in gains]
     return [*cells, number(row.train_s, 1 if row.train_s < 100 else 0), number(row.examples_per_s)]
 
@@ -228,9 +228,3 @@ def _gain(found: Comparison | None) -> str:
 def stars(p: float) -> str:
     """One for p < .05, two for p < .01, three for p < .001."""
     return "*" * sum(p < limit for limit in (0.05, 0.01, 0.001))
-
-
-def share(value: float) -> str:
-    """Four digits without the leading zero: `.0970`."""
-    text = number(value, 4)
-    return text.removeprefix("0") if text.startswith("0.") else text

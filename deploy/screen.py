@@ -56,9 +56,9 @@ def number(value: float | None, digits: int = 0) -> str:
     return f"{value:,.{digits}f}"
 
 
-def rate(value: float | None) -> str:
-    """A share such as a hit rate or a recall: three digits, no leading zero."""
-    text = number(value, 3)
+def rate(value: float | None, digits: int = 3) -> str:
+    """A share such as a hit rate or a recall, without a leading zero: `.097`."""
+    text = number(value, digits)
     return text.removeprefix("0") if text.startswith("0.") else text
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from deploy.config_loading import load_config
 from deploy.errors import UsageError
 from deploy.evaluation_options import EvaluateOptions, read_tuned, sweep_points
-from deploy.evaluation_report import share, stars
+from deploy.evaluation_report import stars
+from deploy.screen import rate
 
 PRESETS = Path(__file__).parents[3] / "deploy" / "configs"
 
@@ -99,7 +100,7 @@ def test_a_history_length_of_the_user_wins_over_a_presets_in_both_sections(tmp_p
 
 
 def test_figures_are_told_in_four_digits_and_p_in_stars():
-    assert [share(value) for value in (0.097, 1.0, 0.0, math.nan)] == [".0970", "1.0000", ".0000", "–"]
+    assert [rate(value, 4) for value in (0.097, 1.0, 0.0, math.nan)] == [".0970", "1.0000", ".0000", "–"]
     assert [stars(p) for p in (0.5, 0.04, 0.009, 0.0001, math.nan)] == ["", "*", "**", "***", ""]
 
 
