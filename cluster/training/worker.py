@@ -237,6 +237,7 @@ class Worker:
             self._watch.close()
         self.run = self._new_run(partitions)
         restore_checkpoint(self.run, barrier, self.comm)
+        self.run.notice = old.notice
         self.run.stream.epochs.append(Epoch(old.stream.partitions, until))
         self.run.progressive.recent_queries = old.progressive.recent_queries
         self._checkpointer = checkpointer_of(self.run, self.checkpoints, self.comm, None, self._at)

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +106,11 @@ def test_a_topic_that_gains_partitions_while_it_is_trained_on(stream_factory, tm
 def test_a_topic_that_gained_partitions_while_nothing_was_trained(stream_factory, tmp_path):
     stream = stream_factory(2)
     _produce(stream, 0, 200)
-    config = config_of(stream, tmp_path)
+    config = config_of(replace(stream, user_attributes=["gender"]), tmp_path)
     cut = config_of(stream, tmp_path, stop_after_rows=90)
     train(0, cut)
     _grow(stream, 5)
     _produce(stream, 200, 200)
-    train(0, config)
+    [progress] = train(0, config)
     _assert_whole(config, 5)
+    assert "occupation" in progress["notice"]  # of what the run began with, also after users have moved
