@@ -1,12 +1,13 @@
 """Streaming equals batch: the streaming trainer over a topic, read N times, against `fit` over the same events at rest.
 
-    python tests/benchmarks/stream_parity.py [--json FILE] [--data DIR] [--passes N] [--ranks N] [KEY=VALUE]...
+    python tests/benchmarks/stream_parity.py [--json FILE] [--data DIR] [--preset NAME] [--ranks N] [KEY=VALUE]...
 
-Both sides have the same model, seed, training events of a leave-one-out split, events per step and learning rates; both
-mask only what a user had before an event. Batch: `fit` in passes of shuffled pieces; its best pass by validation is
-ranked. Stream: the events in time order on a topic of a broker of its own, read by the real worker once per pass, each
-started from the one before (`train.init_from`), its rates those of the middle of `fit`'s pass; the last checkpoint is
-ranked, for the same test queries by the same code. The ratio is HR@10, the stream's over the batch's.
+Both sides have the preset and the passes of `freshet evaluate`, the seed, training events of a leave-one-out split,
+events per step and learning rates; both mask only what a user had before an event. Batch: `fit` in passes of shuffled
+pieces; its best pass by validation is ranked. Stream: the events in time order on a topic of a broker of its own, read
+by the real worker once per pass, each started from the one before (`train.init_from`), its rates those of the middle of
+`fit`'s pass; the last checkpoint is ranked, for the same test queries by the same code. The ratio is HR@10, the
+stream's over the batch's.
 """
 
 import os
@@ -30,8 +31,8 @@ from cluster.evaluation.from_checkpoint import recommender_of
 from cluster.evaluation.protocols import Queries
 from cluster.evaluation.ranking import rank
 from cluster.evaluation.systems import REFERENCE, SYSTEMS, create
-from deploy.config_loading import load_config
 from deploy.datasets import load
+from deploy.options import settings
 from model.metrics import hit_rate, ndcg
 from model.recommender import Recommender
 from streaming.broker import LocalBroker
@@ -51,15 +52,16 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data/ml100k"), help="folder of a data set"
     )
-    parser.add_argument("--passes", type=int, default=5, help="how often both sides read everything")
+    parser.add_argument(
+        "--preset", choices=["default", "paper"], default="default", help="as of freshet evaluate"
+    )
     parser.add_argument("--ranks", type=int, default=1, help="processes of the streaming trainer")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of both sides")
     arguments = parser.parse_args()
-    passes = [f"fit.passes={arguments.passes}"]
-    config = load_config(None, [*DEFAULTS, *arguments.overrides, *passes, *FORCED])
+    config = settings(None, [*DEFAULTS, *arguments.overrides, *FORCED], arguments.preset)
     torch.set_num_threads(config.fit.threads)
     result = measure(arguments.data, config, arguments.ranks)
-    result["settings"]["overrides"] = arguments.overrides
+    result["settings"] |= {"preset": arguments.preset, "overrides": arguments.overrides}
     return finish(result, arguments.json)
 
 
