@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -24,6 +25,15 @@ def write_durably(path: Path, payload: bytes) -> FileEntry:
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(path.name, len(payload), hashlib.sha256(payload).hexdigest())
+
+
+def replace_durably(path: Path, payload: bytes) -> FileEntry:
+    """Write a file anew; whoever reads it meanwhile, or after a crash, finds the old content or the new one."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    entry = write_durably(temporary, payload)
+    temporary.replace(path)
+    fsync_directory(path.parent)
+    return replace(entry, name=path.name)
 
 
 def seal(path: Path) -> FileEntry:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from retrieval.durable_files import fsync_directory, seal, sha256, write_durably
+from retrieval.durable_files import fsync_directory, replace_durably, seal, sha256, write_durably
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -99,10 +99,7 @@ class VersionStore:
         self.open(name)  # first of all: where there is no folder there is no lock either
         with self._exclusive():
             version = self.open(name)
-            temporary = self.root / f".{_POINTER}-{uuid.uuid4().hex}"
-            write_durably(temporary, name.encode())
-            temporary.replace(self.root / _POINTER)
-            fsync_directory(self.root)
+            replace_durably(self.root / _POINTER, name.encode())
         return version
 
     def rollback(self, name: str) -> Version:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from retrieval.durable_files import FileEntry, fsync_directory, write_durably
+from retrieval.durable_files import FileEntry, fsync_directory, replace_durably, write_durably
 
 MANIFEST = "manifest.json"
 _CLAIM = "claim.json"
@@ -160,10 +160,7 @@ class LocalStorage:
     def put_claim(self, content: bytes) -> None:
         """See Storage."""
         self.root.mkdir(parents=True, exist_ok=True)
-        temporary = self.root / f".{_CLAIM}-{os.getpid()}"
-        write_durably(temporary, content)
-        temporary.replace(self.root / _CLAIM)
-        fsync_directory(self.root)
+        replace_durably(self.root / _CLAIM, content)
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from cluster.evaluation.cell import FORMAT, Cell, CellResult, default_settings
 from cluster.evaluation.fitting import Fitted
 from cluster.evaluation.measures import RankedTargets
-from retrieval.durable_files import fsync_directory, sha256, write_durably
+from retrieval.durable_files import replace_durably, sha256
 
 
 class CellFiles:
@@ -47,16 +46,9 @@ class CellFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         checksum = None
         if result.ranks is not None:
-            checksum = self._replace(f"{result.key}.npz", _packed(result.ranks))
+            checksum = replace_durably(self.folder / f"{result.key}.npz", _packed(result.ranks)).sha256
         record = json.dumps(_record(result, checksum), indent=1, allow_nan=True).encode()
-        self._replace(f"{result.key}.json", record)
-        fsync_directory(self.folder)
-
-    def _replace(self, name: str, payload: bytes) -> str:
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        entry = write_durably(temporary, payload)
-        os.replace(temporary, self.folder / name)
-        return entry.sha256
+        replace_durably(self.folder / f"{result.key}.json", record)
 
     def _ranks(self, key: str, checksum: str | None) -> RankedTargets | None:
         if checksum is None:

@@ -109,7 +109,7 @@ def test_a_process_that_dies_while_it_writes_leaves_no_result(tmp_path, runs, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cluster.evaluation.cell_files.os.replace", dies)
+        patch.setattr("pathlib.Path.replace", dies)
         with pytest.raises(KeyboardInterrupt):
             CellFiles(tmp_path).save(result)
     assert CellFiles(tmp_path).load(cells[0]) is None
