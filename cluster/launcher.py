@@ -28,8 +28,6 @@ from retrieval.durable_files import write_durably
 from streaming.parquet_source import ParquetUnusable
 from streaming.source import PositionLost, TopicMissing, partitions_of
 
-_log = logging.getLogger(__name__)
-
 STOP_FILE = "stopped.json"
 # Found by SIGKILL-to-resumed times: the default polls every 2 s.
 _RAY_TRAIN_ENV = {
@@ -39,6 +37,7 @@ _RAY_TRAIN_ENV = {
 # What Ray Train knows of the cluster's room is up to 20 s old. A group of a range of workers that it started for a node
 # that has gone meanwhile is given up after this and counted anew; the default is 60 s.
 _RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,24 +84,19 @@ def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str) ->
     store, restarts = CheckpointStore(config.checkpoint_location), config.train.max_restarts
     while True:
         before = store.names()[-1:]
+        failure: ray.train.TrainingFailedError | None = None
         try:
             _fit(config, _train_on_worker, {"run_id": run_id}, max_failures=restarts)
         except ray.train.TrainingFailedError as error:
-            _raise_if_stopped(storage, run_id, error)
-            if restarts == 0 or store.names()[-1:] == before:
-                raise
-            _log.warning(
-                "the workers failed %d times, but trained meanwhile, so they start again", restarts + 1
-            )
-            continue
-        _raise_if_stopped(storage, run_id)
-        return
-
-
-def _raise_if_stopped(storage: Path, run_id: str, error: Exception | None = None) -> None:
-    stopped = stop_reason(storage, run_id)
-    if stopped is not None:
-        raise TrainingStopped(stopped) from error
+            failure = error
+        stopped = stop_reason(storage, run_id)
+        if stopped is not None:
+            raise TrainingStopped(stopped) from failure
+        if failure is None:
+            return
+        if restarts == 0 or store.names()[-1:] == before:
+            raise failure
+        _log.warning("the workers failed %d times, but trained meanwhile, so they start again", restarts + 1)
 
 
 def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:

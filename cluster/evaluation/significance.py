@@ -168,8 +168,7 @@ def _quotient(numerators: Float64Array, denominators: Any) -> Float64Array:
 
 
 def _gain(reference: Float64Array, other: Float64Array) -> Float64Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(other > 0, reference / other - 1.0, np.nan)
+    return np.where(other > 0, _quotient(reference, other) - 1.0, np.nan)
 
 
 def _interval(values_R: Float64Array) -> tuple[float, float]:

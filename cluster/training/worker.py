@@ -415,7 +415,6 @@ class Worker:
     def _publish(self) -> None:
         snapshot = self._snapshot()
         if self.comm.rank == 0:
-            self.checkpoints.check_claim()  # who was fenced off publishes nothing
             self.publisher.build_in_background(snapshot)
         self._last_publish_s = time.monotonic()
 
@@ -425,13 +424,16 @@ class Worker:
             "events_trained": self.run.events_trained,
             "known_items": int(self.run.catalogue.item_ids.shape[0]),
         }
-        return self.publisher.snapshot(
+        snapshot = self.publisher.snapshot(
             self.run.model,
             self.run.table,
             self.run.catalogue,
             self.run.progressive.recent_queries,
             metadata,
         )
+        if self.comm.rank == 0:
+            self.checkpoints.check_claim()  # who was fenced off publishes nothing
+        return snapshot
 
     def _finish(self, decision: Decision) -> dict[str, Any]:
         """The last checkpoint and the last version hold everything that was read."""
