@@ -152,7 +152,8 @@ class EvaluationDisplay:
 
     def _say_pass(self, event: CellEvent) -> None:
         # The end of a single pass is the end of the cell, which is told anyway.
-        if self._live is None and event.report is not None and event.cell.passes > 1:
+        several = event.cell.passes > 1 or (event.report is not None and event.report.stages > 1)
+        if self._live is None and event.report is not None and several:
             self.say(f"{cell_title(event.cell)}: {_pass_text(event.report)}")
 
     def say(self, sentence: str) -> None:
@@ -170,6 +171,8 @@ class EvaluationDisplay:
 
 
 def _pass_text(report: PassReport) -> str:
+    if report.stages:
+        return f"walk-forward {report.stage}/{report.stages}  HR@10 {rate(report.validation, 4)}"
     loss = f"loss {report.loss:.3f}  " if report.loss == report.loss else ""
     return (
         f"pass {report.number}/{report.passes}  {loss}validation HR@10 {rate(report.validation, 4)} "

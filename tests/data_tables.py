@@ -27,7 +27,9 @@ def tables_of(events: Sequence[Event], **columns: pa.Array) -> Tables:
     return Tables("drawn", interactions, items, pa.table({"user_id": pa.array([], pa.int64())}))
 
 
-def random_tables(seed: int = 0, *, users: int = 30, items: int = 20, events: int = 400) -> Tables:
+def random_tables(
+    seed: int = 0, *, users: int = 30, items: int = 20, events: int = 400, step_ms: int = 60_000
+) -> Tables:
     """Walks over a circle of items, so that what comes next can be learnt; categories, attributes, shared times."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, users, events)
@@ -36,7 +38,7 @@ def random_tables(seed: int = 0, *, users: int = 30, items: int = 20, events: in
     for n, u in enumerate(user):
         at[u] = (at[u] + rng.choice([1, 2], p=[0.8, 0.2])) % items
         item[n] = 100 + at[u]
-    time = np.sort(rng.integers(0, events // 2, events)) * 60_000
+    time = np.sort(rng.integers(0, events // 2, events)) * step_ms
     drawn = tables_of(list(zip((user + 1).tolist(), item.tolist(), time.tolist(), strict=True)))
     names = [["even" if i % 2 == 0 else "odd", f"third {i % 3}"] for i in range(items)]
     catalogue = pa.table(

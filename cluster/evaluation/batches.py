@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.evaluation.interactions import Interactions
-from cluster.evaluation.protocols import Queries, Split
+from cluster.evaluation.protocols import Queries, Split, Stage
 from cluster.publishing.query_batch import AFTER_ALL_MS
 from streaming.schema import TRAINING_BATCH_SCHEMA
 
@@ -42,6 +42,7 @@ class TrainingPasses:
         mask_all: whether `seen` holds all training events of the user, later ones included.
         first_events: whether events without a history are targets.
         seed: of the orders.
+        stage: what is trained on instead of the events before the split: a stretch of a walk-forward.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class TrainingPasses:
         mask_all: bool,
         first_events: bool,
         seed: int,
+        stage: Stage | None = None,
     ) -> None:
         self._interactions, self._window, self._mask_all = split.interactions, window, mask_all
-        self._train_U = split.train_U
+        self._train_U = stage.until_U if stage else split.train_U
         self._batch_targets, self._seed = batch_targets, seed
-        self._pieces = _pieces(split.train_U, window, 0 if first_events else 1)
+        first_U = stage.before_U if stage else np.zeros_like(split.train_U)
+        self._pieces = _pieces(self._train_U, window, first_U if first_events else np.maximum(first_U, 1))
         self.targets = int((self._pieces.end_P - self._pieces.start_P).sum())
         """Events to foretell in a pass."""
 
@@ -89,13 +92,13 @@ def query_batches(
         yield _rows(interactions, _Pieces(user_Q, cut_Q, cut_Q), window, cut_Q, placeholder=True)
 
 
-def _pieces(train_U: Int64Array, longest: int, first: int) -> _Pieces:
-    """Every user's events from `first` on, in stretches of at most `longest`."""
-    targets_U = np.maximum(train_U - first, 0)
+def _pieces(train_U: Int64Array, longest: int, first_U: Int64Array) -> _Pieces:
+    """Every user's events from its first one on, in stretches of at most `longest`."""
+    targets_U = np.maximum(train_U - first_U, 0)
     count_U = -(-targets_U // longest)
     user_P = np.repeat(np.arange(train_U.shape[0]), count_U)
     number_P = np.arange(user_P.shape[0]) - np.repeat(np.cumsum(count_U) - count_U, count_U)
-    start_P = first + number_P * longest
+    start_P = first_U[user_P] + number_P * longest
     return _Pieces(user_P, start_P, np.minimum(start_P + longest, train_U[user_P]))
 
 

@@ -22,6 +22,7 @@ from cluster.evaluation.measures import RankedTargets, ranked_targets
 from cluster.evaluation.overrides import leaves
 from cluster.evaluation.ranking import rank
 from cluster.evaluation.systems import SYSTEMS, create
+from cluster.evaluation.walk_forward import walk
 
 FORMAT = 2
 """Of a cell's result; another one is another cell."""
@@ -93,14 +94,17 @@ class CellResult:
 
     @property
     def validation(self) -> float:
-        """HR@10 of the best pass on the validation queries."""
+        """HR@10 on the validation queries: of the best pass, or of the walk-forward through them."""
+        if self.fitted.walk_validation is not None:
+            return self.fitted.walk_validation
         return max(self.fitted.validation, default=math.nan)
 
 
 def run_cell(
     cell: Cell, tables: Tables, tell: Callable[[PassReport], None] = lambda report: None
 ) -> CellResult:
-    """Trains on the training events, goes back to the best pass, and ranks the test's targets once.
+    """Trains on the training events, goes back to the best pass, and ranks the test's targets once; a walk-forward goes
+    on training between its stages.
 
     Args:
         cell: what to run.
@@ -124,8 +128,23 @@ def run_cell(
         passes=cell.passes,
         tell=tell,
     )
-    ranks = None
-    if not cell.trial:
+    ranking = None
+    if data.split.stages:
+        ranking = walk(
+            recommender,
+            data.split,
+            data.item_ids,
+            config.fit,
+            fitted,
+            window=config.model.history_length,
+            mask_all=config.model.history_mask == "all",
+            exclude_seen=config.protocol.exclude_seen,
+            seed=config.seed,
+            passes=config.fit.walk_passes if system.trained else 1,
+            test=not cell.trial,
+            tell=tell,
+        )
+    elif not cell.trial:
         ranking = rank(
             recommender,
             data.interactions,
@@ -134,7 +153,7 @@ def run_cell(
             window=config.model.history_length,
             exclude_seen=config.protocol.exclude_seen,
         )
-        ranks = ranked_targets(data, ranking)
+    ranks = ranked_targets(data, ranking) if ranking is not None and not cell.trial else None
     return CellResult(
         key=cell.key,
         system=cell.system,

@@ -22,6 +22,7 @@ _FILES = {
         "evaluation/measures.py",
         "evaluation/protocols.py",
         "evaluation/ranking.py",
+        "evaluation/walk_forward.py",
     ),
     streaming: ("catalogue.py", "catalogue_records.py", "hashing.py", "signals.py"),
 }

@@ -30,11 +30,26 @@ class ProtocolConfig:
     min_history: int = field(
         default=1, metadata={"help": "temporal: events before the moment that make a user a query"}
     )
+    walk_forward_days: int = field(
+        default=0,
+        metadata={
+            "help": "temporal: foretell so many days, train on them, go on with the next ones; 0: nothing after "
+            "validation_from is trained on"
+        },
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
         if self.min_history < 0:
             raise ValueError(f"protocol.min_history must not be negative, got {self.min_history}")
+        if self.walk_forward_days < 0:
+            raise ValueError(
+                f"protocol.walk_forward_days must not be negative, got {self.walk_forward_days} (0 = off)"
+            )
+        if self.walk_forward_days and self.kind != "temporal":
+            raise ValueError(
+                f"protocol.walk_forward_days needs protocol.kind=temporal, got {self.kind}: leaving one out has no days"
+            )
         for name in ("validation_from", "test_from"):
             _require_moment(f"protocol.{name}", getattr(self, name))
 
@@ -88,14 +103,20 @@ class FitConfig:
     validation_users: int = field(
         default=10_000, metadata={"help": "at most so many users in a validation (0 = all)"}
     )
+    walk_passes: int = field(
+        default=2, metadata={"help": "protocol.walk_forward_days: how often each stretch is read"}
+    )
+    walk_rate: float = field(
+        default=0.5, metadata={"help": "protocol.walk_forward_days: share of the learning rates, constant"}
+    )
     threads: int = field(default=1, metadata={"help": "torch threads of a cell"})
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
-        for name in ("passes", "batch_targets", "validate_every", "threads"):
+        for name in ("passes", "batch_targets", "validate_every", "walk_passes", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "row_learning_rate"):
+        for name in ("learning_rate", "row_learning_rate", "walk_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"fit.{name} must be positive, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "gradient_clip", "patience", "validation_users"):

@@ -25,6 +25,8 @@ class Fitted:
     """Counts from 1."""
     validation: list[float] = field(default_factory=list)
     """HR@10 after each validated pass."""
+    walk_validation: float | None = None
+    """HR@10 of a walk-forward's stages before the test."""
     train_s: float = 0.0
     """Wall seconds of training, validation not included."""
     examples: int = 0
@@ -43,7 +45,11 @@ class PassReport:
     passes: int
     loss: float
     validation: float
+    """HR@10 of the pass, or of the stage."""
     best: float
+    stage: int = 0
+    """Of a walk-forward, from 1; 0 before it begins."""
+    stages: int = 0
 
 
 def fit(

@@ -65,12 +65,20 @@ class RankedTargets:
         found["ndcg@10"] = _mean(ndcg_per_query(rank_G, query_G, names.shape[0], 10))
         return found
 
-    def per_query(self, metric: str) -> tuple[Float64Array, Float64Array]:
-        """Numerator and denominator of each query, so that the metric is the quotient of their sums.
+    def per_user(self, metric: str) -> tuple[Float64Array, Float64Array]:
+        """Numerator and denominator of each user, so that the metric is the quotient of their sums.
+
+        The queries of one user (a walk-forward has many) are no independent draws, so they stay together.
 
         Args:
             metric: `hr@N` (hits over targets), also of a slice, as `tail_hr@N`; or `ndcg@10` (over one).
         """
+        _, user_of_Q = np.unique(self.user_Q, return_inverse=True)
+        numerator_Q, denominator_Q = self._per_query(metric)
+        numerator_U: Float64Array = np.bincount(user_of_Q, numerator_Q).astype(np.float64)
+        return numerator_U, np.bincount(user_of_Q, denominator_Q).astype(np.float64)
+
+    def _per_query(self, metric: str) -> tuple[Float64Array, Float64Array]:
         name, _, cut = metric.partition("@")
         if name.endswith("hr"):
             keep_G = self._slices()[name.removesuffix("hr")]

@@ -5,6 +5,7 @@ Shape letters: U users, Q queries, G targets of all queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,30 @@ class Queries:
         at = np.repeat(self.target_offset_Q1[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Queries(self.user_Q[chosen], self.cut_Q[chosen], offsets, self.target_G[at])
 
+    @staticmethod
+    def joined(parts: Sequence[Queries]) -> Queries:
+        """The queries of all parts, one part after another."""
+        lengths = np.concatenate([np.diff(part.target_offset_Q1) for part in parts])
+        return Queries(
+            np.concatenate([part.user_Q for part in parts]),
+            np.concatenate([part.cut_Q for part in parts]),
+            np.concatenate([[0], np.cumsum(lengths)]),
+            np.concatenate([part.target_G for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of time of a walk-forward: it is foretold as of its start, then trained on."""
+
+    queries: Queries
+    before_U: Int64Array
+    """How many of each user's events come before it."""
+    until_U: Int64Array
+    """The same of its end."""
+    tested: bool
+    """Whether its queries belong to the test; before that moment they are validation."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -52,9 +77,12 @@ class Split:
 
     interactions: Interactions
     train_U: Int64Array
-    """How many of each user's events are trained on: its first ones."""
+    """How many of each user's events are trained on: its first ones. In a walk-forward, before it begins."""
     validation: Queries
     test: Queries
+    """In a walk-forward those of all tested stages, in their order."""
+    stages: tuple[Stage, ...] = ()
+    """Of a walk-forward, in the order of time; empty where nothing is learnt after `train_U`."""
 
 
 class ProtocolError(ValueError):
@@ -97,7 +125,8 @@ def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
     """Train before a moment, validate up to a second one, test after it; nothing later is ever looked at.
 
     A query is a user as of the moment. Its targets are what comes first after it: the next event, the events of the
-    next day with any, or everything up to the next moment.
+    next day with any, or everything up to the next moment. In a walk-forward both stretches are cut into stages of
+    `walk_forward_days`, each with queries of its own.
     """
     validation_ms, test_ms, end_ms = moments(interactions.time_T, config)
     train_U = counts_before(interactions, validation_ms)
@@ -106,10 +135,31 @@ def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
             f"no event before {_date(validation_ms)} to train on (setting: protocol.validation_from)"
         )
     validation = _after(interactions, validation_ms, test_ms, config)
-    test = _after(interactions, test_ms, end_ms, config)
+    stages: tuple[Stage, ...] = ()
+    if config.walk_forward_days:
+        stages = (
+            *_stages(interactions, validation_ms, test_ms, config, tested=False),
+            *_stages(interactions, test_ms, end_ms, config, tested=True),
+        )
+        test = Queries.joined([stage.queries for stage in stages if stage.tested])
+    else:
+        test = _after(interactions, test_ms, end_ms, config)
     if len(test) == 0:
         raise ProtocolError(f"no event after {_date(test_ms)} to test on (setting: protocol.test_from)")
-    return Split(interactions, train_U, validation, test)
+    return Split(interactions, train_U, validation, test, stages)
+
+
+def _stages(
+    interactions: Interactions, start_ms: int, end_ms: int, config: ProtocolConfig, *, tested: bool
+) -> list[Stage]:
+    """[start, end) in stretches of the configured days; the last one may be shorter."""
+    found = []
+    for first_ms in range(start_ms, end_ms, config.walk_forward_days * _DAY_MS):
+        last_ms = min(first_ms + config.walk_forward_days * _DAY_MS, end_ms)
+        queries = _after(interactions, first_ms, last_ms, config)
+        before_U, until_U = (counts_before(interactions, moment) for moment in (first_ms, last_ms))
+        found.append(Stage(queries, before_U, until_U, tested))
+    return found
 
 
 def moments(time_T: Int64Array, config: ProtocolConfig) -> tuple[int, int, int]:

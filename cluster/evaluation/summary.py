@@ -89,7 +89,7 @@ def _compare(rows: Sequence[Row]) -> None:
     others = [row for row in rows if row is not reference and _same_queries(row, reference)]
     if reference is None or not others:
         return
-    found = compare({metric: _per_query((reference, *others), metric) for metric in COMPARED})
+    found = compare({metric: _per_user((reference, *others), metric) for metric in COMPARED})
     for metric, comparisons in found.items():
         for row, comparison in zip(others, comparisons, strict=True):
             row.comparisons[metric] = comparison
@@ -103,11 +103,11 @@ def _same_queries(row: Row, reference: Row | None) -> bool:
     return ours is not None and theirs is not None and np.array_equal(ours.user_Q, theirs.user_Q)
 
 
-def _per_query(rows: Sequence[Row], metric: str) -> PerQuery:
+def _per_user(rows: Sequence[Row], metric: str) -> PerQuery:
     """A metric of all rows, each averaged over its seeds."""
     numerators, denominator_Q = [], np.zeros(0)
     for row in rows:
-        parts = [result.ranks.per_query(metric) for result in row.results if result.ranks is not None]
+        parts = [result.ranks.per_user(metric) for result in row.results if result.ranks is not None]
         numerators.append(np.mean([numerator_Q for numerator_Q, _ in parts], axis=0))
         denominator_Q = parts[0][1]
     return PerQuery(np.stack(numerators, axis=1), denominator_Q)

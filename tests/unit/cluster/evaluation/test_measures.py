@@ -1,5 +1,7 @@
 """The figures of a cell and its slices."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,10 +69,17 @@ def test_a_query_without_targets_has_no_recall():
 @pytest.mark.parametrize(
     "metric", ["hr@10", "hr@50", "ndcg@10", "tail_hr@10", "tail_hr@50", "low_activity_hr@10"]
 )
-def test_per_query_shares_add_up_to_the_figure(metric):
-    numerator, denominator = _ranks().per_query(metric)
+def test_shares_of_users_add_up_to_the_figure(metric):
+    numerator, denominator = _ranks().per_user(metric)
     assert numerator.shape == denominator.shape == (3,)
     assert numerator.sum() / denominator.sum() == pytest.approx(_ranks().figures()[metric])
+
+
+def test_the_queries_of_a_user_stay_together():
+    ranks = replace(_ranks(), user_Q=np.array([7, 5, 7]))
+    alone, together = _ranks().per_user("hr@10"), ranks.per_user("hr@10")
+    for by_query, by_user in zip(alone, together, strict=True):
+        assert by_user.tolist() == [by_query[1], by_query[0] + by_query[2]]
 
 
 def test_tail_is_what_the_fifth_of_items_trained_most_leaves_by_training_events_only():
