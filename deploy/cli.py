@@ -310,7 +310,8 @@ def evaluate(
     """Compare models on a data set at rest: hit rates, significance, time; goes on where it was interrupted.
 
     Two protocols: `protocol.kind=leave_one_out` (each user's last event is the test) and `protocol.kind=temporal`
-    (train before `protocol.validation_from`, test after `protocol.test_from`). `protocol.shuffle_ties=true` draws the
+    (train before `protocol.validation_from`, test after `protocol.test_from`); with `protocol.walk_forward_days=1` it
+    foretells a day, trains on it, and goes on with the next, as a stream would. `protocol.shuffle_ties=true` draws the
     order of events with one time. All items are ranked but those that the user has had.
 
     Models: cl_epidtn, its ablations epidtn, cltd, cl_dssm; wals, youtube_dnn, dssm, mind, sasrec, sasrec_bce;

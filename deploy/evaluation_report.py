@@ -70,8 +70,10 @@ class Report:
     def protocol(self) -> str:
         """In words."""
         protocol = self.about.get("protocol", {})
+        days = protocol.get("walk_forward_days", 0)
+        walk = f", walk-forward by {days} {'day' if days == 1 else 'days'}" if days else ""
         ties = ", ties shuffled" if protocol.get("shuffle_ties") else ""
-        return f"{protocol.get('kind', '').replace('_', ' ')}{ties}"
+        return f"{protocol.get('kind', '').replace('_', ' ')}{walk}{ties}"
 
     def as_json(self) -> dict[str, Any]:
         """The result for machines; `results` has one object per model, or per model and swept value."""
@@ -170,8 +172,10 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
 def legend(report: Report, left_out: Collection[str] = ()) -> list[str]:
     """What the columns mean."""
     data, row = report.data, report.rows[0]
+    # A walk-forward asks for a user once in every stage.
+    asked = "queries" if "walk-forward" in report.protocol else "users tested"
     lines = [
-        f"{data['name']}, {report.protocol}: {data['test_queries']:,} users tested, {data['test_targets']:,} targets "
+        f"{data['name']}, {report.protocol}: {data['test_queries']:,} {asked}, {data['test_targets']:,} targets "
         f"among all {data['items']:,} items; {_seeds(row.seeds)}",
     ]
     if any(row.comparisons for row in report.rows):

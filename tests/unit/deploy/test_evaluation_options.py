@@ -124,6 +124,22 @@ def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
     assert "to go" in shown
     assert "DSSM, seed 1, model.layers=2" in shown
     assert "pass 1/4  loss 5.250  validation HR@10 .1234" in shown
+    walked = PassReport(4, 4, math.nan, 0.0625, 0.1234, stage=3, stages=24)
+    display.take(CellEvent(cells[0], "pass", report=walked))
+    console.print(display._render())
+    assert "walk-forward 3/24  HR@10 .0625" in console.export_text()
     display.take(CellEvent(cells[0], "failed", error="no room"))
     assert display.view.summary(display.view.started).startswith("evaluating: 1 of 2 cells · 1 failed")
     assert [duration(s) for s in (3, 185, 7440)] == ["3 s", "3 min 5 s", "2 h 4 min"]
+
+
+def test_the_protocol_is_told_in_words():
+    from deploy.evaluation_report import Report
+
+    def told(**protocol):
+        return Report([], about={"protocol": protocol}).protocol
+
+    assert told(kind="leave_one_out", shuffle_ties=True) == "leave one out, ties shuffled"
+    assert told(kind="temporal", walk_forward_days=0) == "temporal"
+    assert told(kind="temporal", walk_forward_days=1) == "temporal, walk-forward by 1 day"
+    assert told(kind="temporal", walk_forward_days=7) == "temporal, walk-forward by 7 days"
