@@ -16,15 +16,16 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import process_group_backend, resolve_device
 from cluster.training.quarantine import PoisonedTraining
 from cluster.training.starting_point import find_starting_point
 from cluster.training.telemetry import read_progress, write_progress
-from retrieval.durable_files import write_durably
+from retrieval.durable_files import replace_durably
 from streaming.parquet_source import ParquetUnusable
 from streaming.source import PositionLost, TopicMissing, partitions_of
 
@@ -258,7 +259,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
 
 
 def _note_stop(storage: Path, run_id: str, error: Exception) -> None:
-    write_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
+    replace_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
 
 
 def stop_reason(storage: Path, run_id: str) -> str | None:

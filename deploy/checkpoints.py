@@ -31,7 +31,7 @@ def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
     Raises:
         NoSuchCheckpoint: there is none at all.
     """
-    from cluster.checkpoints.checkpoint import CheckpointError
+    from cluster.checkpoints.manifest import CheckpointError
 
     store = _store(config)
     entries: list[dict[str, Any]] = []
@@ -53,7 +53,8 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
     Returns:
         `name`, `whole` (with all it builds on), `files` (name, bytes, problem: empty if none), `problem`.
     """
-    from cluster.checkpoints.checkpoint import CheckpointError, file_problem, open_checkpoint, read_manifest
+    from cluster.checkpoints.checkpoint import open_checkpoint
+    from cluster.checkpoints.manifest import CheckpointError, file_problem, read_manifest
 
     store = _store(config)
     results = []

@@ -72,7 +72,8 @@ def _checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
     location = config.checkpoint_location
     if "://" not in location:
         return _manifests(Path(location).expanduser(), "step-*")
-    from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore, read_manifest
+    from cluster.checkpoints.checkpoint import CheckpointStore
+    from cluster.checkpoints.manifest import CheckpointError, read_manifest
 
     store, found = CheckpointStore(location), []
     for name in store.names():

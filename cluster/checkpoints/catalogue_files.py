@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.checkpoints.checkpoint import Checkpoint, read_table, write_table
+from cluster.checkpoints.array_files import read_table, write_table
+from cluster.checkpoints.checkpoint import Checkpoint
 from retrieval.durable_files import FileEntry
 from streaming.catalogue import Catalogue
 from streaming.catalogue_records import CatalogueUpdate

@@ -19,11 +19,10 @@ nothing else can take a link's place. Files are safetensors, Arrow and JSON; not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +30,19 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors.torch import load, save
 
+from cluster.checkpoints.array_files import tensor_bytes
 from cluster.checkpoints.claim import Claim, take_over
+from cluster.checkpoints.manifest import (
+    FORMAT,
+    START_ANEW,
+    CheckpointError,
+    chain_of,
+    checksum_of,
+    file_problem,
+    read_manifest,
+)
 from cluster.checkpoints.storage import (
-    MANIFEST,
     HashingSink,
     Hook,
     Storage,
@@ -45,29 +52,9 @@ from cluster.checkpoints.storage import (
     order_of,
     split_location,
 )
-from retrieval.durable_files import FileEntry, write_durably
-
-FORMAT = 2
-START_ANEW = "point storage_path elsewhere to start anew"
-"""What can always be done about a checkpoint of the run's own."""
+from retrieval.durable_files import FileEntry
 
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read; the message names the path, what is wrong and the setting to change."""
-
-
-def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 knew no deltas; its files have the names and columns of a full checkpoint of today.
-
-    The checksum stays that of the file, by which a delta knows what it builds on.
-    """
-    return {**manifest, "format": FORMAT, "kind": "full", "chain": [], "written_ms": None}
-
-
-_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
-"""From each older format to the present one."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +180,7 @@ class CheckpointStore:
         }
         # What is read back is what is here: a tuple would come back as a list.
         manifest = json.loads(json.dumps(manifest))
-        manifest["checksum"] = _checksum(manifest)
+        manifest["checksum"] = checksum_of(manifest)
         self.check_claim()
         self.storage.commit(writing.name, json.dumps(manifest, indent=1).encode(), self._at)
         return Checkpoint(self.storage, writing.name, manifest, links)
@@ -218,7 +205,7 @@ class CheckpointStore:
 
     def _chain_of(self, name: str) -> list[str]:
         try:
-            return [*_chain(read_manifest(self.storage, name)), name]
+            return [*chain_of(read_manifest(self.storage, name)), name]
         except CheckpointError:
             return [name]  # nobody can build on it
 
@@ -249,7 +236,7 @@ class CheckpointStore:
     def open(self, name: str) -> Checkpoint:
         """A checkpoint whose chain somebody else has verified: only the manifests are read."""
         manifest = read_manifest(self.storage, name)
-        links = [Checkpoint(self.storage, n, read_manifest(self.storage, n)) for n in _chain(manifest)]
+        links = [Checkpoint(self.storage, n, read_manifest(self.storage, n)) for n in chain_of(manifest)]
         return Checkpoint(self.storage, name, manifest, tuple(links))
 
 
@@ -333,86 +320,3 @@ def _verified(storage: Storage, name: str, known: dict[str, Checkpoint | Checkpo
     if isinstance(found, CheckpointError):
         raise found
     return found
-
-
-def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
-    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
-    try:
-        content = storage.read(name, entry["name"])
-    except FileNotFoundError:
-        return "is missing"
-    if content.size != entry["size"]:
-        return f"has {content.size} bytes instead of {entry['size']} and does not match its checksum"
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        return "does not match its checksum"
-    return ""
-
-
-def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
-    """A manifest in the present format, checked against its own checksum, without looking at the files.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or of an unknown format.
-    """
-    place = f"{storage.where}/{name}"
-    try:
-        content = storage.read(name, MANIFEST).to_pybytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(
-            f"{place} is not a checkpoint: it has no {MANIFEST} (setting: checkpoint or storage_path)"
-        ) from None
-    try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise CheckpointError(f"{place}/{MANIFEST} is not valid JSON: {error}") from error
-    version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if version != FORMAT and version not in _UPGRADES:
-        readable = ", ".join(map(str, [*_UPGRADES, FORMAT]))
-        raise CheckpointError(f"{place} has checkpoint format {version!r}; this version reads {readable}")
-    if manifest.get("checksum") != _checksum(manifest):
-        raise CheckpointError(f"{place} is damaged: {MANIFEST} does not match its own checksum")
-    upgraded: dict[str, Any] = manifest
-    while upgraded["format"] != FORMAT:
-        upgraded = _UPGRADES[upgraded["format"]](upgraded)
-    return upgraded
-
-
-def _chain(manifest: Mapping[str, Any]) -> list[str]:
-    return [link["name"] for link in manifest["chain"]]
-
-
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without its checksum: positions and counters are as precious as the files."""
-    unsigned = {name: value for name, value in manifest.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()
-
-
-def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Tensors as safetensors."""
-    payload: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    return payload
-
-
-def write_table(path: Path, table: pa.Table) -> FileEntry:
-    """Write an Arrow IPC file into a folder (an index version's) and fsync it."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return write_durably(path, sink.getvalue())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
-    """Write a safetensors file into a folder (an index version's) and fsync it."""
-    return write_durably(path, tensor_bytes(tensors))
-
-
-def read_table(file: Path | StoredFile) -> pa.Table:
-    """Read an Arrow IPC file."""
-    content = pa.py_buffer(file.read_bytes()) if isinstance(file, Path) else file.read()
-    return pa.ipc.open_file(content).read_all()
-
-
-def read_tensors(file: Path | StoredFile) -> dict[str, torch.Tensor]:
-    """Read a safetensors file onto the CPU."""
-    content = file.read_bytes() if isinstance(file, Path) else file.read().to_pybytes()
-    return load(content)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cluster.checkpoints.checkpoint import Checkpoint, read_table, read_tensors
+from cluster.checkpoints.array_files import read_table, read_tensors
+from cluster.checkpoints.checkpoint import Checkpoint
 from model.baselines.pair_matrix import PairMatrix, Pairs
 
 BASELINES = "baselines.safetensors"

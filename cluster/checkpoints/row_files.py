@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from cluster.checkpoints.array_files import read_table, write_table
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
-from cluster.checkpoints.checkpoint import START_ANEW, CheckpointError, read_table, write_table
+from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.checkpoints.storage import StoredFile
 from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.sharded_embedding import ShardedEmbedding

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from cluster.checkpoints.array_files import read_table, read_tensors
 from cluster.checkpoints.catalogue_files import ITEMS
 from cluster.checkpoints.catalogue_files import USERS as CATALOGUE_USERS
-from cluster.checkpoints.checkpoint import Checkpoint, read_table, read_tensors
+from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.ledger import PartitionLedger
 from cluster.checkpoints.pair_files import BASELINES, merged_pairs
 from cluster.checkpoints.row_files import PREFIX as ROWS

@@ -10,7 +10,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from cluster.checkpoints.checkpoint import START_ANEW, CheckpointError, read_tensors, write_tensors
+from cluster.checkpoints.array_files import read_tensors, write_tensors
+from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.checkpoints.storage import StoredFile
 from model.attribute_columns import EarlierColumns
 from retrieval.durable_files import FileEntry

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.checkpoints.checkpoint import Checkpoint, read_table
+from cluster.checkpoints.array_files import read_table
+from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.ledger import Ledger, PartitionLedger
 from streaming.history import UserStore
 from streaming.schema import EVENTS, NEGATIVES, USER_ID

@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, Writing
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, Writing
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import Hook, nothing
 from cluster.collectives import Collectives
 from retrieval.durable_files import FileEntry

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.ledger import PartitionLedger
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.user_files import merged_ledger, partitions_in
 from cluster.config import FreshetConfig
 from cluster.training.stream_state import saved_stream

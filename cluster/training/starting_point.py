@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import MANIFEST, StorageLocationError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.checkpoints.checkpoint import Checkpoint, CheckpointError, read_table
+from cluster.checkpoints.array_files import read_table
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.user_files import merged_users, partitions_in
 from streaming.admission import Admission
 from streaming.dead_letter import DeadLetter

@@ -25,9 +25,11 @@ from typing import Any
 
 import torch
 
+from cluster.checkpoints.array_files import read_tensors
 from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.catalogue_files import catalogue_tables, read_catalogue
-from cluster.checkpoints.checkpoint import START_ANEW, Checkpoint, CheckpointStore, read_tensors
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
+from cluster.checkpoints.manifest import START_ANEW
 from cluster.checkpoints.pair_files import BASELINES, PairPart, load_pairs
 from cluster.checkpoints.row_files import PREFIX as ROWS
 from cluster.checkpoints.row_files import WAITING, RowPart, load_rows, load_waiting, waiting_tables

@@ -12,8 +12,10 @@ import pytest
 import torch
 from kafka import KafkaConsumer, KafkaProducer
 
-from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore, read_table, read_tensors
+from cluster.checkpoints.array_files import read_table, read_tensors
+from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.row_files import merged_rows
 from cluster.checkpoints.user_files import merged_users, partitions_in
 from cluster.collectives import Collectives

@@ -7,13 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.checkpoints.checkpoint import (
-    CheckpointError,
-    CheckpointStore,
-    open_checkpoint,
-    read_table,
-    read_tensors,
-)
+from cluster.checkpoints.array_files import read_table, read_tensors
+from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import nothing
 
 

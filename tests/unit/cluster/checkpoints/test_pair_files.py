@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint, read_table, read_tensors
+from cluster.checkpoints.array_files import read_table, read_tensors
+from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.pair_files import BASELINES, PairPart, load_pairs, merged_pairs
 from cluster.checkpoints.state import digests, read_state
 from cluster.checkpoints.writing import FullPolicy

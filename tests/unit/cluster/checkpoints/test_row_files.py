@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.checkpoints.checkpoint import CheckpointError
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.row_files import load_rows, save_rows
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cluster.checkpoints.checkpoint import CheckpointError
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.tower_files import load_towers, save_towers
 
 

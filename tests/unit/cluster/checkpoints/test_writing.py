@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
+from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.row_files import load_rows
 from cluster.checkpoints.state import difference, digest, digests, read_state
 from cluster.checkpoints.writing import FullPolicy
@@ -138,7 +139,7 @@ def test_rows_that_were_removed_stay_away_unless_they_come_back(tmp_path, store)
         source = ShardedEmbedding(4, Collectives(), row_optimizer("adam"), seed=1, device=torch.device("cpu"))
         source.add(*keys(*rows))
         source.values_CD[:] = float(name)
-        from cluster.checkpoints.checkpoint import write_table
+        from cluster.checkpoints.array_files import write_table
         from cluster.checkpoints.row_files import row_columns
 
         kind = "changes" if name else ""

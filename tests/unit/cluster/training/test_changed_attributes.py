@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cluster.checkpoints.attribute_change import AttributeChange
-from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.state import digests, read_state
 from cluster.collectives import Collectives
 from cluster.training.refresh import encode_users

@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from cluster.checkpoints.checkpoint import CheckpointError, CheckpointStore
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.training.starting_point import find_starting_point
 from model.config import ModelConfig

@@ -1,0 +1,83 @@
+"""A checkpoint's manifest: what is in it, signed by its own checksum, in any format that was ever written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cluster.checkpoints.storage import MANIFEST, Storage
+
+FORMAT = 2
+START_ANEW = "point storage_path elsewhere to start anew"
+"""What can always be done about a checkpoint of the run's own."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read; the message names the path, what is wrong and the setting to change."""
+
+
+def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew no deltas; its files have the names and columns of a full checkpoint of today.
+
+    The checksum stays that of the file, by which a delta knows what it builds on.
+    """
+    return {**manifest, "format": FORMAT, "kind": "full", "chain": [], "written_ms": None}
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+"""From each older format to the present one."""
+
+
+def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
+    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
+    try:
+        content = storage.read(name, entry["name"])
+    except FileNotFoundError:
+        return "is missing"
+    if content.size != entry["size"]:
+        return f"has {content.size} bytes instead of {entry['size']} and does not match its checksum"
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        return "does not match its checksum"
+    return ""
+
+
+def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
+    """A manifest in the present format, checked against its own checksum, without looking at the files.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of an unknown format.
+    """
+    place = f"{storage.where}/{name}"
+    try:
+        content = storage.read(name, MANIFEST).to_pybytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{place} is not a checkpoint: it has no {MANIFEST} (setting: checkpoint or storage_path)"
+        ) from None
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{place}/{MANIFEST} is not valid JSON: {error}") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if version != FORMAT and version not in _UPGRADES:
+        readable = ", ".join(map(str, [*_UPGRADES, FORMAT]))
+        raise CheckpointError(f"{place} has checkpoint format {version!r}; this version reads {readable}")
+    if manifest.get("checksum") != checksum_of(manifest):
+        raise CheckpointError(f"{place} is damaged: {MANIFEST} does not match its own checksum")
+    upgraded: dict[str, Any] = manifest
+    while upgraded["format"] != FORMAT:
+        upgraded = _UPGRADES[upgraded["format"]](upgraded)
+    return upgraded
+
+
+def chain_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of what it builds on, the full one first."""
+    return [link["name"] for link in manifest["chain"]]
+
+
+def checksum_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its checksum: positions and counters are as precious as the files."""
+    unsigned = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()
