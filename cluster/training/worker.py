@@ -23,28 +23,22 @@ from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher
+from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import Decision, Report, agree
-from cluster.training.forgetting import forget_deleted
+from cluster.training.intake import Intake
 from cluster.training.progress_report import ProgressReporter
 from cluster.training.quarantine import poisoned, quarantine_letters
 from cluster.training.run import TrainingRun, partitions_of_rank
 from cluster.training.starting_point import find_starting_point, start_from
 from cluster.training.stream_state import Epoch, saved_stream
 from cluster.training.worker_state import checkpointer_of, restore_checkpoint
-from streaming.backfill import topic_range
-from streaming.catalogue_reader import CatalogueReader
-from streaming.catalogue_records import CatalogueUpdate
 from streaming.dead_letter import DeadLettersDelayed
 from streaming.group_offsets import GroupOffsets
-from streaming.growth import Growth, TopicWatch
-from streaming.outage import patiently
-from streaming.parquet_source import ParquetSource
 from streaming.position import Position
-from streaming.source import BrokerUnavailable, KafkaSource, partitions_of
+from streaming.topics import BrokerUnavailable
 
 _log = logging.getLogger(__name__)
 
-_CATALOGUE_POLL_S = 0.5
 _IDLE_WAIT_S = 0.02
 _LETTERS_RETRY_S = 0.5
 
@@ -72,26 +66,23 @@ class Worker:
         )
         self.publisher = Publisher(comm, config)
         self._run_id = run_id
-        self.run = self._new_run(self._count_partitions())
+        self._intake = Intake(config, comm)
+        self.run = self._new_run(self._intake.count_partitions())
         self.progress = ProgressReporter(storage, run_id, comm)
         self._group_offsets = GroupOffsets(config.stream)
         self._on_checkpoint, self._at = on_checkpoint, at
-        self._pending: CatalogueUpdate | None = None
-        self._growth: Growth | None = None
-        self._watch: TopicWatch | None = None
         self._resumed = False
-        self._ends: Mapping[int, int] | None = None
         self._validation = np.zeros(4)
         self._validated_at = 0
         self._refused_in_a_row = 0
         self._last_step_s = self._last_checkpoint_s = self._last_publish_s = time.monotonic()
-        self._last_catalogue_s = 0.0
 
     def train(self) -> dict[str, Any]:
         """Run until the stream ends or `train.stop_after_rows`; returns the last progress (rank 0)."""
         self._checkpointer = self._resume()
-        self._open_stream()
-        self._open_source()
+        self._intake.choose_range(self.run, resumed=self._resumed)
+        self._feed = CatalogueFeed(self.config.stream, self.comm, self.run)
+        self._intake.open(self.run)
         try:
             while True:
                 decision = agree(self.comm, self._report(), self.config.train)
@@ -100,7 +91,7 @@ class Worker:
                     self.publisher.wait()
                     raise RuntimeError("publishing failed on rank 0; see its log")
                 if decision.catalogue:
-                    self._apply_catalogue()
+                    self._feed.apply(self.run)
                 if decision.publish:
                     self._publish()
                 if decision.checkpoint:
@@ -108,9 +99,9 @@ class Worker:
                 if decision.checkpoint_ready:
                     self._advance_checkpoint()
                 if decision.bound:
-                    self._bound()
-                if decision.drained and self._growth is not None:
-                    self._grow(self._growth.partitions)
+                    self._intake.bound(self.run)
+                if decision.drained and self._intake.growth is not None:
+                    self._grow(self._intake.growth.partitions)
                     continue
                 if decision.stop:
                     return self._finish(decision)
@@ -122,15 +113,8 @@ class Worker:
         finally:
             self._checkpointer.close()
             self._group_offsets.close()
-            if self._watch is not None:
-                self._watch.close()
+            self._intake.close()
             self.run.close()
-
-    def _count_partitions(self) -> int:
-        stream = self.config.stream
-        if stream.parquet:
-            return stream.parquet_partitions
-        return len(patiently(stream, lambda: partitions_of(stream, stream.interactions_topic)))
 
     def _new_run(self, partitions: int) -> TrainingRun:
         mine = partitions_of_rank(partitions, self.comm.rank, self.comm.world)
@@ -163,65 +147,6 @@ class Worker:
             return found
         return (store or CheckpointStore(told[0])).open(told[1])
 
-    def _open_stream(self) -> None:
-        stream = self.config.stream
-        if not stream.parquet:
-            bounded = self.config.train.bounded
-            mine = topic_range(stream, bounded=bounded) if self.comm.rank == 0 else None
-            whole = self.comm.gather_objects(mine)[0]
-            self._ends = whole.end
-            if not self._resumed and stream.from_time:
-                self._begin_at(whole.start)
-        if self.comm.rank == 0:
-            self._reader = CatalogueReader(stream, self.run.catalogue_positions)
-            self._pending = self._first_records()
-        self._exchange_first_catalogue()
-
-    def _first_records(self) -> CatalogueUpdate:
-        """All that has come since the checkpoint; before it, what older records say of attributes that are new."""
-        update, run = self._reader.read_to_end(), self.run
-        if not run.reread_users:
-            return update
-        known = CatalogueReader.last_users(self.config.stream, run.catalogue_positions)
-        return replace(update, users=pa.concat_tables([known, update.users]))
-
-    def _begin_at(self, start: Mapping[int, int]) -> None:
-        """A new run that reads from a time on."""
-        run = self.run
-        run.positions = {p: Position(start[p], 0) for p in run.partitions}
-        run.stream.origin = {p: start[p] for p in run.partitions}
-
-    def _open_source(self) -> None:
-        run, spread_over = self.run, self.run.stream.partitions
-        watermark_ms = run.stream.admission.watermark_ms
-        if self.config.stream.parquet:
-            run.open(
-                ParquetSource(self.config.stream, run.partitions, run.positions, watermark_ms=watermark_ms)
-            )
-            return
-        source = KafkaSource(
-            self.config.stream,
-            run.partitions,
-            run.positions,
-            self._ends,
-            watermark_ms=watermark_ms,
-            spread_over=spread_over,
-        )
-        run.open(source)
-        run.note_origin()
-        if self._ends is not None:
-            grown = len(self._ends) > spread_over
-            self._growth = Growth(len(self._ends), self._ends) if grown else None
-        elif self.comm.rank == 0:
-            self._watch = TopicWatch(self.config.stream, spread_over)
-
-    def _bound(self) -> None:
-        """The partitions that are being read end now; when all are read, `_grow` goes on with the new ones."""
-        growth = self._watch.found if self._watch is not None else None
-        self._growth = self.comm.gather_objects(growth)[0]
-        assert self._growth is not None
-        self.run.source.bound(self._growth.ends)
-
     def _grow(self, partitions: int) -> None:
         """Users move to where they belong now: by a checkpoint of this instant, which is then read anew."""
         old = self.run
@@ -233,16 +158,13 @@ class Worker:
         until = {int(p): int(at[0]) for p, at in barrier.manifest["positions"].items()}
         old.close()
         self._checkpointer.close()
-        if self._watch is not None:
-            self._watch.close()
         self.run = self._new_run(partitions)
         restore_checkpoint(self.run, barrier, self.comm)
         self.run.notice = old.notice
         self.run.stream.epochs.append(Epoch(old.stream.partitions, until))
         self.run.progressive.recent_queries = old.progressive.recent_queries
         self._checkpointer = checkpointer_of(self.run, self.checkpoints, self.comm, None, self._at)
-        self._growth = None
-        self._open_source()
+        self._intake.open_grown(self.run)
         _log.warning(
             "%s: %d partitions are read to their ends, users have moved, %d are read from now on",
             self.config.stream.interactions_topic,
@@ -250,18 +172,13 @@ class Worker:
             partitions,
         )
 
-    def _exchange_first_catalogue(self) -> None:
-        waiting = self.comm.exchange(np.array([float(self._pending is not None)]))[0, 0]
-        if waiting:
-            self._apply_catalogue()
-
     def _report(self) -> Report:
         now = time.monotonic()
         train, batcher = self.config.train, self.run.batcher
         report = Report(
             ready_rows=batcher.ready_rows(self._quota),
             batch_full=float(batcher.wait_full(self._quota, 0.0)),
-            finished=float(self.run.source.finished and self._is_bounded),
+            finished=float(self.run.source.finished and self._intake.bounded),
             rows_read=batcher.rows_read + self.run.rows_read_before,
             dead_letters=batcher.rows_dead + self.run.dead_letters_before,
             negatives=self.run.ledger.negatives,
@@ -275,7 +192,7 @@ class Worker:
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation
         if self.comm.rank == 0:
             report.linger_over = float(now - self._last_step_s >= train.linger_s)
-            report.catalogue_waiting = float(self._poll_catalogue(now))
+            report.catalogue_waiting = float(self._feed.waiting(now))
             report.checkpoint_due = float(
                 self._checkpointer.idle and now - self._last_checkpoint_s >= train.checkpoint_every_s
             )
@@ -284,9 +201,7 @@ class Worker:
                 and not self.publisher.busy
                 and self._worth_publishing
             )
-            report.growth_found = float(
-                self._growth is None and self._watch is not None and self._watch.found is not None
-            )
+            report.growth_found = float(self._intake.growth_found)
             report.failed = float(self.publisher.error is not None)
         return report
 
@@ -294,12 +209,6 @@ class Worker:
     def _quota(self) -> int:
         """Rows of each partition in one global step: a function of the settings and the topic alone."""
         return max(1, self.config.train.batch_events // self.run.stream.partitions)
-
-    @property
-    def _is_bounded(self) -> bool:
-        """Whether the open partitions have an end: one that is only held has not."""
-        files = bool(self.config.stream.parquet)
-        return files or self._ends is not None or self._growth is not None
 
     @property
     def _worth_publishing(self) -> bool:
@@ -310,21 +219,6 @@ class Worker:
         self.run.curve.add(self._validated_at, decision.validation)
         self._validation = np.zeros(4)
         self.progress.update(self.run, decision.totals, self.publisher)
-
-    def _poll_catalogue(self, now: float) -> bool:
-        if self._pending is None and now - self._last_catalogue_s >= _CATALOGUE_POLL_S:
-            self._last_catalogue_s = now
-            self._pending = self._reader.poll()
-        return self._pending is not None
-
-    def _apply_catalogue(self) -> None:
-        payload = self._pending.to_bytes() if self._pending is not None else b""
-        update = CatalogueUpdate.from_bytes(self.comm.broadcast_bytes(payload))
-        forget_deleted(self.run, update)
-        self.run.catalogue.apply(update)
-        if self.comm.rank == 0:
-            self.run.catalogue_positions = self._reader.positions()
-        self._pending = None
 
     def _step(self) -> None:
         run = self.run
@@ -376,9 +270,7 @@ class Worker:
     def _letters_arrived(self) -> bool:
         """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""
         self.run.note_gaps()
-        if self.comm.rank == 0:
-            self.run.dead_letters.send(self._reader.dead_letters)
-            self._reader.dead_letters.clear()
+        self._feed.send_dead_letters(self.run)
         delayed: DeadLettersDelayed | None = None
         try:
             self.run.dead_letters.flush()

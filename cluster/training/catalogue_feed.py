@@ -1,0 +1,66 @@
+"""Records of the users' and items' topics: rank 0 reads them, every rank takes them up at the same step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.collectives import Collectives
+from cluster.training.forgetting import forget_deleted
+from cluster.training.run import TrainingRun
+from streaming.catalogue_reader import CatalogueReader
+from streaming.catalogue_records import CatalogueUpdate
+from streaming.config import StreamConfig
+
+_POLL_EVERY_S = 0.5
+
+
+class CatalogueFeed:
+    """The catalogue's records on their way into a run.
+
+    Args:
+        config: the topics.
+        comm: of all ranks.
+        run: as of its start; what came since is read at once.
+    """
+
+    def __init__(self, config: StreamConfig, comm: Collectives, run: TrainingRun) -> None:
+        self._config, self._comm = config, comm
+        self._pending: CatalogueUpdate | None = None
+        self._polled_s = 0.0
+        if comm.rank == 0:
+            self._reader = CatalogueReader(config, run.catalogue_positions)
+            self._pending = self._first_records(run)
+        if comm.exchange(np.array([float(self._pending is not None)]))[0, 0]:
+            self.apply(run)
+
+    def _first_records(self, run: TrainingRun) -> CatalogueUpdate:
+        """All that has come since the checkpoint; before it, what older records say of attributes that are new."""
+        update = self._reader.read_to_end()
+        if not run.reread_users:
+            return update
+        known = CatalogueReader.last_users(self._config, run.catalogue_positions)
+        return CatalogueUpdate(items=update.items, users=pa.concat_tables([known, update.users]))
+
+    def waiting(self, now: float) -> bool:
+        """Whether there are records to take up; looks for some twice a second (rank 0)."""
+        if self._pending is None and now - self._polled_s >= _POLL_EVERY_S:
+            self._polled_s = now
+            self._pending = self._reader.poll()
+        return self._pending is not None
+
+    def apply(self, run: TrainingRun) -> None:
+        """Collective. Every rank forgets what was deleted and learns what is new."""
+        payload = self._pending.to_bytes() if self._pending is not None else b""
+        update = CatalogueUpdate.from_bytes(self._comm.broadcast_bytes(payload))
+        forget_deleted(run, update)
+        run.catalogue.apply(update)
+        if self._comm.rank == 0:
+            run.catalogue_positions = self._reader.positions()
+        self._pending = None
+
+    def send_dead_letters(self, run: TrainingRun) -> None:
+        """Records that could not be read (rank 0; the others have none)."""
+        if self._comm.rank == 0:
+            run.dead_letters.send(self._reader.dead_letters)
+            self._reader.dead_letters.clear()
