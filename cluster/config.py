@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cluster.evaluation.config import FitConfig, ProtocolConfig, WalsConfig
+from cluster.evaluation.config import FitConfig, PopularityConfig, ProtocolConfig, WalsConfig
 from cluster.tables.config import TableConfig
 from model.config import ModelConfig
 from retrieval.config import IndexConfig
@@ -201,6 +201,7 @@ class FreshetConfig:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     wals: WalsConfig = field(default_factory=WalsConfig)
+    popularity: PopularityConfig = field(default_factory=PopularityConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
     storage_path: str = field(

@@ -141,3 +141,19 @@ class WalsConfig:
         for name in ("regularization", "kappa"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"wals.{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass
+class PopularityConfig:
+    """The floor popularity."""
+
+    half_life_days: float = field(
+        default=0.0, metadata={"help": "days after which an event counts half (0 = all count alike)"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting."""
+        if self.half_life_days < 0:
+            raise ValueError(
+                f"popularity.half_life_days must not be negative, got {self.half_life_days:g} (0 = all count alike)"
+            )

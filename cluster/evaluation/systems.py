@@ -70,7 +70,7 @@ class System:
     @property
     def depends_on_seed(self) -> bool:
         """Whether two seeds can give different results."""
-        return bool(self.reads)
+        return self.trained or "seed" in self.reads
 
     def settings_of(
         self, config: FreshetConfig, tuned: Mapping[str, Any], point: Mapping[str, Any]
@@ -125,7 +125,7 @@ SYSTEMS: dict[str, System] = {
         _towers("sasrec", "SASRec", "sasrec:SASRec", _DOT),
         # Its one negative is drawn among the step's uniform ones.
         _towers("sasrec_bce", "SASRec (BCE)", "sasrec:SASRecBCE", {**_DOT, "model.uniform_negatives": 1000}),
-        _one_pass("popularity", "Popularity", "popularity:Popularity"),
+        _one_pass("popularity", "Popularity", "popularity:Popularity", reads=("popularity.",)),
         _one_pass("markov", "Markov", "markov:Markov", ("scipy.sparse",)),
         _one_pass("cooccurrence", "Co-occurrence", "cooccurrence:Cooccurrence", ("scipy.sparse",)),
     )
@@ -186,6 +186,8 @@ def create(
     extra: dict[str, Any] = {}
     if system.name == "wals":
         extra = {**asdict(config.wals), "threads": config.fit.threads, "seed": config.seed}
+    if system.name == "popularity":
+        extra = asdict(config.popularity)
     recommender: Recommender = make(item_ids, **extra)
     return recommender
 

@@ -17,6 +17,8 @@ from model.baselines.histories import Histories, ItemIndex
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
+_DAY_MS = 86_400_000
+
 
 class StreamingPopularity:
     """Counts over dense item indices; grows with the catalogue."""
@@ -54,22 +56,37 @@ class StreamingPopularity:
 
 
 class Popularity:
-    """StreamingPopularity as a Recommender: a user is the vector [1], an item is [its count].
+    """How often an item has been taken, of late if so wanted, as a Recommender: a user is [1], an item is [its count].
+
+    count(i) = Σ_e w_e,  w_e = 2^(−(t − t_e) / half-life),  t: the latest event's time; w_e = 1 without a half-life.
 
     Args:
         item_ids: int64 (I,), the catalogue's ids; other items are not counted.
+        half_life_days: after which an event counts half; 0: never.
     """
 
-    def __init__(self, item_ids: Int64Array) -> None:
+    def __init__(self, item_ids: Int64Array, *, half_life_days: float = 0.0) -> None:
         self._index = ItemIndex(item_ids)
-        self._counter = StreamingPopularity()
+        self._count_I = np.zeros(len(self._index), np.float64)
+        self._half_life_ms = half_life_days * _DAY_MS
+        self._latest_ms = 0
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
         """See Recommender: counts the events' items."""
-        target_E = Histories.of(batch, self._index).target_E
-        known = target_E[target_E >= 0]
-        self._counter.update(known, np.zeros((known.shape[0], 0), np.int64))
+        events = Histories.of(batch, self._index)
+        known_E = events.target_E >= 0
+        weight_E = None
+        if self._half_life_ms:
+            time_E = batch.column("times_ms").flatten().to_numpy()[events.place_E][known_E]
+            latest_ms = max(self._latest_ms, int(time_E.max(initial=0)))
+            self._count_I *= self._weight(latest_ms - self._latest_ms)
+            self._latest_ms = latest_ms
+            weight_E = self._weight(latest_ms - time_E)
+        self._count_I += np.bincount(events.target_E[known_E], weight_E, minlength=len(self._index))
         return {}
+
+    def _weight(self, age_ms: Any) -> Any:
+        return np.exp2(-age_ms / self._half_life_ms)
 
     def end_pass(self) -> None:
         """See Recommender: counts are ready at any time."""
@@ -81,8 +98,10 @@ class Popularity:
     def encode_items(self, item_ids: Int64Array) -> Float32Array:
         """See Recommender: counts, float32 (Q, 1)."""
         column_Q = self._index.find(item_ids)
-        count_I = self._counter.counts(max(1, len(self._index)))
-        return np.where(column_Q >= 0, count_I[np.maximum(column_Q, 0)], np.float32(0))[:, None]
+        if len(self._index) == 0:
+            return np.zeros((column_Q.shape[0], 1), np.float32)
+        count_Q = self._count_I[np.maximum(column_Q, 0)].astype(np.float32)
+        return np.where(column_Q >= 0, count_Q, np.float32(0))[:, None]
 
     def scores(self, users: Float32Array, items: Float32Array) -> Float32Array:
         """See Recommender."""
@@ -90,8 +109,9 @@ class Popularity:
 
     def state(self) -> Any:
         """See Recommender."""
-        return {name: array.copy() for name, array in self._counter.to_arrays().items()}
+        return self._count_I.copy(), self._latest_ms
 
     def load_state(self, state: Any) -> None:
         """See Recommender."""
-        self._counter.load_arrays(state)
+        count_I, self._latest_ms = state
+        self._count_I = count_I.copy()

@@ -211,8 +211,8 @@ def test_a_reference_to_the_environment_is_followed_and_a_broken_one_is_refused(
 def test_every_setting_is_listed_once_with_its_type_default_and_meaning():
     described = {setting.key: setting for setting in describe_settings()}
     config = FreshetConfig()
-    sections = "stream", "model", "train", "table", "index", "evaluation", "protocol", "fit", "wals", "broker"
-    for section in sections:
+    of_evaluations = "evaluation", "protocol", "fit", "wals", "popularity"
+    for section in ("stream", "model", "train", "table", "index", *of_evaluations, "broker"):
         for name, default in vars(getattr(config, section)).items():
             setting = described.pop(f"{section}.{name}")
             assert setting.default == default

@@ -1,6 +1,7 @@
 """Counted recommenders on training batches, against recounts in plain Python and against the streaming counters."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from model.baselines import sparse
@@ -50,6 +51,40 @@ def test_popularity_is_the_count_of_each_items_events(parts, queries, batch_of):
     taken = [target for runs in parts for _, target in _events(runs)]
     want = [[taken.count(i) if i < 55 else 0 for i in ITEM_IDS]] * len(list(_events(queries)))
     np.testing.assert_array_equal(_scores(_trained(Popularity, parts, batch_of), queries, batch_of), want)
+
+
+def test_popularity_of_late_counts_an_event_half_after_each_half_life(parts, batch_of):
+    day = 86_400_000
+    batches, events = [], []
+    for n, runs in enumerate(parts):
+        batch = batch_of(runs)
+        # Each event on a day of its own, batches not in the order of time.
+        lengths = [len(run.context) + len(run.targets) for run in runs]
+        start = 100 * (1, 3, 2)[n]
+        times = [[day * (start + 20 * r + k) for k in range(length)] for r, length in enumerate(lengths)]
+        column = batch.schema.get_field_index("times_ms")
+        batches.append(batch.set_column(column, batch.schema.field(column), pa.array(times)))
+        events += [
+            (target, times[r][len(run.context) + k])
+            for r, run in enumerate(runs)
+            for k, target in enumerate(run.targets)
+        ]
+    model = Popularity(ITEM_IDS, half_life_days=30)
+    for batch in batches:
+        model.train_on(batch)
+    latest = max(time for target, time in events if target in ITEM_IDS)
+    want = [
+        sum(0.5 ** ((latest - time) / day / 30) for target, time in events if target == i) for i in ITEM_IDS
+    ]
+    np.testing.assert_allclose(model.encode_items(ITEM_IDS)[:, 0], want, rtol=1e-6)
+    again = Popularity(ITEM_IDS, half_life_days=30)
+    again.train_on(batches[0])
+    state = again.state()
+    again.train_on(batches[1])
+    again.load_state(state)
+    for batch in batches[1:]:
+        again.train_on(batch)
+    np.testing.assert_array_equal(again.encode_items(ITEM_IDS), model.encode_items(ITEM_IDS))
 
 
 def test_markov_counts_the_steps_from_the_last_item_and_breaks_ties_by_popularity(parts, queries, batch_of):

@@ -97,6 +97,7 @@ def test_a_baseline_has_none_of_what_only_the_reference_has_unless_it_is_tuned()
 def test_counted_systems_depend_on_no_model_setting_and_trained_ones_do():
     assert not SYSTEMS["popularity"].influences("model.dim")
     assert not SYSTEMS["popularity"].influences("wals.factors")
+    assert SYSTEMS["popularity"].influences("popularity.half_life_days")
     assert SYSTEMS["popularity"].influences("protocol.shuffle_ties")
     assert SYSTEMS["popularity"].influences("stream.negative_actions")
     assert SYSTEMS["wals"].influences("wals.factors")
