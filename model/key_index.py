@@ -142,16 +142,12 @@ def _add(
 def _spread(slots: Int64Array, old: np.int64) -> None:
     """Make use of more slots than the first `old`, in place, from back to front.
 
-    A key moves to a place behind its old one, among keys that have moved already. The few near the front for which that
-    is not so, because they lie far from where they belong, are put in last.
+    A key moves to a place behind its old one, among keys that have moved already and stay where they are. Two kinds
+    wait until all have moved: those near the front for which that is not so, because they lie far from where they
+    belong, and those that would go round the end: at the front they would lie behind keys that are yet to move away.
     """
     count = np.int64(slots.shape[0] // 2)
-    late: Any = 0
-    for at in range(old):
-        tag = slots[2 * at + 1]
-        if tag != 0:
-            late += _place(np.int16(tag >> _ROW_BITS), slots[2 * at], np.uint64(count)) <= at
-    waiting = np.empty((late, 2), np.int64)
+    waiting, late = np.empty((_BLOCK, 2), np.int64), 0
     for back in range(old):
         place: Any = old - 1 - back
         key, tag = slots[2 * place], slots[2 * place + 1]
@@ -159,13 +155,21 @@ def _spread(slots: Int64Array, old: np.int64) -> None:
             continue
         slots[2 * place + 1] = 0
         to = _place(np.int16(tag >> _ROW_BITS), key, np.uint64(count))
-        if to <= place:
-            late -= 1
-            waiting[late, 0] = key
-            waiting[late, 1] = tag
-        else:
-            _put(slots, to, key, tag, count)
-    for k in range(waiting.shape[0]):
+        if to > place:
+            while to < count and slots[2 * to + 1] != 0:
+                to += 1
+            if to < count:
+                slots[2 * to] = key
+                slots[2 * to + 1] = tag
+                continue
+        if late == waiting.shape[0]:
+            more = np.empty((2 * late, 2), np.int64)
+            more[:late] = waiting
+            waiting = more
+        waiting[late, 0] = key
+        waiting[late, 1] = tag
+        late += 1
+    for k in range(late):
         key, tag = waiting[k, 0], waiting[k, 1]
         _put(slots, _place(np.int16(tag >> _ROW_BITS), key, np.uint64(count)), key, tag, count)
 
