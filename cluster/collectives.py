@@ -33,6 +33,11 @@ class Collectives:
         self.world: int = dist.get_world_size() if self.active else 1
         self._room: dict[str, int] = {}
 
+    @property
+    def lost(self) -> bool:
+        """Whether the process group is gone, as Ray does away with it when another rank has died."""
+        return self.active and not dist.is_initialized()
+
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum over ranks, in place; the same bits on every rank."""
         if self.world > 1:

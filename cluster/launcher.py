@@ -233,10 +233,11 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     storage, run_id = Path(config.storage_path), settings["run_id"]
     if stop_reason(storage, run_id) is not None:
         return  # Ray starts the group again after any failure; this one would only fail again
+    comm = Collectives()
     try:
         worker = Worker(
             config,
-            Collectives(),
+            comm,
             resolve_device(config.device, ray.train.get_context().get_local_rank()),
             run_id=run_id,
             on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
@@ -254,7 +255,9 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         ParquetUnusable,
         ValueError,
     ) as error:
-        _note_stop(storage, run_id, error)
+        # Without its group a rank gets a ValueError of torch's, which says nothing about the settings.
+        if not (comm.lost and isinstance(error, ValueError)):
+            _note_stop(storage, run_id, error)
         raise
 
 

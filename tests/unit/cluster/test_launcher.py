@@ -1,11 +1,13 @@
 """What the launcher asks Ray Train for, and how long it goes on asking."""
 
 import json
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.train
+import torch.distributed as dist
 
 from cluster import launcher
 from cluster.config import FreshetConfig, TrainConfig
@@ -87,3 +89,30 @@ def test_what_a_restart_cannot_mend_is_told_in_the_workers_words_also_when_ray_g
     with pytest.raises(TrainingStopped, match=r"train\.batch_events is too large"):
         run_training(config)
     assert rounds.failures == [2]
+
+
+@pytest.mark.parametrize("group_lost", [True, False])
+def test_a_value_error_ends_the_run_unless_the_rank_has_lost_its_group(tmp_path, monkeypatch, group_lost):
+    class Failing:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def train(self):
+            if group_lost:
+                # As Ray does from another thread when another rank has died; torch's own error follows.
+                dist.destroy_process_group()
+                dist.get_world_size()
+            raise ValueError("train.batch_events is too large")
+
+    monkeypatch.setattr("cluster.training.worker.Worker", Failing)
+    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    settings = {"config": FreshetConfig(storage_path=str(tmp_path), device="cpu"), "run_id": "one"}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="group" if group_lost else "too large"):
+            launcher._train_on_worker(settings)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    noted = launcher.stop_reason(tmp_path, "one")
+    assert noted == (None if group_lost else "train.batch_events is too large")
