@@ -67,10 +67,14 @@ class Report:
     """What was written, by kind."""
 
     @property
+    def walk_forward_days(self) -> int:
+        """Of the protocol; 0 without a walk-forward."""
+        return int(self.about.get("protocol", {}).get("walk_forward_days", 0))
+
+    @property
     def protocol(self) -> str:
         """In words."""
-        protocol = self.about.get("protocol", {})
-        days = protocol.get("walk_forward_days", 0)
+        protocol, days = self.about.get("protocol", {}), self.walk_forward_days
         walk = f", walk-forward by {days} {'day' if days == 1 else 'days'}" if days else ""
         ties = ", ties shuffled" if protocol.get("shuffle_ties") else ""
         return f"{protocol.get('kind', '').replace('_', ' ')}{walk}{ties}"
@@ -173,7 +177,7 @@ def legend(report: Report, left_out: Collection[str] = ()) -> list[str]:
     """What the columns mean."""
     data, row = report.data, report.rows[0]
     # A walk-forward asks for a user once in every stage.
-    asked = "queries" if "walk-forward" in report.protocol else "users tested"
+    asked = "queries" if report.walk_forward_days else "users tested"
     lines = [
         f"{data['name']}, {report.protocol}: {data['test_queries']:,} {asked}, {data['test_targets']:,} targets "
         f"among all {data['items']:,} items; {_seeds(row.seeds)}",

@@ -20,9 +20,10 @@ from cluster.evaluation.data import EvaluationData, Tables, prepare
 from cluster.evaluation.fitting import Fitted, PassReport, fit
 from cluster.evaluation.measures import RankedTargets, ranked_targets
 from cluster.evaluation.overrides import leaves
-from cluster.evaluation.ranking import rank
+from cluster.evaluation.ranking import Ranking, rank
 from cluster.evaluation.systems import SYSTEMS, create
 from cluster.evaluation.walk_forward import walk
+from model.recommender import Recommender
 
 FORMAT = 2
 """Of a cell's result; another one is another cell."""
@@ -128,32 +129,8 @@ def run_cell(
         passes=cell.passes,
         tell=tell,
     )
-    ranking = None
-    if data.split.stages:
-        ranking = walk(
-            recommender,
-            data.split,
-            data.item_ids,
-            config.fit,
-            fitted,
-            window=config.model.history_length,
-            mask_all=config.model.history_mask == "all",
-            exclude_seen=config.protocol.exclude_seen,
-            seed=config.seed,
-            passes=config.fit.walk_passes if system.trained else 1,
-            test=not cell.trial,
-            tell=tell,
-        )
-    elif not cell.trial:
-        ranking = rank(
-            recommender,
-            data.interactions,
-            data.split.test,
-            data.item_ids,
-            window=config.model.history_length,
-            exclude_seen=config.protocol.exclude_seen,
-        )
-    ranks = ranked_targets(data, ranking) if ranking is not None and not cell.trial else None
+    ranking = _test_ranking(cell, data, recommender, fitted, tell)
+    ranks = ranked_targets(data, ranking) if ranking is not None else None
     return CellResult(
         key=cell.key,
         system=cell.system,
@@ -166,6 +143,43 @@ def run_cell(
         figures=ranks.figures() if ranks is not None else {},
         ranks=ranks,
     )
+
+
+def _test_ranking(
+    cell: Cell,
+    data: EvaluationData,
+    recommender: Recommender,
+    fitted: Fitted,
+    tell: Callable[[PassReport], None],
+) -> Ranking | None:
+    """The test's targets, after a walk-forward up to them if there is one; None for a trial, which stops before."""
+    config, system = cell.config, SYSTEMS[cell.system]
+    if not data.split.stages:
+        if cell.trial:
+            return None
+        return rank(
+            recommender,
+            data.interactions,
+            data.split.test,
+            data.item_ids,
+            window=config.model.history_length,
+            exclude_seen=config.protocol.exclude_seen,
+        )
+    ranking = walk(
+        recommender,
+        data.split,
+        data.item_ids,
+        config.fit,
+        fitted,
+        window=config.model.history_length,
+        mask_all=config.model.history_mask == "all",
+        exclude_seen=config.protocol.exclude_seen,
+        seed=config.seed,
+        passes=config.fit.walk_passes if system.trained else 1,
+        test=not cell.trial,
+        tell=tell,
+    )
+    return None if cell.trial else ranking
 
 
 def _described(tables: Tables, cell: Cell, data: EvaluationData) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +135,8 @@ def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
         raise ProtocolError(
             f"no event before {_date(validation_ms)} to train on (setting: protocol.validation_from)"
         )
-    validation = _after(interactions, validation_ms, test_ms, config)
+    tested_U, all_U = counts_before(interactions, test_ms), counts_before(interactions, end_ms)
+    validation = _between(interactions, train_U, tested_U, config)
     stages: tuple[Stage, ...] = ()
     if config.walk_forward_days:
         stages = (
@@ -143,7 +145,7 @@ def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
         )
         test = Queries.joined([stage.queries for stage in stages if stage.tested])
     else:
-        test = _after(interactions, test_ms, end_ms, config)
+        test = _between(interactions, tested_U, all_U, config)
     if len(test) == 0:
         raise ProtocolError(f"no event after {_date(test_ms)} to test on (setting: protocol.test_from)")
     return Split(interactions, train_U, validation, test, stages)
@@ -153,13 +155,12 @@ def _stages(
     interactions: Interactions, start_ms: int, end_ms: int, config: ProtocolConfig, *, tested: bool
 ) -> list[Stage]:
     """[start, end) in stretches of the configured days; the last one may be shorter."""
-    found = []
-    for first_ms in range(start_ms, end_ms, config.walk_forward_days * _DAY_MS):
-        last_ms = min(first_ms + config.walk_forward_days * _DAY_MS, end_ms)
-        queries = _after(interactions, first_ms, last_ms, config)
-        before_U, until_U = (counts_before(interactions, moment) for moment in (first_ms, last_ms))
-        found.append(Stage(queries, before_U, until_U, tested))
-    return found
+    bounds = [*range(start_ms, end_ms, config.walk_forward_days * _DAY_MS), end_ms]
+    counts = [counts_before(interactions, moment) for moment in bounds]
+    return [
+        Stage(_between(interactions, before_U, until_U, config), before_U, until_U, tested)
+        for before_U, until_U in pairwise(counts)
+    ]
 
 
 def moments(time_T: Int64Array, config: ProtocolConfig) -> tuple[int, int, int]:
@@ -189,8 +190,10 @@ def counts_before(interactions: Interactions, moment_ms: int) -> Int64Array:
     return counts
 
 
-def _after(interactions: Interactions, start_ms: int, end_ms: int, config: ProtocolConfig) -> Queries:
-    cut_U, end_U = counts_before(interactions, start_ms), counts_before(interactions, end_ms)
+def _between(
+    interactions: Interactions, cut_U: Int64Array, end_U: Int64Array, config: ProtocolConfig
+) -> Queries:
+    """Users as of their first `cut_U` events, and what they did up to `end_U`."""
     users = np.flatnonzero((end_U > cut_U) & (cut_U >= config.min_history))
     first = interactions.offset_U1[users] + cut_U[users]
     last = interactions.offset_U1[users] + end_U[users]
