@@ -25,7 +25,7 @@ _MAX_LOAD = 0.75
 _GROWTH = 2.0
 _BLOCK = 64
 _LARGE = 1 << 16
-"""Slots from which on addresses are reserved for them."""
+"""Slots or row numbers from which on addresses are reserved for them."""
 _ROW_BITS = np.int64(48)
 _ROW_MASK = np.int64((1 << 48) - 1)
 _FREE = np.int16(-(1 << 15))
@@ -234,11 +234,10 @@ class KeyIndex:
         self._top = 0
         self._free = np.empty(0, np.int64)
         self._free_count = 0
-        self._ids = np.empty(max(capacity, 16), np.int64)
-        self._tables = np.empty(max(capacity, 16), np.int16)
+        self._ids, self._more_ids = np.empty(max(capacity, 16), np.int64), _Growth(np.int64)
+        self._tables, self._more_tables = np.empty(max(capacity, 16), np.int16), _Growth(np.int16)
         # Pairs (id, table << 48 | row number + 1); 0 in the second is nobody.
-        self._slots = np.zeros(2 * _slot_count(capacity), np.int64)
-        self._memory: GrowingArray | None = None
+        self._slots, self._more_slots = np.zeros(2 * _slot_count(capacity), np.int64), _Growth(np.int64)
 
     def __len__(self) -> int:
         return self._top - self._free_count
@@ -298,33 +297,33 @@ class KeyIndex:
         if rows > self._ids.shape[0]:
             room = max(rows, self._ids.shape[0] * 3 // 2)
             self._ids, self._tables = (
-                _moved(self._ids, self._top, room),
-                _moved(self._tables, self._top, room),
+                self._more_ids.of(self._ids, room),
+                self._more_tables.of(self._tables, room),
             )
         keys = len(self) + more
         if keys > self._slots.shape[0] // 2 * _MAX_LOAD:
-            old = self._slots
-            count = _slot_count(max(keys, int(old.shape[0] // 2 * _MAX_LOAD * _GROWTH)))
-            self._slots = self._room_for_slots(count)
-            _spread(self._slots, np.int64(old.shape[0] // 2))
+            old = self._slots.shape[0] // 2
+            count = _slot_count(max(keys, int(old * _MAX_LOAD * _GROWTH)))
+            self._slots = self._more_slots.of(self._slots, 2 * count)
+            _spread(self._slots, np.int64(old))
 
-    def _room_for_slots(self, count: int) -> Int64Array:
-        """The slots as they are, and empty ones behind them; large ones grow in place, as fresh memory costs most."""
-        if self._memory is None and count >= _LARGE:
-            self._memory = GrowingArray(machine_bytes() // 8, (), np.int64)
-            self._memory.first(self._slots.shape[0])[:] = self._slots
+
+class _Growth:
+    """Makes an array longer, with zeros behind what it held: a large one in place, as fresh memory costs most."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._dtype = np.dtype(dtype)
+        self._memory: GrowingArray | None = None
+
+    def of(self, array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+        if self._memory is None and size >= _LARGE:
+            self._memory = GrowingArray(machine_bytes() // self._dtype.itemsize, (), self._dtype)
+            self._memory.first(array.shape[0])[:] = array
         if self._memory is not None:
-            return self._memory.first(2 * count)
-        slots = np.zeros(2 * count, np.int64)
-        slots[: self._slots.shape[0]] = self._slots
-        return slots
-
-
-def _moved(array: npt.NDArray[Any], used: int, room: int) -> npt.NDArray[Any]:
-    """What is used, at the front of an array that has never been written behind it."""
-    moved = np.empty(room, array.dtype)
-    moved[:used] = array[:used]
-    return moved
+            return self._memory.first(size)
+        longer = np.zeros(size, self._dtype)
+        longer[: array.shape[0]] = array
+        return longer
 
 
 def _slot_count(keys: int) -> int:
