@@ -34,3 +34,19 @@ def test_extreme_ids_are_ordinary_keys():
     index = KeyIndex(1)
     assert index.add(np.zeros(4, np.int16), ids).tolist() == [0, 1, 2, 3]
     assert index.find(np.zeros(4, np.int16), ids).tolist() == [0, 1, 2, 3]
+
+
+def test_a_map_that_outgrows_its_first_memory_keeps_every_key():
+    # Past 65,536 entries slots and keys move, once, to memory that grows in place.
+    ids, tables = (
+        np.random.default_rng(1).permutation(300_000) * 7919,
+        (np.arange(300_000) % 3).astype(np.int16),
+    )
+    index = KeyIndex()
+    for start in range(0, 300_000, 20_000):
+        added = slice(start, start + 20_000)
+        assert index.add(tables[added], ids[added]).tolist() == list(range(start, start + 20_000))
+        assert (index.keys()[0] == tables[: added.stop]).all()
+        assert (index.keys()[1] == ids[: added.stop]).all()
+        assert (index.find(tables[: added.stop], ids[: added.stop]) == np.arange(added.stop)).all()
+    assert (index.find(tables, ids + 1) == -1).all()
