@@ -11,11 +11,13 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -60,6 +62,7 @@ class Report:
         log_parts_equal: whether the others did in what the log alone decides: histories, ledgers, windows, catalogues.
         events_lost, events_doubled: of all runs together, by the ledger against the topic.
         differences: parts of the state that were other and should not be, by run.
+        finished: whether all that was asked for has struck. The report is written after every run.
     """
 
     seed: int
@@ -76,11 +79,16 @@ class Report:
     events_doubled: int = 0
     differences: list[list[str]] = field(default_factory=list)
     seconds: float = 0.0
+    finished: bool = False
 
     def passed(self) -> bool:
-        """Whether nothing was lost, doubled or other."""
+        """Whether all has struck, and nothing was lost, doubled or other."""
         same = self.digests_equal and self.log_parts_equal
-        return same and self.events_lost == self.events_doubled == 0
+        return self.finished and same and self.events_lost == self.events_doubled == 0
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(vars(self) | {"passed": self.passed()}, indent=2)
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,17 @@ class Campaign:
         self._next_change = next(self._changes)
         self._sizes = np.random.default_rng([seed, 0])
 
-    def run(self, kills: int, rank_changes: int = 0) -> Report:
+    def run(
+        self, kills: int, rank_changes: int = 0, after_run: Callable[[Report], None] = lambda report: None
+    ) -> Report:
         """Strike until so many faults of either kind have struck and the last run has finished."""
         started = time.monotonic()
+
+        def tell() -> None:
+            self.report.seconds = round(time.monotonic() - started, 1)
+            self.report.finished = self.report.kills >= kills and self.report.rank_changes >= rank_changes
+            after_run(self.report)
+
         config = self._config("undisturbed")
         assert self._attempt(config, 0, None, self._world).finished, f"see {config.storage_path}/rank-*.log"
         self._expected = digests(read_state(_store(config).newest()))
@@ -132,11 +148,12 @@ class Campaign:
             config = self._config(f"run-{self.report.runs}")
             self._strike_until_finished(config, kills)
             self.report.digests_equal &= self._is_as_expected(config, ("",))
+            tell()
         while self.report.rank_changes < rank_changes:
             config = self._config(f"run-{self.report.runs}")
             self._change_until_finished(config, rank_changes)
             self.report.log_parts_equal &= self._is_as_expected(config, _OF_THE_LOG)
-        self.report.seconds = round(time.monotonic() - started, 1)
+            tell()
         return self.report
 
     def _config(self, name: str) -> FreshetConfig:
@@ -330,6 +347,16 @@ def _store(config: FreshetConfig) -> CheckpointStore:
     return CheckpointStore(config.checkpoint_location)
 
 
+def progress(report: Report, kills: int, changes: int) -> str:
+    """A line after each run."""
+    same = report.digests_equal and report.log_parts_equal
+    return (
+        f"{report.seconds:7.0f} s  kills {report.kills} of {kills}, rank changes {report.rank_changes} of {changes}, "
+        f"runs {report.runs}, lost {report.events_lost}, doubled {report.events_doubled}, "
+        f"{'as undisturbed' if same else 'OTHER THAN UNDISTURBED'}"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
@@ -342,13 +369,25 @@ def main() -> int:
     arguments = parser.parse_args()
     changes = arguments.kills // 10 if arguments.rank_changes is None else arguments.rank_changes
     logging.getLogger("kafka").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "kafka") as broker:
-        campaign = Campaign(broker, Path(folder), arguments.seed, arguments.world)
-        report = campaign.run(arguments.kills, changes)
-    text = json.dumps(vars(report) | {"passed": report.passed()}, indent=2)
-    print(text)
-    arguments.report.write_text(text + "\n")
-    return 0 if report.passed() else 1
+
+    def after_run(report: Report) -> None:
+        arguments.report.write_text(report.text() + "\n")
+        print(progress(report, arguments.kills, changes), file=sys.stderr, flush=True)
+
+    folder = Path(tempfile.mkdtemp(prefix="freshet-chaos-"))
+    try:
+        with LocalBroker(folder / "kafka") as broker:
+            campaign = Campaign(broker, folder, arguments.seed, arguments.world)
+            report = campaign.run(arguments.kills, changes, after_run)
+    except BaseException:
+        print(f"ended early; {folder} is kept", file=sys.stderr)
+        raise
+    print(report.text())
+    if not report.passed():
+        print(f"failed; {folder} is kept", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":

@@ -34,3 +34,4 @@ def test_a_group_that_goes_on_with_another_number_of_ranks_has_the_histories_of_
 
 def test_no_event_is_lost_and_none_doubled(report):
     assert (report.events_lost, report.events_doubled) == (0, 0)
+    assert report.passed()
