@@ -145,10 +145,13 @@ def main():
         print(
             json.dumps(
                 {"examples": settings["batch"] * settings["steps"], "wall_s": wall_s, "cpu_s": cpu_s.item()}
-            )
+            ),
+            flush=True,
         )
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(
+        0
+    )  # all is measured; threads of TorchRec have been seen to abort the process that takes its group down
 
 
 if __name__ == "__main__":
