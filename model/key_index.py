@@ -234,10 +234,10 @@ class KeyIndex:
         self._top = 0
         self._free = np.empty(0, np.int64)
         self._free_count = 0
-        self._ids, self._more_ids = np.empty(max(capacity, 16), np.int64), _Growth(np.int64)
-        self._tables, self._more_tables = np.empty(max(capacity, 16), np.int16), _Growth(np.int16)
+        self._ids, self._more_ids = np.empty(max(capacity, 16), np.int64), _Growth()
+        self._tables, self._more_tables = np.empty(max(capacity, 16), np.int16), _Growth()
         # Pairs (id, table << 48 | row number + 1); 0 in the second is nobody.
-        self._slots, self._more_slots = np.zeros(2 * _slot_count(capacity), np.int64), _Growth(np.int64)
+        self._slots, self._more_slots = np.zeros(2 * _slot_count(capacity), np.int64), _Growth()
 
     def __len__(self) -> int:
         return self._top - self._free_count
@@ -311,17 +311,16 @@ class KeyIndex:
 class _Growth:
     """Makes an array longer, with zeros behind what it held: a large one in place, as fresh memory costs most."""
 
-    def __init__(self, dtype: npt.DTypeLike) -> None:
-        self._dtype = np.dtype(dtype)
+    def __init__(self) -> None:
         self._memory: GrowingArray | None = None
 
     def of(self, array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
         if self._memory is None and size >= _LARGE:
-            self._memory = GrowingArray(machine_bytes() // self._dtype.itemsize, (), self._dtype)
+            self._memory = GrowingArray(machine_bytes() // array.itemsize, (), array.dtype)
             self._memory.first(array.shape[0])[:] = array
         if self._memory is not None:
             return self._memory.first(size)
-        longer = np.zeros(size, self._dtype)
+        longer = np.zeros(size, array.dtype)
         longer[: array.shape[0]] = array
         return longer
 

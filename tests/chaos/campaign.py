@@ -32,6 +32,7 @@ from cluster.checkpoints.state import digests, read_state
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
 from cluster.training.accounting import verify_exactly_once
 from model.config import ModelConfig
+from retrieval.durable_files import replace_durably
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer
@@ -83,8 +84,11 @@ class Report:
 
     def passed(self) -> bool:
         """Whether all has struck, and nothing was lost, doubled or other."""
-        same = self.digests_equal and self.log_parts_equal
-        return self.finished and same and self.events_lost == self.events_doubled == 0
+        return self.finished and self.as_undisturbed() and self.events_lost == self.events_doubled == 0
+
+    def as_undisturbed(self) -> bool:
+        """Whether every state so far is the undisturbed run's, as far as it has to be."""
+        return self.digests_equal and self.log_parts_equal
 
     def text(self) -> str:
         """As JSON."""
@@ -349,11 +353,10 @@ def _store(config: FreshetConfig) -> CheckpointStore:
 
 def progress(report: Report, kills: int, changes: int) -> str:
     """A line after each run."""
-    same = report.digests_equal and report.log_parts_equal
     return (
         f"{report.seconds:7.0f} s  kills {report.kills} of {kills}, rank changes {report.rank_changes} of {changes}, "
         f"runs {report.runs}, lost {report.events_lost}, doubled {report.events_doubled}, "
-        f"{'as undisturbed' if same else 'OTHER THAN UNDISTURBED'}"
+        f"{'as undisturbed' if report.as_undisturbed() else 'OTHER THAN UNDISTURBED'}"
     )
 
 
@@ -371,7 +374,7 @@ def main() -> int:
     logging.getLogger("kafka").setLevel(logging.ERROR)
 
     def after_run(report: Report) -> None:
-        arguments.report.write_text(report.text() + "\n")
+        replace_durably(arguments.report, f"{report.text()}\n".encode())
         print(progress(report, arguments.kills, changes), file=sys.stderr, flush=True)
 
     folder = Path(tempfile.mkdtemp(prefix="freshet-chaos-"))

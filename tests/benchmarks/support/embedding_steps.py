@@ -149,9 +149,8 @@ def main():
             flush=True,
         )
     dist.barrier()
-    os._exit(
-        0
-    )  # all is measured; threads of TorchRec have been seen to abort the process that takes its group down
+    # All is measured, and TorchRec's threads have been seen to abort a process that takes its group down.
+    os._exit(0)
 
 
 if __name__ == "__main__":
