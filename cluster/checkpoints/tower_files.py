@@ -14,6 +14,7 @@ from cluster.checkpoints.array_files import read_tensors, write_tensors
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.checkpoints.storage import StoredFile
 from model.attribute_columns import EarlierColumns
+from model.tower_optimizer import TowerOptimizer
 from retrieval.durable_files import FileEntry
 
 FILE = "towers.safetensors"
@@ -21,18 +22,17 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _log = logging.getLogger(__name__)
 
 
-def tower_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+def tower_tensors(model: nn.Module, optimizer: TowerOptimizer | None) -> dict[str, Tensor]:
     """Copies of the model's parameters and, where given, of AdamW's moments and step counts, on the CPU."""
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
         for name, parameter in model.named_parameters():
-            for moment in _MOMENTS:
-                if moment in optimizer.state[parameter]:
-                    tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+            state = optimizer.state.get(parameter, {})
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def save_towers(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> FileEntry:
+def save_towers(directory: Path, model: nn.Module, optimizer: TowerOptimizer | None) -> FileEntry:
     """Write them into a folder."""
     return write_tensors(directory / FILE, tower_tensors(model, optimizer))
 
@@ -40,7 +40,7 @@ def save_towers(directory: Path, model: nn.Module, optimizer: torch.optim.Optimi
 def load_towers(
     file: Path | StoredFile,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: TowerOptimizer | None = None,
     *,
     columns: Mapping[str, EarlierColumns] = MappingProxyType({}),
     advice: str = START_ANEW,

@@ -38,6 +38,7 @@ from model.features import (
     query_inputs,
 )
 from model.frequency import combined_log_q
+from model.tower_optimizer import TowerOptimizer
 from model.two_tower import Targets, TwoTower
 from streaming.catalogue import Catalogue
 
@@ -69,9 +70,7 @@ class TrainStep:
         device: torch.device,
     ) -> None:
         self.model, self.table, self.catalogue = model, table, catalogue
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
-        )
+        self.optimizer = TowerOptimizer(model.parameters(), config.train.weight_decay)
         self.events_seen = 0.0
         """Summed weight of all trained events, the denominator of an item's frequency."""
         self.refused = False
@@ -133,7 +132,7 @@ class TrainStep:
             seed=self._config.seed,
             step=step,
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.clear_gradients()
         gather.close(terms.total).backward()  # type: ignore[no-untyped-call]
         names, local = zip(*terms.detached().items(), strict=True)
         sums = self._reduce_dense(torch.stack([*local, _not_finite(prepared.lookup)]))
@@ -145,9 +144,7 @@ class TrainStep:
         if self.refused:
             return losses
         rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._config.train.learning_rate * rate
-        self.optimizer.step()
+        self.optimizer.step(self._config.train.learning_rate * rate)
         self.table.apply_gradients(prepared.lookup, self._config.train.row_learning_rate * rate)
         self._count(prepared.global_targets)
         if (step + 1) % self._config.table.sweep_every == 0:

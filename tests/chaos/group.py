@@ -18,7 +18,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the first optimizer imports it, which takes seconds
 import torch.distributed as dist
 
 from cluster.collectives import Collectives

@@ -6,6 +6,7 @@ from torch import nn
 
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.tower_files import load_towers, save_towers
+from model.tower_optimizer import TowerOptimizer
 
 
 def _model(seed, width=4):
@@ -14,14 +15,14 @@ def _model(seed, width=4):
 
 
 def _optimizer(model):
-    return torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    return TowerOptimizer(model.parameters(), weight_decay=0.1)
 
 
 def _step(model, optimizer, seed):
     inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
-    optimizer.zero_grad()
+    optimizer.clear_gradients()
     model(inputs).square().sum().backward()
-    optimizer.step()
+    optimizer.step(0.05)
 
 
 def _parameters(model):

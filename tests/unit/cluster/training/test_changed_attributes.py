@@ -44,7 +44,7 @@ def _reading(run):
     width = run.config.model.dim // run.config.model.members
     for name, weight in run.model.named_parameters():
         if name.endswith(("attributes.combine.0.weight", "attributes.augment.0.weight")):
-            state = run.train_step.optimizer.state[weight]
+            state = run.train_step.optimizer.state.get(weight, {})
             for part, tensor in {"weight": weight.detach(), **state}.items():
                 if tensor.dim() == 2:
                     yield f"{name} {part}", tensor, width

@@ -1,0 +1,68 @@
+"""AdamW of the towers: torch's own step, without what torch's class brings along.
+
+`torch.optim.Optimizer` imports torch's compiler to keep itself out of it: 1.2 s of CPU in every process, most of what a
+worker took to build its model, and a run that resumes waits for it. Nothing here is compiled. So this class holds the
+state and calls torch's functional form, bit for bit the same
+(https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+
+
+class TowerOptimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    Args:
+        parameters: of the towers.
+        weight_decay: times the learning rate, off each parameter that has a gradient.
+
+    Attributes:
+        state: by parameter, once it has had a gradient: `step` (float32, a scalar on the CPU), `exp_avg` and
+            `exp_avg_sq` (like the parameter), as torch names them.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> None:
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self._parameters = list(parameters)
+        self._weight_decay = weight_decay
+
+    def clear_gradients(self) -> None:
+        """Forget all gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Update every parameter that has a gradient."""
+        learning = [p for p in self._parameters if p.grad is not None]
+        for parameter in learning:
+            if parameter not in self.state:
+                self.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in learning]
+        adamw(
+            list(learning),
+            [parameter.grad for parameter in learning if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=_BETA1,
+            beta2=_BETA2,
+            lr=learning_rate,
+            weight_decay=self._weight_decay,
+            eps=_EPS,
+            maximize=False,
+        )
