@@ -76,6 +76,7 @@ class Report:
         """In words."""
         protocol, days = self.about.get("protocol", {}), self.walk_forward_days
         walk = f", walk-forward by {days} {'day' if days == 1 else 'days'}" if days else ""
+        walk += " up to the test" if protocol.get("test_at_once") else ""
         ties = ", ties shuffled" if protocol.get("shuffle_ties") else ""
         return f"{protocol.get('kind', '').replace('_', ' ')}{walk}{ties}"
 

@@ -37,6 +37,12 @@ class ProtocolConfig:
             "validation_from is trained on"
         },
     )
+    test_at_once: bool = field(
+        default=False,
+        metadata={
+            "help": "walk_forward_days: walk up to test_from only; one frozen model foretells all of the test"
+        },
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
@@ -49,6 +55,10 @@ class ProtocolConfig:
         if self.walk_forward_days and self.kind != "temporal":
             raise ValueError(
                 f"protocol.walk_forward_days needs protocol.kind=temporal, got {self.kind}: leaving one out has no days"
+            )
+        if self.test_at_once and not self.walk_forward_days:
+            raise ValueError(
+                "protocol.test_at_once needs protocol.walk_forward_days: without a walk it always is"
             )
         for name in ("validation_from", "test_from"):
             _require_moment(f"protocol.{name}", getattr(self, name))

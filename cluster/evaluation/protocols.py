@@ -127,7 +127,7 @@ def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
 
     A query is a user as of the moment. Its targets are what comes first after it: the next event, the events of the
     next day with any, or everything up to the next moment. In a walk-forward both stretches are cut into stages of
-    `walk_forward_days`, each with queries of its own.
+    `walk_forward_days`, each with queries of its own; `test_at_once` leaves the test in one piece.
     """
     validation_ms, test_ms, end_ms = moments(interactions.time_T, config)
     train_U = counts_before(interactions, validation_ms)
@@ -139,9 +139,11 @@ def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
     validation = _between(interactions, train_U, tested_U, config)
     stages: tuple[Stage, ...] = ()
     if config.walk_forward_days:
+        stride_ms = config.walk_forward_days * _DAY_MS
+        test_stride_ms = end_ms - test_ms if config.test_at_once else stride_ms
         stages = (
-            *_stages(interactions, validation_ms, test_ms, config, tested=False),
-            *_stages(interactions, test_ms, end_ms, config, tested=True),
+            *_stages(interactions, validation_ms, test_ms, stride_ms, config, tested=False),
+            *_stages(interactions, test_ms, end_ms, test_stride_ms, config, tested=True),
         )
         test = Queries.joined([stage.queries for stage in stages if stage.tested])
     else:
@@ -152,10 +154,16 @@ def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
 
 
 def _stages(
-    interactions: Interactions, start_ms: int, end_ms: int, config: ProtocolConfig, *, tested: bool
+    interactions: Interactions,
+    start_ms: int,
+    end_ms: int,
+    stride_ms: int,
+    config: ProtocolConfig,
+    *,
+    tested: bool,
 ) -> list[Stage]:
-    """[start, end) in stretches of the configured days; the last one may be shorter."""
-    bounds = [*range(start_ms, end_ms, config.walk_forward_days * _DAY_MS), end_ms]
+    """[start, end) in stretches of `stride_ms`; the last one may be shorter."""
+    bounds = [*range(start_ms, end_ms, stride_ms), end_ms]
     counts = [counts_before(interactions, moment) for moment in bounds]
     return [
         Stage(_between(interactions, before_U, until_U, config), before_U, until_U, tested)

@@ -143,3 +143,5 @@ def test_the_protocol_is_told_in_words():
     assert told(kind="temporal", walk_forward_days=0) == "temporal"
     assert told(kind="temporal", walk_forward_days=1) == "temporal, walk-forward by 1 day"
     assert told(kind="temporal", walk_forward_days=7) == "temporal, walk-forward by 7 days"
+    walked = told(kind="temporal", walk_forward_days=1, test_at_once=True)
+    assert walked == "temporal, walk-forward by 1 day up to the test"

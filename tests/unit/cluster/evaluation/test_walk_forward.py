@@ -131,6 +131,23 @@ def test_a_user_is_asked_for_in_every_stage_and_targets_are_those_of_the_stage()
     assert data.split.test.target_G.tolist() == [1 + (u + d) % 6 for d in (15, 17, 19) for u in (1, 2, 3)]
 
 
+def test_at_once_the_test_is_foretold_as_of_its_start_by_what_walked_up_to_it():
+    tables, settings_ = tables_of(_steady()), WALKING | {"protocol.test_at_once": True}
+    config = with_settings(FreshetConfig(), settings_)
+    data, walking = prepare(tables, config), _prepared(_steady())
+    assert [stage.tested for stage in data.split.stages] == [False, False, False, True]
+    assert [stage.before_U.tolist() for stage in data.split.stages[:3]] == [
+        stage.before_U.tolist() for stage in walking.split.stages[:3]
+    ]
+    # Three users, each once, on the first day of the test; trained up to it and no further.
+    assert data.split.test.cut_Q.tolist() == [15, 15, 15]
+    assert data.split.test.target_G.tolist() == [1 + (u + 15) % 6 for u in (1, 2, 3)]
+    recorder = _walked(data)[0]
+    assert max(time for *_, time in recorder.trained) // DAY == 14
+    with pytest.raises(ValueError, match=r"test_at_once needs protocol\.walk_forward_days"):
+        with_settings(FreshetConfig(), settings_ | {"protocol.walk_forward_days": 0})
+
+
 def test_each_stretch_is_read_as_often_as_it_is_told_at_its_own_rate():
     data = _prepared(_steady())
     once, twice = _walked(data)[0], _walked(data, passes=2)[0]
