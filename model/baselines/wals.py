@@ -2,14 +2,14 @@
 
 Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
 
-Shape letters: E events, P read interactions, X known items of all events, I items, Q items that are asked for,
-F factors.
+Shape letters: E events, P events that have been read, X known items of all events, I items, Q items that are asked
+for, F factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,26 @@ from model.baselines.histories import Histories, ItemIndex
 from model.recommender import Float32Array, Int64Array
 
 
+class _Read(NamedTuple):
+    """Events of known items."""
+
+    partition_P: Int64Array
+    offset_P: Int64Array
+    row_P: Int64Array
+    user_P: Int64Array
+    item_P: Int64Array
+    weight_P: Float32Array
+
+
+_NOTHING_READ = _Read._make([*np.zeros((5, 0), np.int64), np.zeros(0, np.float32)])
+
+
 class WALS:
     """min Σ_ui c_ui (p_ui − x_u·y_i)² + λ (Σ ‖x_u‖² + Σ ‖y_i‖²), c_ui = 1 + κ w_ui, p_ui = 1 where u took i, else 0.
 
-    w_ui is the summed weight of the user's events with the item. `end_pass` factorises what the pass has read, anew
-    each time: before the first one all vectors are zero. A user's vector is solved anew from the history of the query,
+    w_ui is the summed weight of the user's events with the item. `end_pass` factorises all that has been read so far, anew
+    each time: before the first one all vectors are zero. It keeps the events themselves, because one that is read again,
+    in a further pass over the same data, counts once: its partition, offset and row tell it from others. A user's vector is solved anew from the history of the query,
     each item of it once with weight 1,
     x = (YᵀY + κ Σ_i y_i y_iᵀ + λ I)⁻¹ (1 + κ) Σ_i y_i,
     so it needs no user that the factorisation has seen. An item without an interaction has a zero vector.
@@ -52,35 +67,44 @@ class WALS:
         self._index = ItemIndex(item_ids)
         self.factors, self.regularization, self.iterations = factors, regularization, iterations
         self.kappa, self.threads, self.seed = kappa, threads, seed
-        self._read: list[tuple[Int64Array, Int64Array, Float32Array]] = []
+        self._solved, self._since = _NOTHING_READ, list[_Read]()
         self._item_IF = np.zeros((len(self._index), factors), np.float32)
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
         """See Recommender: keeps the events for `end_pass`."""
         histories = Histories.of(batch, self._index)
         known_E = histories.target_E >= 0
-        self._read.append(
-            (histories.user_E[known_E], histories.target_E[known_E], histories.weight_E[known_E])
+        places: Any = batch.column("offset")
+        partition_E = np.repeat(batch.column("partition").to_numpy(), np.diff(places.offsets.to_numpy()))
+        row_E = batch.column("row").flatten().to_numpy()
+        self._since.append(
+            _Read(
+                partition_E[known_E].astype(np.int64),
+                places.flatten().to_numpy()[known_E],
+                row_E[known_E].astype(np.int64),
+                histories.user_E[known_E],
+                histories.target_E[known_E],
+                histories.weight_E[known_E],
+            )
         )
         return {}
 
     def end_pass(self) -> None:
-        """See Recommender: factorises the interactions since the last pass."""
-        if not self._read:
+        """See Recommender: factorises all events so far, if there are new ones."""
+        read = _each_once([self._solved, *self._since])
+        is_new, self._since = len(read.user_P) > len(self._solved.user_P), []
+        if not is_new:
             return
-        user_P, item_P, weight_P = (np.concatenate(parts) for parts in zip(*self._read, strict=True))
-        self._read = []
-        _, row_P = np.unique(user_P, return_inverse=True)
-        rows = int(row_P.max(initial=-1)) + 1
-        confidence = self._matrix(row_P, item_P, weight_P, rows)
+        self._solved = read
+        _, row_P = np.unique(read.user_P, return_inverse=True)
+        confidence = self._matrix(row_P, read.item_P, read.weight_P, int(row_P.max()) + 1)
         confidence.data = 1.0 + np.float32(self.kappa) * confidence.data
-        if rows:
-            with _one_blas_thread():
-                solver = self._solver()
-                solver.fit(confidence, show_progress=False)
-            self._item_IF = np.ascontiguousarray(solver.item_factors)
-            # What is left of an untrained item's initial factors is noise.
-            self._item_IF[np.bincount(item_P, minlength=len(self._index)) == 0] = 0.0
+        with _one_blas_thread():
+            solver = self._solver()
+            solver.fit(confidence, show_progress=False)
+        self._item_IF = np.ascontiguousarray(solver.item_factors)
+        # What is left of an untrained item's initial factors is noise.
+        self._item_IF[np.bincount(read.item_P, minlength=len(self._index)) == 0] = 0.0
 
     def encode_users(self, batch: pa.RecordBatch) -> Float32Array:
         """See Recommender: solved from each event's history, float32 (E, F)."""
@@ -109,11 +133,13 @@ class WALS:
 
     def state(self) -> Any:
         """See Recommender."""
-        return self._item_IF.copy()
+        # What has been read is replaced and never written to.
+        return self._item_IF.copy(), self._solved, self._since.copy()
 
     def load_state(self, state: Any) -> None:
         """See Recommender."""
-        self._item_IF = state.copy()
+        item_IF, self._solved, since = state
+        self._item_IF, self._since = item_IF.copy(), since.copy()
 
     def _solver(self) -> Any:
         als = evaluation_package("implicit.cpu.als")
@@ -128,6 +154,16 @@ class WALS:
     def _matrix(self, row: Int64Array, column: Int64Array, value: Float32Array, rows: int) -> Any:
         sparse = evaluation_package("scipy.sparse")
         return sparse.coo_matrix((value, (row, column)), shape=(rows, len(self._index))).tocsr()
+
+
+def _each_once(parts: list[_Read]) -> _Read:
+    """The events in the order of the log, whatever order they were read in; of equal ones the first that was read."""
+    read = _Read._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((read.row_P, read.offset_P, read.partition_P))
+    place_3P = np.stack(read[:3])[:, order]
+    is_first_P = np.ones(order.shape[0], np.bool_)
+    is_first_P[1:] = (place_3P[:, 1:] != place_3P[:, :-1]).any(0)
+    return _Read._make(column[order[is_first_P]] for column in read)
 
 
 def _one_blas_thread() -> Any:

@@ -154,6 +154,16 @@ def test_a_packed_event_gets_the_scores_that_it_would_get_alone(kind, parts, que
 
 
 @every_kind
+def test_the_end_of_a_pass_forgets_nothing(kind, parts, queries, batch_of):
+    model = _trained(kind, parts[:2], batch_of)
+    model.train_on(batch_of(parts[2]))
+    model.end_pass()
+    np.testing.assert_array_equal(
+        _scores(model, queries, batch_of), _scores(_trained(kind, parts, batch_of), queries, batch_of)
+    )
+
+
+@every_kind
 def test_a_state_is_a_copy_that_can_be_gone_back_to(kind, parts, queries, batch_of):
     model = _trained(kind, parts[:2], batch_of)
     before, state = _scores(model, queries, batch_of), model.state()
