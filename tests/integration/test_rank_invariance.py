@@ -1,9 +1,11 @@
-"""Training on two ranks is training on one: the same global batch gives the same losses, towers and rows."""
+"""Training on several ranks is training on one: the same global batch gives the same losses, towers and rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pytest
 import torch
 
 from cluster.collectives import Collectives
@@ -19,7 +21,9 @@ from tests.ranks import run_on_ranks
 PARTITIONS, QUOTA = 3, 20
 POPULATION = Population(users=40, items=60, burst=3.0, attributes=2)
 CONFIG = FreshetConfig(
-    stream=StreamConfig(history_length=6, seen_length=20, user_attributes=["gender", "age_group"]),
+    stream=StreamConfig(
+        history_length=6, seen_length=20, user_attributes=["gender", "age_group"], negative_below_value=3.0
+    ),
     model=ModelConfig(
         dim=8,
         heads=2,
@@ -35,29 +39,48 @@ CONFIG = FreshetConfig(
     device="cpu",
 )
 # Without a clip a gradient of the wrong scale shows; with one far below its norm, a norm that ranks disagree on.
-CLIPS = (0.0, 0.1)
+CONFIGS = (
+    CONFIG,
+    replace(CONFIG, train=replace(CONFIG.train, gradient_clip=0.1)),
+    replace(CONFIG, model=replace(CONFIG.model, dim=16, members=2, layers=1)),
+)
+STEPS = 2
 
 
-def _train_each(rank: int, steps: int) -> list[dict]:
-    return [_train(replace(CONFIG, train=replace(CONFIG.train, gradient_clip=clip)), steps) for clip in CLIPS]
+def _log() -> dict[int, pa.RecordBatch]:
+    """Events of different weights; those with a value below 3 are explicit negatives."""
+    events, rng = POPULATION.events(600), np.random.default_rng(0)
+    # Halves add up exactly in any order.
+    drawn = {"weight": rng.choice([0.5, 1.0, 2.0], 600), "value": rng.integers(1, 6, 600)}
+    for name, values_N in drawn.items():
+        place = events.schema.get_field_index(name)
+        events = events.set_column(place, name, pa.array(values_N, pa.float32()))
+    return partitioned_log(events, PARTITIONS)
 
 
-def _train(config: FreshetConfig, steps: int) -> dict:
+def _train_each(rank: int) -> list[dict]:
+    return [_train(config) for config in CONFIGS]
+
+
+def _train(config: FreshetConfig) -> dict:
     """Losses of each step, then gradients and parameters of the towers, and the rows of this rank."""
     comm = Collectives()
     partitions = partitions_of_rank(PARTITIONS, comm.rank, comm.world)
     run = TrainingRun.create(config, partitions, comm, torch.device("cpu"))
     run.catalogue.apply(POPULATION.catalogue())
-    source = MemorySource(partitioned_log(POPULATION.events(600), PARTITIONS), partitions)
-    batcher = Batcher(config.stream, source, run.users, run.catalogue, NoDeadLetters())
-    losses = []
-    for step in range(steps):
-        prepared = run.train_step.prepare(batcher.next_batch(QUOTA), step)
-        losses.append(run.train_step.train(prepared, step))
+    batcher = Batcher(
+        config.stream, MemorySource(_log(), partitions), run.users, run.catalogue, NoDeadLetters()
+    )
+    losses, negatives = [], 0
+    for step in range(STEPS):
+        batch = batcher.next_batch(QUOTA)
+        negatives += len(batch["negatives"].flatten())
+        losses.append(run.train_step.train(run.train_step.prepare(batch, step), step))
     size = len(run.table)
     tables, ids = run.table.index.keys()
     return {
         "losses": losses,
+        "negatives": negatives,
         "gradients": {
             n: p.grad.numpy().copy() for n, p in run.model.named_parameters() if p.grad is not None
         },
@@ -70,17 +93,29 @@ def _train(config: FreshetConfig, steps: int) -> dict:
     }
 
 
-def test_one_rank_and_two_ranks_train_the_same_steps_on_the_same_events():
-    ranks = zip(*run_on_ranks(_train_each, 2, 2), strict=True)
-    for alone, together in zip(_train_each(0, 2), ranks, strict=True):
+@pytest.fixture(scope="module")
+def alone_each() -> list[dict]:
+    return _train_each(0)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_one_rank_and_several_ranks_train_the_same_steps_on_the_same_events(alone_each, world):
+    weight = 0.0
+    for rows in _log().values():
+        read = rows.slice(0, STEPS * QUOTA)
+        weight += read["weight"].to_numpy()[read["value"].to_numpy() >= 3].sum()
+    ranks = zip(*run_on_ranks(_train_each, world), strict=True)
+    for alone, together in zip(alone_each, ranks, strict=True):
         assert all(loss > 0 for loss in alone["losses"][0].values()), "a loss term that is off proves nothing"
+        assert sum(rank["negatives"] for rank in together) == alone["negatives"] > 0
+        assert alone["events_seen"] == weight
         for rank in together:
             _assert_same_towers(alone, rank)
         _assert_same_rows(alone, together)
 
 
 def _assert_same_towers(alone: dict, together: dict) -> None:
-    assert together["events_seen"] == alone["events_seen"] == 2 * PARTITIONS * QUOTA
+    assert together["events_seen"] == alone["events_seen"]
     for one, two in zip(alone["losses"], together["losses"], strict=True):
         assert two.keys() == one.keys()
         np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
