@@ -110,10 +110,13 @@ class TrainedRecommender:
 
     def state(self) -> Any:
         """See Recommender: towers and row values (what encoding reads; not the optimizer's)."""
-        return copy.deepcopy(self.model.state_dict()), self.table.values_CD.clone()
+        return copy.deepcopy(self.model.state_dict()), self.table.values_CD[: len(self.table)].clone()
 
     def load_state(self, state: Any) -> None:
-        """See Recommender. Rows that came later keep their values: nothing before that moment knew them."""
-        towers, values_CD = state
+        """See Recommender. A row that came later gets the value it began with: as such it was encoded before."""
+        towers, values_KD = state
         self.model.load_state_dict(towers)
-        self.table.values_CD[: values_CD.shape[0]] = values_CD
+        known = values_KD.shape[0]  # rows are never removed here, so the first ones are those of that moment
+        self.table.values_CD[:known] = values_KD
+        later = self.table.rows()[known:]
+        self.table.put(later, self.table.initial(*self.table.keys_of(later)))
