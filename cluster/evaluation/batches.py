@@ -123,7 +123,7 @@ def _rows(
         targets_at, target_offset_B1 = np.zeros(rows, np.int64), np.arange(rows + 1)
         weights = np.ones(rows, np.float32)
     seen_at, seen_offset_B1 = _stretches(base_B, seen_end_B)
-    negative_at, negative_offset_B1 = _negatives(interactions, pieces, window)
+    negative_at, negative_offset_B1 = _negatives(interactions, pieces, window, before_target=not placeholder)
     width = interactions.attribute_UF.shape[1]
     columns = {
         "user_id": pa.array(interactions.user_U[pieces.user_P]),
@@ -146,14 +146,21 @@ def _rows(
     return pa.RecordBatch.from_arrays(arrays, schema=TRAINING_BATCH_SCHEMA)
 
 
-def _negatives(interactions: Interactions, pieces: _Pieces, window: int) -> tuple[Int64Array, Int64Array]:
-    """The last W explicit negatives before each piece."""
+def _negatives(
+    interactions: Interactions, pieces: _Pieces, window: int, *, before_target: bool
+) -> tuple[Int64Array, Int64Array]:
+    """The last W explicit negatives before each piece.
+
+    Those between the piece's history and its first target are among them with `before_target`. Of a query nobody
+    knows whether they came before its moment or after it, so it does without.
+    """
     first_B = interactions.negative_offset_U1[pieces.user_P]
     # Places ascend within a user, so user and place make one ascending key.
     user_X = np.repeat(np.arange(interactions.user_U.shape[0]), np.diff(interactions.negative_offset_U1))
     span = int(max(interactions.negative_place_X.max(initial=0), pieces.start_P.max(initial=0))) + 2
     key_X = user_X * span + interactions.negative_place_X
-    end_B = np.searchsorted(key_X, pieces.user_P * span + pieces.start_P, side="right")
+    key_P = pieces.user_P * span + pieces.start_P
+    end_B = np.searchsorted(key_X, key_P, side="right" if before_target else "left")
     start_B = np.maximum(first_B, end_B - window)
     return _stretches(start_B, end_B - start_B)
 

@@ -12,6 +12,7 @@ from cluster.config import FreshetConfig
 from cluster.evaluation.batches import TrainingPasses, query_batches
 from cluster.evaluation.data import prepare
 from streaming.config import StreamConfig
+from streaming.hashing import attribute_id
 from streaming.schema import TRAINING_BATCH_SCHEMA
 from tests.data_tables import random_tables, tables_of
 
@@ -77,6 +78,31 @@ def test_seen_items_are_all_trained_ones_or_those_before_the_row(mask_all):
             assert row["seen"] == items[: trained if mask_all else row["events_before"]]
 
 
+def test_attributes_of_training_and_query_rows_are_those_of_their_own_user():
+    tables = random_tables(events=200, users=12)
+    ages = {user: f"{user % 5}0" for user in range(1, 12)}  # of user 12 nothing is known
+    people = pa.table(
+        {"user_id": [*ages], "gender": ["M" if u % 3 else "F" for u in ages], "age": [*ages.values()]}
+    )
+    config = replace(FreshetConfig(), stream=StreamConfig(user_attributes=["gender", "age"]))
+    data = prepare(replace(tables, users=people), config)
+    interactions, queries = data.interactions, data.split.test
+    training = list(_passes(data).batches(1))
+    asked = list(query_batches(interactions, queries, 6, 5))
+    for batches in (training, asked):
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        assert {row["user_id"] for row in rows} == {*range(1, 13)}
+        for row in rows:
+            user = row["user_id"]
+            own = interactions.attribute_UF[np.searchsorted(interactions.user_U, user)].tolist()
+            assert row["attributes"] == own
+            if user == 12:
+                assert own == [0, 0]
+            else:
+                gender = "M" if user % 3 else "F"
+                assert own == [attribute_id("gender", gender), attribute_id("age", ages[user])]
+
+
 def test_passes_differ_in_their_order_and_equal_seeds_give_equal_passes():
     def order(number, seed):
         return [batch.column("user_id").to_pylist() for batch in _passes(seed=seed).batches(number)]
@@ -100,9 +126,10 @@ def test_a_query_sees_its_history_and_an_item_that_is_nobodys():
 
 
 def test_explicit_negatives_of_a_row_are_the_last_ones_given_before_it():
-    # By place: three positives, a skip (item 50), two positives, a skip (51), four positives, a skip (52).
-    kinds = [1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 0]
-    negatives = iter((50, 51, 52))
+    # By place: three positives, a skip (item 50), two positives, a skip (51), three positives, a skip (52), the last
+    # positive, a skip (53). Whether 52 came before the query's moment the places do not say.
+    kinds = [1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 0]
+    negatives = iter((50, 51, 52, 53))
     events = [(1, 10 + n if kind else next(negatives), n) for n, kind in enumerate(kinds)]
     action = pa.array(["view" if kind else "skip" for kind in kinds])
     config = replace(FreshetConfig(), stream=StreamConfig(negative_actions=["skip"]))

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cluster.config import FreshetConfig
@@ -12,17 +13,22 @@ from cluster.evaluation.batches import TrainingPasses, query_batches
 from cluster.evaluation.config import ProtocolConfig
 from cluster.evaluation.data import EvaluationData, prepare
 from cluster.evaluation.protocols import ProtocolError, moments
+from streaming.config import StreamConfig
 from tests.data_tables import tables_of
 
-EVENTS = st.lists(
-    st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(0, 40).map(lambda t: t * 43_200_000)),
-    min_size=5,
-    max_size=60,
-)
+EVENT = st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(0, 40).map(lambda t: t * 43_200_000))
+EVENTS = st.lists(EVENT, min_size=5, max_size=60)
+ACTIONS = st.sampled_from(["view", "view", "skip"])
 
 
-def _data(events, **protocol) -> EvaluationData:
-    return prepare(tables_of(events), replace(FreshetConfig(), protocol=ProtocolConfig(**protocol)))
+def _data(events, actions=None, **protocol) -> EvaluationData:
+    config = replace(
+        FreshetConfig(),
+        stream=StreamConfig(negative_actions=["skip"]),
+        protocol=ProtocolConfig(**protocol),
+    )
+    columns = {"action": pa.array(actions)} if actions else {}
+    return prepare(tables_of(events, **columns), config)
 
 
 def _targets(queries):
@@ -72,11 +78,27 @@ def test_leave_one_out_trains_no_event_of_validation_or_test_and_every_other_one
 
 
 @settings(deadline=None, max_examples=80)
-@given(EVENTS, st.booleans(), st.sampled_from(["next", "day", "all"]))
-def test_temporal_no_training_event_or_history_is_at_or_after_the_moment(events, shuffle, targets):
+@given(
+    st.lists(st.tuples(EVENT, ACTIONS), min_size=5, max_size=60),
+    st.booleans(),
+    st.sampled_from(["next", "day", "all"]),
+)
+def test_temporal_no_training_event_history_or_explicit_negative_is_at_or_after_the_moment(
+    drawn, shuffle, targets
+):
+    actions = [action for _, action in drawn]
+    # Each skip is of an item of its own, which tells its time.
+    everything = [
+        (user, item if action == "view" else 1000 + n, time)
+        for n, ((user, item, time), action) in enumerate(drawn)
+    ]
+    events = [event for event in everything if event[1] < 1000]
+    skipped = {item: (user, time) for user, item, time in everything if item >= 1000}
+    assume(events)
     try:
         data = _data(
-            events,
+            everything,
+            actions,
             kind="temporal",
             shuffle_ties=shuffle,
             targets=targets,
@@ -90,6 +112,9 @@ def test_temporal_no_training_event_or_history_is_at_or_after_the_moment(events,
     )
     for row in _trained_rows(data):
         assert max(row["times_ms"]) < validation_ms
+        for user, time in (skipped[item] for item in row["negatives"]):
+            assert user == row["user_id"]
+            assert time <= row["times_ms"][row["context_length"]]
     for queries, start_ms, stop_ms in (
         (data.split.validation, validation_ms, test_ms),
         (data.split.test, test_ms, end_ms),
@@ -99,6 +124,8 @@ def test_temporal_no_training_event_or_history_is_at_or_after_the_moment(events,
             for row, user, wanted in zip(batch.to_pylist(), users, _targets(queries).values(), strict=True):
                 history = row["times_ms"][: row["context_length"]]
                 assert all(time < start_ms for time in history)
+                assert all(skipped[item][0] == user for item in row["negatives"])
+                assert all(skipped[item][1] < start_ms for item in row["negatives"])
                 before = {item for u, item, time in events if u == user and time < start_ms}
                 assert set(row["seen"]) == before
                 later = {item for u, item, time in events if u == user and start_ms <= time < stop_ms}
