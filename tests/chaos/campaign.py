@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -28,17 +28,21 @@ import pyarrow as pa
 from kafka import KafkaProducer
 
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.state import digests, read_state
+from cluster.checkpoints.row_files import WAITING
+from cluster.checkpoints.state import State, digests, read_state
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.tables.config import TableConfig
 from cluster.training.accounting import verify_exactly_once
 from model.config import ModelConfig
+from model.features import ITEM, SOURCE, USER
 from retrieval.durable_files import replace_durably
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer
 from streaming.topics import create_topics
 from tests.chaos.faults import Fault, plan
-from tests.chaos.group import FINISHED, drive, is_alive, read_status, wait_until_gone
+from tests.chaos.group import drive, is_alive, read_status, wait_until_gone
+from tests.chaos.verdict import FINISHED, DiedOfItself, read_ended, struck
 
 EVENTS, USERS, ITEMS = 4000, 60, 80
 SIZES = (1, 2, 3)
@@ -53,11 +57,13 @@ class Report:
     """What a campaign found.
 
     Attributes:
-        kills: faults that struck a group whose number of ranks stayed.
+        kills: faults that struck a group whose number of ranks stayed; damage counts if a file was harmed.
         by_target: of them, by what was struck.
         rank_changes: apart from those, groups that went on from a checkpoint of another number of ranks after a fault.
         by_sizes: of them, by the numbers of ranks before and after.
         resumed: groups that went on from a checkpoint after a fault.
+        limits: what the tables' limits did in the undisturbed run: rows that expired and were evicted; at its end, keys
+            that wait for a row, and rows (all of them by admission).
         runs: finished ones.
         digests_equal: whether every run whose number of ranks stayed ended in the state of the undisturbed one.
         log_parts_equal: whether the others did in what the log alone decides: histories, ledgers, windows, catalogues.
@@ -73,6 +79,7 @@ class Report:
     rank_changes: int = 0
     by_sizes: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
+    limits: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     digests_equal: bool = True
     log_parts_equal: bool = True
@@ -147,7 +154,9 @@ class Campaign:
 
         config = self._config("undisturbed")
         assert self._attempt(config, 0, None, self._world).finished, f"see {config.storage_path}/rank-*.log"
-        self._expected = digests(read_state(_store(config).newest()))
+        undisturbed = read_state(_store(config).newest())
+        self._expected = digests(undisturbed)
+        self.report.limits = _limits_effect(undisturbed, Path(config.storage_path))
         while self.report.kills < kills:
             config = self._config(f"run-{self.report.runs}")
             self._strike_until_finished(config, kills)
@@ -180,6 +189,7 @@ class Campaign:
                 checkpoint_full_every=3,
                 checkpoint_full_share=20.0,
             ),
+            table=TableConfig(admit_after=4, expire_after_s=150, max_rows=70, sweep_every=4),
             evaluation=EvaluationConfig(sample_fraction=0.3, bin_events=200),
             device="cpu",
             storage_path=str(self._folder / name),
@@ -193,6 +203,8 @@ class Campaign:
                 self.report.kills += 1
                 self.report.by_target[self._next.name] += 1
                 self._next = next(self._faults)
+            elif not ending.finished:
+                self._next = _later(self._next)
             if ending.finished:
                 return
 
@@ -210,6 +222,8 @@ class Campaign:
                 self.report.by_sizes[f"{before} to {ranks}"] += 1
             if ending.struck:
                 self._next_change = next(self._changes)
+            elif not ending.finished:
+                self._next_change = _later(self._next_change)
             if ending.finished:
                 return
 
@@ -220,56 +234,58 @@ class Campaign:
         (folder / "status.json").unlink(missing_ok=True)
         before = _store(config).names()
         started = time.monotonic()
-        driver = self._context.Process(target=drive, args=(config, ranks, folder, number, [fault]))
+        driver = self._context.Process(target=drive, args=(config, ranks, folder, number, fault))
         driver.start()
-        struck = self._from_outside(fault, folder, started)
+        struck_at_s = self._from_outside(fault, folder, started)
         while driver.is_alive() and time.monotonic() - started < _ATTEMPT_TIMEOUT_S:
             driver.join(0.02)
-        status = read_status(folder)
         if driver.is_alive():
             os.kill(driver.pid, signal.SIGKILL)
             raise AssertionError(f"attempt {number} with {fault} hangs; see {folder}/rank-*.log")
-        outcome = status.get("outcome", "driver lost")
+        ended = read_ended(folder, number, read_status(folder), struck_at_s)
+        try:
+            has_struck = struck(fault, ended)
+        except DiedOfItself as bug:
+            raise DiedOfItself(f"attempt {number} with {fault}: {bug}; see {folder}/rank-*.log") from bug
         resumed = bool(before) and "resumed from" in _said(folder, number)
         self.report.resumed += resumed
-        died_of_itself = outcome == "failed" and not (struck or (fault is not None and fault.inside))
-        assert not died_of_itself, f"attempt {number} failed by itself; see {folder}/rank-*.log"
-        struck = fault is not None and (struck or outcome != FINISHED)
-        if fault is not None and struck and fault.target in ("truncate", "bitflip"):
-            self._damage(config, fault)
-        return Ending(resumed, struck, outcome == FINISHED)
+        if fault is not None and has_struck and fault.target in ("truncate", "bitflip"):
+            has_struck = self._damage(config, fault)
+        return Ending(resumed, has_struck, ended.outcome == FINISHED)
 
-    def _from_outside(self, fault: Fault | None, folder: Path, started: float) -> bool:
-        """Strike what is to be struck by time; whether anything was left to be struck."""
+    def _from_outside(self, fault: Fault | None, folder: Path, started: float) -> float | None:
+        """Strike what is to be struck by time; when, or None if nothing was left to be struck."""
         if fault is None or fault.inside:
-            return False
+            return None
         while not (status := read_status(folder)):
+            assert time.monotonic() - started < _ATTEMPT_TIMEOUT_S, f"no driver has started in {folder}"
             time.sleep(0.005)
         time.sleep(max(0.0, started + fault.delay_s - time.monotonic()))
-        if fault.target == "broker":
-            self._broker.kill()
-            time.sleep(0.2)
-            self._broker.start()
-            return True
         pids = read_status(folder).get("pids") or []
         victims = {
             "worker": pids[fault.rank : fault.rank + 1],
             "all": pids,
-            "driver": [status["driver"]],
+            "driver": [status.get("driver")],
+            "broker": pids,
         }[fault.target]
         if not pids or not all(map(is_alive, victims)):
-            return False
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
+            return None
+        struck_at_s = time.monotonic()
+        if fault.target == "broker":
+            self._broker.kill()
+            time.sleep(0.2)
+            self._broker.start()
+            return struck_at_s
+        arrived = [_kill(pid) for pid in victims]
         wait_until_gone([*pids, status["driver"]])
-        return True
+        return struck_at_s if any(arrived) else None
 
-    def _damage(self, config: FreshetConfig, fault: Fault) -> None:
-        """Harm a file of the newest checkpoint, if another one is left; it must be named, and the other one be used."""
+    def _damage(self, config: FreshetConfig, fault: Fault) -> bool:
+        """Harm a file of the newest checkpoint, which must be named and another one used; False if no other is left."""
         store = _store(config)
         newest, names = store.newest(), store.names()
         if newest is None or len(names) < 2 or newest.name != names[-1]:
-            return
+            return False
         rng = np.random.default_rng(fault.seed)
         victims = sorted(path for path in newest.path.iterdir() if path.stat().st_size)
         victim = victims[int(rng.integers(len(victims)))]
@@ -287,6 +303,7 @@ class Campaign:
         assert fallen_back_to.name != newest.name, f"damage to {victim} was not noticed"
         assert newest.name in " ".join(said.messages), f"{newest.name} is not named: {said.messages}"
         assert victim.name in " ".join(said.messages), f"{victim.name} is not named: {said.messages}"
+        return True
 
     def _is_as_expected(self, config: FreshetConfig, parts: tuple[str, ...]) -> bool:
         """Whether the parts of the state with such names are those of the undisturbed run; counts what is lost."""
@@ -341,6 +358,29 @@ def fill_topics(stream: StreamConfig, seed: int) -> None:
         plain.flush(timeout=20)
 
 
+def _kill(pid: int) -> bool:
+    """Whether it was there to be killed: the driver ends the others when it has lost one."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _later(fault: Fault) -> Fault:
+    """The same damage after more steps: there was no second checkpoint yet to go back to."""
+    return replace(fault, occurrence=2 * fault.occurrence)
+
+
+def _limits_effect(state: State, folder: Path) -> dict[str, int]:
+    removed: Counter[str] = Counter()
+    for told in folder.glob("limits-*.json"):
+        removed.update(json.loads(told.read_text()))
+    waiting = sum(table.num_rows for name, table in state.tables.items() if name.startswith(WAITING))
+    rows = int(np.isin(state.rows["table"].to_numpy(), (ITEM, USER, SOURCE)).sum())
+    return {**removed, "waiting": waiting, "rows": rows}
+
+
 def _said(folder: Path, attempt: int) -> str:
     """What rank 0 logged in an attempt."""
     log = folder / "rank-0.log"
@@ -360,7 +400,7 @@ def progress(report: Report, kills: int, changes: int) -> str:
     )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument(
@@ -369,7 +409,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--world", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     changes = arguments.kills // 10 if arguments.rank_changes is None else arguments.rank_changes
     logging.getLogger("kafka").setLevel(logging.ERROR)
 

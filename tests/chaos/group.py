@@ -1,8 +1,8 @@
 """The driver and its workers: forked from a process that has imported everything, killed for good, started again.
 
 The driver does what Ray Train's controller does: it starts one process per rank, and when one of them is lost it ends
-the others and starts the whole group again, which resumes from the newest checkpoint. A driver that dies takes its
-workers with it.
+the others. The campaign starts the whole group again, which resumes from the newest checkpoint. A driver that dies
+takes its workers with it. All write down how they end, for `verdict.py`.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,41 +22,36 @@ import torch.distributed as dist
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.training.run import TrainingRun
 from cluster.training.worker import Worker
 from tests.chaos.faults import Fault
+from tests.chaos.table_watch import TableWatch
+from tests.chaos.verdict import FAILED, FINISHED
 from tests.unit_runs import QUOTA, small_run
 
 _PR_SET_PDEATHSIG = 1
-FAILED, FINISHED = "failed", "finished"
+_COLLECTIVES = "cluster/collectives.py"
+# A rank that fails stays so long, so that the driver sees first whoever was killed: the others fail for want of it.
+_LINGER_S = 2.0
 
 
-def drive(
-    config: FreshetConfig, world: int, folder: Path, first: int, faults: Sequence[Fault | None]
-) -> None:
-    """Start group after group, one for each fault, until one finishes or fails by itself; says so in `status.json`."""
+def drive(config: FreshetConfig, world: int, folder: Path, number: int, fault: Fault | None) -> None:
+    """One group, until it finishes or its first rank is lost; says in `status.json` which rank that was, and how."""
     _die_with_parent()
     os.setsid()
-    outcome = FAILED
-    for number, fault in enumerate(faults, first):
-        pids = [_fork_rank(rank, world, config, folder, number, fault) for rank in range(world)]
-        _write(folder / "status.json", {"attempt": number, "pids": pids, "driver": os.getpid()})
-        statuses = _wait(pids)
-        if all(status == 0 for status in statuses):
-            outcome = FINISHED
-            break
-        if not any(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL for status in statuses):
-            break  # nobody was killed: this is a bug, and the logs say which
-        if fault is not None and fault.target in ("truncate", "bitflip"):
-            outcome = "damage"  # whoever started this does it while nobody writes
-            break
-    _write(folder / "status.json", {"attempt": number, "pids": [], "outcome": outcome})
+    pids = [_fork_rank(rank, world, config, folder, number, fault) for rank in range(world)]
+    _write(folder / "status.json", {"attempt": number, "pids": pids, "driver": os.getpid()})
+    first = _wait(pids)
+    ended = {"attempt": number, "pids": [], "outcome": FAILED if first else FINISHED, "first": first}
+    _write(folder / "status.json", ended)
 
 
 class Strike:
     """The hook of one rank: kills it, or fills its disk, at a visit of a point."""
 
-    def __init__(self, fault: Fault | None, rank: int) -> None:
+    def __init__(self, fault: Fault | None, rank: int, mark: Callable[[str], None]) -> None:
         self._fault = fault if fault is not None and fault.inside and fault.rank == rank else None
+        self._mark = mark
         self._visits = 0
         self._full_disk = False
 
@@ -67,20 +62,30 @@ class Strike:
         if self._full_disk and point == "step":
             self._visits += 1
             if self._visits > 2 * fault.occurrence:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._die()
         if point != fault.point or self._full_disk:
             return
         self._visits += 1
         if self._visits < fault.occurrence:
             return
         if fault.target != "enospc":
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._die()
         self._full_disk, self._visits = True, 0
+        self._mark("full")
         raise OSError(errno.ENOSPC, "No space left on device (on purpose)")
+
+    def _die(self) -> None:
+        self._mark("struck")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StruckWorker(Worker):
-    """The worker loop itself, with a point before each step."""
+    """The worker loop itself, with a point before each step, and what its tables' limits remove counted."""
+
+    def _new_run(self, partitions: int) -> TrainingRun:
+        run = super()._new_run(partitions)
+        self.table_watch = TableWatch(run.table)
+        return run
 
     def _step(self) -> None:
         self._at("step")
@@ -115,8 +120,11 @@ def _fork_rank(
         print(f"--- attempt {number}, {fault}", flush=True)
         _run_rank(rank, world, config, folder, number, fault)
         status = 0
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        told = {"rank": rank, "at_s": time.monotonic(), "error": str(error), "of_a_peer": _of_a_peer(error)}
+        _write(folder / f"raised-{number}-{rank}.json", told)
+        time.sleep(_LINGER_S)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -135,24 +143,39 @@ def _run_rank(
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    StruckWorker(config, Collectives(), torch.device("cpu"), at=Strike(fault, rank)).train()
+    strike = Strike(fault, rank, lambda name: _write(folder / f"{name}-{number}.json", time.monotonic()))
+    worker = StruckWorker(config, Collectives(), torch.device("cpu"), at=strike)
+    worker.train()
+    _write(folder / f"limits-{number}-{rank}.json", worker.table_watch.removed)
     # Not by the interpreter's end: nobody waits for threads of libraries after the work is done.
 
 
-def _wait(pids: list[int]) -> list[int]:
-    """Statuses in the order of ending; the first that is not 0 ends the others."""
-    statuses = []
+def _wait(pids: list[int]) -> tuple[int, int] | None:
+    """The first rank whose status is not 0, and that status; it ends the others."""
+    first = None
     left = set(pids)
     while left:
         pid, status = os.wait()
         left.discard(pid)
-        statuses.append(status)
-        if status != 0:
+        if status != 0 and first is None:
+            first = pids.index(pid), status
             for other in left:
                 os.kill(other, signal.SIGKILL)
-            while left:
-                left.discard(os.wait()[0])
-    return statuses
+    return first
+
+
+def _of_a_peer(error: BaseException) -> bool:
+    """Whether it, or what it was raised after, came out of a collective."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if (
+                frame.f_code.co_filename.endswith(_COLLECTIVES)
+                or "torch/distributed" in frame.f_code.co_filename
+            ):
+                return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _die_with_parent() -> None:
