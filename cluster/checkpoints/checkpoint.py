@@ -9,8 +9,12 @@ A commit, in this order (`writing.py` drives it; the names are those of its faul
     6. `rename`: rank 0 renames the folder to `step-…` (in an object store the manifest is put instead): this instant
        is the commit; `renamed`, the parent is fsynced;
     7. `offsets`: positions go to Kafka for lag tools;
-    8. `prune`: older checkpoints are removed, but for those that a kept one builds on.
+    8. `prune`: older checkpoints are removed, but for those that a kept one builds on, and all of a line given up.
 A crash before 6 leaves garbage that is never listed, removed by the next `begin`.
+
+A line is what one run after the other went on from: each manifest names the checkpoint that it `follows`. Where a run
+falls back behind damage, what is newer than the one it goes on from is given up, and removed once the next commit
+stands: it would come back as the newest should its files be mended, and take the places of good ones meanwhile.
 
 A full checkpoint holds everything; a delta holds the rows and users that changed since its parent, and everything that
 is small. The manifest of a delta names its chain, from the full one on, with the checksum of each manifest, so that
@@ -23,7 +27,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,7 @@ from cluster.checkpoints.manifest import (
     FORMAT,
     START_ANEW,
     CheckpointError,
+    UnknownFormatError,
     chain_of,
     checksum_of,
     file_problem,
@@ -132,6 +137,7 @@ class CheckpointStore:
         self.storage = open_storage(root)
         self._keep, self._advice, self._at = keep, advice, at
         self._claim: Claim | None = None
+        self._last: Checkpoint | None = None  # found or committed here: what the next one follows
 
     def take_over(self, run_id: str) -> None:
         """Fence off whoever writes here (rank 0, before it looks for a checkpoint to go on from)."""
@@ -169,9 +175,11 @@ class CheckpointStore:
     ) -> Checkpoint:
         """Write the manifest and make it count (rank 0 only, after every rank has written its files)."""
         links = parent.links if parent is not None else ()
+        before = parent or self._last
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "kind": "full" if parent is None else "delta",
+            "follows": before.name if before is not None else None,
             "step": order_of(writing.name)[0],
             "written_ms": int(time.time() * 1000),
             "chain": [{"name": link.name, "checksum": link.manifest["checksum"]} for link in links],
@@ -183,31 +191,40 @@ class CheckpointStore:
         manifest["checksum"] = checksum_of(manifest)
         self.check_claim()
         self.storage.commit(writing.name, json.dumps(manifest, indent=1).encode(), self._at)
-        return Checkpoint(self.storage, writing.name, manifest, links)
+        self._last = Checkpoint(self.storage, writing.name, manifest, links)
+        return self._last
 
-    def prune(self) -> list[str]:
-        """Remove older checkpoints, children before parents.
+    def prune(self, newest: Checkpoint) -> list[str]:
+        """Remove what is not needed now that `newest` stands, children before parents.
 
-        The newest `keep` stay, whatever they build on, and (if `keep` is not 1) the newest one that shares no file with
-        the newest of all, so that no damage to one file can cost everything.
+        The newest `keep` of its line stay, whatever they build on, and (if `keep` is not 1) the newest one that shares
+        no file with `newest`, so that no damage to one file can cost everything. What cannot be read does not count.
         """
         self._at("prune")
         names = self.storage.names()
-        chains = {name: self._chain_of(name) for name in names}
-        needed = {link for name in names[-self._keep :] for link in chains[name]}
-        apart = [name for name in names if chains[name][0] != chains[names[-1]][0]]
-        if self._keep > 1 and apart:
-            needed |= set(chains[apart[-1]])
+        manifests = self._readable(names) | {newest.name: newest.manifest}
+        line = _line_of(newest, manifests)
+        chains = {name: [*chain_of(manifests[name]), name] for name in line}
+        needed = {link for name in line[: self._keep] for link in chains[name]}
+        apart = next((name for name in line if chains[name][0] != chains[newest.name][0]), None)
+        if self._keep > 1 and apart is not None:
+            needed |= set(chains[apart])
         going = [name for name in reversed(names) if name not in needed]
+        given_up = set(going).difference(line)
         for name in going:
+            if name in given_up:
+                _log.warning(
+                    "%s/%s is not what %s went on from; it is removed", self.where, name, newest.name
+                )
             self.storage.remove(name)
         return going
 
-    def _chain_of(self, name: str) -> list[str]:
-        try:
-            return [*chain_of(read_manifest(self.storage, name)), name]
-        except CheckpointError:
-            return [name]  # nobody can build on it
+    def _readable(self, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
+        for name in names:
+            with suppress(CheckpointError):  # nobody can go on from it or build on it
+                found[name] = read_manifest(self.storage, name)
+        return found
 
     def names(self) -> list[str]:
         """Committed checkpoints, oldest first."""
@@ -216,14 +233,20 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose whole chain verifies; says loudly which ones do not. None if there is none.
 
+        What is committed here next goes on from it.
+
         Raises:
+            UnknownFormatError: a later version has written here; to fall back would undo what it did.
             CheckpointError: there are checkpoints, but none of them verifies.
         """
         problems = []
         known: dict[str, Checkpoint | CheckpointError] = {}
         for name in reversed(self.storage.names()):
             try:
-                return _open_chain(self.storage, name, known)
+                self._last = _open_chain(self.storage, name, known)
+                return self._last
+            except UnknownFormatError as problem:
+                raise UnknownFormatError(f"{problem}, or {self._advice}") from None
             except CheckpointError as problem:
                 _log.error("%s; trying the one before it", problem)
                 problems.append(str(problem))
@@ -278,6 +301,23 @@ class Writing:
         return self.write(file, tensor_bytes(tensors))
 
 
+def _line_of(newest: Checkpoint, manifests: dict[str, Mapping[str, Any]]) -> list[str]:
+    """What `newest` and those before it went on from, newest first, and whatever is older than all of that.
+
+    What lies between two of these belongs to a line that was given up.
+    """
+    line = [newest.name]
+    while (before := _followed_by(manifests[line[-1]])) in manifests and before not in line:
+        line.append(before)
+    oldest = min(map(order_of, line))
+    return line + [name for name in reversed(manifests) if order_of(name) < oldest]
+
+
+def _followed_by(manifest: Mapping[str, Any]) -> str:
+    """The name of the checkpoint that this one's run went on from; empty if it was none, or was not written down."""
+    return manifest.get("follows") or next(reversed(chain_of(manifest)), "")
+
+
 def open_checkpoint(location: str | Path) -> Checkpoint:
     """Read and verify one checkpoint and what it builds on: formats, and each file's size and checksum.
 
@@ -295,6 +335,8 @@ def _open_chain(storage: Storage, name: str, known: dict[str, Checkpoint | Check
     for link in own.manifest["chain"]:
         try:
             found = _verified(storage, link["name"], known)
+        except UnknownFormatError:
+            raise
         except CheckpointError as problem:
             raise CheckpointError(f"{own.location} builds on one that cannot be used: {problem}") from problem
         if found.manifest["checksum"] != link["checksum"]:

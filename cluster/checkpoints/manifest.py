@@ -10,12 +10,17 @@ from typing import Any
 from cluster.checkpoints.storage import MANIFEST, Storage
 
 FORMAT = 2
+"""Every format is signed in the same way, so that a version tells what is newer than itself from what is damaged."""
 START_ANEW = "point storage_path elsewhere to start anew"
 """What can always be done about a checkpoint of the run's own."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read; the message names the path, what is wrong and the setting to change."""
+
+
+class UnknownFormatError(CheckpointError):
+    """A whole checkpoint of a version that is newer than this one."""
 
 
 def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +52,8 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     """A manifest in the present format, checked against its own checksum, without looking at the files.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of an unknown format.
+        UnknownFormatError: its format is not known here.
+        CheckpointError: it is missing or damaged.
     """
     place = f"{storage.where}/{name}"
     try:
@@ -60,12 +66,14 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
         manifest = json.loads(content)
     except ValueError as error:
         raise CheckpointError(f"{place}/{MANIFEST} is not valid JSON: {error}") from error
-    version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if version != FORMAT and version not in _UPGRADES:
-        readable = ", ".join(map(str, [*_UPGRADES, FORMAT]))
-        raise CheckpointError(f"{place} has checkpoint format {version!r}; this version reads {readable}")
-    if manifest.get("checksum") != checksum_of(manifest):
+    if not isinstance(manifest, dict) or manifest.get("checksum") != checksum_of(manifest):
         raise CheckpointError(f"{place} is damaged: {MANIFEST} does not match its own checksum")
+    readable = [*_UPGRADES, FORMAT]
+    if manifest.get("format") not in readable:
+        raise UnknownFormatError(
+            f"{place} has checkpoint format {manifest.get('format')!r}, this version reads "
+            f"{', '.join(map(str, readable))}: use the version of freshet that wrote it"
+        )
     upgraded: dict[str, Any] = manifest
     while upgraded["format"] != FORMAT:
         upgraded = _UPGRADES[upgraded["format"]](upgraded)

@@ -29,7 +29,7 @@ from cluster.checkpoints.user_files import merged_ledger, merged_users, partitio
 from model.key_index import KeyIndex
 
 # True of the writing, not of the state.
-_NOT_STATE = ("format", "kind", "written_ms", "chain", "checksum", "files", "config", "workers")
+_NOT_STATE = ("format", "kind", "follows", "written_ms", "chain", "checksum", "files", "config", "workers")
 
 
 @dataclass(frozen=True)

@@ -287,13 +287,14 @@ class Checkpointer:
             except OSError as error:
                 _log.error("checkpoint %s was not committed: %s; the next is full", now.writing.name, error)
                 self._failed = True
-            self._thread.submit(self._prune)
+            else:
+                self._thread.submit(self._prune, committed)
         self._parent = committed
         return committed
 
-    def _prune(self) -> None:
+    def _prune(self, committed: Checkpoint) -> None:
         try:
-            self._store.prune()
+            self._store.prune(committed)
         except OSError as error:
             _log.warning("an old checkpoint in %s was not removed: %s", self._store.where, error)
 

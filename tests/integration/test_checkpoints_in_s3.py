@@ -17,6 +17,7 @@ from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.state import digests, read_state
 from cluster.checkpoints.storage import StorageLocationError, open_storage
+from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
 from cluster.training.starting_point import find_starting_point
@@ -133,8 +134,8 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
     run, store = small_run(), CheckpointStore(where)
     names = []
     checkpointer = checkpointer_of(run, store, Collectives())
-    for _ in range(2):
-        train_steps(run, 1)
+    for steps in (1, 4):
+        train_steps(run, steps)
         checkpointer.start_new_chain()
         names.append(checkpointer.finish(run.step).name)
     checkpointer.close()
@@ -148,6 +149,17 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
     config.train = TrainConfig(init_from=where)
     assert find_starting_point(config).name == names[0]
     assert _SECRET not in caplog.text
+    resumed = small_run(store.newest())
+    again = checkpointer_of(resumed, store, Collectives(), store.newest())
+    again._policy = FullPolicy(share=10.0)
+    for _ in range(2):
+        train_steps(resumed, 1)
+        last = again.finish(resumed.step)
+    again.close()
+    newest = CheckpointStore(where).newest()
+    assert [link.step for link in newest.links] == [1, 2, 3]
+    assert newest.name == last.name
+    assert {name.split("/")[0] for name in _objects(where)[0]} == {link.name for link in newest.links}
 
 
 def test_credentials_in_the_location_are_refused_without_being_shown():

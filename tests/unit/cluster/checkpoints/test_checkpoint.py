@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pyarrow as pa
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from cluster.checkpoints.array_files import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
-from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.storage import nothing
+from cluster.checkpoints.manifest import CheckpointError, UnknownFormatError, checksum_of
+from cluster.checkpoints.storage import nothing, order_of
 
 
 def _commit(store, step, content=1.0, parent=None):
@@ -20,7 +21,7 @@ def _commit(store, step, content=1.0, parent=None):
         writing.write_table("rows-0000-4096.arrow", pa.table({"id": [step, step + 1]})),
     ]
     checkpoint = store.commit(writing, files, {"positions": {"0": [step, 0]}}, parent)
-    store.prune()
+    store.prune(checkpoint)
     return checkpoint
 
 
@@ -118,10 +119,41 @@ def test_a_position_that_was_changed_in_the_manifest_is_noticed(store, caplog):
     "manifest",
     [{"format": 99, "files": []}, {"step": 3}, [1, 2], "text", {"format": 1}, {"format": 2, "files": [7]}],
 )
-def test_a_manifest_of_another_format_is_refused_with_the_path(tmp_path, manifest):
+def test_a_manifest_that_is_not_signed_is_refused_as_damaged_whatever_it_says(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=str(tmp_path)):
+    with pytest.raises(CheckpointError, match=f"{tmp_path} is damaged: manifest.json"):
         open_checkpoint(tmp_path)
+
+
+def _of_format(checkpoint, version, sign=True):
+    """What another version of this project might have written."""
+    changed = dict(checkpoint.manifest) | {"format": version}
+    if sign:
+        changed["checksum"] = checksum_of(changed)
+    (checkpoint.path / "manifest.json").write_text(json.dumps(changed, indent=1))
+
+
+@pytest.mark.parametrize("version", [99, "3b", [2], None])
+def test_a_whole_checkpoint_of_an_unknown_format_is_refused_and_nothing_older_taken_in_its_place(
+    store, version
+):
+    _commit(store, 1)
+    newest = _commit(store, 2)
+    _of_format(newest, version)
+    says = rf"step-00000002 has checkpoint format {re.escape(repr(version))}, this version reads 1, 2: use the version"
+    for read in (store.newest, lambda: store.open(newest.name), lambda: open_checkpoint(newest.path)):
+        with pytest.raises(UnknownFormatError, match=says) as refused:
+            read()
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UnknownFormatError, match="that wrote it, or point storage_path elsewhere"):
+        store.newest()
+
+
+def test_of_an_unknown_format_by_a_flipped_bit_only_the_one_before_is_taken(store, caplog):
+    _commit(store, 1)
+    _of_format(_commit(store, 2), 3, sign=False)
+    assert store.newest().step == 1
+    assert "step-00000002 is damaged: manifest.json does not match its own checksum" in caplog.text
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path):
@@ -206,6 +238,123 @@ def test_a_commit_that_is_cut_at_any_step_leaves_the_old_checkpoint_or_the_whole
     assert again.newest().step == (2 if step in ("renamed", "prune") else 1)
     _commit(again, 3)
     assert again.names() == ["step-00000003"]
+
+
+def _damage(checkpoint, name="rows-0000-4096.arrow", how=_flip_a_bit):
+    how(checkpoint.path / name)
+
+
+def _gone_on(place, keep, *steps, parent=True):
+    """What another run finds and goes on from, in a process of its own, and what it then commits."""
+    store = CheckpointStore(place, keep=keep)
+    found = store.newest()
+    last = found if parent else None
+    for step in steps:
+        last = _commit(store, step, parent=last)
+    return found, last
+
+
+def _numbers(place):
+    return [order_of(name) for name in CheckpointStore(place).names()]
+
+
+@pytest.mark.parametrize("first", [15, 20, 25, 60])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_what_a_run_fell_back_to_is_kept_and_the_line_it_gave_up_goes_with_the_next_commit(
+    tmp_path, caplog, keep, first
+):
+    _damage(_chain(CheckpointStore(tmp_path, keep=keep), 10, 20, 30, 40, 50)[1])
+    found, _ = _gone_on(tmp_path, keep, first)
+    assert found.step == 10
+    assert _numbers(tmp_path) == [(10, 0), (first, 1 if first == 20 else 0)]
+    assert "step-00000050 is not what step-000000" in caplog.text
+    caplog.clear()
+    found, last = _gone_on(tmp_path, keep, first + 1, first + 2)
+    assert (found.step, not caplog.text) == (first, True)
+    newest = CheckpointStore(tmp_path, keep=keep).newest()
+    assert newest.name == last.name
+    assert [link.step for link in newest.links] == [10, first, first + 1, first + 2]
+
+
+@pytest.mark.parametrize("how", [_truncate, _flip_a_bit])
+@pytest.mark.parametrize("name", ["manifest.json", "towers.safetensors"])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_damage_to_the_newest_alone_never_costs_the_one_before_it(tmp_path, keep, name, how):
+    _damage(_chain(CheckpointStore(tmp_path, keep=keep), 10, 20)[1], name, how)
+    for step in (15, 30):
+        _gone_on(tmp_path, keep, step)
+        newest = CheckpointStore(tmp_path).newest()
+        assert [link.step for link in newest.links] == ([10, 15] if step == 15 else [10, 15, 30])
+    assert _numbers(tmp_path) == [(10, 0), (15, 0), (30, 0)]
+
+
+def test_a_line_given_up_does_not_take_the_places_of_good_checkpoints(tmp_path):
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (10, 20, 30, 40):
+        _commit(store, step)
+    for step in (30, 40):
+        _damage(store.open(f"step-{step:08d}"))
+    _, last = _gone_on(tmp_path, 2, 35, parent=False)
+    assert _numbers(tmp_path) == [(20, 0), (35, 0)]
+    assert last.manifest["follows"] == "step-00000020"
+    _damage(last)
+    assert CheckpointStore(tmp_path).newest().step == 20
+
+
+@pytest.mark.parametrize("parent", [True, False])
+def test_what_was_given_up_goes_too_when_the_run_dies_between_its_commit_and_the_removal(tmp_path, parent):
+    """A later run no longer knows what its predecessor fell back behind: the manifests say it."""
+
+    class Cut(BaseException):
+        pass
+
+    def cut(name):
+        if name == "prune":
+            raise Cut
+
+    _damage(_chain(CheckpointStore(tmp_path), 10, 20, 30)[1])
+    store = CheckpointStore(tmp_path, at=cut)
+    found = store.newest()
+    with pytest.raises(Cut):
+        _commit(store, 25, parent=found if parent else None)
+    assert _numbers(tmp_path) == [(10, 0), (20, 0), (25, 0), (30, 0)]
+    found, _ = _gone_on(tmp_path, 3, 27)
+    assert found.step == 25
+    assert _numbers(tmp_path) == [(10, 0), (25, 0), (27, 0)]
+
+
+def test_nothing_is_given_up_before_the_next_commit_stands(tmp_path):
+    """Whoever mends the damage in time has the whole line again."""
+    damaged = _chain(CheckpointStore(tmp_path, keep=1), 10, 20, 30)[1]
+    _damage(damaged)
+    store = CheckpointStore(tmp_path, keep=1)
+    assert store.newest().step == 10
+    store.begin(15)
+    _damage(damaged)
+    assert CheckpointStore(tmp_path, keep=1).newest().step == 30
+
+
+def test_the_chain_of_what_was_just_committed_stays_when_a_manifest_in_it_is_damaged_meanwhile(tmp_path):
+    """It is known from memory; that it is broken is for a reader to say, who then has the links before it."""
+    store = CheckpointStore(tmp_path, keep=1)
+    links = _chain(store, 10, 20)
+    _damage(links[1], "manifest.json", _truncate)
+    _commit(store, 30, parent=links[1])
+    assert _numbers(tmp_path) == [(10, 0), (20, 0), (30, 0)]
+    assert CheckpointStore(tmp_path).newest().step == 10
+
+
+def test_checkpoints_written_before_lines_were_noted_are_kept_as_before(tmp_path):
+    def unnoted(checkpoint):
+        changed = {k: v for k, v in checkpoint.manifest.items() if k not in ("follows", "checksum")}
+        changed["checksum"] = checksum_of(changed)
+        (checkpoint.path / "manifest.json").write_text(json.dumps(changed))
+
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (10, 20, 30):
+        unnoted(_commit(store, step))
+    _gone_on(tmp_path, 3, 40)
+    assert _numbers(tmp_path) == [(20, 0), (30, 0), (40, 0)]
 
 
 def test_other_files_beside_the_checkpoints_are_left_alone(store):
