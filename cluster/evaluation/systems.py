@@ -93,13 +93,14 @@ def _towers(
     return System(name, title, source, _TOWERS, {**_PLAIN, **defaults}, forced or {})
 
 
-def _ablation(name: str, title: str, **forced: Any) -> System:
+def _ablation(name: str, title: str, defaults: Mapping[str, Any] | None = None, **forced: Any) -> System:
     return System(
         name,
         title,
         "model.cl_epidtn:CLEPIDTN",
         _TOWERS,
-        forced={f"model.{key}": value for key, value in forced.items()},
+        defaults or {},
+        {f"model.{key}": value for key, value in forced.items()},
     )
 
 
@@ -116,7 +117,8 @@ SYSTEMS: dict[str, System] = {
         _ablation(REFERENCE, "CL-EPIDTN"),
         _ablation("epidtn", "EPIDTN", contrastive_weight=0.0),
         _ablation("cltd", "CLTD", augmented_vectors=False),
-        _ablation("cl_dssm", "CL-DSSM", transformer=False, augmented_vectors=False),
+        # Whether it has augmented vectors the paper does not say: a sweep over them reports both (MODEL.md 7, row 19).
+        _ablation("cl_dssm", "CL-DSSM", {"model.augmented_vectors": False}, transformer=False),
         _one_pass("wals", "WALS", "wals:WALS", ("implicit", "scipy.sparse"), ("wals.", "seed")),
         _towers("youtube_dnn", "YouTube DNN", "youtube_dnn:YouTubeDNN", _DOT),
         _towers("dssm", "DSSM", "dssm:DSSM", _COSINE),

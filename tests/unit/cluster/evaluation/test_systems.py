@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cluster.config import FreshetConfig
+from cluster.evaluation.cell import Cell
 from cluster.evaluation.data import prepare
 from cluster.evaluation.fitting import fit
 from cluster.evaluation.overrides import OverrideError, leaves, with_settings
@@ -82,8 +83,35 @@ def test_ablations_are_the_reference_with_settings_that_nothing_changes():
         REFERENCE: (0.4, True, True),
         "epidtn": (0.0, True, True),
         "cltd": (0.4, False, True),
-        "cl_dssm": (0.4, False, False),
+        "cl_dssm": (0.4, True, False),
     }
+
+
+def test_cl_dssm_has_augmented_vectors_only_where_a_search_or_a_sweep_asks_for_them():
+    """The configured value, which is that of the reference, does not."""
+    system, asked = SYSTEMS["cl_dssm"], {"model.augmented_vectors": True}
+    with_them = with_settings(TINY, asked)
+    makes = {
+        "plain": system.settings_of(with_them, {}, {}),
+        "tuned": system.settings_of(TINY, asked, {}),
+        "swept": system.settings_of(TINY, {}, asked),
+    }
+    assert {how: c.model.augmented_vectors for how, c in makes.items()} == {
+        "plain": False,
+        "tuned": True,
+        "swept": True,
+    }
+    sizes = {}
+    for how, config in makes.items():
+        recommender = create(system, config, DATA.catalogue, DATA.item_ids, torch.device("cpu"))
+        assert not config.model.transformer
+        sizes[how] = sum(parameter.numel() for parameter in recommender.model.parameters())
+    assert sizes["swept"] == sizes["tuned"] > sizes["plain"]
+    # Cells keep their names: the same settings have the same one, however they came about.
+    off = {"model.augmented_vectors": False}
+    keys = {how: Cell("cl_dssm", 1, config, "x").key for how, config in makes.items()}
+    assert keys["plain"] == Cell("cl_dssm", 1, system.settings_of(with_them, off, off), "x").key
+    assert keys["plain"] != keys["swept"] == keys["tuned"]
 
 
 def test_a_baseline_has_none_of_what_only_the_reference_has_unless_it_is_tuned():
