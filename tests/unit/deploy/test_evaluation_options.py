@@ -1,17 +1,22 @@
 """Options of `freshet evaluate`, its presets, and how figures and progress are told."""
 
 import io
+import json
 import math
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from deploy.cli import app
 from deploy.config_loading import load_config
 from deploy.errors import UsageError
 from deploy.evaluation_options import EvaluateOptions, read_tuned, sweep_points
 from deploy.evaluation_report import stars
 from deploy.screen import rate
+from tests.data_tables import random_tables
 
 PRESETS = Path(__file__).parents[3] / "deploy" / "configs"
 
@@ -68,18 +73,98 @@ def test_an_argument_wins_over_what_was_tuned(tmp_path):
 
 def test_the_paper_preset_says_what_the_paper_says():
     config = load_config(None, [], [PRESETS / "paper.yaml"])
-    model = config.model
-    assert (model.dim, model.layers, model.dropout, model.augmented_dim) == (128, 5, 0.3, 32)
-    assert (model.mimic_user_weight, model.mimic_item_weight, model.contrastive_weight) == (1.0, 1.0, 1.0)
-    assert (model.similarity, model.source_items, model.state_skip, model.logq_strength) == (
-        "cosine",
-        0,
-        0,
-        0,
-    )
-    assert (model.uniform_negatives, config.fit.batch_targets) == (0, 32)
+    said = {
+        "dim": 128,
+        "layers": 5,
+        "augmented_dim": 32,
+        "dropout": 0.3,
+        "similarity": "cosine",  # Eqs. 3 and 13
+        "loss": "softmax",  # Eq. 25
+        "transformer": True,
+        "augmented_vectors": True,
+        "user_id_embedding": True,
+        "mimic_user_weight": 1.0,
+        "mimic_item_weight": 1.0,
+        "contrastive_weight": 1.0,
+        "contrastive_sequence_weight": 1.0,
+        "contrastive_attribute_weight": 1.0,
+        "contrastive_item_weight": 1.0,
+        "contrastive_items": "targets",
+        "negative_sequence": "older_half",
+        "view_dropout": 0.3,
+    }
+    # What others added is off.
+    without = {
+        "members": 1,
+        "logq_strength": 0.0,
+        "uniform_negatives": 0,
+        "input_mask_ratio": 0.0,
+        "source_items": 0,
+        "source_categories": False,
+        "state_skip": 0.0,
+    }
+    # MODEL.md 0 to 6, where the paper is silent.
+    silent = {
+        "heads": 2,
+        "history_length": 50,
+        "history_before": "event",
+        "history_mask": "past",
+        "max_categories": 8,
+        "temperature": 0.07,
+        "contrastive_temperature": 0.5,
+        "sequence_mask_ratio": 0.3,
+        "attribute_mask_ratio": 0.3,
+        "item_mask_ratio": 0.3,
+        "init_std": 0.02,
+    }
+    unread = {"source_gain", "source_decay"}  # without sources
+    assert {k: v for k, v in vars(config.model).items() if k not in unread} == said | without | silent
+    fit = config.fit
+    assert (fit.batch_targets, fit.row_optimizer, fit.weight_decay) == (32, "adam", 0.0)
+    assert (fit.learning_rate, fit.row_learning_rate) == (1e-3, 1e-3)
+
+
+def test_the_default_preset_has_every_part_of_the_model_on():
+    model = load_config(None, [], [PRESETS / "default.yaml"]).model
     assert model.transformer
     assert model.augmented_vectors
+    assert min(model.mimic_user_weight, model.mimic_item_weight) > 0
+    contrastive = (
+        model.contrastive_sequence_weight,
+        model.contrastive_attribute_weight,
+        model.contrastive_item_weight,
+    )
+    assert model.contrastive_weight * max(contrastive) > 0
+
+
+def test_an_evaluation_of_the_paper_preset_trains_the_papers_model_in_a_size_of_its_own(tmp_path):
+    tables = random_tables(users=8, events=60)
+    for name in ("interactions", "items", "users"):
+        pq.write_table(getattr(tables, name), tmp_path / f"{name}.parquet")
+    out = tmp_path / "out"
+    sizes = ["model.dim=8", "model.augmented_dim=4", "model.layers=1", "fit.passes=1", "device=cpu"]
+    done = CliRunner().invoke(
+        app,
+        f"evaluate --data {tmp_path} --preset paper --models cl_epidtn,epidtn --workers 0 --out {out}".split()
+        + sizes,
+        env={"COLUMNS": "120", "TERM": "dumb"},
+    )
+    assert done.exit_code == 0, done.output
+    written = json.loads((out / "results.json").read_text())
+    assert written["preset"] == "paper"
+    assert [entry["model"] for entry in written["results"]] == ["cl_epidtn", "epidtn"]
+    assert all(0 <= entry["hr@10"] <= 1 for entry in written["results"])
+    paper = load_config(None, sizes, [PRESETS / "paper.yaml"])
+    alphas = {}
+    for path in (out / "cells").glob("*.json"):
+        cell = json.loads(path.read_text())
+        used = {key: value for key, value in cell["settings"].items() if key.startswith("model.")}
+        alphas[cell["system"]] = used.pop("model.contrastive_weight")
+        wanted = {f"model.{key}": value for key, value in vars(paper.model).items()}
+        assert used.items() <= wanted.items()
+        assert len(used) == len(wanted) - 1
+        assert cell["settings"]["fit.batch_targets"] == 32
+    assert alphas == {"cl_epidtn": 1.0, "epidtn": 0.0}
 
 
 def test_a_preset_stands_below_file_and_arguments(tmp_path):
