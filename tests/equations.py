@@ -51,13 +51,30 @@ CONFIG = ModelConfig(
 """No two weights are equal, so that a mistaken one is seen."""
 
 RUNS = [
-    Run(5, [], [3, 14], attributes=(1, 2), weights=[1.0, 2.0]),
-    Run(6, [3, 8, 21], [5, 8, 3], attributes=(2, 0), weights=[1.0, 1.0, 0.5], negatives=(40,)),
+    Run(5, [], [3, 14], attributes=(1, 2), weights=[1.0, 2.0], times=[7, 7]),
+    Run(
+        6,
+        [3, 8, 21],
+        [5, 8, 3],
+        attributes=(2, 0),
+        weights=[1.0, 1.0, 0.5],
+        negatives=(40,),
+        times=[1, 2, 3, 3, 3, 4],
+    ),
     Run(7, [9, 4, 4, 10, 2, 17, 30], [6], attributes=(0, 3), weights=[3.0]),
     Run(8, [12], [3], attributes=(1, 2), weights=[1.0], negatives=(3, 42)),
-    Run(6, [3, 8, 21, 5, 8, 3], [11, 23], attributes=(2, 0), weights=[0.5, 1.0], negatives=(40, 41, 44)),
+    Run(
+        6,
+        [3, 8, 21, 5, 8, 3],
+        [11, 23],
+        attributes=(2, 0),
+        weights=[0.5, 1.0],
+        negatives=(40, 41, 44),
+        times=[1, 2, 3, 3, 3, 4, 5, 5],
+    ),
 ]
-"""No history, a history longer than W, an item twice, a user twice, users of equal attributes (5 and 8)."""
+"""No history, a history longer than W, an item twice, a user twice, users of equal attributes (5 and 8), events of one
+time (also with the last of the history)."""
 
 
 # --- a small step ---------------------------------------------------------------------------------------------------

@@ -204,11 +204,17 @@ class Reference:
             z.append(self.item_augmented(id_D, category_D) if augmented_A is None else augmented_A)
         return two_layers(np.concatenate(z), self.weights, "item_tower.combine") + id_D + category_D
 
+    def history(self, run, k):
+        """What came before the k-th event, or before the first event of its time."""
+        at = len(run.context) + k
+        if self.config.history_before == "time" and run.times is not None:
+            at = run.times.index(run.times[at])
+        return (run.context + run.targets)[:at]
+
     def user_fields(self, run, k):
         """[user id,] activity as of the k-th event, attributes: (F, D); an unknown attribute is zero."""
-        before = len(run.context) + k
         fields = [self.row(USER, run.user)] if self.config.user_id_embedding else []
-        fields.append(self.row(ACTIVITY, activity(before)))
+        fields.append(self.row(ACTIVITY, activity(len(self.history(run, k)))))
         for f, value in enumerate(run.attributes):
             fields.append(self.row(attribute_table(f), value) if value else np.zeros(self.config.dim))
         return np.stack(fields)
@@ -240,7 +246,7 @@ class Reference:
 
     def user_output(self, run, k, hidden=()):
         """(12) and the skips."""
-        history = (run.context + run.targets)[: len(run.context) + k]
+        history = self.history(run, k)
         mean_D, last_D = self.sequence_output(history, hidden)
         joined = np.concatenate([self.attribute_output(self.user_fields(run, k)), mean_D, last_D])
         out = linear(joined, self.weights, "user_tower.project")
@@ -298,14 +304,22 @@ class Reference:
 
     def group(self, run):
         """What the attribute tower reads of a user's last event."""
-        own = (activity(len(run.context) + len(run.targets) - 1), *run.attributes)
+        own = (activity(len(self.history(run, len(run.targets) - 1))), *run.attributes)
         return (run.user, *own) if self.config.user_id_embedding else own
+
+    def negative_sequence(self, run):
+        """The items of h⁻: those that the user disliked, or the older half of four or more that the run holds."""
+        if self.config.negative_sequence == "explicit":
+            return list(run.negatives)
+        items = run.context + run.targets
+        return items[: len(items) // 2] if len(items) >= 4 else []
 
     def contrastive_losses(self, runs, items):
         """(21)–(24) before any weight, on the last run of each user and on distinct items."""
         last = list({run.user: run for run in runs}.values())
         tau = self.config.contrastive_temperature
-        negatives = [np.concatenate(self.sequence_output(r.negatives)) if r.negatives else None for r in last]
+        unwanted = [self.negative_sequence(run) for run in last]
+        negatives = [np.concatenate(self.sequence_output(own)) if own else None for own in unwanted]
         groups = [self.group(run) for run in last]
 
         def agreement(view, of, same, explicit=None):

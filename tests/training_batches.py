@@ -21,6 +21,8 @@ class Run:
     weights: list[float] | None = None
     attributes: tuple[int, ...] = ()
     negatives: tuple[int, ...] = ()
+    times: list[int] | None = None
+    """Of context and targets; 1000, 1001, … unless given."""
 
 
 def to_batch(runs: list[Run]) -> pa.RecordBatch:
@@ -31,7 +33,7 @@ def to_batch(runs: list[Run]) -> pa.RecordBatch:
         row = (
             run.user,
             run.context + run.targets,
-            [1000 + k for k in range(len(run.context) + count)],
+            run.times if run.times is not None else [1000 + k for k in range(len(run.context) + count)],
             len(run.context),
             len(run.context),
             list(run.attributes),

@@ -39,6 +39,8 @@ SWITCHES = [
     {"source_items": 0},
     {"source_categories": False},
     {"state_skip": 0.0},
+    {"negative_sequence": "older_half"},
+    {"history_before": "time"},
 ]
 EACH_SWITCH = pytest.mark.parametrize("switch", SWITCHES, ids=lambda s: next(iter(s), "as it is"))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from model import augmentation, losses, metrics, towers, transformer, two_tower
+from model import augmentation, features, losses, metrics, towers, transformer, two_tower
 from model.cl_epidtn import CLEPIDTN
 from model.contrastive import ContrastiveLosses
 from tests import equations
@@ -244,6 +244,19 @@ VIEWS = [
             "Views(views[0], views[1], user_S, user_S)",
         ),
         user_id_embedding=False,
+    ),
+    *_of(
+        "check_terms",
+        features,
+        (
+            "the newer half is the negative",
+            "self.within_T < half_N[self.row_T]",
+            "self.within_T >= (self.length_N - half_N)[self.row_T]",
+        ),
+        ("a third is the negative", "self.length_N // 2", "self.length_N // 3"),
+        ("short rows have a negative too", "self.length_N >= 4", "self.length_N >= 2"),
+        ("explicit negatives all the same", 'config.negative_sequence == "older_half"', "False"),
+        negative_sequence="older_half",
     ),
     *_of(
         "check_terms",
