@@ -339,7 +339,9 @@ def test_the_chain_of_what_was_just_committed_stays_when_a_manifest_in_it_is_dam
     store = CheckpointStore(tmp_path, keep=1)
     links = _chain(store, 10, 20)
     _damage(links[1], "manifest.json", _truncate)
-    _commit(store, 30, parent=links[1])
+    last = _commit(store, 30, parent=links[1])
+    _damage(last, "manifest.json", _truncate)
+    assert store.prune(last) == []
     assert _numbers(tmp_path) == [(10, 0), (20, 0), (30, 0)]
     assert CheckpointStore(tmp_path).newest().step == 10
 
