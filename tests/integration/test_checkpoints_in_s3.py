@@ -1,5 +1,6 @@
 """Checkpoints in an object store: a real S3 server (moto) on a free port of loopback, through pyarrow.fs."""
 
+import json
 import logging
 import os
 import signal
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import pytest
 import torch
 from pyarrow import fs
+from typer.testing import CliRunner
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken
@@ -20,9 +23,13 @@ from cluster.checkpoints.storage import StorageLocationError, open_storage
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
+from cluster.training.accounting import verify_exactly_once
 from cluster.training.starting_point import find_starting_point
 from cluster.training.worker_state import checkpointer_of
+from deploy.cli import app
+from tests.ranks import run_on_ranks
 from tests.unit_runs import small_config, small_run, train_steps
+from tests.worker_runs import config_of, events, produce, train
 
 _SECRET = "not-in-any-message"
 
@@ -160,6 +167,40 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
     assert [link.step for link in newest.links] == [1, 2, 3]
     assert newest.name == last.name
     assert {name.split("/")[0] for name in _objects(where)[0]} == {link.name for link in newest.links}
+
+
+def test_two_ranks_train_into_s3_go_on_from_there_and_the_command_line_reads_it(
+    bucket, stream_config, tmp_path
+):
+    """The whole loop, from Kafka: stopped after some rows, then by other workers to the end."""
+    produce(stream_config, events(300))
+    where = f"{bucket}/worker"
+    on = config_of(stream_config, tmp_path / "run", checkpoint_path=where)
+    cut = replace(on, train=replace(on.train, stop_after_rows=150))
+    stopped, ended = run_on_ranks(train, 2, cut, on)[0]
+    assert 150 <= stopped["events_trained"] < 300
+    assert ended["events_trained"] == 300
+    assert verify_exactly_once(on).exactly_once
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+    def command(verb, *arguments):
+        out = tmp_path / "out.json"
+        places = [f"storage_path={tmp_path / 'run'}", f"train.checkpoint_path={where}"]
+        done = CliRunner().invoke(app, ["checkpoint", verb, *arguments, *places, "--json", str(out)])
+        return done.exit_code, json.loads(out.read_text())
+
+    status, (full, delta) = command("list")
+    assert (status, full["kind"], delta["kind"], delta["parent"]) == (0, "full", "delta", full["name"])
+    assert [entry["events_trained"] for entry in (full, delta)] == [stopped["events_trained"], 300]
+    status, found = command("diff", "--old", full["name"], "--new", delta["name"])
+    assert (status, found["identical"], found["counters"]["events_trained"][1]) == (0, False, 300)
+    assert [(r["whole"], len(r["files"]) > 8) for r in command("verify")[1]] == [(True, True)] * 2
+    objects, filesystem = _objects(where)
+    with filesystem.open_output_stream(objects[f"{full['name']}/towers.safetensors"].path) as victim:
+        victim.write(b"something else")
+    status, results = command("verify")
+    assert (status, [r["whole"] for r in results]) == (1, [False, False])
+    assert "towers.safetensors has 14 bytes" in results[1]["problem"]
 
 
 def test_credentials_in_the_location_are_refused_without_being_shown():
