@@ -56,7 +56,7 @@ class CellFiles:
         path = self.folder / f"{key}.npz"
         if sha256(path) != checksum:
             raise ValueError(f"{path} is not what was written")
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:  # noqa: TID251 - plain arrays only
             return RankedTargets(**{name: arrays[name] for name in arrays.files})
 
 
