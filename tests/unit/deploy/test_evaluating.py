@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -50,6 +53,131 @@ def folder(tmp_path):
     pq.write_table(tables.items, data / "items.parquet")
     pq.write_table(tables.users, data / "users.parquet")
     return data
+
+
+FIRST_S = int(np.datetime64("2024-01-01", "s").astype(int))
+DAY_S = 86_400
+
+
+@pytest.fixture
+def shared_layout(tmp_path):
+    """A folder with the columns of shared/data, and its events in order: (user, item, time in s, rating)."""
+    rng = np.random.default_rng(3)
+    drawn = []
+    for user in range(1, 41):
+        # Up to three events of a user share a second, as ratings do.
+        times = np.sort(rng.integers(0, 20 * DAY_S // 30_000, rng.integers(4, 15)) * 30_000)
+        items = 1 + np.minimum(rng.geometric(0.08, len(times)), 40)
+        drawn += [
+            (user, *rest) for rest in zip(items, times + FIRST_S, rng.integers(1, 6, len(times)), strict=True)
+        ]
+    columns = [np.array(column, np.int64) for column in zip(*drawn, strict=True)]
+    user, item, time_s, rating = columns
+    pos = np.arange(len(user)) - np.searchsorted(user, user)
+    table = pa.table(
+        {
+            "user_id": user,
+            "item_id": item,
+            "timestamp": time_s,
+            "category": item % 3,
+            "action": pa.array(
+                np.array(["buy", "cart", "fav"])[rng.integers(0, 3, len(user))], pa.large_string()
+            ),
+            "pos": pos.astype(np.int32),
+            "rating": rating.astype(np.int8),
+        }
+    )
+    data = tmp_path / "shop"
+    data.mkdir()
+    # The rows are in no order: `timestamp` and `pos` say it.
+    pq.write_table(table.take(rng.permutation(len(user))), data / "interactions.parquet")
+    known = np.arange(1, 42)
+    catalogue = {
+        "item_id": known,
+        "category": known % 3,
+        "genres": pa.array([("Drama", "Comedy War", "Action")[i % 3] for i in known], pa.large_string()),
+        "movie_title": [f"Film {i}" for i in known],
+        "release_year": ["1999" for _ in known],
+    }
+    people = {
+        "user_id": np.arange(1, 41),
+        "age": 15 + np.arange(40),
+        "gender": ["M", "F"] * 20,
+        "occupation": ["other", "artist"] * 20,
+        "zip_code": ["12345"] * 40,
+    }
+    pq.write_table(pa.table(catalogue), data / "items.parquet")
+    pq.write_table(pa.table(people), data / "users.parquet")
+    meta = {"name": "shop", "category_names": ["Drama", "Comedy", "Action"], "terms": "drawn", "sources": []}
+    (data / "meta.json").write_text(json.dumps(meta))
+    return data, [tuple(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _hit_rate_of_popularity(events, cuts):
+    """HR@10 and queries by hand; `cuts` are per user the items to count, those left out, and the one to foretell."""
+    counts = Counter(item for counted, _, _ in cuts.values() for item in counted)
+    ranks = []
+    for _, seen, target in cuts.values():
+        if target is not None:
+            others = {item for _, item, _, _ in events} - set(seen) - {target}
+            above = sum(counts[item] > counts[target] for item in others)
+            ranks.append(above + sum(counts[item] == counts[target] for item in others) / 2)
+    return sum(rank < 10 for rank in ranks) / len(ranks), len(ranks)
+
+
+def _results(folder):
+    return json.loads((folder.parent / "out" / "results.json").read_text())
+
+
+def test_a_folder_laid_out_like_the_shared_data_is_split_at_dates_with_weights_of_actions(shared_layout):
+    folder, events = shared_layout
+    settings = [
+        "protocol.kind=temporal",
+        "protocol.validation_from=2024-01-11",
+        "protocol.test_from=2024-01-14",
+    ]
+    settings += ["stream.user_attributes=[age_group,gender]", "wals.factors=4"]
+    weights = "stream.action_weights=[buy=1,cart=0.5,fav=0.1]"
+    done = _evaluate(folder, "--models", "popularity,wals,epidtn", *settings, weights)
+    assert done.exit_code == 0, done.output
+    validation_s, test_s = FIRST_S + 10 * DAY_S, FIRST_S + 13 * DAY_S
+    cuts = {}
+    for user in range(1, 41):
+        own = [(item, time) for u, item, time, _ in events if u == user]
+        seen = [item for item, time in own if time < test_s]
+        later = [item for item, time in own if time >= test_s]
+        target = later[0] if seen and later and later[0] not in seen else None
+        cuts[user] = ([item for item, time in own if time < validation_s], seen, target)
+    hit_rate, queries = _hit_rate_of_popularity(events, cuts)
+    written = _results(folder)
+    assert written["data"]["name"] == "shop"
+    assert (written["data"]["events"], written["data"]["test_queries"]) == (len(events), queries)
+    assert written["results"][0]["hr@10"] == pytest.approx(hit_rate)
+    assert 0 < hit_rate < 1
+    # The weights arrive where they count.
+    assert _evaluate(folder, "--models", "popularity,wals", *settings).exit_code == 0
+    popularity, wals = _results(folder)["results"]
+    assert popularity["hr@10"] == written["results"][0]["hr@10"]
+    assert wals["ndcg@10"] != written["results"][1]["ndcg@10"]
+
+
+def test_low_ratings_of_such_a_folder_are_no_events_to_learn_or_to_foretell(shared_layout):
+    folder, events = shared_layout
+    done = _evaluate(folder, "--models", "popularity,cl_epidtn", "stream.negative_below_value=3")
+    assert done.exit_code == 0, done.output
+    cuts = {}
+    for user in range(1, 41):
+        liked = [item for u, item, _, rating in events if u == user and rating >= 3]
+        left_out = len(liked) >= 3
+        cuts[user] = (liked[:-2] if left_out else liked, liked[:-1], liked[-1] if left_out else None)
+    hit_rate, queries = _hit_rate_of_popularity(events, cuts)
+    written = _results(folder)
+    assert written["data"]["test_queries"] == queries
+    assert written["data"]["events"] == sum(rating >= 3 for *_, rating in events) < len(events)
+    # What nobody liked is ranked too.
+    assert written["data"]["items"] == len({item for _, item, _, _ in events})
+    assert written["results"][0]["hr@10"] == pytest.approx(hit_rate)
+    assert 0 < hit_rate < 1
 
 
 def _reported(folder, out):
