@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import logging
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from kafka import KafkaAdminClient
+from typer.testing import CliRunner
 
 from cluster.checkpoints.user_files import merged_users, partitions_in
 from cluster.training.accounting import verify_exactly_once
+from deploy.cli import app
+from streaming import delivery
 from streaming.config import StreamConfig
 from streaming.producer import EventProducer
 from tests.ranks import run_on_ranks
-from tests.worker_runs import START_MS, config_of, newest, train
+from tests.worker_runs import START_MS, config_of, newest, reasons_of, send_raw, train, users_of
 
 USERS = 30
 
@@ -44,23 +50,46 @@ def _grow(stream: StreamConfig, partitions: int) -> None:
 
 def _produce(stream: StreamConfig, first: int, count: int) -> None:
     with EventProducer(stream) as producer:
-        for start in range(first, first + count, 20):
-            producer.send(_events(start, 20, text=bool(start // 20 % 2)))
-            producer.flush()
+        _send(producer, first, count, 20)
 
 
-def _grow_while_it_trains(
-    stream: StreamConfig, storage: Path, partitions: int, failed: list[BaseException]
-) -> None:
-    try:
-        deadline = time.monotonic() + 100
-        while _rows_read(storage) < 100:
-            assert time.monotonic() < deadline, "nothing is trained"
+def _send(producer: EventProducer, first: int, count: int, at_once: int) -> None:
+    for start in range(first, first + count, at_once):
+        some = min(at_once, first + count - start)
+        producer.send(_events(start, some, text=bool(start // 20 % 2)))
+        producer.flush()
+
+
+def _send_throughout(stream: StreamConfig, storage: Path, partitions: int) -> None:
+    """One producer stays open: events come before the topic grows, while it does, and after all know of it."""
+    with EventProducer(stream) as producer:
+        _send(producer, 0, 200, 20)
+        _until(lambda: _rows_read(storage) >= 100)
+        growth = threading.Thread(target=_grow, args=(stream, partitions), daemon=True)
+        growth.start()
+        sent = 200
+        while producer.partitions < partitions:
+            assert sent < 380, "the producer does not notice that the topic has grown"
+            _send(producer, sent, 2, 2)
+            sent += 2
             time.sleep(0.05)
-        _grow(stream, partitions)
-        _produce(stream, 200, 200)
-    except BaseException as error:
-        failed.append(error)
+        growth.join()
+        _send(producer, sent, 400 - sent, 10)
+
+
+def _open_after_the_growth(stream: StreamConfig, storage: Path, partitions: int) -> None:
+    """Such a producer is quicker than the trainer."""
+    _produce(stream, 0, 200)
+    _until(lambda: _rows_read(storage) >= 100)
+    _grow(stream, partitions)
+    _produce(stream, 200, 200)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
 
 
 def _rows_read(storage: Path) -> int:
@@ -70,10 +99,10 @@ def _rows_read(storage: Path) -> int:
         return 0
 
 
-def _assert_whole(config, partitions: int) -> None:
+def _assert_whole(config, partitions: int, events: int = 400, dead: int = 0) -> None:
     accounting = verify_exactly_once(config)
     assert accounting.exactly_once, accounting
-    assert (accounting.events_trained, accounting.dead_letters) == (400, 0), accounting
+    assert (accounting.events_trained, accounting.dead_letters) == (events, dead), accounting
     checkpoint = newest(config)
     assert checkpoint.manifest["stream"]["partitions"] == partitions
     items = defaultdict(list)
@@ -85,22 +114,75 @@ def _assert_whole(config, partitions: int) -> None:
             items[user] = found
     # Every user is in one place, and has every event in the order in which it was sent.
     assert all(found == sorted(found) for found in items.values())
-    assert sorted(itertools.chain(*items.values())) == list(range(400))
+    assert sorted(itertools.chain(*items.values())) == list(range(events))
 
 
-@pytest.mark.parametrize(("ranks", "before", "after"), [(1, 2, 3), (2, 2, 4)])
-def test_a_topic_that_gains_partitions_while_it_is_trained_on(stream_factory, tmp_path, ranks, before, after):
-    stream = stream_factory(before, metadata_every_s=0.2, growth_wait_s=1.0)
-    _produce(stream, 0, 200)
+@pytest.mark.parametrize(
+    ("ranks", "before", "after", "sender", "wait_s"),
+    [(1, 2, 3, _open_after_the_growth, 1.0), (2, 4, 8, _send_throughout, 2.5)],
+)
+def test_a_topic_that_gains_partitions_while_it_is_trained_on(
+    stream_factory, tmp_path, monkeypatch, ranks, before, after, sender, wait_s
+):
+    monkeypatch.setattr(delivery, "METADATA_MAX_AGE_MS", 500)
+    stream = stream_factory(before, metadata_every_s=0.2, growth_wait_s=wait_s)
     config = config_of(stream, tmp_path, bounded=False, linger_s=0.05, stop_after_rows=400)
-    failed: list[BaseException] = []
-    arguments = (stream, tmp_path, after, failed)
-    thread = threading.Thread(target=_grow_while_it_trains, args=arguments, daemon=True)
-    thread.start()
-    run_on_ranks(train, ranks, config)
-    thread.join()
-    assert not failed
+    with ThreadPoolExecutor(1) as thread:
+        sending = thread.submit(sender, stream, tmp_path, after)
+        run_on_ranks(train, ranks, config)
+        sending.result()
     _assert_whole(config, after)
+
+
+def test_a_sender_slower_than_the_wait_has_its_rows_dead_lettered_and_a_replay_brings_each_back_once(
+    stream_factory, tmp_path, caplog
+):
+    caplog.set_level(logging.WARNING)
+    stream = stream_factory(2, metadata_every_s=0.2, growth_wait_s=0.5)
+    config = config_of(stream, tmp_path, bounded=False, linger_s=0.05, stop_after_rows=420)
+    # Users of the third and the fourth of four partitions belonged to the first and the second of two.
+    late = [(user, p) for p in (0, 1) for user in users_of(p + 2, 4, 10)]
+
+    def send() -> None:
+        _open_after_the_growth(stream, tmp_path, 4)
+        _until(lambda: "users have moved" in caplog.text)
+        send_raw(
+            stream, [{"value": _late_event(n, user), "partition": p} for n, (user, p) in enumerate(late)]
+        )
+
+    with ThreadPoolExecutor(1) as thread:
+        sending = thread.submit(send)
+        train(0, config)
+        sending.result()
+    _assert_whole(config, 4, dead=20)
+    assert reasons_of(stream) == [
+        f"the user belongs to partition {p + 2} of 4, but the row was read from partition {p}"
+        for p in (0, 1)
+        for _ in range(10)
+    ]
+    for counts in ((20, 0), (0, 20)):
+        assert _replay(stream, tmp_path / "replay.json") == counts
+    train(0, config_of(stream, tmp_path))
+    _assert_whole(config, 4, events=420, dead=20)
+
+
+def _late_event(n: int, user: int) -> dict[str, object]:
+    return {
+        "user_id": user,
+        "item_id": 400 + n,
+        "timestamp_ms": START_MS + 400 + n,
+        "event_id": f"e{400 + n}",
+    }
+
+
+def _replay(stream: StreamConfig, file: Path) -> tuple[int, int]:
+    """How many letters came back, and how many had before."""
+    names = ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic")
+    settings = [f"stream.{name}={getattr(stream, name)}" for name in names]
+    result = CliRunner().invoke(app, ["dead-letters", "replay", "--json", str(file), *settings])
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text())
+    return report["replayed"], report["already"]
 
 
 def test_a_topic_that_gained_partitions_while_nothing_was_trained(stream_factory, tmp_path):
