@@ -57,18 +57,22 @@ def test_a_range_by_broker_time_gives_the_same_run_twice_and_goes_on_live_withou
     assert verify_exactly_once(live).exactly_once
 
 
-def test_a_range_by_event_time_ignores_what_is_outside_and_accounts_for_it(stream_factory, tmp_path):
+def test_a_range_by_event_time_ignores_what_is_outside_accounts_for_it_and_is_the_same_again(
+    stream_factory, tmp_path
+):
     stream = stream_factory(2, max_future_s=0.0)
     shuffled = events(200).take(pa.array(np.random.default_rng(0).permutation(200)))
     produce(stream, shuffled)
     times = {"from_time": "2023-11-14T22:14:20Z", "until_time": str(START_MS + 150_000)}
-    config = config_of(replace(stream, time_axis="event", **times), tmp_path, bounded=False)
-    (progress,) = train(0, config)
-    accounting = verify_exactly_once(config)
-    assert accounting.exactly_once, accounting
-    assert (accounting.events_trained, accounting.events_ignored) == (90, 110)  # 60 s to 150 s
-    assert progress["events_ignored"] == 110
-    assert _items(config) == 90
+    stream = replace(stream, time_axis="event", **times)
+    once, again = (config_of(stream, tmp_path / name, bounded=False) for name in ("once", "again"))
+    for config, progress in zip((once, again), train(0, once, again), strict=True):
+        accounting = verify_exactly_once(config)
+        assert accounting.exactly_once, accounting
+        assert (accounting.events_trained, accounting.events_ignored) == (90, 110)  # 60 s to 150 s
+        assert progress["events_ignored"] == 110
+        assert _items(config) == 90
+    assert digest(read_state(newest(once))) == digest(read_state(newest(again)))
 
 
 def test_files_go_through_the_same_path_by_position_on_any_number_of_ranks(stream_factory, tmp_path):
@@ -90,6 +94,16 @@ def test_files_go_through_the_same_path_by_position_on_any_number_of_ranks(strea
         assert (accounting.events_trained, accounting.dead_letters) == (300, 20)
     assert digest(read_state(newest(once))) == digest(read_state(newest(again)))
     assert reasons_of(stream)[0] == "item_id is missing"
+
+    # A range of the files is by the events' own times.
+    times = {"from_time": str(START_MS + 60_000), "until_time": str(START_MS + 250_000)}
+    part = config_of(replace(stream, **times), tmp_path / "part")
+    train(0, part)
+    accounting = verify_exactly_once(part)
+    assert accounting.exactly_once, accounting
+    counts = (accounting.events_trained, accounting.events_ignored, accounting.dead_letters)
+    assert counts == (190, 110, 20)
+    assert _items(part) == 190
 
     # The same events from a topic make the same histories.
     topic = stream_factory(3)
