@@ -6,11 +6,12 @@ purpose. Everything is reached through its module, so that a mutation is seen.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 import torch
 
-from model import losses, metrics
+from model import dropout, losses, metrics, transformer
 from model.augmentation import RandomKey
 from model.cl_epidtn import CLEPIDTN
 from model.config import ModelConfig
@@ -418,12 +419,30 @@ def check_pav_input_is_detached():
 
 def check_terms(config: ModelConfig = CONFIG, runs: list[Run] = RUNS):
     """(4), (5), (14), (15), (17)–(25): every weighted term and the sum (20), with masks and views."""
-    step = small_step(config, runs)
+    _terms_match(small_step(config, runs), runs)
+
+
+def _terms_match(step: Step, runs: list[Run]):
     got = step.terms().detached()
     want = step.reference.terms(runs, step.item_ids, step.items.is_target_C.tolist(), step.targets)
     assert set(got) == set(want)
     for name, value in want.items():
         np.testing.assert_allclose(float(got[name]), value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def check_dropout():
+    """Dropout is on the history's input, on hidden layers, and on what a sublayer or the sources add; nowhere else.
+
+    In place of zeros at random it multiplies all elements by one factor, here and in the reference.
+    """
+
+    def doubled(x, ratio, training):
+        return x * (1.0 + 2.0 * ratio) if training else x
+
+    step = small_step(replace(CONFIG, dropout=0.5))
+    step.reference.dropped = 2.0
+    with mock.patch.object(dropout, "dropout", doubled), mock.patch.object(transformer, "dropout", doubled):
+        _terms_match(step, RUNS)
 
 
 def check_views_come_from_the_main_encoders():

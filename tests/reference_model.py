@@ -109,8 +109,9 @@ def linear(x, weights, name):
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
 
-def two_layers(x, weights, name):
-    return linear(np.maximum(linear(x, weights, f"{name}.0"), 0.0), weights, f"{name}.3")
+def two_layers(x, weights, name, dropped=1.0):
+    """Dropout, a factor here, is on the hidden layer."""
+    return linear(dropped * np.maximum(linear(x, weights, f"{name}.0"), 0.0), weights, f"{name}.3")
 
 
 def layer_norm(x_TD, weights, name):
@@ -139,15 +140,16 @@ def attention(x_TD, weights, name, heads, window):
     return linear(mixed_TD, weights, f"{name}.to_out")
 
 
-def transformer(token_TD, weights, name, config):
-    """Pre-LN blocks between two LayerNorms."""
-    x_TD = layer_norm(token_TD, weights, f"{name}.input_norm")
+def transformer(token_TD, weights, name, config, dropped=1.0):
+    """Pre-LN blocks between two LayerNorms; dropout, a factor, on the input, the hidden layers and what each adds."""
+    x_TD = dropped * layer_norm(token_TD, weights, f"{name}.input_norm")
     for k in range(config.layers):
         block = f"{name}.blocks.{k}"
         normed = layer_norm(x_TD, weights, f"{block}.attention_norm")
-        x_TD = x_TD + attention(normed, weights, block, config.heads, config.history_length)
+        x_TD = x_TD + dropped * attention(normed, weights, block, config.heads, config.history_length)
         normed = layer_norm(x_TD, weights, f"{block}.feed_forward_norm")
-        x_TD = x_TD + linear(gelu(linear(normed, weights, f"{block}.widen")), weights, f"{block}.narrow")
+        hidden = dropped * gelu(linear(normed, weights, f"{block}.widen"))
+        x_TD = x_TD + dropped * linear(hidden, weights, f"{block}.narrow")
     return layer_norm(x_TD, weights, f"{name}.output_norm")
 
 
@@ -180,6 +182,11 @@ class Reference:
     """(table, id) to float64 (D,)."""
     seed: int = 0
     step: int = 0
+    dropped: float = 1.0
+    """What dropout multiplies with, where the model's has been replaced by one factor for all elements."""
+
+    def _mlp(self, x, name):
+        return two_layers(x, self.weights, name, self.dropped)
 
     def row(self, table, key):
         return self.rows[table, key]
@@ -195,14 +202,14 @@ class Reference:
 
     def item_augmented(self, id_D, category_D):
         """(7)"""
-        return two_layers(np.concatenate([id_D, category_D]), self.weights, "item_tower.augment")
+        return self._mlp(np.concatenate([id_D, category_D]), "item_tower.augment")
 
     def item_output(self, id_D, category_D, augmented_A=None):
         """(10), (11); with another a_i where one is given."""
         z = [id_D, category_D]
         if self.config.augmented_vectors:
             z.append(self.item_augmented(id_D, category_D) if augmented_A is None else augmented_A)
-        return two_layers(np.concatenate(z), self.weights, "item_tower.combine") + id_D + category_D
+        return self._mlp(np.concatenate(z), "item_tower.combine") + id_D + category_D
 
     def history(self, run, k):
         """What came before the k-th event, or before the first event of its time."""
@@ -221,14 +228,14 @@ class Reference:
 
     def user_augmented(self, fields_FD):
         """(6)"""
-        return two_layers(fields_FD.reshape(-1), self.weights, "user_tower.attributes.augment")
+        return self._mlp(fields_FD.reshape(-1), "user_tower.attributes.augment")
 
     def attribute_output(self, fields_FD, augmented_A=None):
         """MLP_user(z_u) with (8); with another a_u where one is given."""
         z = fields_FD.reshape(-1)
         if self.config.augmented_vectors:
             z = np.concatenate([z, self.user_augmented(fields_FD) if augmented_A is None else augmented_A])
-        return two_layers(z, self.weights, "user_tower.attributes.combine")
+        return self._mlp(z, "user_tower.attributes.combine")
 
     def tokens(self, items, hidden=()):
         """(9): e_id + e_cat of each, MASK where hidden, (T, D)."""
@@ -241,7 +248,8 @@ class Reference:
             return np.zeros(self.config.dim), np.zeros(self.config.dim)
         state_TD = self.tokens(items, hidden)
         if self.config.transformer:
-            state_TD = transformer(state_TD, self.weights, "user_tower.history.encoder", self.config)
+            name = "user_tower.history.encoder"
+            state_TD = transformer(state_TD, self.weights, name, self.config, self.dropped)
         return state_TD[-self.config.history_length :].mean(0), state_TD[-1]
 
     def user_output(self, run, k, hidden=()):
@@ -256,7 +264,7 @@ class Reference:
             source = self.row(SOURCE, item)
             if self.config.source_categories:
                 source = source + self.categories_of(item, SOURCE_CATEGORY)
-            out = out + self.weights["user_tower.sources.weight_B"][b] * source
+            out = out + self.dropped * self.weights["user_tower.sources.weight_B"][b] * source
         return out
 
     def scaled(self, p):

@@ -11,6 +11,7 @@ import pytest
 from tests.equations import (
     CONFIG,
     ROUTES,
+    check_dropout,
     check_gradients_flow,
     check_heads_are_training_only,
     check_info_nce,
@@ -102,6 +103,10 @@ def test_equations_20_to_24_every_term_of_a_whole_step_and_their_weighted_sum(sw
 
 def test_equation_24_runs_over_all_candidates_when_asked():
     check_terms(replace(CONFIG, contrastive_items="candidates"))
+
+
+def test_row_26_dropout_is_on_hidden_layers_and_sublayer_outputs_and_on_no_towers_output():
+    check_dropout()
 
 
 def test_equation_25_the_sampled_softmax_and_its_gradient():

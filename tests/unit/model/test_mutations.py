@@ -393,6 +393,46 @@ USER_TOWER = [
         ("dot product where cosine is meant", 'self.config.similarity == "cosine"', "False"),
     ),
 ]
+DROPOUT = [
+    *_of(
+        "check_dropout",
+        transformer,
+        (
+            "no dropout after attention",
+            "self._drop(self._attend(self.attention_norm(x_RLD), apart_R1LL))",
+            "self._attend(self.attention_norm(x_RLD), apart_R1LL)",
+        ),
+        ("no dropout after the feed-forward part", "self._drop(self.narrow(hidden))", "self.narrow(hidden)"),
+        (
+            "no dropout inside the feed-forward part",
+            "self._drop(F.gelu(self.widen(self.feed_forward_norm(x_RLD))))",
+            "F.gelu(self.widen(self.feed_forward_norm(x_RLD)))",
+        ),
+        (
+            "no dropout on the input",
+            "dropout(self.input_norm(token_RLD), self.dropout, self.training)",
+            "self.input_norm(token_RLD)",
+        ),
+        ("none in the second block", "block(state_RLD", "block.train(block is self.blocks[0])(state_RLD"),
+        (
+            "dropout on the residual path",
+            "return x_RLD + self._drop(",
+            "return self._drop(x_RLD) + self._drop(",
+        ),
+        (
+            "dropout on the states",
+            "out: Tensor = self.output_norm(state_RLD)",
+            "out: Tensor = dropout(self.output_norm(state_RLD), self.dropout, self.training)",
+        ),
+    ),
+    *_of(
+        "check_dropout",
+        towers,
+        ("no dropout in the MLPs", "Dropout(dropout), ", "nn.Identity(), "),
+        ("dropout on the MLPs' outputs", "outputs))", "outputs), Dropout(dropout))"),
+        ("no dropout on the sources", "self.dropout(last_states(", "(last_states("),
+    ),
+]
 ROUTES = [
     Mutation(what, owner, old, new, "check_routes", arguments=(term,))
     for what, owner, old, new, term in (
@@ -458,6 +498,7 @@ ALL = {
     "views": VIEWS,
     "item tower": ITEM_TOWER,
     "user tower": USER_TOWER,
+    "dropout": DROPOUT,
     "routes": ROUTES,
     "metrics": METRICS,
 }
