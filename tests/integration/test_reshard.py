@@ -1,4 +1,4 @@
-"""A run that goes on with another number of ranks goes on as it would have: its next losses are the same."""
+"""The number of ranks changes nothing: what a run learns after it has changed, and the books where ranks are idle."""
 
 import shutil
 from dataclasses import replace
@@ -9,16 +9,18 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from cluster.checkpoints.state import digests, read_state
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.accounting import verify_exactly_once
 from cluster.training.worker import Worker
 from streaming.config import StreamConfig
 from tests.ranks import run_on_ranks
-from tests.worker_runs import config_of, events, newest, produce
+from tests.worker_runs import config_of, events, newest, produce, train
 
 EVENTS, ROWS, STEPS = 1600, 60, 3
 STAGES = (1, 2, 3, 1)
+OF_THE_LOG = ("users ", "ledger ", "admission-", "catalogue-")
 
 
 def _config(stream: StreamConfig, storage: Path) -> FreshetConfig:
@@ -79,3 +81,25 @@ def test_losses_after_a_re_shard_are_those_that_the_old_ranks_would_have_had(str
     assert accounting.adds_up, accounting
     assert accounting.events_doubled == 0
     assert accounting.events_negative > 100
+
+
+def test_ranks_without_events_or_partitions_leave_the_books_as_one_rank_does(stream_factory, tmp_path):
+    stream = stream_factory(2)
+    produce(stream, events(200, users=1))
+    alone, idle = (config_of(stream, tmp_path / name) for name in ("alone", "idle"))
+    train(0, alone)
+    run_on_ranks(train, 3, idle)
+    for config in (alone, idle):
+        accounting = verify_exactly_once(config)
+        assert accounting.exactly_once, accounting
+        assert accounting.events_trained == 200
+    books = [
+        {
+            name: part
+            for name, part in digests(read_state(newest(config))).items()
+            if name.startswith(OF_THE_LOG)
+        }
+        for config in (alone, idle)
+    ]
+    assert len(books[0]) >= 8
+    assert books[0] == books[1]
