@@ -52,7 +52,9 @@ class StreamConfig:
         action_weights: `action=weight` each, e.g. `buy=1.0`, `cart=0.5`: multiplies the weight of the event;
             an action that is not named has weight 1.
         negative_actions: the actions that say that a user did not want the item, e.g. `skip`, `impression`:
-            never trained on, but what the model contrasts the user's history with.
+            never trained on, but what the model contrasts the user's history with. Each event is judged alone: an
+            impression stays a negative when the user acts on the item later, so where only impressions without action
+            are to count, the producer sends only these, once it is clear that no action follows.
         negative_below_value: an event with a value below this is such a negative whatever its action, e.g. 3 for
             ratings of 1 and 2; 0 means that no value is.
         lost_position: what to do if retention removed the position to go on from: fail stops, earliest goes on with
