@@ -42,6 +42,11 @@ def _routed(vectors, bilinear, initial, iterations):
     return np.stack(interests)
 
 
+def test_there_are_four_interests_after_three_iterations_unless_told_otherwise(config):
+    routing = MIND(config, 2).routing
+    assert (routing.initial_KW.shape[0], routing.iterations) == (4, 3)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_interests_are_those_of_the_papers_algorithm(config, iterations):

@@ -15,6 +15,7 @@ from model.baselines.sasrec import (
     one_negative_cross_entropy,
 )
 from model.features import ITEM
+from tests.equations import gradients_match
 
 
 @pytest.fixture
@@ -161,3 +162,19 @@ def test_the_logistic_terms_stay_finite_for_scores_of_any_size():
     score, weight = torch.tensor([-500.0, 500.0]), torch.tensor([1.0, 3.0])
     loss = one_negative_cross_entropy(score, score, torch.tensor([True, True]), weight, 4.0)
     assert float(loss) == pytest.approx((500.0 + 3 * 500.0) / 4)
+
+
+def test_the_gradient_of_the_logistic_terms_is_their_slope():
+    positive, negative = np.array([1.5, -2.0, 0.3, 4.0]), np.array([0.2, 1.0, -3.0, -0.5])
+    found, weight = np.array([True, True, False, True]), np.array([1.0, 0.5, 2.0, 1.5])
+
+    def got(own, other):
+        return one_negative_cross_entropy(
+            own, other, torch.from_numpy(found), torch.from_numpy(weight), float(weight.sum())
+        )
+
+    def want(own, other):
+        terms = np.log(1 / (1 + np.exp(-own))) + found * np.log(1 - 1 / (1 + np.exp(-other)))
+        return float(-(weight * terms).sum() / weight.sum())
+
+    gradients_match(got, want, positive, negative)
