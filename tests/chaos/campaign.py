@@ -236,7 +236,7 @@ class Campaign:
         started = time.monotonic()
         driver = self._context.Process(target=drive, args=(config, ranks, folder, number, fault))
         driver.start()
-        struck_at_s = self._from_outside(fault, folder, started)
+        struck_at_s = self._from_outside(fault, folder, number, started)
         while driver.is_alive() and time.monotonic() - started < _ATTEMPT_TIMEOUT_S:
             driver.join(0.02)
         if driver.is_alive():
@@ -253,12 +253,16 @@ class Campaign:
             has_struck = self._damage(config, fault)
         return Ending(resumed, has_struck, ended.outcome == FINISHED)
 
-    def _from_outside(self, fault: Fault | None, folder: Path, started: float) -> float | None:
+    def _from_outside(self, fault: Fault | None, folder: Path, number: int, started: float) -> float | None:
         """Strike what is to be struck by time; when, or None if nothing was left to be struck."""
         if fault is None or fault.inside:
             return None
         while not (status := read_status(folder)):
             assert time.monotonic() - started < _ATTEMPT_TIMEOUT_S, f"no driver has started in {folder}"
+            time.sleep(0.005)
+        # A group that finds no broker when it starts says so and ends; one that trains has to wait for it.
+        trains = folder / f"trains-{number}.json"
+        while fault.target == "broker" and not trains.exists() and is_alive(status.get("driver", 0)):
             time.sleep(0.005)
         time.sleep(max(0.0, started + fault.delay_s - time.monotonic()))
         pids = read_status(folder).get("pids") or []

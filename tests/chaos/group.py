@@ -53,9 +53,12 @@ class Strike:
         self._fault = fault if fault is not None and fault.inside and fault.rank == rank else None
         self._mark = mark
         self._visits = 0
-        self._full_disk = False
+        self._full_disk = self._trains = False
 
     def __call__(self, point: str) -> None:
+        if point == "step" and not self._trains:
+            self._trains = True
+            self._mark("trains")
         fault = self._fault
         if fault is None:
             return
