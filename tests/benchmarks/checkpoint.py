@@ -66,6 +66,7 @@ def main() -> int:
             "bytes_ratio": MOST_BYTES,
             "time_ratio": MOST_TIME,
             "stall_share": MOST_STALL,
+            "full_copy_share": MOST_STALL,
             "throughput_ratio": LEAST_THROUGHPUT,
         },
         "settings": {k: v for k, v in vars(arguments).items() if k != "json"},
@@ -75,11 +76,15 @@ def main() -> int:
 
 
 def passed(result: dict[str, Any]) -> bool:
-    """Whether every ratio that was measured is on its side of the border."""
+    """Whether every ratio that was measured is on its side of the border.
+
+    A full checkpoint's pauses count all together: that training waits often and briefly is waiting too.
+    """
     small = result["bytes_ratio"] <= MOST_BYTES and result["time_ratio"] <= MOST_TIME
     return (
         small
         and result["stall_share"] <= MOST_STALL
+        and result["full_copy_share"] <= MOST_STALL
         and result.get("throughput_ratio", 1) >= LEAST_THROUGHPUT
     )
 
