@@ -119,12 +119,13 @@ def _assert_whole(config, partitions: int, events: int = 400, dead: int = 0) -> 
 
 @pytest.mark.parametrize(
     ("ranks", "before", "after", "sender", "wait_s"),
-    [(1, 2, 3, _open_after_the_growth, 1.0), (2, 4, 8, _send_throughout, 2.5)],
+    [(1, 2, 3, _open_after_the_growth, 1.0), (2, 4, 8, _send_throughout, 5.0)],
 )
 def test_a_topic_that_gains_partitions_while_it_is_trained_on(
     stream_factory, tmp_path, monkeypatch, ranks, before, after, sender, wait_s
 ):
-    monkeypatch.setattr(delivery, "METADATA_MAX_AGE_MS", 500)
+    # Later than the trainer does, as a producer may: without the wait its rows would come too late.
+    monkeypatch.setattr(delivery, "METADATA_MAX_AGE_MS", 2000)
     stream = stream_factory(before, metadata_every_s=0.2, growth_wait_s=wait_s)
     config = config_of(stream, tmp_path, bounded=False, linger_s=0.05, stop_after_rows=400)
     with ThreadPoolExecutor(1) as thread:
