@@ -2,7 +2,7 @@
 
 | file | holds |
 |---|---|
-| `rows-LLLL-HHHH.arrow` | every row of the range, in slices that were copied one after the other |
+| `rows-LLLL-HHHH.arrow` | every row of the range, copied in slices while they were trained on |
 | `rows-LLLL-HHHH.changes.arrow` | rows that are new or other than in what comes before, whole |
 | `rows-LLLL-HHHH.removed.arrow` | keys that have no row any more |
 | `waiting-LLLL-HHHH.arrow` | keys that are counted before they have a row; whole in every checkpoint |
@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +50,17 @@ class RowPart:
         """See Part."""
         self._table.take_changes()
 
-    def base(self) -> Iterator[tuple[str, pa.Table]]:
-        """See Part."""
+    def base(self) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
+        """See Part. Keys are copied here; values and state by whoever calls the slice, from rows that may be changing.
+
+        Only of rows that are what they were at `forget`: what has changed is in `changes` whole, what has gone is named
+        there if it had been there at `forget`, and so it is with rows that change or go after their keys were copied.
+        """
         rows = self._table.rows()
         at_once = max(_LEAST_ROWS, _SLICE_BYTES // _row_bytes(self._table))
         for start in range(0, max(1, rows.shape[0]), at_once):
             some = rows[start : start + at_once]
-            # Rows may have been removed between two slices; the changes say which.
-            there = self._table.index.find(*self._table.keys_of(some)) == some
-            yield f"{self._stem}.arrow", row_columns(self._table, some[there])
+            yield f"{self._stem}.arrow", _later(self._table, some[self._table.untouched(some)])
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""
@@ -70,11 +73,20 @@ class RowPart:
 
 def row_columns(table: ShardedEmbedding, local: Int64Array) -> pa.Table:
     """Copies of rows with their optimizer state, frequency and last-seen time."""
+    return _later(table, local)()
+
+
+def _later(table: ShardedEmbedding, local: Int64Array) -> Callable[[], pa.Table]:
+    """The same, but for the keys as the rows are when it is called."""
     tables, ids = table.keys_of(local)
+    return partial(_columns, table, local, pa.array(np.array(tables)), pa.array(np.array(ids)))
+
+
+def _columns(table: ShardedEmbedding, local: Int64Array, tables: pa.Array, ids: pa.Array) -> pa.Table:
     where = torch.from_numpy(local).to(table.device)
     columns: dict[str, pa.Array] = {
-        "table": pa.array(np.array(tables)),
-        "id": pa.array(np.array(ids)),
+        "table": tables,
+        "id": ids,
         "value": _column(table.values_CD.index_select(0, where)),
         "frequency": pa.array(table.frequency_C[local]),
         "last_seen_ms": pa.array(table.last_seen_ms_C[local]),

@@ -3,9 +3,10 @@
     idle ──begin──► base ──advance──► writing ──advance──► idle        a full one
     idle ──begin────────────────────► writing ──advance──► idle        a delta
 
-Of a full checkpoint the growing parts are copied in slices, a few milliseconds between two steps at a time, while a
-thread writes them. When the last slice of every rank is written, what has changed since the first one is copied at
-once, as for a delta, and written beside it: the checkpoint is of that step. So training never waits for a copy of
+Of a full checkpoint the growing parts are handed in slices, a few milliseconds between two steps at a time, to a
+thread that writes them, and that copies rows itself, while they are trained on. When the last slice of every rank is
+written, what has changed since the first one is copied at once, as for a delta, and written beside it, over whatever
+half-changed row the thread may have met: the checkpoint is of that step. So training never waits for a copy of
 everything, which costs as much as writing it where fresh memory is dear.
 
 Storage that fails (a full disk, an absent object store) costs the checkpoint, not the run: it is given up on every
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -37,14 +38,18 @@ _SLICES_AHEAD = 8
 _log = logging.getLogger(__name__)
 
 
+Slice: TypeAlias = pa.Table | Callable[[], pa.Table]
+"""A copy, or what makes one: called by the thread at any time before `Part.changes`, while training goes on."""
+
+
 class Part(Protocol):
     """State that grows with ids or users: whole in a full checkpoint, what changed in a delta."""
 
     def forget(self) -> None:
         """What changed so far is in a checkpoint already."""
 
-    def base(self) -> Iterator[tuple[str, pa.Table]]:
-        """All of it in slices, each copied when it is asked for: (file, table), the slices of a file together."""
+    def base(self) -> Iterator[tuple[str, Slice]]:
+        """All of it in slices, (file, slice), those of a file together; what changes later is in `changes` whole."""
 
     def changes(self) -> dict[str, pa.Table]:
         """Copies of what changed since `forget` or the last call, by file; tables without rows are not written."""
@@ -130,9 +135,8 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._now: _OnItsWay | None = None
         self._failed = False
-        self._slices: Iterator[tuple[str, pa.Table]] | None = None
-        self._waiting: tuple[str, pa.Table] | None = None
-        self._queue: queue.Queue[tuple[str, pa.Table] | None] = queue.Queue(_SLICES_AHEAD)
+        self._slices: Iterator[tuple[str, Slice]] | None = None
+        self._queue: queue.Queue[tuple[str, Slice] | None] = queue.Queue(_SLICES_AHEAD)
         for part in parts:
             part.forget()
 
@@ -170,21 +174,17 @@ class Checkpointer:
             self._take_snapshot()
 
     def copy_some(self, budget_s: float = 0.005) -> None:
-        """Copy slices of the base until the time is up, the thread is behind, or there are no more."""
+        """Hand slices of the base to the thread until the time is up, it is behind, or there are no more."""
         if self._slices is None:
             return
         started = time.perf_counter()
-        while time.perf_counter() - started < budget_s and not self.ready:
-            if self._waiting is None:
-                self._waiting = next(self._slices, None)
-            try:
-                self._queue.put_nowait(self._waiting)
-            except queue.Full:
-                break
-            if self._waiting is None:
+        # Nobody else fills the queue: what is not full now has room for the slice.
+        while not self._queue.full() and not self.ready and time.perf_counter() - started < budget_s:
+            piece = next(self._slices, None)
+            self._queue.put_nowait(piece)
+            if piece is None:
                 self._slices = None
                 break
-            self._waiting = None
         self.stalls_s[-1] += time.perf_counter() - started
 
     def advance(self) -> Checkpoint | None:
@@ -299,7 +299,7 @@ class Checkpointer:
             _log.warning("an old checkpoint in %s was not removed: %s", self._store.where, error)
 
     def _give_up(self, error: BaseException | None = None) -> None:
-        now, self._now, self._slices, self._waiting, self._parent = self._now, None, None, None, None
+        now, self._now, self._slices, self._parent = self._now, None, None, None
         self._failed = True
         if error is not None:
             _log.error(
@@ -310,13 +310,12 @@ class Checkpointer:
             if self._comm.rank == 0:
                 now.writing.storage.discard(now.writing.name)
 
-    def _write_base(
-        self, writing: Writing, pieces: queue.Queue[tuple[str, pa.Table] | None]
-    ) -> list[FileEntry]:
+    def _write_base(self, writing: Writing, pieces: queue.Queue[tuple[str, Slice] | None]) -> list[FileEntry]:
         entries = []
         for file, slices in itertools.groupby(iter(pieces.get, None), key=lambda piece: piece[0]):
             self._at("write")
-            entries.append(writing.write_table(file, (table for _, table in slices)))
+            tables = (piece() if callable(piece) else piece for _, piece in slices)
+            entries.append(writing.write_table(file, tables))
         return entries
 
     def _write(

@@ -146,6 +146,12 @@ class LocalRows:
         gone = self.index.find(tables, ids) < 0
         return changed, (tables[gone], ids[gone])
 
+    def untouched(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
+        """Which of these local numbers have the row that they had at the last `take_changes`, bool (n,)."""
+        lives = self.index.find(*self.index.keys_of(rows)) == rows
+        found: npt.NDArray[np.bool_] = lives & (self.changed_C[rows] == 0)
+        return found
+
     def mark_all_changed(self) -> None:
         """The next `take_changes` gives every living row, as after a checkpoint that was not committed."""
         self.mark_changed(self.rows())

@@ -1,11 +1,13 @@
 """Rows written by one number of ranks are re-read by another: each row once, with everything it carries."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from cluster.checkpoints.array_files import write_table
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.row_files import load_rows, save_rows
+from cluster.checkpoints.row_files import RowPart, load_rows, merged_rows, row_columns, save_rows
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -63,6 +65,54 @@ def test_each_row_arrives_on_exactly_one_rank_with_optimizer_state_and_frequency
     assert all(len(share) > 0 for share in shares)
     together = {key: row for share in shares for key, row in _content(share).items()}
     assert together == _content(whole)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_base_whose_slices_are_copied_late_or_early_is_with_its_changes_the_table_as_it_ends(
+    tmp_path, monkeypatch, seed
+):
+    """Rows are trained on, removed, added in the place of others, and removed again between the keys and the copy."""
+    monkeypatch.setattr("cluster.checkpoints.row_files._SLICE_BYTES", 1)
+    monkeypatch.setattr("cluster.checkpoints.row_files._LEAST_ROWS", 16)
+    rng, table = np.random.default_rng(seed), _trained()
+    part = RowPart(table, 0, 1)
+    part.forget()
+
+    def disturb():
+        tables, ids = table.keys_of(table.rows())
+        gone = rng.permutation(len(ids))[:20]
+        table.remove(tables[gone], ids[gone])
+        fresh = rng.integers(1, 60, 12)  # keys that come, go and come back
+        some = rng.permutation(np.setdiff1d(np.arange(len(ids)), gone))[:30]
+        keys = np.append(tables[some], np.zeros(12, np.int16)), np.append(ids[some], fresh)
+        first = np.unique(np.stack(keys), axis=1, return_index=True)[1]
+        lookup = table.lookup(keys[0][first], keys[1][first])
+        lookup.rows_UD[1:].square().sum().backward()
+        table.apply_gradients(lookup, 0.1)
+        table.count(keys[0][first], keys[1][first], rng.random(first.shape[0]), 2000)
+
+    waiting, copied = [], []
+    for file, piece in part.base():
+        waiting.append((file, piece))
+        while waiting and rng.random() < 0.4:
+            copied.append((waiting[0][0], waiting.pop(0)[1]()))
+        if rng.random() < 0.6:
+            disturb()
+    copied += [(file, piece()) for file, piece in waiting]
+    disturb()
+    (base_name,) = {name for name, _ in copied}
+    written = {base_name: pa.concat_tables(piece for _, piece in copied), **part.changes()}
+    assert all(content.num_rows for content in written.values())
+    files = [tmp_path / write_table(tmp_path / name, content).name for name, content in written.items()]
+    loaded = _table()
+    load_rows(files, loaded, 0, 1)
+    expected = row_columns(table, table.rows()).sort_by([("table", "ascending"), ("id", "ascending")])
+    assert (
+        row_columns(loaded, loaded.rows())
+        .sort_by([("table", "ascending"), ("id", "ascending")])
+        .equals(expected)
+    )
+    assert merged_rows(files).equals(expected)
 
 
 def _rewrite(files, folder, kind, world):
