@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cluster.config import FreshetConfig
 from cluster.evaluation.interactions import Float32Array, Interactions, by_user, catalogue_of, event_columns
-from cluster.evaluation.protocols import Split, split
+from cluster.evaluation.protocols import ProtocolError, Split, split
 from streaming.catalogue import Catalogue
 from streaming.schema import ACTION, VALUE, WEIGHT
 from streaming.signals import judge_signals
@@ -70,6 +70,11 @@ def prepare(tables: Tables, config: FreshetConfig) -> EvaluationData:
         ProtocolError: it cannot be split so.
     """
     events = event_columns(tables.interactions, *signals(tables.interactions, config))
+    if not (events.sign_N > 0).any():
+        raise ProtocolError(
+            f"none of the {tables.interactions.num_rows} events is a positive, so there is nothing to foretell (settings: "
+            "stream.positive_actions, stream.negative_actions, stream.negative_below_value)"
+        )
     catalogue = catalogue_of(tables.items, tables.users, events.item_N, config.stream)
     interactions = by_user(events, catalogue, shuffle_ties=config.protocol.shuffle_ties, seed=_TIES_SEED)
     return EvaluationData(catalogue, split(interactions, config.protocol), np.unique(events.item_N))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import FreshetConfig
@@ -56,6 +56,13 @@ def test_leave_one_out_of_users_with_two_events_is_refused_by_its_setting():
         _data([(1, 1, 1), (1, 2, 2)])
 
 
+def test_a_data_set_without_a_positive_is_refused_by_the_settings_that_say_what_one_is():
+    config = replace(FreshetConfig(), stream=replace(FreshetConfig().stream, positive_actions=["buy"]))
+    tables = tables_of([(1, 1, 1), (1, 2, 2)], action=pa.array(["view", "view"]))
+    with pytest.raises(ProtocolError, match=r"none of the 2 events is a positive.*stream\.positive_actions"):
+        prepare(tables, config)
+
+
 @settings(deadline=None, max_examples=60)
 @given(EVENTS)
 def test_leave_one_out_trains_no_event_of_validation_or_test_and_every_other_one(events):
@@ -94,7 +101,6 @@ def test_temporal_no_training_event_history_or_explicit_negative_is_at_or_after_
     ]
     events = [event for event in everything if event[1] < 1000]
     skipped = {item: (user, time) for user, item, time in everything if item >= 1000}
-    assume(events)
     try:
         data = _data(
             everything,
