@@ -72,8 +72,8 @@ def prepare(tables: Tables, config: FreshetConfig) -> EvaluationData:
     events = event_columns(tables.interactions, *signals(tables.interactions, config))
     if not (events.sign_N > 0).any():
         raise ProtocolError(
-            f"none of the {tables.interactions.num_rows} events is a positive, so there is nothing to foretell (settings: "
-            "stream.positive_actions, stream.negative_actions, stream.negative_below_value)"
+            f"none of the {tables.interactions.num_rows} events is a positive, so there is nothing to foretell "
+            "(settings: stream.positive_actions, stream.negative_actions, stream.negative_below_value)"
         )
     catalogue = catalogue_of(tables.items, tables.users, events.item_N, config.stream)
     interactions = by_user(events, catalogue, shuffle_ties=config.protocol.shuffle_ties, seed=_TIES_SEED)
