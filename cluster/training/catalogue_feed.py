@@ -11,6 +11,8 @@ from cluster.training.run import TrainingRun
 from streaming.catalogue_reader import CatalogueReader
 from streaming.catalogue_records import CatalogueUpdate
 from streaming.config import StreamConfig
+from streaming.outage import patiently
+from streaming.topics import BrokerUnavailable
 
 _POLL_EVERY_S = 0.5
 
@@ -29,14 +31,21 @@ class CatalogueFeed:
         self._pending: CatalogueUpdate | None = None
         self._polled_s = 0.0
         if comm.rank == 0:
-            self._reader = CatalogueReader(config, run.catalogue_positions)
-            self._pending = self._first_records(run)
+            self._reader, self._pending = patiently(config, lambda: self._opened(run))
         if comm.exchange(np.array([float(self._pending is not None)]))[0, 0]:
             self.apply(run)
 
-    def _first_records(self, run: TrainingRun) -> CatalogueUpdate:
+    def _opened(self, run: TrainingRun) -> tuple[CatalogueReader, CatalogueUpdate]:
+        reader = CatalogueReader(self._config, run.catalogue_positions)
+        try:
+            return reader, self._first_records(reader, run)
+        except BrokerUnavailable:
+            reader.close()
+            raise
+
+    def _first_records(self, reader: CatalogueReader, run: TrainingRun) -> CatalogueUpdate:
         """All that has come since the checkpoint; before it, what older records say of attributes that are new."""
-        update = self._reader.read_to_end()
+        update = reader.read_to_end()
         if not run.reread_users:
             return update
         known = CatalogueReader.last_users(self._config, run.catalogue_positions)

@@ -47,7 +47,9 @@ class Intake:
         if stream.parquet:
             return
         bounded = self._config.train.bounded
-        found = topic_range(stream, bounded=bounded) if self._comm.rank == 0 else None
+        found = None
+        if self._comm.rank == 0:
+            found = patiently(stream, lambda: topic_range(stream, bounded=bounded))
         whole = self._comm.gather_objects(found)[0]
         self._ends = whole.end
         if not resumed and stream.from_time:
@@ -61,13 +63,16 @@ class Intake:
         if stream.parquet:
             run.open(ParquetSource(stream, run.partitions, run.positions, watermark_ms=watermark_ms))
             return
-        source = KafkaSource(
+        source = patiently(
             stream,
-            run.partitions,
-            run.positions,
-            self._ends,
-            watermark_ms=watermark_ms,
-            spread_over=spread_over,
+            lambda: KafkaSource(
+                stream,
+                run.partitions,
+                run.positions,
+                self._ends,
+                watermark_ms=watermark_ms,
+                spread_over=spread_over,
+            ),
         )
         run.open(source)
         run.note_origin()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.training import catalogue_feed, intake
 from cluster.training.accounting import verify_exactly_once
 from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
@@ -80,6 +81,48 @@ def test_trainer_and_producer_wait_for_a_broker_that_is_away_for_a_minute_and_go
     assert sum("are back after" in line for line in told) == 1
     assert any("opening another producer" in line for line in told)
     assert any("takes messages again" in line for line in told)
+
+
+def test_a_run_that_starts_while_the_broker_is_away_waits_for_it_wherever_it_first_needs_it(
+    tmp_path, monkeypatch
+):
+    # A broker lives no longer than the thread that started it.
+    with LocalBroker(tmp_path / "kafka") as broker, ThreadPoolExecutor(1) as starter:
+        stream = StreamConfig(bootstrap_servers=broker.bootstrap_servers, connect_timeout_s=1.0)
+        create_topics(stream, partitions=1)
+        produce(stream, events(60))
+        starts = []
+
+        def start_later():
+            time.sleep(2.5)
+            broker.start()
+
+        def away_first(module, name):
+            """The broker goes as this is called for the first time, and comes back later than a connection waits."""
+            ask, asked = getattr(module, name), []
+
+            def asking(*arguments, **more):
+                if not asked:
+                    broker.kill()
+                    starts.append(starter.submit(start_later))
+                asked.append(name)
+                return ask(*arguments, **more)
+
+            monkeypatch.setattr(module, name, asking)
+            return asked
+
+        calls = [
+            away_first(intake, "topic_range"),
+            away_first(catalogue_feed, "CatalogueReader"),
+            away_first(intake, "KafkaSource"),
+        ]
+        config = config_of(stream, tmp_path / "run")
+        (progress,) = train(0, config)
+        assert len(starts) == 3
+        assert all(start.result() is None for start in starts)
+        assert progress["events_trained"] == 60
+        assert all(len(asked) > 1 for asked in calls), calls
+        assert verify_exactly_once(config).exactly_once
 
 
 def test_a_broker_that_stays_away_is_given_up_with_the_settings_to_change(tmp_path):
