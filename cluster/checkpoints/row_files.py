@@ -79,7 +79,7 @@ def row_columns(table: ShardedEmbedding, local: Int64Array) -> pa.Table:
 def _later(table: ShardedEmbedding, local: Int64Array) -> Callable[[], pa.Table]:
     """The same, but for the keys as the rows are when it is called."""
     tables, ids = table.keys_of(local)
-    return partial(_columns, table, local, pa.array(np.array(tables)), pa.array(np.array(ids)))
+    return partial(_columns, table, local, pa.array(tables), pa.array(ids))
 
 
 def _columns(table: ShardedEmbedding, local: Int64Array, tables: pa.Array, ids: pa.Array) -> pa.Table:

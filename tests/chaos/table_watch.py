@@ -19,7 +19,7 @@ class TableWatch:
     def _watched(self, now_ms: int) -> int:
         table = self._table
         rows = table.rows()
-        keys, seen_ms = table.keys_of(rows), table.last_seen_ms_C[rows].copy()
+        keys, seen_ms = table.keys_of(rows), table.last_seen_ms_C[rows]
         removed = self._sweep(now_ms)
         left = KeyIndex()
         left.add(*table.keys_of(table.rows()))

@@ -49,9 +49,8 @@ def test_keys_were_admitted_and_expired_and_were_evicted_and_waited_in_what_was_
 def test_a_group_that_dies_by_an_exception_ends_the_campaign_with_the_path_of_its_log(kafka_broker, tmp_path):
     campaign = Campaign(kafka_broker, tmp_path, seed=8)
     config = campaign._config("run")
-    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(
-        parents=True
-    )  # no checkpoint to go on from verifies
+    # No checkpoint to go on from verifies.
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(DiedOfItself, match=rf"none of the 1 checkpoints.*{tmp_path}/run/rank-\*\.log"):
         campaign._attempt(config, 0, Fault("worker", "step", rank=1), 2)
 
