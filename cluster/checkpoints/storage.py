@@ -231,11 +231,12 @@ class ObjectStorage:
         self.discard(name)
 
     def discard(self, name: str) -> None:
-        """See Storage."""
+        """See Storage; `begin` may meet what a `remove` on the writing thread has not ended with."""
         self._files.delete_dir_contents(f"{self._prefix}/{name}", missing_dir_ok=True)
         marker = self._files.get_file_info(f"{self._prefix}/{name}")
         if marker.type == fs.FileType.Directory:
-            self._files.delete_dir(f"{self._prefix}/{name}")
+            with suppress(FileNotFoundError):  # the other one was first
+                self._files.delete_dir(f"{self._prefix}/{name}")
 
     def path(self, name: str) -> Path | None:
         """See Storage."""

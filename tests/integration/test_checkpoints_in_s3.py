@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -134,6 +135,47 @@ def test_in_s3_the_manifest_is_the_commit_and_what_a_crash_leaves_is_swept(bucke
     train_steps(run, 1)
     checkpointer_of(run, CheckpointStore(where), Collectives()).finish(run.step)
     assert {name.split("/")[0] for name in _objects(where)[0]} == set(CheckpointStore(where).names())
+
+
+def test_in_s3_a_checkpoint_can_begin_while_the_writing_thread_removes_old_ones(bucket):
+    storage = open_storage(f"{bucket}/swept")
+    names = [f"step-{step:08d}" for step in range(12)]
+    for name in names:
+        with storage.writing(name, "towers.safetensors") as sink:
+            sink.write(b"something")
+        storage.commit(name, b"{}", lambda step: None)
+    with ThreadPoolExecutor(1) as writing:
+        removing = writing.submit(lambda: [storage.remove(name) for name in names])
+        begun = 0
+        while not removing.done():
+            storage.begin("step-00000099")
+            begun += 1
+        removing.result()
+    assert begun > 1
+    assert storage.names() == []
+    assert not _objects(f"{bucket}/swept")[0]
+
+
+def test_in_s3_what_somebody_else_has_just_removed_is_removed(bucket):
+    class SomebodyIsFirst:
+        def __init__(self, filesystem):
+            self.filesystem, self.removed = filesystem, []
+
+        def __getattr__(self, name):
+            return getattr(self.filesystem, name)
+
+        def delete_dir(self, path):
+            self.filesystem.delete_dir(path)
+            self.removed.append(path)
+            self.filesystem.delete_dir(path)
+
+    storage = open_storage(f"{bucket}/raced")
+    with storage.writing("step-00000001", "towers.safetensors") as sink:
+        sink.write(b"something")
+    storage._files = SomebodyIsFirst(storage._files)
+    storage.begin("step-00000002")
+    assert storage._files.removed == ["runs/raced/step-00000001"]
+    assert not _objects(f"{bucket}/raced")[0]
 
 
 def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_starting_point(bucket, caplog):
