@@ -69,7 +69,7 @@ class LocalRay:
         """As when a machine loses its power: SIGKILL to the node's raylet, which takes its workers along."""
         [raylet] = [pid for pid in _children(node.pid or 0) if _name(pid) == "raylet"]
         os.kill(raylet, signal.SIGKILL)
-        node.stop()
+        node.stop(grace_s=0)
 
     def train(self, config: FreshetConfig) -> Child:
         """`freshet train` with these settings, as a driver of this cluster; not started yet."""
