@@ -16,6 +16,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster import ray_logging
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.manifest import CheckpointError
@@ -219,7 +220,7 @@ def _start_ray(config: FreshetConfig) -> bool:
         address="local",  # else it would join, or fail to join, what a `ray start` on this machine left noted
         num_cpus=max(os.cpu_count() or 1, int(wanted + 0.999)),
         include_dashboard=False,
-        runtime_env=environment,
+        runtime_env={**environment, "worker_process_setup_hook": ray_logging.SETUP_HOOK},
         log_to_driver=True,
     )
     return True

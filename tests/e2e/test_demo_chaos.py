@@ -47,6 +47,15 @@ def test_the_index_was_published_at_least_three_times_and_finds_well(chaos_run):
     assert 0 < figures["freshness_p50_s"] <= figures["freshness_p99_s"]
 
 
+def test_the_log_of_the_training_repeats_nothing_that_helps_nobody(chaos_run):
+    _, _, run_dir = chaos_run
+    log = (run_dir / "logs" / "train.log").read_text()
+    assert "checkpoint committed" in log
+    assert "RayTrainWorker" in log  # what the workers say does come through
+    assert "Failed to query Ray Train Controller" not in log
+    assert "faiss" not in log
+
+
 def test_movies_are_recommended_by_title_to_three_users(chaos_run):
     figures, out, _ = chaos_run
     assert len(figures["recommendations"]) == 3
