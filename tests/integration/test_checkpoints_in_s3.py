@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.state import digests, read_state
-from cluster.checkpoints.storage import StorageLocationError, open_storage
+from cluster.checkpoints.storage import StorageLocationError, nothing, open_storage
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
@@ -143,7 +143,7 @@ def test_in_s3_a_checkpoint_can_begin_while_the_writing_thread_removes_old_ones(
     for name in names:
         with storage.writing(name, "towers.safetensors") as sink:
             sink.write(b"something")
-        storage.commit(name, b"{}", lambda step: None)
+        storage.commit(name, b"{}", nothing)
     with ThreadPoolExecutor(1) as writing:
         removing = writing.submit(lambda: [storage.remove(name) for name in names])
         begun = 0
