@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from deploy.errors import CommandError
 from deploy.output import write_json
 from deploy.signals import stop_on_sigterm
+from deploy.terminal import say
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -58,16 +57,16 @@ def run_broker(
             "data_dir": broker.data_dir,
         }
         write_json(json_path, ready)
-        typer.echo(f"Apache Kafka is ready: stream.bootstrap_servers={servers} (log: {broker.log_path})")
-        typer.echo("Ctrl-C stops it.")
+        say(f"Apache Kafka is ready: stream.bootstrap_servers={servers} (log: {broker.log_path})")
+        say("Ctrl-C stops it.")
         try:
             while broker.running:
                 time.sleep(POLL_S)
         except KeyboardInterrupt:
-            typer.echo("stopping")
+            say("stopping")
             return
     raise BrokerDied(f"Apache Kafka on {servers} ended by itself (log: {broker.log_path})")
 
 
 def _fetching(done: int, total: int, name: str) -> None:
-    typer.echo(f"fetching Apache Kafka: {done} of {total} files ({name})", err=True)
+    say(f"fetching Apache Kafka: {done} of {total} files ({name})", to_stderr=True)

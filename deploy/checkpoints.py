@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deploy.errors import CommandError
+from deploy.terminal import Terminal, line
 
 if TYPE_CHECKING:
     from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
@@ -122,14 +122,14 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def print_list(console: Console, entries: list[dict[str, Any]]) -> None:
+def print_list(console: Terminal, entries: list[dict[str, Any]]) -> None:
     """One line per checkpoint."""
     table = Table(box=None, pad_edge=False)
     for name in ("checkpoint", "kind", "parent", "step", "events trained", "own MB", "chain MB", "written"):
         table.add_column(name, no_wrap=True)
     for entry in entries:
         if "error" in entry:
-            table.add_row(entry["name"], "[red]unreadable[/red]")
+            table.add_row(entry["name"], line("unreadable", style="red"))
             continue
         table.add_row(
             entry["name"],
@@ -144,31 +144,29 @@ def print_list(console: Console, entries: list[dict[str, Any]]) -> None:
     console.print(table)
     for entry in entries:
         if "error" in entry:
-            console.print(f"{entry['name']}: {entry['error']}", markup=False)
+            console.print(f"{entry['name']}: {entry['error']}")
 
 
-def print_verified(console: Console, results: list[dict[str, Any]]) -> None:
+def print_verified(console: Terminal, results: list[dict[str, Any]]) -> None:
     """One line per checkpoint, and one per bad file."""
     for result in results:
         size = sum(file["bytes"] for file in result["files"])
         verdict = "whole" if result["whole"] else "DAMAGED"
-        console.print(
-            f"{result['name']}  {verdict}  {len(result['files'])} files, {size:,} bytes", markup=False
-        )
+        console.print(f"{result['name']}  {verdict}  {len(result['files'])} files, {size:,} bytes")
         for file in result["files"]:
             if file["problem"]:
-                console.print(f"  {file['name']} {file['problem']}", markup=False)
+                console.print(f"  {file['name']} {file['problem']}")
         if result["problem"]:
-            console.print(f"  {result['problem']}", markup=False)
+            console.print(f"  {result['problem']}")
 
 
-def print_difference(console: Console, found: dict[str, Any]) -> None:
+def print_difference(console: Terminal, found: dict[str, Any]) -> None:
     """What changed, by kind."""
     if found["identical"]:
         console.print("identical: the same state, bit for bit")
     for kind in ("counters", "settings", "positions"):
         for name, (old, new) in found[kind].items():
-            console.print(f"{kind:10} {name}: {old} -> {new}", markup=False)
+            console.print(f"{kind:10} {name}: {old} -> {new}")
     for table, change in found["rows"].items():
         what = f"{change['added']:,} added, {change['removed']:,} removed, {change['changed']:,} changed"
         console.print(f"rows       table {table}: {what}, at most by {change['largest_change']:.3g}")
@@ -177,6 +175,4 @@ def print_difference(console: Console, found: dict[str, Any]) -> None:
         f"users      {users['added']:,} added, {users['removed']:,} removed, {users['changed']:,} changed"
     )
     for name, change in found["towers"].items():
-        console.print(
-            f"towers     {name}: {change if isinstance(change, str) else f'{change:.3g}'}", markup=False
-        )
+        console.print(f"towers     {name}: {change if isinstance(change, str) else f'{change:.3g}'}")

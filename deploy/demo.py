@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from deploy.chaos import WorkerKiller
 from deploy.children import Child
 from deploy.config_loading import load_config
@@ -37,6 +35,7 @@ from deploy.replaying import ReplayThread, fetch_dataset, first_events, recent_u
 from deploy.report import print_report
 from deploy.screen import DemoView
 from deploy.signals import stop_on_sigterm
+from deploy.terminal import Terminal
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -239,7 +238,7 @@ def run_demo(options: DemoOptions, json_path: Path | None) -> int:
         _write_figures(demo.figures, json_path)
         raise
     _write_figures(figures, json_path)
-    print_report(Console(highlight=False, soft_wrap=True), figures)
+    print_report(Terminal(soft_wrap=True), figures)
     return 0 if figures.ok else FAILURE_STATUS
 
 

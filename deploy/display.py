@@ -6,10 +6,10 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 
 from deploy.screen import DemoView, plain_line, render
+from deploy.terminal import Terminal
 
 LINE_EVERY_S = 5.0
 
@@ -17,9 +17,9 @@ LINE_EVERY_S = 5.0
 class Display:
     """Shows a `DemoView`, which the caller changes in place, and says sentences with their time."""
 
-    def __init__(self, view: DemoView, console: Console | None = None) -> None:
+    def __init__(self, view: DemoView, console: Terminal | None = None) -> None:
         self.view = view
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Terminal(soft_wrap=True)
         self._started = time.monotonic()
         self._last_line = -LINE_EVERY_S
         self._live: Live | None = None
@@ -52,7 +52,7 @@ class Display:
         line = f"{self.elapsed_s:6.1f} s  {sentence}"
         self.view.messages.append(line)
         if self._live is None:
-            self.console.print(line, markup=False)
+            self.console.print(line)
         self.update()
 
     def update(self) -> None:
@@ -62,4 +62,4 @@ class Display:
             self._live.update(render(self.view))
         elif self.view.progress.step and self.elapsed_s - self._last_line >= LINE_EVERY_S:
             self._last_line = self.elapsed_s
-            self.console.print(plain_line(self.view), markup=False)
+            self.console.print(plain_line(self.view))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import traceback
 from pathlib import Path
+
+from deploy.terminal import printable, say, say_lines
 
 USAGE_STATUS = 2
 FAILURE_STATUS = 1
@@ -16,8 +16,6 @@ OUR_PACKAGES = frozenset({"streaming", "model", "retrieval", "cluster", "deploy"
 # Where Ray keeps the exception that the user's code raised, by exception class and attribute.
 # Named as text, so that reporting an error imports no Ray.
 RAY_CAUSES = ("cause", "_base_exc", "controller_failure")
-# Ray colours what its workers print.
-TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class CommandError(Exception):
@@ -84,7 +82,7 @@ def is_usage(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The message on one line; an exception without one gives its class name."""
-    text = " ".join(str(error).split())
+    text = " ".join(printable(error).split())
     return text or type(error).__name__
 
 
@@ -97,9 +95,9 @@ def report(error: BaseException) -> int:
     cause = unwrap(error)
     expected = is_ours(cause)
     if debug or not expected:
-        traceback.print_exception(error, file=sys.stderr)
+        say_lines("".join(traceback.format_exception(error)), to_stderr=True)
     label = "" if expected else f"{type(cause).__name__}: "
-    print(f"freshet: error: {label}{one_line(cause)}", file=sys.stderr, flush=True)
+    say(f"freshet: error: {label}{one_line(cause)}", to_stderr=True)
     return USAGE_STATUS if is_usage(cause) else FAILURE_STATUS
 
 
@@ -112,7 +110,7 @@ def last_line_of(log_path: Path) -> str:
         text = log_path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "no log was written"
-    lines = [line.strip() for line in TERMINAL_COLOURS.sub("", text).splitlines() if line.strip()]
+    lines = [line for line in (printable(raw).strip() for raw in text.splitlines()) if line]
     ours = [line for line in lines if line.startswith("freshet: error: ")]
     if ours:
         return ours[-1].removeprefix("freshet: error: ")

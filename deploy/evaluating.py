@@ -19,19 +19,18 @@ from deploy.output import plain, write_json
 from deploy.signals import stop_on_sigterm
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from cluster.config import FreshetConfig
     from cluster.evaluation.cell import Cell
     from cluster.evaluation.data import Tables
     from cluster.evaluation.grid import GridOutcome, Runner
     from cluster.evaluation.systems import System
+    from deploy.terminal import Terminal
 
 FAILED_STATUS = 1
 Tuned = Mapping[str, Mapping[str, Any]]
 
 
-def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Console) -> int:
+def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Terminal) -> int:
     """Runs what is missing, writes and prints everything; the exit status is 0 if no cell failed.
 
     Raises:
@@ -59,7 +58,7 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Co
             evaluation.runner.close()
 
 
-def load_tables(name_or_folder: str, console: Console) -> Tables:
+def load_tables(name_or_folder: str, console: Terminal) -> Tables:
     """A data set by name or from its folder."""
     from cluster.evaluation.data import Tables
     from deploy.replaying import fetch_dataset
@@ -77,7 +76,7 @@ class Evaluation:
     config: FreshetConfig
     points: Sequence[Mapping[str, Any]]
     tables: Tables
-    console: Console
+    console: Terminal
 
     def run(self, tuned: Tuned, json_path: Path | None) -> int:
         """See run_evaluation."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from deploy.screen import rate
+from deploy.terminal import Terminal, line
 
 if TYPE_CHECKING:
     from cluster.evaluation.cell import Cell
@@ -101,7 +101,7 @@ def cell_title(cell: Cell) -> str:
 class EvaluationDisplay:
     """Takes the events of a grid and shows them."""
 
-    def __init__(self, title: str, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, title: str, cells: Sequence[Cell], console: Terminal) -> None:
         first_of: dict[str, Cell] = {}
         for cell in cells:
             first_of.setdefault(cell.key, cell)
@@ -159,7 +159,7 @@ class EvaluationDisplay:
     def say(self, sentence: str) -> None:
         """Tell something with its time."""
         elapsed = time.monotonic() - self.view.started
-        self.console.print(f"{elapsed:7.1f} s  {sentence}", markup=False, soft_wrap=True)
+        self.console.print(f"{elapsed:7.1f} s  {sentence}", soft_wrap=True)
 
     def _render(self) -> Group:
         now = time.monotonic()
@@ -167,7 +167,7 @@ class EvaluationDisplay:
         for running in self.view.running.values():
             text = _pass_text(running.report) if running.report else "first pass"
             table.add_row(cell_title(running.cell), text, duration(now - running.started))
-        return Group(Text(self.view.summary(now), style="bold"), table)
+        return Group(line(self.view.summary(now), style="bold"), table)
 
 
 def _pass_text(report: PassReport) -> str:

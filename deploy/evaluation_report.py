@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
 from deploy.screen import number, rate
+from deploy.terminal import Terminal, stacked
 
 if TYPE_CHECKING:
     from cluster.evaluation.cell import Cell
@@ -121,7 +121,7 @@ def row_as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def print_report(console: Console, report: Report) -> None:
+def print_report(console: Terminal, report: Report) -> None:
     """The table, what it says, what failed, where the files are."""
     if not console.is_terminal:
         console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe has no width of its own
@@ -130,16 +130,16 @@ def print_report(console: Console, report: Report) -> None:
         left_out = _too_wide(console, report)
         console.print(results_table(report, left_out))
         for line in legend(report, left_out):
-            console.print(line, style="dim", markup=False)
+            console.print(line, style="dim")
     for kind, paths in report.files.items():
         if paths:
             names = " · ".join(str(path) for path in paths)
-            console.print(f"{kind:7} {names}", markup=False, soft_wrap=True)
+            console.print(f"{kind:7} {names}", soft_wrap=True)
     for cell, error in report.errors.items():
-        console.print(Text(f"failed: {cell}: {error}", style="bold red"), soft_wrap=True)
+        console.print(f"failed: {cell}: {error}", style="bold red", soft_wrap=True)
 
 
-def _too_wide(console: Console, report: Report) -> list[str]:
+def _too_wide(console: Terminal, report: Report) -> list[str]:
     """The figures that a narrow terminal has no room for."""
     wide = console.options.update(width=10 * TABLE_WIDTH)
     for count in range(len(LEFT_OUT_FIRST) + 1):
@@ -155,15 +155,19 @@ def results_table(report: Report, left_out: Collection[str] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
     for name in names:
-        table.add_column(HEADINGS[name], justify="right", no_wrap=True)
+        table.add_column(_of_lines(HEADINGS[name]), justify="right", no_wrap=True)
     gains = [name for name in GAINS if f"gain in {name}" not in left_out]
     for name in gains:
-        table.add_column(GAINS[name], justify="right", no_wrap=True)
+        table.add_column(_of_lines(GAINS[name]), justify="right", no_wrap=True)
     for heading in ("train\ns", "exam-\nples/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(_of_lines(heading), justify="right", no_wrap=True)
     for row in _distinct(report.rows):
-        table.add_row(*_cells_of(row, report.rows, names, gains))
+        table.add_row(*map(_of_lines, _cells_of(row, report.rows, names, gains)))
     return table
+
+
+def _of_lines(cell: str) -> RenderableType:
+    return stacked(cell.split("\n"))
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from deploy.terminal import line
 
+if TYPE_CHECKING:
     from cluster.config import FreshetConfig
     from deploy.datasets import Dataset
+    from deploy.terminal import Terminal
     from streaming.config import StreamConfig
     from streaming.producer import Wire
 
@@ -114,7 +115,7 @@ def run_replay(
     events: int,
     partitions: int,
     wire: Wire,
-    console: Console,
+    console: Terminal,
 ) -> dict[str, Any]:
     """Make the topics if they are missing, publish items and users, then send the events.
 
@@ -131,14 +132,14 @@ def run_replay(
     dataset = first_events(fetch_dataset(name_or_folder, console.print), events)
     catalogue = publish_catalogue(config.stream, dataset.items, dataset.users)
     total = dataset.interactions.num_rows
-    with console.status("replaying") as spinner:
+    with console.status(line("replaying")) as spinner:
         sent = replay(
             config.stream,
             dataset,
             duration_s=seconds,
             wire=wire,
             seed=config.seed,
-            progress=lambda done: spinner.update(f"replaying: {done:,} of {total:,} events"),
+            progress=lambda done: spinner.update(line(f"replaying: {done:,} of {total:,} events")),
         )
     return {
         "dataset": name_or_folder,

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from deploy.figures import DemoFigures
 from deploy.screen import number, rate, set_aside_text
+from deploy.terminal import Terminal
 
 
 def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
@@ -51,7 +50,7 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
     ]
 
 
-def print_report(console: Console, figures: DemoFigures) -> None:
+def print_report(console: Terminal, figures: DemoFigures) -> None:
     """Print figures, recommendations, problems and where things are."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
@@ -64,18 +63,17 @@ def print_report(console: Console, figures: DemoFigures) -> None:
         print_recommendations(console, entry)
     console.print()
     run_dir = _short(Path(figures.run_dir))
-    console.print(f"Results: {run_dir} (settings.yaml, demo.json, storage/, logs/)", markup=False)
+    console.print(f"Results: {run_dir} (settings.yaml, demo.json, storage/, logs/)")
     user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
     console.print(
         f"Go on:   freshet recommend --config {run_dir}/settings.yaml --user {user}",
         style="bold",
-        markup=False,
     )
     for problem in figures.problems:
-        console.print(Text(f"Not in order: {problem}", style="bold red"))
+        console.print(f"Not in order: {problem}", style="bold red")
 
 
-def print_recommendations(console: Console, entry: dict[str, Any]) -> None:
+def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
     """Print one user's recommendations, with what they watched last above them."""
     whom = "this history" if entry["user_id"] is None else f"user {entry['user_id']}"
     table = Table(title=f"for {whom}", title_justify="left", title_style="bold", box=None)
@@ -86,7 +84,7 @@ def print_recommendations(console: Console, entry: dict[str, Any]) -> None:
         table.add_row(str(place), item["title"], number(item["score"], 3))
     console.print()
     if entry.get("watched_last"):
-        console.print(Text("watched last: " + _titles(entry["watched_last"]), style="dim"))
+        console.print("watched last: " + _titles(entry["watched_last"]), style="dim")
     console.print(table)
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
-from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from deploy.progress import Progress
+from deploy.terminal import line, panel, stacked
 
 SPARKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
@@ -78,11 +77,7 @@ def _grid(rows: Iterable[Sequence[RenderableType]], justify: Sequence[str] = ("l
     return grid
 
 
-def _panel(body: RenderableType, title: str) -> Panel:
-    return Panel(body, title=title, title_align="left")
-
-
-def _stream_panel(view: DemoView) -> Panel:
+def _stream_panel(view: DemoView) -> RenderableType:
     progress, total = view.progress, max(view.planned, 1)
     counts = {"produced": view.produced, "in": progress.rows_read, "trained": progress.events_trained}
     bars: list[tuple[RenderableType, ...]] = [
@@ -96,10 +91,10 @@ def _stream_panel(view: DemoView) -> Panel:
         ("dead letters", number(progress.dead_letters), ""),
         ("known items", number(progress.known_items), ""),
     ]
-    return _panel(_grid(rows), "stream")
+    return panel(_grid(rows), "stream")
 
 
-def _training_panel(progress: Progress) -> Panel:
+def _training_panel(progress: Progress) -> RenderableType:
     terms = [(label, number(progress.loss.get(name), 3)) for name, label in LOSS_TERMS.items()]
     counts = [
         ("loss", number(progress.loss.get("total"), 3)),
@@ -110,10 +105,10 @@ def _training_panel(progress: Progress) -> Panel:
         ("restarts", number(progress.restarts)),
     ]
     rows = [(*count, "", *term) for count, term in zip(counts, terms, strict=True)]
-    return _panel(_grid(rows, ("left", "right", "left", "left", "right")), "training, and the loss's terms")
+    return panel(_grid(rows, ("left", "right", "left", "left", "right")), "training, and the loss's terms")
 
 
-def _curve_panel(view: DemoView) -> Panel:
+def _curve_panel(view: DemoView) -> RenderableType:
     curve = view.progress.progressive
     series = [
         ("CL-EPIDTN", "bold green", curve.hits),
@@ -122,13 +117,13 @@ def _curve_panel(view: DemoView) -> Panel:
     ]
     points = [curve.points(hits, CURVE_WIDTH) for _, _, hits in series]
     # One scale for the three, or the curves could not be compared.
-    top = max((p for line in points for p in line if not math.isnan(p)), default=1.0)
+    top = max((p for of_one in points for p in of_one if not math.isnan(p)), default=1.0)
     rows = [
-        (name, rate(curve.rate(hits)), Text(sparkline(line, 0.0, top), style=style))
-        for (name, style, hits), line in zip(series, points, strict=True)
+        (name, rate(curve.rate(hits)), line(sparkline(curve_points, 0.0, top), style=style))
+        for (name, style, hits), curve_points in zip(series, points, strict=True)
     ]
     scored = curve.sample_size()
-    return _panel(_grid(rows), f"progressive HR@10 on {scored:,} events, scored before they were trained on")
+    return panel(_grid(rows), f"progressive HR@10 on {scored:,} events, scored before they were trained on")
 
 
 def index_text(progress: Progress) -> str:
@@ -147,7 +142,7 @@ def freshness_text(progress: Progress) -> str:
     return f"p50 {number(freshness.get('p50_s'), 1)} s · p99 {number(freshness.get('p99_s'), 1)} s"
 
 
-def _index_panel(progress: Progress) -> Panel:
+def _index_panel(progress: Progress) -> RenderableType:
     step = progress.checkpoint_step
     rows = [
         ("live", index_text(progress)),
@@ -155,18 +150,17 @@ def _index_panel(progress: Progress) -> Panel:
         ("freshness", f"{freshness_text(progress)}, from the broker's append to servable"),
         ("checkpoint", "none yet" if step is None else f"step {step:,}"),
     ]
-    return _panel(_grid(rows, ("left", "left")), "index and checkpoint")
+    return panel(_grid(rows, ("left", "left")), "index and checkpoint")
 
 
 def render(view: DemoView) -> RenderableType:
     """The whole screen: 80 columns wide, 26 lines high with its messages."""
-    head = Text.assemble((view.title, "bold"), f"  {view.stage}  ", (f"{view.elapsed_s:.0f} s", "dim"))
+    head = line((view.title, "bold"), f"  {view.stage}  ", (f"{view.elapsed_s:.0f} s", "dim"))
     top = Table.grid(expand=True)
     top.add_column(ratio=1)
     top.add_column(ratio=1)
     top.add_row(_stream_panel(view), _training_panel(view.progress))
-    shown = view.messages[-MESSAGES_SHOWN:]
-    log = Text("\n".join(shown), style="dim", no_wrap=True, overflow="ellipsis")
+    log = stacked(view.messages[-MESSAGES_SHOWN:], "dim", ellipsis=True)
     return Group(head, top, _curve_panel(view), _index_panel(view.progress), log)
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deploy.config_loading import describe_settings
 from deploy.output import write_json
+from deploy.terminal import Terminal
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -27,7 +27,7 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
-def run_settings(config: FreshetConfig, json_path: Path | None, console: Console) -> None:
+def run_settings(config: FreshetConfig, json_path: Path | None, console: Terminal) -> None:
     """Print and write them; a value that is not the default is bold."""
     entries = setting_entries(config)
     write_json(json_path, entries)

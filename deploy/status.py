@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deploy.errors import CommandError
 from deploy.progress import Progress, parse_progress
 from deploy.screen import freshness_text, number, rate, set_aside_text
+from deploy.terminal import Terminal
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -126,7 +126,7 @@ def checkpoint_offsets(manifest: dict[str, Any]) -> dict[int, int]:
     return {int(p): int(at[0] if isinstance(at, list) else at) for p, at in positions.items()}
 
 
-def print_status(console: Console, status: dict[str, Any]) -> None:
+def print_status(console: Terminal, status: dict[str, Any]) -> None:
     """Print it as a small table."""
     progress = parse_progress(status["progress"])
     table = Table.grid(padding=(0, 2))

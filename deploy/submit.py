@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from deploy.config_loading import load_config
 from deploy.errors import CommandError, UsageError
 from deploy.output import write_json
+from deploy.terminal import say, say_lines
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -145,7 +146,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> str:
 
 async def _print_logs(client: JobSubmissionClient, job_id: str) -> None:
     async for lines in client.tail_job_logs(job_id):
-        print(lines, end="", flush=True)
+        say_lines(lines)
 
 
 def job_storage(storage_path: str, address: str) -> str:
@@ -188,7 +189,7 @@ def submit_verb(
     command = entrypoint(interpreter_for(address, python), verb, inside, arguments)
     client = connect(address)
     job_id = submit(client, command, working_dir)
-    print(f"submitted {job_id}: {command}", flush=True)
+    say(f"submitted {job_id}: {command}")
     status = "SUBMITTED"
     try:
         if wait:

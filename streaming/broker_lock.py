@@ -44,4 +44,4 @@ def _log_binding(context: MavenContext, locked: list[LockedDependency]) -> Locke
 
 
 if __name__ == "__main__":
-    print(f"{LOCK_PATH}: {write_lock()} jars")
+    print(f"{LOCK_PATH}: {write_lock()} jars")  # noqa: T201  a program for developers

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from deploy import demo as demo_module
 from deploy.children import Child, ChildFailed
@@ -15,6 +14,7 @@ from deploy.demo import Demo, TrainerStalled, run_demo
 from deploy.demo_settings import DemoOptions, new_run_dir, own_bootstrap_servers, write_settings
 from deploy.display import Display
 from deploy.screen import DemoView
+from deploy.terminal import Terminal
 
 EVENTS = 60_000
 
@@ -209,7 +209,7 @@ def test_the_trainers_command_is_the_verb_with_the_runs_settings(tmp_path):
 
 def test_what_was_left_by_the_last_reading_is_told_too(world, tmp_path):
     out = io.StringIO()
-    display = Display(DemoView(), Console(file=out, width=80, soft_wrap=True))
+    display = Display(DemoView(), Terminal(file=out, width=80, soft_wrap=True))
     demo = Demo(DemoOptions(tmp_path, seconds=0), display)
     with display:
         figures = demo.run()

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 from cluster.evaluation import grid
@@ -30,6 +29,7 @@ from deploy.config_loading import load_config
 from deploy.datasets import load
 from deploy.errors import report
 from deploy.evaluation_report import build_report, print_report
+from deploy.terminal import Terminal
 from tests.data_tables import random_tables
 
 TINY = [
@@ -291,7 +291,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(folder):
     _evaluate(folder, "--models", "epidtn,popularity")
     folder_of_results = folder.parent / "out"
     narrow = build_report(*_reported(folder, folder_of_results))
-    console = Console(width=80, record=True, force_terminal=True, file=io.StringIO())
+    console = Terminal(width=80, record=True, force_terminal=True, file=io.StringIO())
     print_report(console, narrow)
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= 80
@@ -299,7 +299,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(folder):
     assert "no room for gain in tail_hr@10, gain in low_activity_hr@10, recall@10, recall@50" in " ".join(
         shown.split()
     )
-    console = Console(width=160, record=True, force_terminal=True, file=io.StringIO())
+    console = Terminal(width=160, record=True, force_terminal=True, file=io.StringIO())
     print_report(console, narrow)
     wide = console.export_text()
     assert "no room" not in wide

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from deploy.cli import app
@@ -16,6 +15,7 @@ from deploy.errors import UsageError
 from deploy.evaluation_options import EvaluateOptions, read_tuned, sweep_points
 from deploy.evaluation_report import stars
 from deploy.screen import rate
+from deploy.terminal import Terminal
 from tests.data_tables import random_tables
 
 PRESETS = Path(__file__).parents[3] / "deploy" / "configs"
@@ -199,7 +199,7 @@ def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
     cells = [
         cell_of(SYSTEMS[name], 1, config, "data", point={"model.layers": 2}) for name in ("dssm", "mind")
     ]
-    console = Console(width=120, record=True, force_terminal=True, file=io.StringIO())
+    console = Terminal(width=120, record=True, force_terminal=True, file=io.StringIO())
     display = EvaluationDisplay("evaluating", cells, console)
     display.take(CellEvent(cells[0], "started"))
     display.take(CellEvent(cells[0], "pass", report=PassReport(1, 4, 5.25, 0.1234, 0.1234)))

@@ -2,12 +2,12 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from deploy.errors import UsageError
 from deploy.figures import DemoFigures
 from deploy.recommending import history_entry, parse_history, user_entry
 from deploy.report import print_recommendations, print_report
+from deploy.terminal import Terminal
 
 
 class FakeRecommender:
@@ -34,7 +34,7 @@ def test_a_history_entry_names_its_newest_items_first():
     assert entry["watched_last"] == ["item 4", "item 3", "item 2"]
     assert len(entry["items"]) == 1
     out = io.StringIO()
-    print_recommendations(Console(file=out, width=80), entry)
+    print_recommendations(Terminal(file=out, width=80), entry)
     assert "for this history" in out.getvalue()
 
 
@@ -47,7 +47,7 @@ def test_a_history_is_a_list_of_item_ids():
 
 def test_recommendations_are_printed_by_title():
     out = io.StringIO()
-    print_recommendations(Console(file=out, width=80), user_entry(FakeRecommender(), 42, 2))
+    print_recommendations(Terminal(file=out, width=80), user_entry(FakeRecommender(), 42, 2))
     text = out.getvalue()
     assert "for user 42" in text
     assert "watched last: Fargo (1996) · Heat (1995)" in text
@@ -69,7 +69,7 @@ def test_the_report_prints_the_figures_the_problems_and_how_to_go_on(tmp_path, m
     )
     figures.judge()
     out = io.StringIO()
-    print_report(Console(file=out, width=100), figures)
+    print_report(Terminal(file=out, width=100), figures)
     text = out.getvalue()
     assert "100,000 produced, 99,998 trained" in text
     assert ".200 (2.5 × popularity .080; co-occurrence .170)" in text

@@ -2,16 +2,16 @@ import io
 import math
 
 import pytest
-from rich.console import Console
 
 from deploy.display import Display
 from deploy.narration import narrate
 from deploy.progress import Progress, parse_progress
 from deploy.screen import DemoView, number, plain_line, rate, render, sparkline
+from deploy.terminal import Terminal
 
 
 def screen_text(view: DemoView, width: int = 80) -> str:
-    console = Console(width=width, record=True, file=io.StringIO())
+    console = Terminal(width=width, record=True, file=io.StringIO())
     console.print(render(view))
     return console.export_text()
 
@@ -122,7 +122,7 @@ def test_what_a_run_does_not_take_from_its_checkpoint_is_told_once(progress_reco
 def test_without_a_terminal_messages_are_printed_as_they_come(progress_record):
     out = io.StringIO()
     view = DemoView(progress=parse_progress(progress_record()))
-    with Display(view, Console(file=out, width=80, soft_wrap=True)) as display:
+    with Display(view, Terminal(file=out, width=80, soft_wrap=True)) as display:
         display.say("Apache Kafka is ready [on] 127.0.0.1:1")
         display.update()
         display.update()
@@ -133,7 +133,7 @@ def test_without_a_terminal_messages_are_printed_as_they_come(progress_record):
 
 def test_on_a_terminal_the_panels_are_drawn():
     out = io.StringIO()
-    console = Console(file=out, width=80, height=40, force_terminal=True)
+    console = Terminal(file=out, width=80, height=40, force_terminal=True)
     with Display(DemoView(stage="streaming"), console) as display:
         display.say("checkpoint committed at step 1")
     assert "progressive HR@10" in out.getvalue()

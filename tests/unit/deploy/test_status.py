@@ -4,9 +4,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from deploy.status import NothingThere, checkpoint_offsets, collect_status, print_status
+from deploy.terminal import Terminal
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_empty_storage_path_is_an_error_that_names_the_setting(tmp_path):
 
 def test_the_table_shows_it(run):
     out = io.StringIO()
-    print_status(Console(file=out, width=120), collect_status(run))
+    print_status(Terminal(file=out, width=120), collect_status(run))
     text = out.getvalue()
     for part in ("training (", "step-00000240", "live: v00000006", "recall@10 .987", "5 messages behind"):
         assert part in text
@@ -70,7 +70,7 @@ def test_the_table_shows_it(run):
 def test_a_silent_trainer_is_said_to_be_maybe_dead(run, progress_record, tmp_path):
     (tmp_path / "progress.json").write_text(json.dumps(progress_record(time_s=time.time() - 100)))
     out = io.StringIO()
-    print_status(Console(file=out, width=120), collect_status(run))
+    print_status(Terminal(file=out, width=120), collect_status(run))
     assert "it may have died" in out.getvalue()
 
 
@@ -78,7 +78,7 @@ def test_what_was_not_trained_on_is_shown_by_kind(run, progress_record, tmp_path
     record = progress_record(events_duplicate=7, events_quarantined=0, messages_skipped=12)
     (tmp_path / "progress.json").write_text(json.dumps(record))
     out = io.StringIO()
-    print_status(Console(file=out, width=160), collect_status(run))
+    print_status(Terminal(file=out, width=160), collect_status(run))
     assert ", 7 duplicates, 12 skipped, " in out.getvalue()
 
 
