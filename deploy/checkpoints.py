@@ -41,9 +41,7 @@ def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
         except CheckpointError as error:
             entries.append({"name": name, "error": str(error)})
     if not entries:
-        raise NoSuchCheckpoint(
-            f"no checkpoint in {store.where} (setting: storage_path or train.checkpoint_path)"
-        )
+        raise _none_in(store)
     return entries
 
 
@@ -76,16 +74,27 @@ def diff_checkpoints(config: FreshetConfig, old: str, new: str) -> dict[str, Any
     """What is other in the second: see `cluster.checkpoints.state.difference`; `old` and `new` are their names."""
     from cluster.checkpoints.state import difference, read_state
 
-    states = [read_state(_opened(config, name)) for name in (old, new)]
+    states = [read_state(checkpoint_named(config, name)) for name in (old, new)]
     return {"old": old, "new": new, **difference(*states)}
 
 
-def _opened(config: FreshetConfig, name: str) -> Checkpoint:
+def checkpoint_named(config: FreshetConfig, name: str = "") -> Checkpoint:
+    """A checkpoint of the run by its name, any by its path, or the newest one.
+
+    Raises:
+        NoSuchCheckpoint: there is none, or none of that name.
+        CheckpointError: it is damaged.
+    """
     from cluster.checkpoints.checkpoint import open_checkpoint
 
     if "/" in name:
         return open_checkpoint(name)
     store = _store(config)
+    if not name:
+        newest = store.newest()
+        if newest is None:
+            raise _none_in(store)
+        return newest
     [found] = _existing(store, [name])
     return open_checkpoint(f"{store.where}/{found}")
 
@@ -94,6 +103,12 @@ def _store(config: FreshetConfig) -> CheckpointStore:
     from cluster.checkpoints.checkpoint import CheckpointStore
 
     return CheckpointStore(config.checkpoint_location)
+
+
+def _none_in(store: CheckpointStore) -> NoSuchCheckpoint:
+    return NoSuchCheckpoint(
+        f"no checkpoint in {store.where} (setting: storage_path or train.checkpoint_path)"
+    )
 
 
 def _existing(store: CheckpointStore, names: list[str]) -> list[str]:

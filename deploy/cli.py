@@ -498,6 +498,39 @@ def checkpoint_diff(
     print_difference(_console(), found)
 
 
+@checkpoint_app.command(
+    "audit", epilog="**Example:** `freshet checkpoint audit storage_path=runs/movies --users used.csv`"
+)
+def checkpoint_audit(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    name: Annotated[
+        str, typer.Option("--name", help="This one, or a path. Default: the newest.", show_default=False)
+    ] = "",
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            "--users",
+            metavar="FILE",
+            help="Write how many events of each user it has used: .csv or .parquet.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Count the topic again: was every event that the checkpoint has passed used exactly once? Exits 1 if not.
+
+    Events behind its positions are waiting, not lost. Works beside a run that trains.
+    """
+    from deploy.auditing import audit_checkpoint
+    from deploy.output import write_json
+
+    found = audit_checkpoint(settings(config, overrides), name, users)
+    write_json(json, found)
+    _print_fields(found)
+    raise typer.Exit(0 if found["exactly_once"] else 1)
+
+
 @submit_app.command(
     "train",
     epilog="**Example:** `freshet submit train --address http://head:8265 storage_path=/shared/movies`",

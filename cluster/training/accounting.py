@@ -8,7 +8,7 @@ partition what stands behind the gap is counted again. What retention removed af
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from cluster.config import FreshetConfig
 from cluster.training.stream_state import saved_stream
 from streaming.backfill import topic_range
 from streaming.config import StreamConfig
+from streaming.dead_letter import DeadLetter
 from streaming.parquet_source import ParquetSource
 from streaming.position import Position
 from streaming.schema import OFFSET, PARTITION, ROW, USER_ID
 from streaming.source import KafkaSource, end_offsets, first_offsets
+from streaming.validation import Decoded
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -40,6 +42,8 @@ class Accounting:
 
     Attributes:
         events_in_topic: usable rows, of a partition with a gap those behind it.
+        events_waiting: usable rows that the checkpoint's positions have not come to, where these were asked for; they
+            are in no other number.
         events_trained: those that were trained on.
         events_negative: those that were explicit negatives.
         events_ignored: those that were neither, by `stream.positive_actions`.
@@ -58,6 +62,7 @@ class Accounting:
     """
 
     events_in_topic: int
+    events_waiting: int
     events_trained: int
     events_negative: int
     events_ignored: int
@@ -92,23 +97,30 @@ class Accounting:
         return self.events_lost == 0 and self.events_doubled == 0 and self.hash_equal and balanced
 
 
-def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | None = None) -> Accounting:
+def verify_exactly_once(
+    config: FreshetConfig, checkpoint_path: str | Path | None = None, *, up_to_positions: bool = False
+) -> Accounting:
     """Count the topic from its beginning to its present end and compare with a checkpoint's ledgers.
 
     Args:
         config: names the topic and the storage path.
         checkpoint_path: by default the newest checkpoint.
+        up_to_positions: count only what stands before the checkpoint's positions; of a run that goes on, what stands
+            behind them is not lost.
     Raises:
         CheckpointError: there is no checkpoint to compare with.
     """
     checkpoint = _open(config, checkpoint_path)
     used = {partition: merged_ledger(checkpoint, partition) for partition in partitions_in(checkpoint)}
     saved = saved_stream(checkpoint.manifest)
-    counted, dead = _count_topic(config.stream, saved)
+    topic = _TopicCount(_positions_of(checkpoint) if up_to_positions else None)
+    _count_topic(config.stream, saved, topic)
+    counted = topic.ledgers
     removed = _removed(config.stream, saved)
     lost, doubled, users = _compare(counted, used, removed)
     return Accounting(
         events_in_topic=sum(ledger.events for ledger in counted.values()),
+        events_waiting=topic.waiting,
         events_trained=sum(ledger.trained for ledger in used.values()),
         events_negative=sum(ledger.negatives for ledger in used.values()),
         events_ignored=sum(ledger.ignored for ledger in used.values()),
@@ -116,7 +128,7 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
         events_quarantined=sum(ledger.quarantined for ledger in used.values()),
         events_lost=lost,
         events_doubled=doubled,
-        dead_letters_in_topic=dead,
+        dead_letters_in_topic=topic.dead,
         dead_letters=int(checkpoint.manifest["dead_letters"]),
         dead_letters_before_gaps=sum(saved["dead_before"].values()),
         messages_skipped=sum(saved["skipped"].values()),
@@ -127,19 +139,78 @@ def verify_exactly_once(config: FreshetConfig, checkpoint_path: str | Path | Non
     )
 
 
-def _count_topic(stream: StreamConfig, saved: Mapping[str, Any]) -> tuple[dict[int, PartitionLedger], int]:
-    """A ledger of every usable row of the interactions topic, by partition, and the number of unusable ones.
+def used_per_user(config: FreshetConfig, checkpoint_path: str | Path | None = None) -> pa.Table:
+    """How many events of each user a checkpoint has used, of whatever kind, since the last gap of their partition.
+
+    Returns:
+        `user_id` int64 (text ids as their hash), ascending, and `events` int64; users without any are left out.
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    checkpoint = _open(config, checkpoint_path)
+    counts = [merged_ledger(checkpoint, p).user_counts() for p in partitions_in(checkpoint)]
+    users_R = np.concatenate([np.zeros(0, np.int64), *(users for users, _ in counts)])
+    events_R = np.concatenate([np.zeros(0, np.int64), *(events for _, events in counts)])
+    # Where the topic has gained partitions, a user may be in two of them.
+    users_U, at_R = np.unique(users_R, return_inverse=True)
+    events_U = np.zeros(users_U.shape[0], np.int64)
+    np.add.at(events_U, at_R, events_R)
+    some = events_U > 0
+    return pa.table({USER_ID: users_U[some], "events": events_U[some]})
+
+
+@dataclass
+class _TopicCount:
+    """What the topic holds, up to positions if they are given: a ledger of the usable rows, by partition.
+
+    Attributes:
+        positions: the next row of each partition; None counts all.
+        ledgers: of the usable rows before them.
+        dead: unusable rows before them.
+        waiting: usable rows from there on.
+    """
+
+    positions: Mapping[int, Position] | None = None
+    ledgers: dict[int, PartitionLedger] = field(default_factory=dict)
+    dead: int = 0
+    waiting: int = 0
+
+    def add(self, taken: Decoded) -> None:
+        """Count rows that were read."""
+        self.dead += sum(self._is_before(letter) for letter in taken.dead)
+        partition_N = taken.rows.column(PARTITION).to_numpy()
+        offset_N = taken.rows.column(OFFSET).to_numpy()
+        row_N = taken.rows.column(ROW).to_numpy().astype(np.int64)
+        user_N = taken.rows.column(USER_ID).to_numpy()
+        for partition in np.unique(partition_N).tolist():
+            mine = partition_N == partition
+            if self.positions is not None:
+                offset, row = self.positions.get(partition, Position(0, 0))
+                before = (offset_N < offset) | ((offset_N == offset) & (row_N < row))
+                self.waiting += int(np.count_nonzero(mine & ~before))
+                mine &= before
+            self.ledgers[partition].add(user_N[mine], offset_N[mine], row_N[mine])
+
+    def _is_before(self, letter: DeadLetter) -> bool:
+        if self.positions is None:
+            return True
+        return (letter.offset, letter.row) < tuple(self.positions.get(letter.partition, Position(0, 0)))
+
+
+def _count_topic(stream: StreamConfig, saved: Mapping[str, Any], count: _TopicCount) -> None:
+    """Count every row of the interactions topic.
 
     Args:
         stream: the topic.
         saved: the manifest's `stream`: where a run began, where it went on behind a gap, and when the topic had how
             many partitions.
+        count: what is counted into.
     """
     if stream.parquet:
-        return _count_files(stream)
+        _count_files(stream, count)
+        return
     ends = end_offsets(stream, stream.interactions_topic)
-    ledgers = {p: PartitionLedger(p) for p in ends}
-    dead = 0
+    count.ledgers = {p: PartitionLedger(p) for p in ends}
     first = first_offsets(stream, stream.interactions_topic)
     start = {p: Position(max(at, first[p]), 0) for p, at in _first_to_count(saved).items() if p in first}
     behind = {int(p): at for p, (at, _) in saved["behind"].items()}
@@ -148,13 +219,12 @@ def _count_topic(stream: StreamConfig, saved: Mapping[str, Any]) -> tuple[dict[i
         until = {int(p): at for p, at in epoch["until"].items()}
         # A partition that went on behind the end of this epoch has nothing in it that can be counted.
         inside = {p: at for p, at in until.items() if at > behind.get(p, -1)}
-        dead += _count_range(stream, start, inside, epoch["partitions"], ledgers, watermark_ms)
+        _count_range(stream, start, inside, epoch["partitions"], count, watermark_ms)
         start |= {p: Position(max(at, first[p]), 0) for p, at in inside.items()}
         watermark_ms = {p: w for p, w in watermark_ms.items() if p not in inside}
     if stream.until_time and stream.time_axis == "broker":
         ends = dict(topic_range(stream, bounded=True).end or {})
-    dead += _count_range(stream, start, ends, len(ends), ledgers, watermark_ms)
-    return ledgers, dead
+    _count_range(stream, start, ends, len(ends), count, watermark_ms)
 
 
 def _first_to_count(saved: Mapping[str, Any]) -> dict[int, int]:
@@ -177,40 +247,22 @@ def _count_range(
     start: Mapping[int, Position],
     until: Mapping[int, int],
     spread_over: int,
-    ledgers: dict[int, PartitionLedger],
+    count: _TopicCount,
     watermark_ms: Mapping[int, int],
-) -> int:
-    """Counts the usable rows; returns the number of the others."""
-    dead = 0
+) -> None:
     with KafkaSource(
         stream, sorted(until), start, until, spread_over=spread_over, watermark_ms=watermark_ms
     ) as source:
         while not source.finished:
             source.wait(0.2)
-            taken = source.take(dict.fromkeys(until, _ROWS_AT_ONCE))
-            dead += len(taken.dead)
-            _count(taken.rows, ledgers)
-    return dead
+            count.add(source.take(dict.fromkeys(until, _ROWS_AT_ONCE)))
 
 
-def _count_files(stream: StreamConfig) -> tuple[dict[int, PartitionLedger], int]:
-    ledgers = {p: PartitionLedger(p) for p in range(stream.parquet_partitions)}
-    dead = 0
-    source = ParquetSource(stream, ledgers, {})
+def _count_files(stream: StreamConfig, count: _TopicCount) -> None:
+    count.ledgers = {p: PartitionLedger(p) for p in range(stream.parquet_partitions)}
+    source = ParquetSource(stream, count.ledgers, {})
     while source.wait(0.0):
-        taken = source.take(dict.fromkeys(ledgers, _ROWS_AT_ONCE))
-        dead += len(taken.dead)
-        _count(taken.rows, ledgers)
-    return ledgers, dead
-
-
-def _count(rows: pa.RecordBatch, ledgers: dict[int, PartitionLedger]) -> None:
-    partition_N = rows.column(PARTITION).to_numpy()
-    user_N, offset_N = rows.column(USER_ID).to_numpy(), rows.column(OFFSET).to_numpy()
-    row_N = rows.column(ROW).to_numpy().astype(np.int64)
-    for partition in np.unique(partition_N).tolist():
-        mine = partition_N == partition
-        ledgers[partition].add(user_N[mine], offset_N[mine], row_N[mine])
+        count.add(source.take(dict.fromkeys(count.ledgers, _ROWS_AT_ONCE)))
 
 
 def _hashes(ledgers: Mapping[int, PartitionLedger], removed: Mapping[int, int]) -> dict[int, int]:
@@ -237,6 +289,10 @@ def _spread(everyone: Int64Array, counts: tuple[Int64Array, Int64Array]) -> Int6
     out = np.zeros(everyone.shape[0], np.int64)
     out[np.searchsorted(everyone, counts[0])] = counts[1]
     return out
+
+
+def _positions_of(checkpoint: Checkpoint) -> dict[int, Position]:
+    return {int(p): Position(*at) for p, at in checkpoint.manifest["positions"].items()}
 
 
 def _open(config: FreshetConfig, path: str | Path | None) -> Checkpoint:
