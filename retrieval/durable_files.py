@@ -1,12 +1,20 @@
-"""Files that survive a power cut, and what a manifest says of them."""
+"""Files that survive a power cut and that only their owner can read, and what a manifest says of them."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import stat
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+"""Modes of what holds histories or comes from them, whatever the umask."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +26,17 @@ class FileEntry:
     sha256: str
 
 
-def write_durably(path: Path, payload: bytes) -> FileEntry:
-    """Write and fsync one file."""
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can enter, and its missing parents alike; one that exists keeps its mode."""
+    if not folder.is_dir():
+        make_private(folder.parent)
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def write_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:
+    """Write and fsync one file; with `private=False` the umask says who can read it."""
+    if private:
+        path.touch(PRIVATE_FILE)
     with path.open("wb") as file:
         file.write(payload)
         file.flush()
@@ -27,20 +44,47 @@ def write_durably(path: Path, payload: bytes) -> FileEntry:
     return FileEntry(path.name, len(payload), hashlib.sha256(payload).hexdigest())
 
 
-def replace_durably(path: Path, payload: bytes) -> FileEntry:
-    """Write a file anew; whoever reads it meanwhile, or after a crash, finds the old content or the new one."""
+def replace_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:
+    """Write a file anew; a reader finds the old content or the new one, also after a crash or an error."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    entry = write_durably(temporary, payload)
-    temporary.replace(path)
+    try:
+        entry = write_durably(temporary, payload, private=private)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     fsync_directory(path.parent)
     return replace(entry, name=path.name)
 
 
 def seal(path: Path) -> FileEntry:
-    """Fsync a file that somebody else has written."""
+    """Fsync a file that somebody else has written, and make it private."""
     with path.open("rb+") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            os.fchmod(file.fileno(), PRIVATE_FILE)
         os.fsync(file.fileno())
     return FileEntry(path.name, path.stat().st_size, sha256(path))
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name out of a manifest stays in the manifest's folder: not a path, not absolute, not `..`."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether it is a file itself: no symbolic link, no pipe, no device.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its own `checksum`: what it says is as precious as the files that it names."""
+    unsigned = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

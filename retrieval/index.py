@@ -16,11 +16,13 @@ import numpy.typing as npt
 
 from retrieval.coarse import assign_lists, train_centroids
 from retrieval.config import IndexConfig
+from retrieval.durable_files import PRIVATE_FILE
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 _ITEMS_PER_LIST = 30
+_WRITE_BYTES = 1 << 20
 # A scan of so few costs no more than choosing lists does, and cannot miss anything.
 _TOO_FEW_FOR_LISTS = 1000
 
@@ -121,8 +123,16 @@ class IvfIndex:
         return np.asarray(rows, np.int64), np.asarray(scores, np.float32)
 
     def save(self, path: Path) -> None:
-        """Write it to a local file."""
-        faiss.write_index(self._index, str(path))
+        """Write it to a local file that only its owner can read.
+
+        Raises:
+            OSError: it could not be written whole. Faiss's own file writer only prints what goes wrong when it closes
+                the file, so a full disk would leave an index cut short, sealed as if it were whole.
+        """
+        path.touch(PRIVATE_FILE)
+        with path.open("wb") as file:
+            writer = faiss.PyCallbackIOWriter(file.write, _WRITE_BYTES)  # type: ignore[attr-defined]
+            faiss.write_index(self._index, writer)
 
     @staticmethod
     def load(path: Path, kind: str) -> IvfIndex:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from retrieval.durable_files import PRIVATE_FILE
 from retrieval.index import IndexInputError
 
 Float32Array = npt.NDArray[np.float32]
@@ -19,7 +20,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def write_part(path: Path, item_ids: Int64Array, vectors_ND: Float32Array) -> None:
-    """Write one rank's items as an Arrow file: id int64, vector fixed-size list of float32.
+    """Write one rank's items as a private Arrow file: id int64, vector fixed-size list of float32.
 
     Raises:
         IndexInputError: another number of ids than vectors.
@@ -29,6 +30,7 @@ def write_part(path: Path, item_ids: Int64Array, vectors_ND: Float32Array) -> No
     flat = pa.array(np.ascontiguousarray(vectors_ND, np.float32).reshape(-1))
     vectors = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
     table = pa.table({"item_id": pa.array(item_ids, pa.int64()), "vector": vectors})
+    path.touch(PRIVATE_FILE)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 

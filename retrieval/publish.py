@@ -21,7 +21,7 @@ from retrieval.exact import exact_top_k
 from retrieval.gate import GateReport, Measured, check_version, not_finite, overlap_of
 from retrieval.index import IndexInputError, IvfIndex, finite_rows
 from retrieval.parts import read_parts, write_part
-from retrieval.searcher import INDEX_FILE, ITEMS_FILE, VERIFIED_FILES, LoadedVersion
+from retrieval.searcher import INDEX_FILE, ITEMS_FILE, SEARCHED_FILES, LoadedVersion
 from retrieval.tuning import choose_nprobe
 from retrieval.version import MANIFEST, Version, VersionError, VersionStore
 
@@ -112,10 +112,18 @@ def publish(
     if report.gate.passed:
         described = {**metadata, **report.figures(), "dim": index.dim, "recall_k": config.recall_k}
         version = _commit(store, index, ids, vectors, extra_files, described)
-        store.prune(config.versions_to_keep)
+        _prune(store, config.versions_to_keep)
         report = replace(report, version=version)
         clock.lap("commit_s")
     return _settled(replace(report, seconds=clock.laps))
+
+
+def _prune(store: VersionStore, keep: int) -> None:
+    """Old versions that cannot be removed are no reason to call the new one, which is live, a failure."""
+    try:
+        store.prune(keep)
+    except OSError as error:
+        _log.warning("an old index version in %s was not removed: %s", store.root, error)
 
 
 def _settled(report: PublishReport) -> PublishReport:
@@ -164,7 +172,7 @@ def _live_version(store: VersionStore, dim: int, config: IndexConfig) -> LoadedV
         live = store.current()
         if live is None:
             return None
-        loaded = LoadedVersion.load(store.verify(live.name, VERIFIED_FILES))
+        loaded = LoadedVersion.load(store.verify(live.name, SEARCHED_FILES))
     except VersionError as error:
         _log.warning("the live index version is not compared with: %s", error)
         return None
@@ -208,7 +216,7 @@ def _commit(
             shutil.copyfile(source, building.path / name)
         version = store.commit(building, described)
     except Exception:
-        store.abandon(building)
+        building.remove()
         raise
     return store.promote(version.name)
 

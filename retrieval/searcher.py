@@ -22,7 +22,8 @@ Int64Array = npt.NDArray[np.int64]
 
 INDEX_FILE = "index.faiss"
 ITEMS_FILE = "items.arrow"
-VERIFIED_FILES = frozenset((INDEX_FILE, ITEMS_FILE))
+SEARCHED_FILES = frozenset((INDEX_FILE, ITEMS_FILE))
+"""What `LoadedVersion.load` reads."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class LoadedVersion:
     @staticmethod
     def load(version: Version) -> LoadedVersion:
         """Read a version's index and ids."""
-        index = IvfIndex.load(version.path / INDEX_FILE, str(version.manifest["kind"]))
-        return LoadedVersion(version, index, read_ids(version.path / ITEMS_FILE))
+        index = IvfIndex.load(version.file(INDEX_FILE), str(version.manifest["kind"]))
+        return LoadedVersion(version, index, read_ids(version.file(ITEMS_FILE)))
 
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
@@ -98,6 +99,9 @@ class Searcher:
     def refresh(self) -> bool:
         """Load the live version if it is not the one in memory; whether it changed.
 
+        All of its files are verified, also those that are read elsewhere (query tower, rows, catalogue): a version is
+        swapped as one, so a damaged tower keeps its index out too.
+
         Raises:
             VersionError: the live version cannot be used; the one in memory stays.
         """
@@ -107,7 +111,7 @@ class Searcher:
                 if name is None or (self._loaded is not None and self._loaded.version.name == name):
                     return False
                 try:
-                    self._loaded = LoadedVersion.load(self._store.verify(name, VERIFIED_FILES))
+                    self._loaded = LoadedVersion.load(self._store.verify(name))
                     return True
                 except Exception:
                     # A version that was replaced while it was read may be pruned under us: then read the new one.

@@ -1,7 +1,7 @@
 """Index versions: immutable directories with one manifest, and one pointer to the live one.
 
     begin   a hidden directory `.building-…`, locked by whoever builds in it
-    commit  files fsynced, `manifest.json` (sizes, SHA-256) last, then renamed to `v00000007`
+    commit  files fsynced, `manifest.json` (sizes, SHA-256, its own checksum) last, then renamed to `v00000007`
     promote `CURRENT` replaced by an atomic rename
 A crash at any point leaves the old pointer to a whole version; what was being built is removed by the next
 `begin`. Rolling back is promoting an older version.
@@ -9,24 +9,32 @@ A crash at any point leaves the old pointer to a whole version; what was being b
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from retrieval.durable_files import fsync_directory, replace_durably, seal, sha256, write_durably
+from retrieval.durable_files import (
+    fsync_directory,
+    is_plain_file,
+    is_plain_name,
+    manifest_checksum,
+    replace_durably,
+    seal,
+    sha256,
+    write_durably,
+)
+from retrieval.owned_folder import LOCK, OwnedFolder, OwnedFolders
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had no checksum of the manifest itself; its versions are still read."""
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"v(\d{8,})")
 _POINTER = "CURRENT"
-_LOCK = ".lock"
 
 
 class VersionError(RuntimeError):
@@ -45,13 +53,19 @@ class Version:
     path: Path
     manifest: Mapping[str, Any]
 
+    def file(self, name: str) -> Path:
+        """One of its files.
 
-@dataclass(frozen=True)
-class Building:
-    """A directory that its owner fills; its lock goes with the owner, also by SIGKILL."""
+        Raises:
+            VersionCorrupt: its manifest does not list it, so nobody can say whether it is whole.
+        """
+        if name not in self.files():
+            raise VersionCorrupt(f"index version {self.name} is damaged: its manifest does not list {name}")
+        return self.path / name
 
-    path: Path
-    lock: IO[str]
+    def files(self, prefix: str = "") -> list[str]:
+        """The names of its files that start so, sorted."""
+        return sorted(entry["name"] for entry in self.manifest["files"] if entry["name"].startswith(prefix))
 
 
 class VersionStore:
@@ -59,36 +73,32 @@ class VersionStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._building = OwnedFolders(root, ".building-")
 
-    def begin(self) -> Building:
+    def begin(self) -> OwnedFolder:
         """A fresh hidden directory to build in; removes what crashes left behind."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._exclusive():
+        building = self._building.make()
+        with self._building.exclusive():
             self._remove_leftovers()
-            path = self.root / f".building-{uuid.uuid4().hex}"
-            path.mkdir()
-            lock = (path / _LOCK).open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        return Building(path, lock)
+        return building
 
-    def commit(self, building: Building, described: Mapping[str, Any]) -> Version:
+    def commit(self, building: OwnedFolder, described: Mapping[str, Any]) -> Version:
         """Seal the files and give the directory its name; it is not live yet."""
-        files = [vars(seal(path)) for path in sorted(building.path.iterdir()) if path.name != _LOCK]
-        with self._exclusive():
+        files = [vars(seal(path)) for path in sorted(building.path.iterdir()) if path.name != LOCK]
+        with self._building.exclusive():
             name = f"v{max((_number(n) for n in self.names()), default=0) + 1:08d}"
-            manifest = {**described, "format": FORMAT, "version": name, "files": files}
+            # As it will be read back: a tuple comes back as a list.
+            manifest = json.loads(
+                json.dumps({**described, "format": FORMAT, "version": name, "files": files})
+            )
+            manifest["checksum"] = manifest_checksum(manifest)
             write_durably(building.path / MANIFEST, json.dumps(manifest, indent=1).encode())
-            (building.path / _LOCK).unlink()
+            (building.path / LOCK).unlink()
             fsync_directory(building.path)
             building.path.rename(self.root / name)
             fsync_directory(self.root)
         building.lock.close()
         return Version(name, self.root / name, manifest)
-
-    def abandon(self, building: Building) -> None:
-        """Remove what was being built."""
-        shutil.rmtree(building.path, ignore_errors=True)
-        building.lock.close()
 
     def promote(self, name: str) -> Version:
         """Make a version live.
@@ -97,7 +107,7 @@ class VersionStore:
             VersionError: there is no such version.
         """
         self.open(name)  # first of all: where there is no folder there is no lock either
-        with self._exclusive():
+        with self._building.exclusive():
             version = self.open(name)
             replace_durably(self.root / _POINTER, name.encode())
         return version
@@ -155,14 +165,7 @@ class VersionStore:
         if not _NAME.fullmatch(name) or not path.is_dir():
             known = ", ".join(self.names()) or "none"
             raise VersionError(f"there is no index version {name!r} in {self.root}; there are: {known}")
-        try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            written_as = manifest["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise VersionCorrupt(f"index version {name} is damaged: {path / MANIFEST}: {error!r}") from error
-        if written_as != FORMAT:
-            raise VersionError(f"{path} has version format {written_as!r}; this program reads {FORMAT}")
-        return Version(name, path, manifest)
+        return Version(name, path, _read_manifest(name, path / MANIFEST))
 
     def verify(self, name: str, only: frozenset[str] | None = None) -> Version:
         """Check size and checksum of every file, or of those in `only`.
@@ -173,20 +176,14 @@ class VersionStore:
         """
         version = self.open(name)
         for entry in version.manifest["files"]:
-            if only is not None and entry["name"] not in only:
-                continue
-            file = version.path / entry["name"]
-            if not file.is_file():
-                raise VersionCorrupt(f"index version {name} is damaged: {entry['name']} is missing")
-            if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
-                raise VersionCorrupt(
-                    f"index version {name} is damaged: {entry['name']} does not match its checksum"
-                )
+            problem = "" if only is not None and entry["name"] not in only else _problem(version.path, entry)
+            if problem:
+                raise VersionCorrupt(f"index version {name} is damaged: {entry['name']} {problem}")
         return version
 
     def prune(self, keep: int) -> None:
         """Remove the oldest versions beyond `keep`, never the live one."""
-        with self._exclusive():
+        with self._building.exclusive():
             live = self.live_name()
             for name in self.names()[: -max(keep, 1)]:
                 if name != live:
@@ -199,27 +196,48 @@ class VersionStore:
             shutil.rmtree(removing)
         for pointer in self.root.glob(f".{_POINTER}-*"):
             pointer.unlink()
-        for building in self.root.glob(".building-*"):
-            if _abandoned(building / _LOCK):
-                shutil.rmtree(building, ignore_errors=True)
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Numbering, pointer and removal are one writer's at a time, across processes."""
-        with (self.root / _LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
 
-def _abandoned(lock: Path) -> bool:
+def _read_manifest(name: str, path: Path) -> dict[str, Any]:
     try:
-        with lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_plain_file(path):
+            raise VersionCorrupt(f"index version {name} is damaged: {path} is not a file but a link")
+        manifest = json.loads(path.read_bytes())
+        written_as = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VersionCorrupt(f"index version {name} is damaged: {path}: {error!r}") from error
+    if written_as not in (1, FORMAT):
+        raise VersionError(
+            f"{path.parent} has version format {written_as!r}; this program reads 1 and {FORMAT}"
+        )
+    unsigned = written_as == 1 and "checksum" not in manifest
+    if not unsigned and manifest.get("checksum") != manifest_checksum(manifest):
+        raise VersionCorrupt(f"index version {name} is damaged: {path} does not match its own checksum")
+    files = manifest.get("files")
+    if not isinstance(files, list) or not all(map(_is_entry, files)):
+        raise VersionCorrupt(
+            f"index version {name} is damaged: {path} lists files that are not names in its folder"
+        )
+    return dict(manifest)
+
+
+def _is_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict) and {"name", "size", "sha256"} <= set(entry) and is_plain_name(entry["name"])
+    )
+
+
+def _problem(folder: Path, entry: Mapping[str, Any]) -> str:
+    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
+    path = folder / entry["name"]
+    try:
+        if not is_plain_file(path):
+            return "is not a file but a link"
     except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
-    return True
+        return "is missing"
+    if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+        return "does not match its checksum"
+    return ""
 
 
 def _number(name: str) -> int:

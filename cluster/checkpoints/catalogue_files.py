@@ -9,6 +9,7 @@ import pyarrow as pa
 from cluster.checkpoints.array_files import read_table, write_table
 from cluster.checkpoints.checkpoint import Checkpoint
 from retrieval.durable_files import FileEntry
+from retrieval.version import Version
 from streaming.catalogue import Catalogue
 from streaming.catalogue_records import CatalogueUpdate
 
@@ -27,8 +28,6 @@ def save_catalogue(directory: Path, catalogue: Catalogue) -> list[FileEntry]:
     return [write_table(directory / name, table) for name, table in catalogue_tables(catalogue).items()]
 
 
-def read_catalogue(source: Path | Checkpoint) -> CatalogueUpdate:
-    """What was written into a folder or a checkpoint, to be applied to an empty catalogue."""
-    if isinstance(source, Path):
-        return CatalogueUpdate(read_table(source / ITEMS), read_table(source / USERS))
+def read_catalogue(source: Version | Checkpoint) -> CatalogueUpdate:
+    """What an index version or a checkpoint holds, to be applied to an empty catalogue."""
     return CatalogueUpdate(read_table(source.file(ITEMS)), read_table(source.file(USERS)))

@@ -43,7 +43,6 @@ from cluster.checkpoints.manifest import (
     CheckpointError,
     UnknownFormatError,
     chain_of,
-    checksum_of,
     file_problem,
     read_manifest,
 )
@@ -57,7 +56,7 @@ from cluster.checkpoints.storage import (
     order_of,
     split_location,
 )
-from retrieval.durable_files import FileEntry
+from retrieval.durable_files import FileEntry, manifest_checksum
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +110,13 @@ class Checkpoint:
         return (*self.ancestors, self)
 
     def file(self, name: str) -> StoredFile:
-        """One of its own files."""
+        """One of its own files.
+
+        Raises:
+            CheckpointError: its manifest does not list it, so nobody can say whether it is whole.
+        """
+        if not self.has(name):
+            raise CheckpointError(f"{self.location} is damaged: its manifest does not list {name}")
         return StoredFile(self.storage, self.name, name)
 
     def has(self, name: str) -> bool:
@@ -188,7 +193,7 @@ class CheckpointStore:
         }
         # What is read back is what is here: a tuple would come back as a list.
         manifest = json.loads(json.dumps(manifest))
-        manifest["checksum"] = checksum_of(manifest)
+        manifest["checksum"] = manifest_checksum(manifest)
         self.check_claim()
         self.storage.commit(writing.name, json.dumps(manifest, indent=1).encode(), self._at)
         self._last = Checkpoint(self.storage, writing.name, manifest, links)

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cluster.checkpoints.storage import MANIFEST, Storage
+from cluster.checkpoints.storage import MANIFEST, NotAFile, Storage, is_checkpoint_name
+from retrieval.durable_files import is_plain_name, manifest_checksum
 
 FORMAT = 2
 """Every format is signed in the same way, so that a version tells what is newer than itself from what is damaged."""
@@ -41,6 +42,8 @@ def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
         content = storage.read(name, entry["name"])
     except FileNotFoundError:
         return "is missing"
+    except NotAFile:
+        return "is not a file but a link"
     if content.size != entry["size"]:
         return f"has {content.size} bytes instead of {entry['size']} and does not match its checksum"
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
@@ -62,11 +65,13 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{place} is not a checkpoint: it has no {MANIFEST} (setting: checkpoint or storage_path)"
         ) from None
+    except NotAFile as error:
+        raise CheckpointError(f"{place} is damaged: {error}") from error
     try:
         manifest = json.loads(content)
     except ValueError as error:
         raise CheckpointError(f"{place}/{MANIFEST} is not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("checksum") != checksum_of(manifest):
+    if not isinstance(manifest, dict) or manifest.get("checksum") != manifest_checksum(manifest):
         raise CheckpointError(f"{place} is damaged: {MANIFEST} does not match its own checksum")
     readable = [*_UPGRADES, FORMAT]
     if manifest.get("format") not in readable:
@@ -77,15 +82,20 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     upgraded: dict[str, Any] = manifest
     while upgraded["format"] != FORMAT:
         upgraded = _UPGRADES[upgraded["format"]](upgraded)
+    _refuse_paths(place, upgraded)
     return upgraded
+
+
+def _refuse_paths(place: str, manifest: Mapping[str, Any]) -> None:
+    """Its files lie in its folder, and what it builds on beside it."""
+    outside = [entry["name"] for entry in manifest["files"] if not is_plain_name(entry["name"])]
+    outside += [name for name in chain_of(manifest) if not is_checkpoint_name(name)]
+    if outside:
+        raise CheckpointError(
+            f"{place} is damaged: {MANIFEST} names {outside[0]!r}, which does not lie in its folder"
+        )
 
 
 def chain_of(manifest: Mapping[str, Any]) -> list[str]:
     """The names of what it builds on, the full one first."""
     return [link["name"] for link in manifest["chain"]]
-
-
-def checksum_of(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without its checksum: positions and counters are as precious as the files."""
-    unsigned = {name: value for name, value in manifest.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()

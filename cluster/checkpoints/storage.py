@@ -22,7 +22,16 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from retrieval.durable_files import FileEntry, fsync_directory, replace_durably, write_durably
+from retrieval.durable_files import (
+    PRIVATE_FILE,
+    PRIVATE_FOLDER,
+    FileEntry,
+    fsync_directory,
+    is_plain_file,
+    make_private,
+    replace_durably,
+    write_durably,
+)
 
 MANIFEST = "manifest.json"
 _CLAIM = "claim.json"
@@ -37,8 +46,17 @@ class StorageLocationError(ValueError):
     """A place for checkpoints that cannot be used; names the setting."""
 
 
+class NotAFile(RuntimeError):
+    """A link, a pipe or a device stands where a checkpoint's file should be."""
+
+
 def nothing(step: str) -> None:
     """The hook of a run that nobody disturbs."""
+
+
+def is_checkpoint_name(name: object) -> bool:
+    """Whether a checkpoint can be called so."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def order_of(name: str) -> tuple[int, int]:
@@ -68,7 +86,7 @@ class Storage(Protocol):
         """Put the manifest and make the whole visible (rank 0, after every rank has written its files)."""
 
     def read(self, name: str, file: str) -> pa.Buffer:
-        """A file's content; FileNotFoundError if it is not there."""
+        """A file's content; FileNotFoundError if it is not there, NotAFile if it leads elsewhere."""
 
     def remove(self, name: str) -> None:
         """Remove a committed checkpoint; a crash on the way leaves garbage, never half of one."""
@@ -105,14 +123,16 @@ class LocalStorage:
 
     def begin(self, name: str) -> None:
         """See Storage."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_private(self.root)
         self._remove_leftovers()
-        self._unfinished(name).mkdir()
+        self._unfinished(name).mkdir(mode=PRIVATE_FOLDER)
 
     @contextmanager
     def writing(self, name: str, file: str) -> Iterator[IO[bytes]]:
         """See Storage."""
-        with (self._unfinished(name) / file).open("wb") as sink:
+        path = self._unfinished(name) / file
+        path.touch(PRIVATE_FILE)
+        with path.open("wb") as sink:
             yield sink
             sink.flush()
             os.fsync(sink.fileno())
@@ -131,6 +151,8 @@ class LocalStorage:
     def read(self, name: str, file: str) -> pa.Buffer:
         """See Storage; mapped, not read."""
         path = self.root / name / file
+        if not is_plain_file(path):
+            raise NotAFile(f"{path} is a link, a pipe or a device; a checkpoint's files lie in its folder")
         if path.stat().st_size == 0:
             return pa.py_buffer(b"")
         with pa.memory_map(str(path)) as source:
@@ -159,7 +181,7 @@ class LocalStorage:
 
     def put_claim(self, content: bytes) -> None:
         """See Storage."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_private(self.root)
         replace_durably(self.root / _CLAIM, content)
         self._remove_leftovers()
 

@@ -46,9 +46,11 @@ class CellFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         checksum = None
         if result.ranks is not None:
-            checksum = replace_durably(self.folder / f"{result.key}.npz", _packed(result.ranks)).sha256
+            checksum = replace_durably(
+                self.folder / f"{result.key}.npz", _packed(result.ranks), private=False
+            ).sha256
         record = json.dumps(_record(result, checksum), indent=1, allow_nan=True).encode()
-        replace_durably(self.folder / f"{result.key}.json", record)
+        replace_durably(self.folder / f"{result.key}.json", record, private=False)
 
     def _ranks(self, key: str, checksum: str | None) -> RankedTargets | None:
         if checksum is None:

@@ -32,7 +32,7 @@ def recommender_of(checkpoint: Checkpoint, device: torch.device) -> TrainedRecom
     """
     config = config_of(checkpoint)
     catalogue = Catalogue(config.stream)
-    catalogue.apply(read_catalogue(checkpoint.path))
+    catalogue.apply(read_catalogue(checkpoint))
     model = cl_epidtn(config.model, len(config.stream.user_attributes))
     fit = replace(config.fit, row_optimizer=config.train.row_optimizer)
     recommender = TrainedRecommender(model, catalogue, config, fit, device)

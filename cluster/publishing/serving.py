@@ -28,7 +28,7 @@ from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
 from retrieval.searcher import Searcher
-from retrieval.version import VersionStore
+from retrieval.version import Version
 from streaming.catalogue import Catalogue
 from streaming.history import UserStore
 
@@ -64,10 +64,9 @@ class Recommender:
                 f"no index version is live in {storage / 'index'}; run `freshet train` or `freshet refresh`, "
                 "or set storage_path to a run that has published"
             )
-        VersionStore(storage / "index").verify(version.name)
         self.version = version.name
         self._config = config
-        self._load_query_side(version.path)
+        self._load_query_side(version)
         newest = CheckpointStore(config.checkpoint_location).newest()
         self._users = UserStore(config.stream.history_length, config.stream.seen_length)
         if newest is not None:
@@ -110,12 +109,13 @@ class Recommender:
         """Users that the newest checkpoint knows, int64 (n,)."""
         return self._users.users()
 
-    def _load_query_side(self, path: Path) -> None:
-        saved = json.loads((path / "model.json").read_text())
+    def _load_query_side(self, version: Version) -> None:
+        """The searcher has verified what the manifest lists, and nothing else is read."""
+        saved = json.loads(version.file("model.json").read_text())
         known = {f.name for f in fields(ModelConfig)}
         self._model_config = ModelConfig(**{k: v for k, v in saved["model"].items() if k in known})
         self._model = cl_epidtn(self._model_config, len(saved["user_attributes"]))
-        load_towers(path / TOWERS, self._model)
+        load_towers(version.file(TOWERS), self._model)
         self._model.eval()
         self._table = ShardedEmbedding(
             self._model_config.dim,
@@ -126,10 +126,10 @@ class Recommender:
             init_std=self._model_config.init_std,
             limits=TableConfig(admit_after=float(saved.get("admit_after", 1.0))),
         )
-        load_rows(sorted(path.glob(f"{ROWS}*.arrow")), self._table, 0, 1)
+        load_rows([version.file(name) for name in version.files(ROWS)], self._table, 0, 1)
         # The version's own attributes: the settings may have changed since it was published.
         self._catalogue = Catalogue(replace(self._config.stream, user_attributes=saved["user_attributes"]))
-        self._catalogue.apply(read_catalogue(path))
+        self._catalogue.apply(read_catalogue(version))
 
     def _load_users(self, checkpoint: Checkpoint) -> None:
         load_users(checkpoint, self._users, partitions_in(checkpoint))

@@ -10,8 +10,9 @@ import torch
 
 from cluster.checkpoints.array_files import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
-from cluster.checkpoints.manifest import CheckpointError, UnknownFormatError, checksum_of
+from cluster.checkpoints.manifest import CheckpointError, UnknownFormatError
 from cluster.checkpoints.storage import nothing, order_of
+from retrieval.durable_files import manifest_checksum
 
 
 def _commit(store, step, content=1.0, parent=None):
@@ -129,7 +130,7 @@ def _of_format(checkpoint, version, sign=True):
     """What another version of this project might have written."""
     changed = dict(checkpoint.manifest) | {"format": version}
     if sign:
-        changed["checksum"] = checksum_of(changed)
+        changed["checksum"] = manifest_checksum(changed)
     (checkpoint.path / "manifest.json").write_text(json.dumps(changed, indent=1))
 
 
@@ -349,7 +350,7 @@ def test_the_chain_of_what_was_just_committed_stays_when_a_manifest_in_it_is_dam
 def test_checkpoints_written_before_lines_were_noted_are_kept_as_before(tmp_path):
     def unnoted(checkpoint):
         changed = {k: v for k, v in checkpoint.manifest.items() if k not in ("follows", "checksum")}
-        changed["checksum"] = checksum_of(changed)
+        changed["checksum"] = manifest_checksum(changed)
         (checkpoint.path / "manifest.json").write_text(json.dumps(changed))
 
     store = CheckpointStore(tmp_path, keep=3)
