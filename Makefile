@@ -10,6 +10,8 @@ TORCH ?= $(or $(word 3,$(CHOSEN)),default)
 ARGS ?=
 NAME ?=
 KILLS ?= 500
+# Test processes side by side; each has a Kafka broker of its own (350 MB).
+JOBS ?= 2
 REPORT ?= chaos.json
 
 FRESHET := $(BIN)/freshet
@@ -18,7 +20,7 @@ OTHER_FAISS := $(if $(filter gpu,$(FAISS)),faiss-cpu,faiss-gpu)
 BENCHMARKS := tests/benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos test-gpu lint format bench constraints clean
+.PHONY: help install demo test test-fast chaos test-gpu lint format bench constraints clean
 
 help:  ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +42,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## The whole loop on this machine: Kafka, training, refreshes, recommendations (ARGS="--chaos").
 	$(FRESHET) demo $(ARGS)
 
-test: install  ## Every test that needs no GPU (ARGS="-k name").
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+test: install  ## Every test that needs no GPU (ARGS="-k name", JOBS=2 side by side).
+	$(BIN)/pytest -m "not gpu" -n $(JOBS) --dist loadgroup $(ARGS)
+
+test-fast: install  ## Unit and property tests only.
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/property $(ARGS)
 
 chaos: install  ## Kills workers, drivers and the broker, fills disks, flips bits, changes ranks (KILLS=500 REPORT=chaos.json).
 	$(BIN)/python -m tests.chaos.campaign --kills $(KILLS) --report $(REPORT) $(ARGS)

@@ -27,6 +27,7 @@ CONFIG = with_settings(
     },
 )
 TABLES = random_tables()
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture
