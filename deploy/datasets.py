@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from deploy.dataset_columns import DatasetFile, Say, decoded, is_list, whole_numbers
 from deploy.dataset_fetching import DatasetError, FetchProgress, default_cache_dir, fetch_ml_100k
 from streaming.schema import ACTION, ATTRIBUTES, CATEGORIES, ITEM_ID, TIMESTAMP_MS, TITLE, USER_ID, VALUE
 
@@ -68,60 +69,72 @@ def fetch(name: str, cache_dir: str | Path | None = None, progress: FetchProgres
     return folder
 
 
-def load(folder: str | Path) -> Dataset:
+def load(folder: str | Path, say: Say = lambda sentence: None) -> Dataset:
     """Reads a data set from a folder.
 
+    Rows without a user, an item or a time are left out, and so are those of items.parquet and users.parquet without an
+    id; of several with one id the last counts. How many there were is said.
+
+    Args:
+        folder: with interactions.parquet.
+        say: told in one sentence each what was left out and what looks wrong.
     Raises:
-        DatasetError: there is no interactions.parquet, or a column that is needed is missing.
+        DatasetError: there is no interactions.parquet, or a column that is needed is missing, empty or of a wrong type.
     """
     folder = Path(folder)
-    meta_path = folder / "meta.json"
-    meta = json.loads(meta_path.read_text()) if meta_path.is_file() else {}
-    interactions = _read(folder / "interactions.parquet", (USER_ID, ITEM_ID))
+    meta = _meta(folder / "meta.json")
+    interactions = _read(folder / "interactions.parquet", (USER_ID, ITEM_ID), say)
     if interactions is None:
         raise DatasetError(f"{folder} has no interactions.parquet: give the folder of a data set.")
-    items = _read(folder / "items.parquet", (ITEM_ID,))
-    users = _read(folder / "users.parquet", (USER_ID,))
+    items = _read(folder / "items.parquet", (ITEM_ID,), say)
+    users = _read(folder / "users.parquet", (USER_ID,), say)
     return Dataset(
-        meta.get("name", folder.name),
-        _interactions(interactions, folder),
+        str(meta.get("name", folder.name)),
+        _interactions(interactions),
         _items(items, meta.get("category_names")) if items is not None else _no_items(),
         _users(users) if users is not None else pa.table({USER_ID: pa.array([], pa.int64())}),
         meta,
     )
 
 
-def _read(path: Path, needed: Sequence[str]) -> pa.Table | None:
+def _meta(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise DatasetError(f"{path} must hold an object, found {type(meta).__name__}")
+    return meta
+
+
+def _read(path: Path, needed: Sequence[str], say: Say) -> DatasetFile | None:
     if not path.is_file():
         return None
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if missing := [name for name in needed if name not in table.column_names]:
         raise DatasetError(
             f"{path} has no column {', '.join(missing)} (it has {', '.join(table.column_names)})"
         )
-    return table
+    return DatasetFile(path, table, say)
 
 
-def _interactions(table: pa.Table, folder: Path) -> pa.Table:
-    names = table.column_names
-    columns = {USER_ID: _ids(table[USER_ID]), ITEM_ID: _ids(table[ITEM_ID])}
-    if TIMESTAMP_MS in names:
-        columns[TIMESTAMP_MS] = table[TIMESTAMP_MS].cast(pa.int64())
-    elif "timestamp" in names:
-        columns[TIMESTAMP_MS] = pc.multiply(table["timestamp"].cast(pa.int64()), 1000)
-    else:
-        raise DatasetError(f"{folder}/interactions.parquet has neither timestamp (s) nor {TIMESTAMP_MS}")
+def _interactions(file: DatasetFile) -> pa.Table:
+    names = file.names
+    columns = {USER_ID: file.ids(USER_ID), ITEM_ID: file.ids(ITEM_ID), TIMESTAMP_MS: file.times()}
     if ACTION in names:
-        columns[ACTION] = table[ACTION].cast(pa.string())
+        columns[ACTION] = file.as_type(ACTION, pa.string())
     if value := next((name for name in (VALUE, "rating") if name in names), None):
-        columns[VALUE] = table[value].cast(pa.float32())
+        columns[VALUE] = file.as_type(value, pa.float32())
+    needed = [USER_ID, ITEM_ID, TIMESTAMP_MS]
     if POS in names:
-        columns[POS] = table[POS].cast(pa.int32())
-    return pa.table(columns)
-
-
-def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.string())
+        columns[POS] = file.as_type(POS, pa.int32())
+        needed.append(POS)
+    return file.complete_rows(columns, needed)
 
 
 def _no_items() -> pa.Table:
@@ -129,40 +142,39 @@ def _no_items() -> pa.Table:
     return pa.table(empty, names=[ITEM_ID, TITLE, CATEGORIES])
 
 
-def _items(table: pa.Table, category_names: Sequence[str] | None) -> pa.Table:
-    return pa.table(
-        {
-            ITEM_ID: _ids(table[ITEM_ID]),
-            TITLE: _titles(table),
-            CATEGORIES: _categories(table, category_names),
-        }
-    )
+def _items(file: DatasetFile, category_names: Sequence[str] | None) -> pa.Table:
+    columns = {
+        ITEM_ID: file.ids(ITEM_ID),
+        TITLE: _titles(file),
+        CATEGORIES: _categories(file, category_names),
+    }
+    return file.last_of_each(file.complete_rows(columns, [ITEM_ID]), ITEM_ID)
 
 
-def _titles(table: pa.Table) -> pa.ChunkedArray:
-    names = table.column_names
-    if TITLE in names:
-        return table[TITLE].cast(pa.string())
-    if "movie_title" not in names:
-        return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-    titles = table["movie_title"].cast(pa.string())
-    if "release_year" not in names:
+def _titles(file: DatasetFile) -> pa.ChunkedArray:
+    if TITLE in file.names:
+        return file.as_type(TITLE, pa.string())
+    if "movie_title" not in file.names:
+        return pa.chunked_array([pa.nulls(file.table.num_rows, pa.string())])
+    titles = file.as_type("movie_title", pa.string())
+    if "release_year" not in file.names:
         return titles
-    years = table["release_year"].cast(pa.string())
+    years = file.as_type("release_year", pa.string())
     with_years = pc.binary_join_element_wise(titles, pc.binary_join_element_wise("(", years, ")", ""), " ")
     return pc.if_else(pc.fill_null(pc.match_substring_regex(years, r"^\d{4}$"), False), with_years, titles)
 
 
-def _categories(table: pa.Table, names: Sequence[str] | None) -> pa.ChunkedArray:
-    """Lists of names: `categories`, else `attributes` (numbers), `genres` (one text), `category` and the like."""
-    if CATEGORIES in table.column_names:
-        return table[CATEGORIES].cast(pa.list_(pa.string()))
-    if ATTRIBUTES in table.column_names:
-        return pa.chunked_array([_named_attributes(table[ATTRIBUTES].cast(pa.list_(pa.int64())))])
-    if "genres" in table.column_names:
-        return pa.chunked_array([_split_genres(table["genres"].cast(pa.string()))])
-    columns = [n for n in ("category", "subcategory", "category_l1", "brand") if n in table.column_names]
-    rows = zip(*(table[n].to_pylist() for n in columns), strict=True) if columns else [()] * table.num_rows
+def _categories(file: DatasetFile, names: Sequence[str] | None) -> pa.ChunkedArray:
+    """Lists of names: `categories`, else `attributes` (numbers), `genres`, `category` and the like."""
+    if CATEGORIES in file.names:
+        return _listed(file, CATEGORIES)
+    if ATTRIBUTES in file.names:
+        return pa.chunked_array([_named_attributes(file.as_type(ATTRIBUTES, pa.list_(pa.int64())))])
+    if "genres" in file.names:
+        return _listed(file, "genres")
+    columns = [n for n in ("category", "subcategory", "category_l1", "brand") if n in file.names]
+    values = [whole_numbers(decoded(file.table[n])).to_pylist() for n in columns]
+    rows = zip(*values, strict=True) if columns else [()] * file.table.num_rows
     lists = [
         [_category_name(n, v, names) for n, v in zip(columns, row, strict=True) if v is not None]
         for row in rows
@@ -170,14 +182,40 @@ def _categories(table: pa.Table, names: Sequence[str] | None) -> pa.ChunkedArray
     return pa.chunked_array([pa.array(lists, pa.list_(pa.string()))])
 
 
+def _listed(file: DatasetFile, name: str) -> pa.ChunkedArray:
+    """A column of lists, or of texts with bars between the names; without bars `genres` are split at blanks."""
+    column = decoded(file.table[name])
+    if is_list(column.type):
+        lists = file.as_type(name, pa.list_(pa.string())).combine_chunks()
+        return pa.chunked_array([_without_nulls(lists)])
+    texts = file.as_type(name, pa.string())
+    if name == CATEGORIES and not any("|" in text for text in texts.to_pylist() if text):
+        one_each = [[text] if text else [] for text in texts.to_pylist()]
+        return pa.chunked_array([pa.array(one_each, pa.list_(pa.string()))])
+    return pa.chunked_array([_split_genres(texts)])
+
+
+def _without_nulls(lists: pa.ListArray) -> pa.ListArray:
+    values = lists.flatten()
+    if not values.null_count:
+        return lists
+    known = pc.is_valid(values)
+    row = np.asarray(pc.list_parent_indices(lists).filter(known))
+    return _lists_of(values.filter(known), row, len(lists))
+
+
 def _named_attributes(lists: pa.ChunkedArray) -> pa.ListArray:
     lists = lists.combine_chunks()
     numbers = lists.flatten()
     known = pc.is_valid(numbers)
     row = np.asarray(pc.list_parent_indices(lists).filter(known))
-    counts = np.bincount(row, minlength=len(lists))
     names = pc.binary_join_element_wise("attribute", numbers.filter(known).cast(pa.string()), " ")
-    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), names)
+    return _lists_of(names, row, len(lists))
+
+
+def _lists_of(values: pa.Array, row: np.ndarray, rows: int) -> pa.ListArray:
+    counts = np.bincount(row, minlength=rows)
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), values)
 
 
 def _split_genres(genres: pa.ChunkedArray) -> pa.Array:
@@ -193,17 +231,22 @@ def _category_name(column: str, value: Any, names: Sequence[str] | None) -> str:
     return f"{column} {value}"
 
 
-def _users(table: pa.Table) -> pa.Table:
-    columns = {USER_ID: _ids(table[USER_ID])}
-    if "age" in table.column_names:
-        columns["age_group"] = pa.array([_age_group(age) for age in table["age"].to_pylist()], pa.string())
-    for name in table.column_names:
-        if name not in NOT_ATTRIBUTES:
-            columns[name] = table[name].cast(pa.string())
-    return pa.table(columns)
+def _users(file: DatasetFile) -> pa.Table:
+    columns = {USER_ID: file.ids(USER_ID)}
+    if "age" in file.names:
+        ages = file.as_type("age", pa.float64()).to_pylist()
+        columns["age_group"] = pa.chunked_array([pa.array([_age_group(age) for age in ages], pa.string())])
+    for name in file.names:
+        if name in NOT_ATTRIBUTES:
+            continue
+        if pa.types.is_nested(decoded(file.table[name]).type):
+            file.say(f"{file.path}: column {name} is left out: {file.table[name].type} is no attribute")
+            continue
+        columns[name] = file.as_type(name, pa.string())
+    return file.last_of_each(file.complete_rows(columns, [USER_ID]), USER_ID)
 
 
-def _age_group(age: int | None) -> str | None:
-    if age is None:
+def _age_group(age: float | None) -> str | None:
+    if age is None or age < 0:
         return None
     return [group for group, start in zip(AGE_GROUPS, AGE_GROUP_STARTS, strict=True) if age >= start][-1]

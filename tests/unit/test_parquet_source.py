@@ -1,0 +1,67 @@
+"""Events in files: their times in any unit, judged by the files' content alone."""
+
+import logging
+import os
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streaming.config import StreamConfig
+from streaming.parquet_source import ParquetSource, ParquetUnusable
+
+START_MS = 1_700_000_000_000
+
+
+def _read(path):
+    source = ParquetSource(StreamConfig(parquet=str(path), parquet_partitions=1, max_future_s=1.0), [0], {})
+    return source.take({0: 1000})
+
+
+def _write(path, times, name="timestamp_ms"):
+    rows = len(times)
+    pq.write_table(pa.table({"user_id": range(rows), "item_id": range(rows), name: times}), path)
+    return path
+
+
+def test_a_file_that_was_modified_before_its_events_holds_none_of_the_future(tmp_path):
+    path = _write(tmp_path / "a.parquet", [START_MS + n for n in range(40)])
+    os.utime(path, (0, 0))
+    found = _read(path)
+    assert (found.rows.num_rows, found.dead) == (40, [])
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("name", ["timestamp_ms", "timestamp"])
+@pytest.mark.parametrize("zone", [None, "Asia/Tokyo"])
+def test_times_are_read_in_the_unit_of_their_column(tmp_path, unit, name, zone):
+    moment = datetime.fromtimestamp(START_MS / 1000, UTC)
+    times = pa.array([moment, None], pa.timestamp(unit, "UTC")).cast(pa.timestamp(unit, zone))
+    found = _read(_write(tmp_path / "a.parquet", times, name))
+    assert found.rows["timestamp_ms"].to_pylist() == [START_MS]
+    assert [letter.reason for letter in found.dead] == ["timestamp_ms is missing"]
+
+
+def test_numbers_of_a_column_timestamp_are_seconds(tmp_path):
+    found = _read(_write(tmp_path / "a.parquet", [START_MS // 1000], "timestamp"))
+    assert found.rows["timestamp_ms"].to_pylist() == [START_MS]
+
+
+def test_times_that_a_wrong_unit_makes_are_said_once_for_each_file(tmp_path, caplog):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"user_id": range(6), "item_id": range(6), "timestamp": [START_MS] * 6})
+    pq.write_table(table, path, row_group_size=2)
+    with caplog.at_level(logging.WARNING):
+        assert _read(path).rows.num_rows == 6
+    [record] = caplog.records
+    assert "a year before 1971 or after 2200" in record.getMessage()
+    assert str(path) in record.getMessage()
+
+
+def test_a_column_of_times_that_holds_none_is_named(tmp_path):
+    path = _write(tmp_path / "a.parquet", ["now"], "timestamp")
+    with pytest.raises(
+        ParquetUnusable, match=r"a\.parquet holds no events: column timestamp must .*stream\.parquet"
+    ):
+        _read(path)
