@@ -23,6 +23,7 @@ from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import process_group_backend, resolve_device
+from cluster.training.compatibility import require_resumable, require_same, require_same_towers
 from cluster.training.quarantine import PoisonedTraining
 from cluster.training.starting_point import find_starting_point
 from cluster.training.telemetry import read_progress, write_progress
@@ -61,7 +62,7 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     Raises:
         streaming.source.BrokerUnavailable, TopicMissing: nothing to read from.
         CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
-            `train.init_from` names nothing that this run can start from.
+            `train.init_from` names nothing that this run can start from; or the newest was trained with other sizes.
         TrainingStopped: a worker said that trying again cannot help.
         ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
     """
@@ -69,8 +70,11 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     if not config.stream.parquet:
         partitions_of(config.stream, config.stream.interactions_topic)
     storage = _storage(config)
-    if CheckpointStore(config.checkpoint_location).newest() is None:
+    newest = CheckpointStore(config.checkpoint_location).newest()
+    if newest is None:
         find_starting_point(config)
+    else:
+        require_resumable(newest, config)
     run_id = uuid.uuid4().hex
     write_progress(storage, {"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
     _fit_while_it_moves_on(config, storage, run_id)
@@ -124,6 +128,8 @@ def run_refresh(config: FreshetConfig, checkpoint: str | Path | None = None) -> 
     config = _with_absolute_paths(config)
     _storage(config)
     opened = open_checkpoint(_absolute(str(checkpoint))) if checkpoint is not None else _newest(config)
+    require_same(opened, config, ["train.row_optimizer"], "take another checkpoint")
+    require_same_towers(opened, config, "take another checkpoint")
     report_path = Path(config.storage_path) / f".refresh-{uuid.uuid4().hex}.json"
     extra = {"checkpoint": opened.location, "report": str(report_path)}
     _fit(config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)

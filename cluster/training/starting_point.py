@@ -8,16 +8,14 @@ catalogue, progressive curve and baselines.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import MANIFEST, StorageLocationError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.training.compatibility import require_same, require_same_towers
 from cluster.training.run import TrainingRun, seed_dropout
 from cluster.training.worker_state import restore_learnt
 
@@ -50,7 +48,8 @@ def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
         checkpoint = _newest_in(config.train.init_from)
     except (CheckpointError, StorageLocationError) as problem:
         raise CheckpointError(f"{problem} (setting: train.init_from)") from problem
-    _require_fit(checkpoint, config)
+    require_same(checkpoint, config, _MUST_AGREE, _ADVICE)
+    require_same_towers(checkpoint, config, _ADVICE)
     return checkpoint
 
 
@@ -75,22 +74,3 @@ def _newest_in(start: str) -> Checkpoint:
         what = "holds no checkpoint" if folder.is_dir() else "is no folder"
         raise CheckpointError(f"{folder} {what}, so nothing can be started from it")
     return newest
-
-
-def _require_fit(checkpoint: Checkpoint, config: FreshetConfig) -> None:
-    theirs, ours = _flat(checkpoint.manifest["config"]), _flat(asdict(config))
-    for name in _MUST_AGREE:
-        if name in theirs and theirs[name] != ours[name]:
-            raise CheckpointError(
-                f"{checkpoint.location} was trained with {name}={theirs[name]}, this run has {name}={ours[name]}; "
-                f"set it so or {_ADVICE}"
-            )
-
-
-def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{name}": value
-        for section, values in sections.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-    }
