@@ -209,6 +209,11 @@ class FreshetConfig:
     )
     seed: int = field(default=1, metadata={"help": "of everything that is random"})
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting."""
+        if not self.storage_path.strip():
+            raise ValueError(f"storage_path must name a folder, got {self.storage_path!r}")
+
     @property
     def checkpoint_location(self) -> str:
         """Where checkpoints lie: `train.checkpoint_path`, or a folder in `storage_path`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from pathlib import Path
 
@@ -12,6 +13,11 @@ USAGE_STATUS = 2
 FAILURE_STATUS = 1
 DEBUG_VARIABLE = "FRESHET_DEBUG"
 
+# Of the message of Ray's OutOfMemoryError, which goes on for a page.
+MEMORY_OF_NODE = re.compile(
+    r"IP: (?P<node>[^,)\s]+).*?was (?P<used>[\d.]+\s?[A-Z]+) used / (?P<limit>[\d.]+\s?[A-Z]+) limit",
+    re.DOTALL,
+)
 OUR_PACKAGES = frozenset({"streaming", "model", "retrieval", "cluster", "deploy"})
 # Where Ray keeps the exception that the user's code raised, by exception class and attribute.
 # Named as text, so that reporting an error imports no Ray.
@@ -59,10 +65,10 @@ def _cause_inside(error: BaseException) -> BaseException | None:
 def is_ours(error: BaseException) -> bool:
     """Whether the error was raised on purpose: its message is enough, a traceback would only hide it.
 
-    True for exception classes of our packages, and for the ValueError or OSError that our own code (not a
-    library below it) raised.
+    True for exception classes of our packages, for the ValueError or OSError that our own code (not a library below
+    it) raised, and for what Ray does on purpose.
     """
-    if _package(type(error).__module__) in OUR_PACKAGES:
+    if _package(type(error).__module__) in OUR_PACKAGES or _out_of_memory(error):
         return True
     if not isinstance(error, ValueError | OSError):
         return False
@@ -82,8 +88,21 @@ def is_usage(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The message on one line; an exception without one gives its class name."""
-    text = " ".join(printable(error).split())
+    text = _out_of_memory(error) or " ".join(printable(error).split())
     return text or type(error).__name__
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """What Ray's OutOfMemoryError means and what to change; empty for any other error."""
+    if type(error).__name__ != "OutOfMemoryError" or _package(type(error).__module__) != "ray":
+        return ""
+    found = MEMORY_OF_NODE.search(str(error))
+    where = f" ({found['node']}: {found['used']} of {found['limit']} in use)" if found else ""
+    return (
+        f"a node ran out of memory{where}, so Ray killed a worker there: lower train.workers, table.max_rows or "
+        "stream.buffered_bytes_per_partition, give the nodes more memory, or let more of it be used "
+        "(RAY_memory_usage_threshold, by default 0.95 of it)"
+    )
 
 
 def report(error: BaseException) -> int:

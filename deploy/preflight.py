@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.errors import CommandError
+from retrieval.durable_files import make_private
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -41,19 +42,33 @@ def check_stream(config: FreshetConfig) -> None:
 
 
 def check_storage(config: FreshetConfig) -> None:
-    """See that `storage_path` is, or can become, a writable folder.
+    """Make `storage_path`, and `train.checkpoint_path` where it is a folder, and see that files can be written there.
 
     Raises:
-        StorageUnusable: it is not.
+        StorageUnusable: they cannot; names the setting.
     """
     if "://" in config.storage_path:
-        return
-    path = Path(config.storage_path)
+        raise StorageUnusable(
+            f"storage_path={config.storage_path} is an address, but must be a folder; checkpoints alone may lie in an "
+            "object store (setting: train.checkpoint_path)"
+        )
+    _check_folder(Path(config.storage_path), "storage_path")
+    if config.train.checkpoint_path and "://" not in config.train.checkpoint_path:
+        _check_folder(Path(config.train.checkpoint_path).expanduser(), "train.checkpoint_path")
+
+
+def _check_folder(path: Path, setting: str) -> None:
     existing = next(p for p in (path, *path.parents) if p.exists())
     if not existing.is_dir():
-        raise StorageUnusable(f"{existing} is a file, not a folder (setting: storage_path={path})")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise StorageUnusable(f"{existing} is not writable (setting: storage_path={path})")
+        raise StorageUnusable(f"{existing} is a file, not a folder (setting: {setting}={path})")
+    try:
+        make_private(path)
+        # Permissions do not tell all: of /proc, or of what is mounted read-only, they say that it can be written.
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageUnusable(f"{path} cannot be written: {reason} (setting: {setting})") from error
 
 
 def check_checkpoint(path: Path) -> None:

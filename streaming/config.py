@@ -131,6 +131,8 @@ class StreamConfig:
     def __post_init__(self) -> None:
         for name in ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic"):
             self._require(name, bool(getattr(self, name).strip()), "must not be empty")
+        rule = "must be host:port, or several with commas between them"
+        self._require("bootstrap_servers", _are_addresses(self.bootstrap_servers), rule)
         for name in ("history_length", "seen_length", "fetch_max_wait_ms"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("from_time", "until_time"):
@@ -236,6 +238,18 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def _are_addresses(text: str) -> bool:
+    """Whether each entry is a host (IPv6 in brackets) and a port: without one, kafka-python would take 9092."""
+    for entry in text.split(","):
+        host, _, port = entry.strip().rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if not host or ("/" in host) or (":" in host and not bracketed):
+            return False
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            return False
+    return True
 
 
 def _time_ms(text: str) -> int | None:

@@ -78,3 +78,29 @@ def test_passwords_come_from_the_environment_variables_that_the_settings_name(mo
 def test_the_dead_letter_topic_follows_the_interactions_topic_unless_it_is_named():
     assert StreamConfig(interactions_topic="clicks").dead_letters == "clicks.dead-letters"
     assert StreamConfig(dead_letter_topic="bin").dead_letters == "bin"
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        "localhost",
+        "localhost:",
+        ":9092",
+        "a:1,b",
+        "a:1,",
+        "a:port",
+        "a:0",
+        "a:65536",
+        "::1:9092",
+        "kafka://a:1",
+        "a:-1",
+    ],
+)
+def test_a_broker_address_without_a_port_is_refused_with_the_setting(servers):
+    with pytest.raises(StreamSettingError, match=r"^stream\.bootstrap_servers must be host:port, or several"):
+        StreamConfig(bootstrap_servers=servers)
+
+
+@pytest.mark.parametrize("servers", ["localhost:9092", "10.0.0.1:1, b.example:65535", "[::1]:9092"])
+def test_a_broker_address_is_a_host_and_a_port(servers):
+    assert StreamConfig(bootstrap_servers=servers).bootstrap_servers == servers

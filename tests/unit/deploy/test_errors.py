@@ -2,12 +2,12 @@ import json
 import sys
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from deploy import cli
 from deploy.children import ChildFailed
-from deploy.errors import CommandError, UsageError, is_ours, last_line_of, report, unwrap
+from deploy.errors import CommandError, UsageError, is_ours, last_line_of, one_line, report, unwrap
 from streaming.config import StreamSettingError
 
 
@@ -67,6 +67,25 @@ def test_of_several_workers_failures_the_one_raised_on_purpose_is_told():
     cause = StreamSettingError("topic gone")
     error = WorkerGroupError("two failed", {0: broken, 1: cause})
     assert unwrap(error) is cause
+
+
+OUT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory.
+Memory on the node (IP: 192.0.2.2, ID: 07b5aee2) was 23.36GB used / 23.54GB limit (0.992728)
+OOM kill reason: Memory usage 3598462976B exceeded threshold of 252765104B (1.0% of 25276510208B limit)
+Ray killed 1 worker(s) based on the killing policy
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"""
+
+
+def test_a_node_out_of_memory_is_one_line_with_what_to_change(capsys):
+    lost = RuntimeError("Connection closed by peer")
+    assert report(WorkerGroupError("two failed", {0: lost, 1: OutOfMemoryError(OUT_OF_MEMORY)})) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "freshet: error: a node ran out of memory (192.0.2.2: 23.36GB of 23.54GB in use), so Ray"
+    )
+    assert "train.workers, table.max_rows" in line
+    assert len(line) < 400
+    assert one_line(OutOfMemoryError("another wording")).startswith("a node ran out of memory, so Ray killed")
 
 
 def test_an_error_that_contains_itself_does_not_hang():

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import FreshetConfig
+from cluster.config import FreshetConfig, TrainConfig
 from deploy.preflight import (
     NotACheckpoint,
     StorageUnusable,
@@ -26,6 +26,32 @@ def test_a_storage_path_below_a_file_is_refused_with_the_setting(tmp_path):
     check_storage(FreshetConfig(storage_path=str(tmp_path / "new" / "run")))
     with pytest.raises(StorageUnusable, match=r"is a file, not a folder \(setting: storage_path="):
         check_storage(FreshetConfig(storage_path=str(tmp_path / "file" / "run")))
+    config = FreshetConfig(
+        storage_path=str(tmp_path), train=TrainConfig(checkpoint_path=str(tmp_path / "file"))
+    )
+    with pytest.raises(StorageUnusable, match=r"file, not a folder \(setting: train.checkpoint_path="):
+        check_storage(config)
+
+
+def test_a_storage_path_that_cannot_be_made_or_written_is_refused_with_the_reason():
+    """Also for root, who may write anywhere but in a file system that takes nothing."""
+    with pytest.raises(
+        StorageUnusable, match=r"^/proc/nope cannot be written: .* \(setting: storage_path\)$"
+    ):
+        check_storage(FreshetConfig(storage_path="/proc/nope"))
+    with pytest.raises(StorageUnusable, match=r"^/proc/self cannot be written"):
+        check_storage(FreshetConfig(storage_path="/proc/self"))
+
+
+def test_a_storage_path_that_is_an_address_is_refused():
+    with pytest.raises(StorageUnusable, match=r"s3://bucket/a is an address.*train\.checkpoint_path"):
+        check_storage(FreshetConfig(storage_path="s3://bucket/a"))
+
+
+def test_an_empty_storage_path_is_refused():
+    for text in ("", "  "):
+        with pytest.raises(ValueError, match=r"^storage_path must name a folder, got "):
+            FreshetConfig(storage_path=text)
 
 
 def test_a_relative_storage_path_becomes_absolute_and_an_address_stays(tmp_path, monkeypatch):
