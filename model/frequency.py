@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 _SMALLEST = 1e-12
+# An item that is all of a stream: its weights and those of all events are added up in different orders.
+_ROUNDING = 1e-6
 
 
 def combined_log_q(
@@ -30,9 +32,9 @@ def combined_log_q(
     Returns:
         float32 (M,), natural logarithms, at least log 1e-12.
     Raises:
-        ValueError: a frequency outside [0, 1].
+        ValueError: a frequency outside [0, 1], by more than the rounding of long sums.
     """
-    if frequency_M.size and not (frequency_M.min() >= 0.0 and frequency_M.max() <= 1.0):
+    if frequency_M.size and not (frequency_M.min() >= 0.0 and frequency_M.max() <= 1.0 + _ROUNDING):
         raise ValueError(
             f"item frequencies must be in [0, 1], got {frequency_M.min()} to {frequency_M.max()}"
         )

@@ -1,22 +1,23 @@
 """Events in Arrow messages: one IPC stream with many events per message.
 
-A message that cannot be read as a whole (not an IPC stream, a required column missing or of a wrong type)
-counts as one row, at row 0. Shapes: N rows, M messages.
+A message that cannot be read as a whole (not an IPC stream, a required column missing) counts as one row, at row 0; a
+value that cannot be used costs its row alone. Shapes: N rows, M messages.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
-import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streaming.dead_letter import DeadLetter
-from streaming.hashing import hash_texts
-from streaming.partitioner import Int32s, key_hashes_of_texts, key_hashes_of_users
-from streaming.schema import EVENT_SCHEMA, ITEM_ID, REQUIRED_COLUMNS, USER_ID, empty_batch
-from streaming.validation import Message, ParsedEvents, Place
+from streaming.event_columns import EXPECTED, cast
+from streaming.partitioner import Int32s, key_hashes_of_users
+from streaming.quoting import described
+from streaming.row_json import row_json, shown
+from streaming.schema import EVENT_SCHEMA, REQUIRED_COLUMNS, USER_ID, empty_batch
+from streaming.validation import Int8s, Message, ParsedEvents, Place
 
 
 def encode(events: pa.RecordBatch) -> bytes:
@@ -31,33 +32,35 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     """Concatenates the messages' events; messages that cannot be read become dead letters."""
     good: list[Message] = []
     originals: list[pa.RecordBatch] = []
-    events: list[pa.RecordBatch] = []
     dead: list[DeadLetter] = []
     for message in messages:
         value = message.value or b""
         try:
-            original = _read(value)
-            events.append(_normalise(original))
-        except (pa.ArrowException, _UnreadableError, UnicodeDecodeError, OSError) as error:
-            dead.append(place.dead(f"not a usable Arrow message: {error}", message.offset, 0, value))
+            batch = _read(value)
+            _require_columns(batch.schema.names)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            reason = f"not a usable Arrow message: {described(error)}"
+            dead.append(place.dead(reason, message.offset, 0, value))
             continue
         good.append(message)
-        originals.append(original)
-    return _concatenate(good, originals, events), dead
+        originals.append(batch)
+    return _parsed(good, originals), dead
 
 
 def parse_rows(batch: pa.RecordBatch, message: Message) -> ParsedEvents:
     """The rows of one batch that was read elsewhere, as those of a message.
 
     Raises:
-        ValueError: a column that is required is missing, or one has a wrong type.
+        ValueError: a column that is required is missing, or one is there twice.
     """
-    return _concatenate([message], [batch], [_normalise(batch)])
+    _require_columns(batch.schema.names)
+    return _parsed([message], [_checked(batch)])
 
 
-def rows_json(value: bytes) -> list[bytes]:
-    """Each row of a readable message as a dead letter carries it."""
-    return [orjson.dumps(row, default=str) for row in _read(value).to_pylist()]
+def rows_json(value: bytes, rows: Iterable[int]) -> Mapping[int, bytes]:
+    """Rows of a message as a dead letter carries them, those that it has."""
+    batch = _read(value)
+    return {row: row_json(batch, row) for row in rows if row < batch.num_rows}
 
 
 def rows_in(value: bytes) -> int:
@@ -65,7 +68,7 @@ def rows_in(value: bytes) -> int:
     try:
         with pa.ipc.open_stream(value) as reader:
             return sum(batch.num_rows for batch in reader)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, ValueError, OSError):
         return 1
 
 
@@ -82,102 +85,123 @@ def _read(value: bytes) -> pa.RecordBatch:
         batch = pa.concat_batches(batches)
     else:
         batch = empty_batch(reader.schema)
-    # Lengths and offsets come from the network: nothing may read beyond a buffer later.
-    batch.validate(full=True)
+    return _checked(batch)
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, safe to read: lengths and offsets come from outside, and nothing may read beyond a buffer later.
+
+    A text column that holds something else than UTF-8 becomes one of bytes, so that only its bad rows are lost.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        columns = [_checked_column(column) for column in batch.columns]
+        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+        batch.validate(full=True)
     return batch
 
 
-def _normalise(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch's columns as EVENT_SCHEMA has them, but text ids still as text."""
-    if batch.schema.equals(EVENT_SCHEMA):
-        return batch
+def _checked_column(column: pa.Array) -> pa.Array:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        if pa.types.is_string(column.type):
+            return column.view(pa.binary())
+        if pa.types.is_large_string(column.type):
+            return column.view(pa.large_binary())
+        raise
+    return column
+
+
+def _require_columns(names: Sequence[str]) -> None:
     for name in REQUIRED_COLUMNS:
-        if name not in batch.schema.names:
-            raise _UnreadableError(f"column {name} is missing (it has {', '.join(batch.schema.names)})")
-    columns = [_column(batch, field) for field in EVENT_SCHEMA]
-    return pa.RecordBatch.from_arrays(columns, names=EVENT_SCHEMA.names)
+        if name not in names:
+            raise _UnreadableError(f"column {name} is missing (it has {', '.join(names)})")
+    for name in EVENT_SCHEMA.names:
+        if names.count(name) > 1:
+            raise _UnreadableError(f"column {name} is there twice")
 
 
-def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
-    if field.name not in batch.schema.names:
-        return pa.nulls(batch.num_rows, field.type)
-    if batch.schema.names.count(field.name) > 1:
-        raise _UnreadableError(f"column {field.name} is there twice")
-    column = batch.column(field.name)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if field.name in (USER_ID, ITEM_ID) and is_text:
-        texts = column.cast(pa.string())
-        return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-    fits = (
-        pa.types.is_null(column.type)
-        or (pa.types.is_integer(field.type) and pa.types.is_integer(column.type))
-        or (pa.types.is_string(field.type) and is_text)
-        or (pa.types.is_floating(field.type) and _is_number(column.type))
-    )
-    if not fits:
-        raise _UnreadableError(f"column {field.name} must be {field.type}, not {column.type}")
-    # Unsafe for floats only in precision; an integer that does not fit raises.
-    return column.cast(field.type, safe=not pa.types.is_floating(field.type))
+@dataclass
+class _Events:
+    """Events as EVENT_SCHEMA has them.
+
+    Attributes:
+        events: EVENT_SCHEMA (n,); null where nothing usable is said.
+        unfit_N: int8 (n,), 1 + the place in EVENT_SCHEMA of a column that says something unusable, else 0; None
+            where all rows fit.
+        key_N: int32 (n,), Kafka's hash of each user.
+    """
+
+    events: pa.RecordBatch
+    unfit_N: Int8s | None
+    key_N: Int32s
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+def _cast(batch: pa.RecordBatch) -> _Events:
+    """Rows with the columns of an event, of any types."""
+    if batch.schema.equals(EVENT_SCHEMA):
+        return _Events(batch, None, _key_hashes(batch[USER_ID]))
+    columns, unfit_N, key_N = [], None, None
+    for place, field in enumerate(EVENT_SCHEMA, start=1):
+        if field.name not in batch.schema.names:
+            columns.append(pa.nulls(batch.num_rows, field.type))
+            continue
+        made = cast(field.name, batch.column(field.name))
+        columns.append(made.values)
+        if made.unfit_N is not None:
+            unfit_N = np.zeros(batch.num_rows, np.int8) if unfit_N is None else unfit_N
+            unfit_N[made.unfit_N & (unfit_N == 0)] = place
+        if field.name == USER_ID:
+            key_N = made.key_N
+    events = pa.RecordBatch.from_arrays(columns, schema=EVENT_SCHEMA)
+    return _Events(events, unfit_N, key_N if key_N is not None else _key_hashes(events[USER_ID]))
 
 
-def _concatenate(
-    messages: list[Message], originals: list[pa.RecordBatch], events: list[pa.RecordBatch]
-) -> ParsedEvents:
-    count_M = np.array([batch.num_rows for batch in events], np.int64)
+def _key_hashes(users: pa.Array) -> Int32s:
+    return key_hashes_of_users(users.fill_null(0).to_numpy(zero_copy_only=False))
+
+
+def _cast_together(originals: Iterable[pa.RecordBatch]) -> Iterator[_Events]:
+    """Consecutive batches whose events have the same types are cast as one; ignored columns are not copied."""
+    events = (batch.select([n for n in EVENT_SCHEMA.names if n in batch.schema.names]) for batch in originals)
+    for _, alike in groupby(events, lambda batch: batch.schema.remove_metadata()):
+        batches = [batch.replace_schema_metadata(None) for batch in alike]
+        yield _cast(batches[0] if len(batches) == 1 else pa.concat_batches(batches))
+
+
+def _parsed(messages: list[Message], originals: list[pa.RecordBatch]) -> ParsedEvents:
+    count_M = np.array([batch.num_rows for batch in originals], np.int64)
     start_M = np.cumsum(count_M) - count_M
-    keys = [_text_keys(batch) for batch in events]
-    numeric = [_numeric(batch) for batch in events]
-    whole = pa.concat_batches(numeric) if numeric else empty_batch(EVENT_SCHEMA)
-    user_N = pc.fill_null(whole[USER_ID], 0).to_numpy(zero_copy_only=False)
-    key_N = key_hashes_of_users(user_N)
-    for start, key in zip(start_M, keys, strict=True):
-        if key is not None:
-            key_N[start : start + len(key)] = key
+    read = list(_cast_together(originals))
+    whole = pa.concat_batches([one.events for one in read]) if read else empty_batch(EVENT_SCHEMA)
+    unfit_N = None
+    if any(one.unfit_N is not None for one in read):
+        fits = [
+            np.zeros(one.events.num_rows, np.int8) if one.unfit_N is None else one.unfit_N for one in read
+        ]
+        unfit_N = np.concatenate(fits)
 
-    def original(n: int) -> bytes:
+    def place_of(n: int) -> tuple[pa.RecordBatch, int]:
         m = int(np.searchsorted(start_M, n, side="right")) - 1
         while count_M[m] == 0:
             m -= 1
-        return _row_json(originals[m], n - int(start_M[m]))
+        return originals[m], n - int(start_M[m])
+
+    def why_unfit(n: int) -> str:
+        assert unfit_N is not None
+        name = EVENT_SCHEMA.names[unfit_N[n] - 1]
+        batch, row = place_of(n)
+        return f"{name} must be {EXPECTED[name]}, got {shown(batch.column(name), row)}"
 
     return ParsedEvents(
         whole,
         np.repeat(np.array([message.offset for message in messages], np.int64), count_M),
         (np.arange(whole.num_rows) - np.repeat(start_M, count_M)).astype(np.int32),
         np.repeat(np.array([message.timestamp for message in messages], np.int64), count_M),
-        key_N,
-        original,
+        np.concatenate([np.zeros(0, np.int32), *(one.key_N for one in read)]),
+        lambda n: row_json(*place_of(n)),
+        unfit_N,
+        why_unfit,
     )
-
-
-def _text_keys(batch: pa.RecordBatch) -> Int32s | None:
-    users = batch.column(USER_ID)
-    if not pa.types.is_string(users.type):
-        return None
-    return key_hashes_of_texts(pc.fill_null(users, ""))
-
-
-def _numeric(batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns = [_hashed(column) if name in (USER_ID, ITEM_ID) else column for name, column in _named(batch)]
-    return pa.RecordBatch.from_arrays(columns, schema=EVENT_SCHEMA)
-
-
-def _named(batch: pa.RecordBatch) -> "zip[tuple[str, pa.Array]]":
-    return zip(batch.schema.names, batch.columns, strict=True)
-
-
-def _hashed(ids: pa.Array) -> pa.Array:
-    if not pa.types.is_string(ids.type):
-        return ids
-    return pa.array(hash_texts(pc.fill_null(ids, "")), mask=ids.is_null().to_numpy(zero_copy_only=False))
-
-
-def _row_json(batch: pa.RecordBatch, row: int) -> bytes:
-    original: dict[str, Any] = batch.slice(row, 1).to_pylist()[0]
-    return orjson.dumps(original, default=str)

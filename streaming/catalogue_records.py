@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
 from streaming.hashing import feature_ids
-from streaming.json_events import integer_ids, problem_of_id
+from streaming.ids import integer_ids, problem_of_id
 from streaming.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 
 _INT64 = range(-(2**63), 2**63)

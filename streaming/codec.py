@@ -5,6 +5,7 @@ users of this partition) or `json` (one event; also what a message without the h
 used becomes a dead letter at its position; what can be used keeps its order.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -12,11 +13,14 @@ import pyarrow as pa
 
 from streaming import arrow_events, json_events
 from streaming.dead_letter import DeadLetter
+from streaming.quoting import described, quoted
 from streaming.validation import Decoded, Message, Place, judge
 
 ENCODING_HEADER = "freshet-encoding"
 ARROW = b"arrow"
 JSON = b"json"
+
+_log = logging.getLogger(__name__)
 
 
 def encode_events(events: pa.RecordBatch) -> bytes:
@@ -91,12 +95,32 @@ def _too_long(message: Message, place: Place) -> DeadLetter:
 
 
 def _decode(encoding: bytes, messages: list[Message], place: Place, watermark_ms: int) -> Decoded:
+    """Messages of one form; whatever one of them raises costs that one alone."""
+    try:
+        return _decode_together(encoding, messages, place, watermark_ms)
+    except Exception as error:
+        if len(messages) == 1:
+            (message,) = messages
+            _log.warning(
+                "a message of %s, partition %d, offset %d cannot be decoded and becomes a dead letter: %s",
+                *(place.topic, place.partition, message.offset, described(error)),
+            )
+            reason = f"cannot be decoded: {described(error)}"
+            return Decoded(dead=[place.dead(reason, message.offset, 0, message.value or b"")])
+    pieces = []
+    for message in messages:
+        pieces.append(_decode(encoding, [message], place, watermark_ms))
+        watermark_ms = max(watermark_ms, pieces[-1].latest_ms)
+    return concatenate(pieces)
+
+
+def _decode_together(encoding: bytes, messages: list[Message], place: Place, watermark_ms: int) -> Decoded:
     if encoding == ARROW:
         parsed, dead = arrow_events.parse(messages, place)
     elif encoding == JSON:
         parsed, dead = json_events.parse(messages, place)
     else:
-        reason = f"{ENCODING_HEADER} must be json or arrow, got {encoding!r}"
+        reason = f"{ENCODING_HEADER} must be json or arrow, got {quoted(encoding)}"
         return Decoded(dead=[place.dead(reason, m.offset, 0, m.value or b"") for m in messages])
     decoded = judge(parsed, place, watermark_ms)
     if dead:

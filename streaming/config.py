@@ -16,6 +16,10 @@ SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
 # At DEBUG kafka-python prints every request whole, the one with the password too.
 _TALKATIVE = ("kafka.protocol.parser", "kafka.net.connection")
 
+_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 1.2e-38, 3.4e38
+# Some 30,000 years: in milliseconds it is far from the limits of int64.
+_LONGEST_S = 1e12
+
 
 class StreamSettingError(ValueError):
     """A setting of `stream` cannot be used; the message names the field and the value."""
@@ -77,6 +81,9 @@ class StreamConfig:
             the dead letters; 0 takes any.
         duplicate_window: an event whose `event_id` is one of this many last ones of its partition is counted and not
             used again; events without an id are never duplicates; 0 looks for none.
+        max_weight: an event whose weight, times that of its action, is above this goes to the dead letters, because a
+            single one could outweigh all others; so does one whose weight is not above 0.
+        max_value: an event whose value is above this, or below its negative, goes to the dead letters.
         max_message_bytes: largest message that is produced, fetched or decoded.
         fetch_max_bytes: most that one fetch brings, over all partitions.
         check_crcs: whether record batches are checked against their CRC (by the package `crc32c`; without it
@@ -123,6 +130,8 @@ class StreamConfig:
     max_future_s: float = 86_400.0
     max_late_s: float = 0.0
     duplicate_window: int = 65_536
+    max_weight: float = 1000.0
+    max_value: float = 1e9
     max_message_bytes: int = 4_194_304
     fetch_max_bytes: int = 33_554_432
     check_crcs: bool = True
@@ -147,6 +156,11 @@ class StreamConfig:
         not_negative = ("max_categories", "max_future_s", "max_late_s", "duplicate_window")
         for name in (*not_negative, "broker_patience_s", "growth_wait_s"):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("max_future_s", "max_late_s"):
+            self._require(name, getattr(self, name) <= _LONGEST_S, f"must be at most {_LONGEST_S:g}")
+        for name in ("max_weight", "max_value"):
+            rule = f"must be above 0 and at most {_LARGEST_FLOAT32:g}"
+            self._require(name, 0 < getattr(self, name) <= _LARGEST_FLOAT32, rule)
         self._require("max_message_bytes", self.max_message_bytes >= 1024, "must be at least 1024")
         self._require(
             "fetch_max_bytes", self.fetch_max_bytes >= self.max_message_bytes, "must be >= max_message_bytes"
@@ -168,7 +182,8 @@ class StreamConfig:
         rule = "must be action=weight each, no action twice, with finite weights above 0"
         weights = self.weight_of_action
         well_formed = len(weights) == len(self.action_weights) and "" not in weights
-        positive_weights = all(0 < weight < math.inf for weight in weights.values())
+        # Below the smallest one a float32 is 0, and its events would be trained on for nothing.
+        positive_weights = all(_SMALLEST_FLOAT32 <= w <= _LARGEST_FLOAT32 for w in weights.values())
         self._require("action_weights", well_formed and positive_weights, rule)
         # Its weight would have no effect, which can only be a mistake.
         trained = weights.keys() <= positive if positive else not weights.keys() & negative

@@ -10,6 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from streaming.config import StreamConfig, client_arguments
+from streaming.quoting import header_value
 from streaming.topics import BrokerUnavailable, admin_client, partition_counts, unavailable
 
 REPLAYED = b"replayed/"
@@ -17,6 +18,7 @@ REPLAYED = b"replayed/"
 
 # Room for the key, the headers and the framing of a record beside its value.
 _OVERHEAD_BYTES = 4096
+_LONGEST_HEADER = 1024
 _TOPIC_TIMEOUT_S = 15.0
 # Letters kept while brokers are away: beyond that a run must wait for them.
 _MOST_KEPT_BYTES = 64 << 20
@@ -53,13 +55,13 @@ class DeadLetter:
     @property
     def key(self) -> bytes:
         """Where it was read: the same after a crash, so that a repeat overwrites."""
-        return f"{self.topic}/{self.partition}/{self.offset}/{self.row}".encode()
+        return f"{self.topic}/{self.partition}/{self.offset}/{self.row}".encode("utf-8", "backslashreplace")
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
         """Reason and position, as text."""
         names = ("reason", "topic", "partition", "offset", "row")
-        return [(name, str(getattr(self, name)).encode()[:1024]) for name in names]
+        return [(name, header_value(str(getattr(self, name)), _LONGEST_HEADER)) for name in names]
 
 
 class DeadLetterWriter:

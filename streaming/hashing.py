@@ -83,7 +83,8 @@ def _stripes(data: Bytes, start: int, end: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _xxh64(data: Bytes, start: int, end: int) -> np.uint64:
+def xxh64(data: Bytes, start: int, end: int) -> np.uint64:
+    """The hash of data[start:end]."""
     length = end - start
     state = _stripes(data, start, end) if length >= 32 else _P5
     state = np.uint64(state + np.uint64(length))
@@ -107,4 +108,4 @@ def _xxh64(data: Bytes, start: int, end: int) -> np.uint64:
 @njit(cache=True, nogil=True)
 def _hash_slices(data: Bytes, offsets: Int64s, out: Int64s) -> None:
     for n in range(len(out)):
-        out[n] = np.int64(_xxh64(data, offsets[n], offsets[n + 1]))
+        out[n] = np.int64(xxh64(data, offsets[n], offsets[n + 1]))

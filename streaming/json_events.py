@@ -11,8 +11,8 @@ import orjson
 import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
-from streaming.hashing import hash_texts
-from streaming.partitioner import Int64s, key_hashes_of_texts
+from streaming.ids import INT64_MAX, ids_and_key_hashes, integer_ids, is_whole, problem_of_id
+from streaming.quoting import quoted
 from streaming.schema import (
     ACTION,
     EVENT_ID,
@@ -24,8 +24,6 @@ from streaming.schema import (
     WEIGHT,
 )
 from streaming.validation import Message, ParsedEvents, Place
-
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list[DeadLetter]]:
@@ -60,39 +58,27 @@ def problem_of_event(event: Any) -> str:
     if timestamp is None:
         return f"{TIMESTAMP_MS} is missing"
     # bool is a subclass of int, and no number: hence `type() is`, not isinstance.
-    if type(timestamp) is not int or timestamp > _INT64_MAX:
-        return f"{TIMESTAMP_MS} must be a 64-bit integer, got {timestamp!r}"
+    is_int64 = type(timestamp) is int and timestamp <= INT64_MAX
+    if not is_int64 and not (type(timestamp) is float and is_whole(timestamp)):
+        return f"{TIMESTAMP_MS} must be a 64-bit integer, got {quoted(timestamp)}"
     for name in (WEIGHT, VALUE):
         number = event.get(name)
         if number is not None and type(number) not in (int, float):
-            return f"{name} must be a number, got {number!r}"
+            return f"{name} must be a number, got {quoted(number)}"
     for name in (ACTION, EVENT_ID):
         text = event.get(name)
         if text is not None and type(text) is not str:
-            return f"{name} must be a string, got {text!r}"
-    return ""
-
-
-def problem_of_id(name: str, identifier: Any) -> str:
-    """What keeps a decoded JSON value from being an id; empty if nothing does."""
-    if identifier is None or identifier == "":
-        return f"{name} is missing"
-    if type(identifier) is str:
-        return ""
-    if type(identifier) is not int:
-        return f"{name} must be an integer or a string, got {identifier!r}"
-    if not _INT64_MIN <= identifier <= _INT64_MAX:
-        return f"{name} must fit in 64 bits, got {identifier}"
+            return f"{name} must be a string, got {quoted(text)}"
     return ""
 
 
 def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEvents:
-    user_N = [event[USER_ID] for event in events]
-    texts_N = pa.array([str(user) for user in user_N], pa.string())
+    user_N, key_N = ids_and_key_hashes([event[USER_ID] for event in events])
     columns = [
-        pa.array(integer_ids(user_N)),
+        pa.array(user_N),
         pa.array(integer_ids([event[ITEM_ID] for event in events])),
-        pa.array([event[TIMESTAMP_MS] for event in events], pa.int64()),
+        # NumPy takes the whole floats among them too.
+        pa.array(np.array([event[TIMESTAMP_MS] for event in events], np.int64)),
         pa.array([event.get(ACTION) for event in events], pa.string()),
         _floats([event.get(WEIGHT) for event in events]),
         _floats([event.get(VALUE) for event in events]),
@@ -103,18 +89,9 @@ def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEve
         np.array([message.offset for message in messages], np.int64),
         np.zeros(len(messages), np.int32),
         np.array([message.timestamp for message in messages], np.int64),
-        key_hashes_of_texts(texts_N),
+        key_N,
         lambda n: messages[n].value or b"",
     )
-
-
-def integer_ids(ids: list[int | str]) -> Int64s:
-    """Ids as int64: integers as they are, strings hashed by xxh64; ids must have passed `problem_of_id`."""
-    ids_N = np.array([0 if type(i) is str else i for i in ids], np.int64)
-    text_at = [n for n, identifier in enumerate(ids) if type(identifier) is str]
-    if text_at:
-        ids_N[text_at] = hash_texts(pa.array([ids[n] for n in text_at], pa.string()))
-    return ids_N
 
 
 def _floats(numbers: list[float | None]) -> pa.Array:

@@ -12,7 +12,9 @@ from streaming.codec import ARROW, encoding_of
 from streaming.config import StreamConfig
 from streaming.consumer import open_consumer
 from streaming.position import RowPlace
+from streaming.quoting import described
 from streaming.topics import BrokerUnavailable
+from streaming.validation import Message
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +48,17 @@ def _read(
         for message in consumer.poll(timeout_ms=500).get(at, []):
             places = wanted.get(message.offset, [])
             if places and encoding_of(message) == ARROW:
-                rows = arrow_events.rows_json(message.value)
-                found |= {place: rows[place.row] for place in places}
+                found |= _rows(message, places)
             else:
                 found |= dict.fromkeys(places, message.value or b"")
     return found
+
+
+def _rows(message: Message, places: list[RowPlace]) -> dict[RowPlace, bytes]:
+    """Rows of an Arrow message; of one that is not what it was when it was decoded, nothing."""
+    try:
+        rows = arrow_events.rows_json(message.value or b"", [place.row for place in places])
+    except Exception as error:
+        _log.warning("the message at offset %d could not be read again: %s", message.offset, described(error))
+        return {}
+    return {place: rows[place.row] for place in places if place.row in rows}

@@ -10,7 +10,7 @@ A file has no broker time: what a copy of it says was modified when is no proper
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from streaming import arrow_events
 from streaming.codec import concatenate
 from streaming.config import StreamConfig
+from streaming.event_columns import cast
 from streaming.event_times import implausible, time_column, times_in_ms
 from streaming.position import Gap, Position, RowPlace
 from streaming.row_queue import RowQueue
@@ -155,12 +156,9 @@ class ParquetSource:
         stream, group = self._config, self._groups[at]
         parsed = self._parsed(at)
         mine_N = np.flatnonzero(parsed.key_N % stream.parquet_partitions == partition)
-        place = Place(
-            f"{group.file.name}",
-            partition,
-            stream.parquet_partitions,
-            max_late_ms=int(stream.max_late_s * 1000),
-        )
+        place = Place.of(stream, group.file.name, partition, stream.parquet_partitions)
+        # A file has no time of append that an event could be ahead of.
+        place = replace(place, max_future_ms=0)
         known_ms = self._watermark_ms.get(partition, 0)
         decoded = judge(_only(parsed, mine_N), place, known_ms)
         self._watermark_ms[partition] = max(known_ms, decoded.latest_ms)
@@ -187,16 +185,23 @@ class ParquetSource:
         return parsed
 
     def _with_times(self, table: pa.Table, group: _RowGroup) -> pa.Table:
-        """The table with `timestamp_ms` in milliseconds, whatever its column of times is."""
+        """The table with a column `timestamp_ms` that says milliseconds, whatever its column of times is."""
         name = time_column(table.column_names)
         if name is None:
             return table
-        times = times_in_ms(table[name], name)
+        # One that is named so is cast row by row with the other columns; floats are rounded first.
+        as_it_is = name == TIMESTAMP_MS and not pa.types.is_floating(table[name].type)
+        if as_it_is:
+            times = pa.chunked_array([cast(name, chunk).values for chunk in table[name].chunks], pa.int64())
+        else:
+            times = times_in_ms(table[name], name)
         if group.file not in self._warned:
             warning = implausible(times.drop_null().to_numpy(), name)
             if warning:
                 self._warned.add(group.file)
                 _log.warning("%s: %s", group.file, warning)
+        if as_it_is:
+            return table
         if name == TIMESTAMP_MS:
             return table.set_column(table.column_names.index(name), name, times)
         return table.append_column(TIMESTAMP_MS, times)
@@ -227,4 +232,6 @@ def _only(parsed: ParsedEvents, at_M: npt.NDArray[np.int64]) -> ParsedEvents:
         parsed.append_N[at_M],
         parsed.key_N[at_M],
         lambda m: parsed.original(int(at_M[m])),
+        None if parsed.unfit_N is None else parsed.unfit_N[at_M],
+        lambda m: parsed.why_unfit(int(at_M[m])),
     )

@@ -3,6 +3,8 @@
 Shapes: N events, K actions that the settings name.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -37,7 +39,7 @@ def judge_signals(rows: pa.RecordBatch, config: StreamConfig) -> tuple[Int8s, Fl
     if named := _named_actions(config):
         code_N = _codes(rows[ACTION], named)
         sign_N = _sign_of_code(named, config)[code_N]
-        weight_N = weight_N * _weight_of_code(named, config)[code_N]
+        weight_N = weight_N * _weight_of_code(named, config.weight_of_action)[code_N]
     if config.negative_below_value:
         is_low_N = pc.less(rows[VALUE], np.float32(config.negative_below_value))
         sign_N[pc.fill_null(is_low_N, False).to_numpy(zero_copy_only=False)] = NEGATIVE
@@ -66,7 +68,17 @@ def _sign_of_code(named: list[str], config: StreamConfig) -> Int8s:
     return np.array([*(signs.get(action, other) for action in named), other, POSITIVE], np.int8)
 
 
-def _weight_of_code(named: list[str], config: StreamConfig) -> Float32s:
+def action_factors(actions: pa.Array, weight_of_action: Mapping[str, float]) -> Float32s:
+    """What the weight of each event is multiplied by because of its action, float32 (n,).
+
+    Args:
+        actions: any kind of string, (n,).
+        weight_of_action: factors; any other action has 1.
+    """
+    named = sorted(weight_of_action)
+    return _weight_of_code(named, weight_of_action)[_codes(actions, named)]
+
+
+def _weight_of_code(named: list[str], weights: Mapping[str, float]) -> Float32s:
     """float32 (k + 2,)."""
-    weights = config.weight_of_action
     return np.array([*(weights.get(action, 1.0) for action in named), 1.0, 1.0], np.float32)

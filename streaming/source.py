@@ -226,7 +226,7 @@ class KafkaSource:
         for p in self._partitions:
             goes_on = p in start and start[p].offset == begin[p]
             self._readers[p] = PartitionReader(
-                self._place(p, spread_over or len(known)),
+                Place.of(self._config, self._topic, p, spread_over or len(known)),
                 RowQueue(start[p] if goes_on else Position(begin[p], 0)),
                 end.get(p, 0) if end is not None else None,
                 watermark_ms.get(p, 0),
@@ -242,17 +242,6 @@ class KafkaSource:
         offsets, elsewhere = seek(self._consumer, at, self._config.lost_position)
         ends = self._consumer.end_offsets(list(at))
         return by_partition(offsets), {place.partition for place in elsewhere}, by_partition(ends)
-
-    def _place(self, partition: int, partitions: int) -> Place:
-        stream = self._config
-        return Place(
-            self._topic,
-            partition,
-            partitions,
-            max_future_ms=int(stream.max_future_s * 1000),
-            max_late_ms=int(stream.max_late_s * 1000),
-            max_message_bytes=stream.max_message_bytes,
-        )
 
     def _ended(self) -> frozenset[int]:
         return frozenset(p for p, reader in self._readers.items() if reader.ended)

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from streaming.catalogue import Catalogue
 from streaming.catalogue_records import CatalogueUpdate
 from streaming.config import StreamConfig
+from streaming.event_columns import cast
 from streaming.event_times import times_in_ms
-from streaming.hashing import feature_ids, hash_texts
+from streaming.hashing import feature_ids
 from streaming.schema import (
     ATTRIBUTES,
     CATEGORIES,
@@ -108,19 +109,20 @@ def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, s
 
 
 def ids(column: pa.ChunkedArray, name: str) -> Int64Array:
-    """Integer ids as they are, texts by their xxh64, as on the stream.
+    """Ids of a table by the rule of the stream (`streaming.ids`).
 
     Raises:
-        ValueError: an id is null: it would become somebody's; names the column.
+        ValueError: an id is missing, or is none: it would become somebody's; names the column.
     """
-    if column.null_count:
-        raise ValueError(f"{name} is missing in {column.null_count:,} of {len(column):,} rows")
-    if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
-        raise ValueError(f"{name} must hold integers or texts, not {column.type}")
-    if pa.types.is_integer(column.type):
-        numbers: Int64Array = column.to_numpy().astype(np.int64)
-        return numbers
-    return hash_texts(column.cast(pa.string()).combine_chunks())
+    parts = [cast(name, chunk) for chunk in column.chunks]
+    unfit = sum(int(part.unfit_N.sum()) for part in parts if part.unfit_N is not None)
+    missing = sum(part.values.null_count for part in parts) - unfit
+    if unfit:
+        rule = f"{name} must hold integers or texts, not {column.type}"
+        raise ValueError(f"{rule} with {unfit:,} of {len(column):,} values that are neither")
+    if missing:
+        raise ValueError(f"{name} is missing in {missing:,} of {len(column):,} rows")
+    return np.concatenate([np.zeros(0, np.int64), *(part.values.to_numpy() for part in parts)])
 
 
 def catalogue_of(items: pa.Table, users: pa.Table, item_ids: Int64Array, config: StreamConfig) -> Catalogue:
@@ -160,8 +162,9 @@ def _users(users: pa.Table, names: list[str]) -> pa.Table:
         if name not in users.column_names:
             continue
         column = users[name].cast(pa.string()).combine_chunks()
-        valid = column.is_valid().to_numpy(zero_copy_only=False)
-        texts = pc.binary_join_element_wise(name, column.drop_null(), "=")
+        valid = pc.fill_null(pc.not_equal(column, ""), False)
+        texts = pc.binary_join_element_wise(name, column.filter(valid), "=")
+        valid = valid.to_numpy(zero_copy_only=False)
         values_UF[valid, k] = feature_ids(texts)
     offsets = np.arange(users.num_rows + 1, dtype=np.int32) * np.int32(len(names))
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_UF.reshape(-1)))

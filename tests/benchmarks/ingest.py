@@ -161,6 +161,7 @@ def timed(side: Callable[[], int]) -> Run:
 def bare_kafka_python(config: StreamConfig, ends: dict[int, int]) -> int:
     """Polls and decodes; the consumer has the same settings as ours."""
     consumer = open_consumer(config)
+    consumer.assign([TopicPartition(config.interactions_topic, p) for p in ends])
     seek(consumer, {TopicPartition(config.interactions_topic, p): None for p in ends})
     rows, missing = 0, sum(ends.values())
     while missing:

@@ -111,7 +111,7 @@ def test_a_duplicate_is_used_once_also_across_a_crash_and_only_within_the_window
 
 
 def test_a_poison_batch_is_quarantined_on_all_ranks_alike_and_training_goes_on(stream_factory, tmp_path):
-    stream = stream_factory(2)
+    stream = stream_factory(2, max_weight=3.4e38)
     (mine,) = users_of(1, 2)
     produce(stream, events(200))
     send_raw(stream, [_json(1, _event(mine, 200, weight=3e38, action="why", event_id="poison"))])
@@ -136,7 +136,7 @@ def test_a_poison_batch_is_quarantined_on_all_ranks_alike_and_training_goes_on(s
 def test_poison_batch_after_poison_batch_stops_with_an_error_that_names_the_settings(
     stream_factory, tmp_path
 ):
-    stream = stream_factory(1)
+    stream = stream_factory(1, max_weight=3.4e38)
     user = users_of(0, 1)[0]
     send_raw(stream, [_json(0, _event(user, n, weight=3e38)) for n in range(200)])
     config = config_of(stream, tmp_path, max_poison_batches=2)
