@@ -26,8 +26,8 @@ from cluster.device import process_group_backend, resolve_device
 from cluster.training.compatibility import require_resumable, require_same, require_same_towers
 from cluster.training.quarantine import PoisonedTraining
 from cluster.training.starting_point import find_starting_point
-from cluster.training.telemetry import read_progress, write_progress
-from retrieval.durable_files import replace_durably
+from cluster.training.telemetry import ProgressFile
+from retrieval.durable_files import make_private, replace_durably
 from streaming.parquet_source import ParquetUnusable
 from streaming.source import PositionLost, TopicMissing, partitions_of
 
@@ -76,9 +76,10 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     else:
         require_resumable(newest, config)
     run_id = uuid.uuid4().hex
-    write_progress(storage, {"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
+    progress = ProgressFile(storage)
+    progress.write({"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
     _fit_while_it_moves_on(config, storage, run_id)
-    return TrainingSummary(read_progress(storage) or {})
+    return TrainingSummary(progress.read() or {})
 
 
 def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str) -> None:
@@ -269,7 +270,11 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
 
 
 def _note_stop(storage: Path, run_id: str, error: Exception) -> None:
-    replace_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
+    try:
+        make_private(storage)
+        replace_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
+    except OSError as full:  # the error itself says why; it costs some restarts that cannot help
+        _log.warning("%s was not written: %s", storage / STOP_FILE, full)
 
 
 def stop_reason(storage: Path, run_id: str) -> str | None:

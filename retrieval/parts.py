@@ -40,6 +40,7 @@ def read_parts(paths: Sequence[Path]) -> tuple[Int64Array, Float32Array]:
 
     Raises:
         IndexInputError: no part, a file that is not one, parts of different widths, or an item in two of them.
+        OSError: a part cannot be read.
     """
     if not paths:
         raise IndexInputError("there are no parts to publish")
@@ -68,7 +69,7 @@ def read_ids(path: Path) -> Int64Array:
 def _read(path: Path) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+    except pa.ArrowInvalid as error:
         raise IndexInputError(f"{path} is not a part that can be read: {error}") from error
     names, types = table.schema.names, table.schema.types
     vectors = names == ["item_id", "vector"] and pa.types.is_fixed_size_list(types[1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def publish(
     extra_files: Mapping[str, Path],
     metadata: Mapping[str, object],
     seed: int,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> PublishReport:
     """Build a version beside the live one and promote it if it passes its gates.
 
@@ -87,8 +88,10 @@ def publish(
         extra_files: copied into the version under these names (query tower, rows, catalogue).
         metadata: goes into the manifest (`known_items` is what coverage is measured against).
         seed: of k-means and of the sample.
+        before_commit: called once the gates are passed; if it raises, nothing goes live.
     Raises:
         IndexInputError: the parts do not make an index, or the queries do not fit them.
+        OSError, VersionError: the storage failed.
     """
     clock = _Clock()
     ids, vectors = read_parts(parts)
@@ -110,6 +113,7 @@ def publish(
     )
     clock.lap("gate_s")
     if report.gate.passed:
+        before_commit()
         described = {**metadata, **report.figures(), "dim": index.dim, "recall_k": config.recall_k}
         version = _commit(store, index, ids, vectors, extra_files, described)
         _prune(store, config.versions_to_keep)

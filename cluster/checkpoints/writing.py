@@ -135,6 +135,8 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._now: _OnItsWay | None = None
         self._failed = False
+        self.problem = ""
+        """Why the last checkpoint that was tried could not be written; empty if it stands."""
         self._slices: Iterator[tuple[str, Slice]] | None = None
         self._queue: queue.Queue[tuple[str, Slice] | None] = queue.Queue(_SLICES_AHEAD)
         for part in parts:
@@ -252,11 +254,26 @@ class Checkpointer:
         plan: tuple[str, bool] | None = None
         if self._comm.rank == 0:
             try:
-                plan = self._store.begin(step).name, self._policy.wants_full(self._parent)
+                plan = self._store.begin(step).name, self._wants_full()
             except OSError as error:
-                _log.error("no checkpoint can begin in %s: %s", self._store.where, error)
+                self.problem = f"no checkpoint can begin in {self._store.where}: {error}"
+                _log.error("%s", self.problem)
         agreed: tuple[str, bool] | None = self._comm.gather_objects(plan)[0]
         return (Writing(self._store.storage, agreed[0]), agreed[1]) if agreed is not None else None
+
+    def _wants_full(self) -> bool:
+        """Whether the policy says so, or what a delta would build on is not there any more."""
+        if self._policy.wants_full(self._parent):
+            return True
+        assert self._parent is not None
+        gone = {link.name for link in self._parent.links}.difference(self._store.names())
+        if gone:
+            _log.warning(
+                "%s is gone from %s, so the next checkpoint is full",
+                ", ".join(sorted(gone)),
+                self._store.where,
+            )
+        return bool(gone)
 
     def _take_snapshot(self) -> None:
         """Copy what changed and what is small, between two steps, and hand it to the thread."""
@@ -285,9 +302,11 @@ class Checkpointer:
             try:
                 committed = self._store.commit(now.writing, files, self._describe(told), now.parent)
             except OSError as error:
-                _log.error("checkpoint %s was not committed: %s; the next is full", now.writing.name, error)
+                self.problem = f"checkpoint {now.writing.name} was not committed: {error}"
+                _log.error("%s; the next is full", self.problem)
                 self._failed = True
             else:
+                self.problem = ""
                 self._thread.submit(self._prune, committed)
         self._parent = committed
         return committed
@@ -302,9 +321,10 @@ class Checkpointer:
         now, self._now, self._slices, self._parent = self._now, None, None, None
         self._failed = True
         if error is not None:
-            _log.error(
-                "a checkpoint could not be written to %s: %s; the next is full", self._store.where, error
-            )
+            self.problem = f"a checkpoint could not be written to {self._store.where}: {error}"
+            _log.error("%s; the next is full", self.problem)
+        elif not self.problem:
+            self.problem = f"a checkpoint could not be written to {self._store.where} on another rank"
         if now is not None:
             self._comm.gather_objects(None)  # nobody writes into it any more
             if self._comm.rank == 0:

@@ -3,15 +3,19 @@
 snapshot (collective, between two steps)    each rank: item tower over its own items ► Arrow part, its rows ► Arrow part
                                             rank 0: query tower, recent queries, append times of what was trained
 build (rank 0, in a thread)                 Faiss IVF ► gate ► manifest ► pointer swap, while training goes on
+
+Every attempt has a folder of its own, so that a trainer and any number of refreshes may publish beside one another; its
+ranks own it together, and it is removed by the next attempt, of anybody, once all of them are gone. Storage that fails
+costs the version, not the run.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,11 +30,13 @@ from cluster.config import FreshetConfig
 from cluster.device import resolve_device
 from cluster.publishing.freshness import FreshnessHistogram, UnpublishedAppends
 from cluster.publishing.item_encoding import encode_owned_items
+from cluster.storage_trouble import StorageTrouble
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.two_tower import TwoTower
 from retrieval.durable_files import write_durably
+from retrieval.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
 from retrieval.publish import PublishReport, publish, write_part
-from retrieval.version import VersionStore
+from retrieval.version import VersionError, VersionStore
 from streaming.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -40,7 +46,7 @@ _log = logging.getLogger(__name__)
 class Snapshot:
     """What one version is built from, all of the same step."""
 
-    directory: Path
+    folder: OwnedFolder | None  # on rank 0
     parts: list[Path]
     queries: npt.NDArray[np.float32]
     append_ms: npt.NDArray[np.int64]
@@ -48,9 +54,17 @@ class Snapshot:
 
 
 class Publisher:
-    """Publishes index versions of one run; one at a time."""
+    """Publishes index versions of one run; one at a time.
 
-    def __init__(self, comm: Collectives, config: FreshetConfig) -> None:
+    Args:
+        comm: the ranks.
+        config: settings; versions go to `storage_path/index`.
+        check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
+    """
+
+    def __init__(
+        self, comm: Collectives, config: FreshetConfig, check: Callable[[], None] = lambda: None
+    ) -> None:
         self.storage = Path(config.storage_path)
         self.store = VersionStore(self.storage / "index")
         self.unpublished = UnpublishedAppends()
@@ -58,7 +72,10 @@ class Publisher:
         self.last: PublishReport | None = None
         self.published = 0
         self.error: BaseException | None = None
-        self._comm, self._config = comm, config
+        """What is no matter of storage; `wait` raises it."""
+        self._comm, self._config, self._check = comm, config, check
+        self._attempts = OwnedFolders(self.storage / ".publish", "attempt-")
+        self._trouble = StorageTrouble("index versions cannot be written")
         self._index_config = config.index
         if config.index.device == "auto":  # one `device` setting decides for towers and index alike
             on_gpu = resolve_device(config.device).type == "cuda"
@@ -70,6 +87,11 @@ class Publisher:
         """A version is being built (rank 0)."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def problem(self) -> str:
+        """Why the storage takes no versions at present (rank 0); empty if it does."""
+        return self._trouble.problem
+
     def snapshot(
         self,
         model: TwoTower,
@@ -77,28 +99,32 @@ class Publisher:
         catalogue: Catalogue,
         queries: list[npt.NDArray[np.float32]],
         metadata: dict[str, object],
-    ) -> Snapshot:
-        """Collective. Write this rank's parts; rank 0 also writes the query tower and the catalogue."""
-        directory = self.storage / ".publish" / f"step-{int(str(metadata['step'])):08d}"
-        if self._comm.rank == 0:
-            shutil.rmtree(directory.parent, ignore_errors=True)
-            directory.mkdir(parents=True)
-        self._comm.gather_objects(None)
+    ) -> Snapshot | None:
+        """Collective. Write this rank's parts; rank 0 also writes the query tower and the catalogue.
+
+        None on every rank if the storage failed on one of them: it is logged once, and the next attempt is as good.
+        """
+        folder, problem = self._begin_attempt() if self._comm.rank == 0 else (None, "")
+        path, problem = self._comm.gather_objects((str(folder.path) if folder else "", problem))[0]
         ids, vectors = encode_owned_items(model, table, catalogue, self._comm)
-        part = directory / f"items-{self._comm.rank:04d}.arrow"
-        write_part(part, ids, vectors.cpu().numpy())
-        save_rows(directory, table, self._comm.rank, self._comm.world)
-        if self._comm.rank == 0:
-            save_towers(directory, model, None)
-            self._write_query_side(directory, catalogue)
-        width = self._config.model.dim
+        if not problem:
+            problem = self._write_parts(Path(path), ids, vectors.cpu().numpy(), model, table, catalogue)
+        width, appends = self._config.model.dim, self.unpublished.drain()
         mine = np.concatenate([np.zeros((0, width), np.float32), *queries])
-        gathered = self._comm.gather_objects((str(part), mine, self.unpublished.drain()))
+        gathered = self._comm.gather_objects((problem, str(self._part(Path(path))), mine, appends))
+        problems = [f"rank {rank}: {entry[0]}" for rank, entry in enumerate(gathered) if entry[0]]
+        if problems:
+            self.unpublished.add(appends)
+            if folder is not None:
+                folder.remove()
+            if self._comm.rank == 0:
+                self._trouble.failed(problems[0])
+            return None
         return Snapshot(
-            directory,
-            [Path(entry[0]) for entry in gathered],
-            np.ascontiguousarray(np.concatenate([entry[1] for entry in gathered])),
-            np.concatenate([entry[2] for entry in gathered]),
+            folder,
+            [Path(entry[1]) for entry in gathered],
+            np.ascontiguousarray(np.concatenate([entry[2] for entry in gathered])),
+            np.concatenate([entry[3] for entry in gathered]),
             metadata,
         )
 
@@ -108,33 +134,77 @@ class Publisher:
         self._thread.start()
 
     def build(self, snapshot: Snapshot) -> PublishReport:
-        """Rank 0: build, gate and promote; a version that fails its gate leaves the live one in place."""
-        extra = [path for path in snapshot.directory.iterdir() if path not in set(snapshot.parts)]
-        report = publish(
-            self.store,
-            snapshot.parts,
-            snapshot.queries,
-            self._index_config,
-            extra_files={path.name: path for path in extra},
-            metadata=snapshot.metadata,
-            seed=self._config.seed,
-        )
+        """Rank 0: build, gate and promote; a version that fails its gate leaves the live one in place.
+
+        Raises:
+            OSError, VersionError: the storage failed.
+        """
+        assert snapshot.folder is not None
+        try:
+            extra = {path.name: path for path in snapshot.folder.path.iterdir() if path.name != LOCK}
+            for part in snapshot.parts:
+                extra.pop(part.name, None)
+            report = publish(
+                self.store,
+                snapshot.parts,
+                snapshot.queries,
+                self._index_config,
+                extra_files=extra,
+                metadata=snapshot.metadata,
+                seed=self._config.seed,
+                before_commit=self._check,
+            )
+        finally:
+            snapshot.folder.remove()
         if report.version is not None:
             self.published += 1
             self.freshness.add(time.time() - snapshot.append_ms / 1000.0)
         else:
             self.unpublished.add(snapshot.append_ms)
         self.last = report
-        shutil.rmtree(snapshot.directory, ignore_errors=True)
+        self._trouble.works()
         return report
 
     def wait(self) -> None:
-        """Rank 0: until the version in progress is live or refused; raises what its thread raised."""
+        """Rank 0: until the version in progress is live, refused or given up; raises what is no matter of storage."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self.error is not None:
             raise self.error
+
+    def _begin_attempt(self) -> tuple[OwnedFolder | None, str]:
+        try:
+            self._check()
+            folder = self._attempts.make()
+            folder.share()
+        except OSError as error:
+            return None, str(error)
+        return folder, ""
+
+    def _part(self, folder: Path) -> Path:
+        return folder / f"items-{self._comm.rank:04d}.arrow"
+
+    def _write_parts(
+        self,
+        folder: Path,
+        ids: npt.NDArray[np.int64],
+        vectors: npt.NDArray[np.float32],
+        model: TwoTower,
+        table: ShardedEmbedding,
+        catalogue: Catalogue,
+    ) -> str:
+        """What this rank adds to an attempt; what went wrong, if something did."""
+        try:
+            with share_folder(folder):
+                write_part(self._part(folder), ids, vectors)
+                save_rows(folder, table, self._comm.rank, self._comm.world)
+                if self._comm.rank == 0:
+                    save_towers(folder, model, None)
+                    self._write_query_side(folder, catalogue)
+        except OSError as error:
+            return str(error)
+        return ""
 
     def _write_query_side(self, directory: Path, catalogue: Catalogue) -> None:
         """What turns a user into a query vector in this version's space, beside towers and rows."""
@@ -151,6 +221,9 @@ class Publisher:
     def _build_safely(self, snapshot: Snapshot) -> None:
         try:
             self.build(snapshot)
+        except (OSError, VersionError) as error:
+            self.unpublished.add(snapshot.append_ms)
+            self._trouble.failed(error)
         except Exception as error:  # the thread must not die in silence: `wait` and the worker loop raise it
             _log.exception("publishing step %s failed", snapshot.metadata.get("step"))
             self.error = error

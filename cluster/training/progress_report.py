@@ -15,7 +15,7 @@ from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
 from cluster.training.control import Report
 from cluster.training.run import TrainingRun
-from cluster.training.telemetry import read_progress, write_progress
+from cluster.training.telemetry import ProgressFile
 
 _EVERY_S = 0.5
 _RATE_WINDOW_S = 10.0
@@ -26,7 +26,9 @@ class ProgressReporter:
 
     def __init__(self, storage: Path, run_id: str, comm: Collectives) -> None:
         self.last: dict[str, Any] = {}
-        self._storage, self._comm = storage, comm
+        self.checkpoint_problem = ""
+        """Why the storage takes no checkpoints at present; empty if it does."""
+        self._file, self._comm = ProgressFile(storage), comm
         self._losses: Mapping[str, float] = {}
         self._steps: deque[tuple[float, int]] = deque()
         self._first_step_s: float | None = None
@@ -39,7 +41,7 @@ class ProgressReporter:
 
     def _begin_attempt(self, run_id: str) -> None:
         # The attempts of one submission share its run_id; what an earlier one published still counts.
-        before = read_progress(self._storage) if self._comm.rank == 0 else None
+        before = self._file.read() if self._comm.rank == 0 else None
         same_run = before is not None and before.get("run_id") == run_id
         attempt = int(before["attempt"]) + 1 if before is not None and same_run else 1
         self._static |= {
@@ -51,10 +53,7 @@ class ProgressReporter:
             self._published_before = int((before.get("index") or {}).get("versions", 0))
             self._checkpoint = before.get("checkpoint")
         if self._comm.rank == 0:  # at once, so that an attempt that dies early is counted too
-            write_progress(
-                self._storage,
-                {**(before if same_run and before else {}), **self._static, "state": "starting"},
-            )
+            self._file.write({**(before if same_run and before else {}), **self._static, "state": "starting"})
 
     def stepped(self, losses: Mapping[str, float], events: int) -> None:
         """Note one optimizer step."""
@@ -100,6 +99,7 @@ class ProgressReporter:
             "lag_messages": int(totals.lag_messages),
             "messages_skipped": int(totals.skipped),
             "notice": run.notice,
+            "error": "; ".join(filter(None, (self.checkpoint_problem, publisher.problem))),
             "loss": dict(self._losses),
             "examples_per_s": self._rate(),
             "mean_examples_per_s": self._mean_rate(),
@@ -112,7 +112,7 @@ class ProgressReporter:
                 "p99_s": publisher.freshness.percentile_s(0.99),
             },
         }
-        write_progress(self._storage, self.last)
+        self._file.write(self.last)
 
     def _index(self, publisher: Publisher) -> dict[str, Any] | None:
         report = publisher.last

@@ -48,6 +48,8 @@ def refresh_from(
     }
     queries = encode_users(run, _some_users(run))
     snapshot = publisher.snapshot(run.model, run.table, run.catalogue, [queries], metadata)
+    if snapshot is None:
+        raise OSError(f"{publisher.problem or 'a rank could not write'} (setting: storage_path)")
     if comm.rank == 0:
         report = publisher.build(snapshot)
         version = report.version.name if report.version is not None else None

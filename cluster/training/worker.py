@@ -18,11 +18,12 @@ import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
+from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import Hook, nothing
 from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.publisher import Publisher
+from cluster.publishing.publisher import Publisher, Snapshot
 from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import Decision, Report, agree
 from cluster.training.intake import Intake
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.02
 _LETTERS_RETRY_S = 0.5
+_STORAGE_RETRY_S = 1.0
 
 
 class Worker:
@@ -64,7 +66,7 @@ class Worker:
         self.checkpoints = CheckpointStore(
             config.checkpoint_location, config.train.checkpoints_to_keep, at=at
         )
-        self.publisher = Publisher(comm, config)
+        self.publisher = Publisher(comm, config, self.checkpoints.check_claim)
         self._run_id = run_id
         self._intake = Intake(config, comm)
         self.run = self._new_run(self._intake.count_partitions())
@@ -148,10 +150,18 @@ class Worker:
         return (store or CheckpointStore(told[0])).open(told[1])
 
     def _grow(self, partitions: int) -> None:
-        """Users move to where they belong now: by a checkpoint of this instant, which is then read anew."""
+        """Users move to where they belong now: by a checkpoint of this instant, which is then read anew.
+
+        If the storage does not take it, on whichever rank, the next turn of the loop tries again.
+        """
         old = self.run
         self._until_letters_arrived()
-        told = self._checkpointer.finish(old.step)
+        try:
+            told = self._checkpointer.finish(old.step)
+        except CheckpointError as error:
+            _log.error("%s; the partitions that are new wait for it", error)
+            time.sleep(_STORAGE_RETRY_S)
+            return
         self._tell(told)
         barrier = self._agreed(lambda: told, self.checkpoints)
         assert barrier is not None
@@ -218,6 +228,7 @@ class Worker:
     def _absorb(self, decision: Decision) -> None:
         self.run.curve.add(self._validated_at, decision.validation)
         self._validation = np.zeros(4)
+        self.progress.checkpoint_problem = self._checkpointer.problem
         self.progress.update(self.run, decision.totals, self.publisher)
 
     def _step(self) -> None:
@@ -306,26 +317,23 @@ class Worker:
 
     def _publish(self) -> None:
         snapshot = self._snapshot()
-        if self.comm.rank == 0:
+        if self.comm.rank == 0 and snapshot is not None:
             self.publisher.build_in_background(snapshot)
         self._last_publish_s = time.monotonic()
 
-    def _snapshot(self) -> Any:
+    def _snapshot(self) -> Snapshot | None:
         metadata: dict[str, object] = {
             "step": self.run.step,
             "events_trained": self.run.events_trained,
             "known_items": int(self.run.catalogue.item_ids.shape[0]),
         }
-        snapshot = self.publisher.snapshot(
+        return self.publisher.snapshot(
             self.run.model,
             self.run.table,
             self.run.catalogue,
             self.run.progressive.recent_queries,
             metadata,
         )
-        if self.comm.rank == 0:
-            self.checkpoints.check_claim()  # who was fenced off publishes nothing
-        return snapshot
 
     def _finish(self, decision: Decision) -> dict[str, Any]:
         """The last checkpoint and the last version hold everything that was read."""
@@ -335,8 +343,9 @@ class Worker:
             self.publisher.wait()
         if self._worth_publishing:
             snapshot = self._snapshot()
-            if self.comm.rank == 0:
-                self.publisher.build(snapshot)
+            if self.comm.rank == 0 and snapshot is not None:
+                self.publisher.build_in_background(snapshot)
+                self.publisher.wait()
         self.comm.gather_objects(None)
         self.progress.finished(self.run, decision.totals, self.publisher)
         return self.progress.last

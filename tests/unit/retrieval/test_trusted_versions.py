@@ -2,8 +2,6 @@
 
 import json
 import os
-import resource
-from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +10,7 @@ from retrieval.durable_files import manifest_checksum
 from retrieval.index import IvfIndex
 from retrieval.searcher import Searcher
 from retrieval.version import VersionCorrupt
+from tests.full_disk import files_of_at_most
 from tests.unit.retrieval.conftest import clustered
 from tests.unit.retrieval.test_version import commit
 
@@ -22,17 +21,6 @@ def rewrite(version, sign=True, **changes):
     if sign:
         manifest["checksum"] = manifest_checksum(manifest)
     (version.path / "manifest.json").write_text(json.dumps(manifest))
-
-
-@contextmanager
-def at_most(file_bytes):
-    """No file of this process grows further meanwhile, as on a disk that fills up (Python ignores SIGXFSZ)."""
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def test_a_manifest_that_was_changed_is_refused_before_its_numbers_are_used(store, put):
@@ -123,5 +111,5 @@ def test_an_index_that_the_disk_cuts_short_is_an_error_not_a_shorter_file(tmp_pa
     index = IvfIndex.build(vectors, IndexConfig(kind="ivf_flat"), seed=1)
     index.save(tmp_path / "whole")
     room = (tmp_path / "whole").stat().st_size - missing
-    with at_most(room), pytest.raises(OSError, match="File too large"):
+    with files_of_at_most(room), pytest.raises(OSError, match="File too large"):
         index.save(tmp_path / "short")

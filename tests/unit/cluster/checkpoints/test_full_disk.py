@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,3 +166,34 @@ def test_a_commit_whose_folder_cannot_be_synced_after_the_rename_is_whole_or_abs
     checkpointer.close()
     assert (last.manifest["kind"], last.manifest["follows"]) == ("full", first.name)
     assert CheckpointStore(tmp_path).names() == [first.name, last.name]
+
+
+@pytest.mark.parametrize("what", ["everything", "the base"])
+def test_after_a_checkpoint_was_removed_under_the_run_nothing_builds_on_it(tmp_path, caplog, what):
+    """A delta on what is gone could not be read by anybody, though it would be the newest."""
+    root = tmp_path / "checkpoints"
+    store, run = CheckpointStore(root, keep=5), small_run()
+    checkpointer = checkpointer_of(run, store, Collectives())
+    train_steps(run, 1)
+    base = _try(checkpointer, run)
+    shutil.rmtree(root if what == "everything" else base.path)
+    train_steps(run, 1)
+    last = _try(checkpointer, run)
+    checkpointer.close()
+    assert last.manifest["kind"] == "full"
+    assert CheckpointStore(root).newest().step == 2
+    assert f"{base.name} is gone" in caplog.text
+
+
+def test_why_no_checkpoint_is_written_is_known_until_one_is(tmp_path, fill):
+    disk = fill("write")
+    run = small_run()
+    checkpointer = checkpointer_of(run, CheckpointStore(tmp_path), Collectives())
+    train_steps(run, 1)
+    disk.full = True
+    _try(checkpointer, run)
+    assert "No space left on device" in checkpointer.problem
+    disk.full = False
+    _try(checkpointer, run)
+    checkpointer.close()
+    assert checkpointer.problem == ""
