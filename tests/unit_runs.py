@@ -17,6 +17,7 @@ from streaming.config import StreamConfig
 from tests.benchmarks.support.synthetic import Population
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
+CPU = torch.device("cpu")
 PARTITIONS, QUOTA = 2, 16
 POPULATION = Population(users=30, items=50, burst=3.0, attributes=1)
 LOG = partitioned_log(POPULATION.events(500), PARTITIONS)
@@ -57,9 +58,9 @@ def small_config(signals=None, **model):
     )
 
 
-def open_run(config, checkpoint=None, start=None):
+def open_run(config, checkpoint=None, start=None, device=CPU):
     """New, as a checkpoint has it at its place in the log, or new with what a checkpoint has learnt (`start`)."""
-    run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
+    run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), device)
     if checkpoint is None:
         attributes = len(config.stream.user_attributes)
         run.catalogue.apply(replace(POPULATION, attributes=attributes).catalogue())

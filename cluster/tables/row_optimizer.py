@@ -80,6 +80,7 @@ class RowAdam(RowOptimizer):
         # β ** t by a table: a power per row would cost more than the row.
         self._correction1 = (1 - beta1**counts).astype(np.float32)
         self._correction2 = (1 - beta2**counts).astype(np.float32)
+        self._inverses: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def state_shapes(self, dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """First and second moment per element, updates per row."""
@@ -123,11 +124,22 @@ class RowAdam(RowOptimizer):
         state["updates"].index_copy_(0, index_U, updates_U)
         state["first_moment"].index_copy_(0, index_U, first_UD)
         state["second_moment"].index_copy_(0, index_U, second_UD)
-        exponent_U1 = updates_U.to(torch.float32).unsqueeze(1)
-        first_UD /= 1 - self.beta1**exponent_U1
-        second_UD /= 1 - self.beta2**exponent_U1
+        count_U = updates_U.clamp_max(_CORRECTIONS - 1)
+        inverse1_C, inverse2_C = self._inverse_corrections(values_RD.device)
+        first_UD *= inverse1_C.index_select(0, count_U).unsqueeze(1)
+        second_UD *= inverse2_C.index_select(0, count_U).unsqueeze(1)
         step_UD = first_UD.div_(second_UD.sqrt_().add_(self.eps))
         values_RD.index_add_(0, index_U, step_UD, alpha=-lr)
+
+    def _inverse_corrections(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """1 / (1 − β ** t) by t from the tables that the compiled loop reads, on a device, float32."""
+        if device not in self._inverses:
+            one = np.float32(1.0)
+            with np.errstate(divide="ignore"):  # t = 0, which nobody asks for
+                tables = (one / self._correction1, one / self._correction2)
+            first, second = (torch.from_numpy(table).to(device) for table in tables)
+            self._inverses[device] = (first, second)
+        return self._inverses[device]
 
 
 class RowAdagrad(RowOptimizer):

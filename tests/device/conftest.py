@@ -1,0 +1,14 @@
+"""The pretended device, for one test at a time."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.device.pretended_device import PretendedDevice
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendedDevice]:
+    """A device that refuses what CUDA would refuse."""
+    with PretendedDevice() as device:
+        yield device

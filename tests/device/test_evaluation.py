@@ -1,0 +1,73 @@
+"""Systems compared on data at rest, with their towers on the device."""
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.evaluation.data import prepare
+from cluster.evaluation.fitting import fit
+from cluster.evaluation.from_checkpoint import recommender_of
+from cluster.evaluation.overrides import with_settings
+from cluster.evaluation.ranking import rank
+from cluster.evaluation.systems import SYSTEMS, create
+from cluster.training.worker_state import save_checkpoint
+from tests.data_tables import random_tables
+from tests.device_runs import config_of, train_and_score
+from tests.unit_runs import CPU, open_run
+
+TINY = with_settings(
+    FreshetConfig(),
+    {
+        "model.dim": 8,
+        "model.dropout": 0.0,
+        "model.augmented_dim": 4,
+        "model.uniform_negatives": 5,
+        "model.history_length": 10,
+        "fit.batch_targets": 100,
+        "fit.warmup_steps": 2,
+        "fit.passes": 1,
+        "device": "cpu",
+    },
+)
+DATA = prepare(random_tables(events=250), TINY)
+TOWERS = {system.source: name for name, system in SYSTEMS.items() if system.trained}
+"""One system for each kind of towers: the others are settings of them, which `test_training.py` trains."""
+
+
+def _ranked(name, device):
+    config = SYSTEMS[name].settings_of(TINY, {}, {})
+    recommender = create(SYSTEMS[name], config, DATA.catalogue, DATA.item_ids, device)
+    window = config.model.history_length
+    fitted = fit(
+        recommender,
+        DATA.split,
+        DATA.item_ids,
+        config.fit,
+        window=window,
+        mask_all=True,
+        exclude_seen=True,
+        seed=1,
+    )
+    test = DATA.split.test
+    found = rank(recommender, DATA.interactions, test, DATA.item_ids, window=window, exclude_seen=True)
+    return fitted.validation, found.rank_G
+
+
+@pytest.mark.parametrize("name", TOWERS.values())
+def test_every_kind_of_towers_ranks_as_it_does_on_the_cpu(gpu, name):
+    wanted, found = _ranked(name, CPU), _ranked(name, gpu.device)
+    assert found[0] == pytest.approx(wanted[0], abs=0.05)
+    # A tie that rounding decides otherwise moves a rank by one.
+    assert np.median(np.abs(found[1] - wanted[1])) <= 0.5
+
+
+def test_a_checkpoint_of_the_stream_ranks_on_the_device(gpu, tmp_path):
+    run = open_run(config_of("the defaults"), device=gpu.device)
+    train_and_score(run, 2)
+    checkpoint = save_checkpoint(run, CheckpointStore(tmp_path), Collectives())
+    items = run.catalogue.item_ids
+    here, there = (recommender_of(checkpoint, device).encode_items(items) for device in (CPU, gpu.device))
+    torch.testing.assert_close(torch.from_numpy(there), torch.from_numpy(here))

@@ -1,0 +1,63 @@
+"""Training puts every tensor where it belongs and gives what the CPU gives, with every option of the loss."""
+
+import numpy as np
+import pytest
+
+from tests.device.pretended_device import DeviceTensor
+from tests.device_runs import VARIANTS, config_of, differing, distance, gradients, state_of, train_and_score
+from tests.unit_runs import CPU, open_run, small_config
+
+STEPS = 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_option_trains_on_the_device_as_on_the_cpu(gpu, variant):
+    config = config_of(variant)
+    here, there = open_run(config, device=CPU), open_run(config, device=gpu.device)
+    wanted, found = train_and_score(here, STEPS), train_and_score(there, STEPS)
+    for step in range(STEPS):
+        assert found[step] == pytest.approx(wanted[step], rel=1e-5, abs=1e-6), step
+    assert found[-1]["sample"] > 0, "validation that scores nothing proves nothing"
+    theirs = gradients(there)
+    for name, mine in gradients(here).items():
+        if not name.endswith("to_qkv.bias"):  # that of a key bias is rounding error
+            assert distance(theirs[name], mine) < 1e-4, name
+    assert all(isinstance(p, DeviceTensor) for p in there.model.parameters())
+    one, two = state_of(here), state_of(there)
+    assert differing({"keys": one["table keys"]}, {"keys": two["table keys"]}) == []
+    for name in ("table values", "table first_moment", "table frequency"):
+        assert distance(two[name], one[name]) < 1e-4, name
+
+
+def test_the_same_seed_gives_the_same_run_with_dropout(gpu):
+    runs = []
+    for _ in range(2):
+        run = open_run(small_config(dropout=0.2), device=gpu.device)
+        train_and_score(run, STEPS)
+        runs.append(state_of(run))
+    assert differing(*runs) == []
+
+
+@pytest.mark.parametrize("kind", ["adam", "adagrad"])
+def test_both_row_optimizers_train_on_the_device(gpu, kind):
+    config = config_of("the defaults")
+    config.train.row_optimizer = kind
+    states = []
+    for device in (CPU, gpu.device):
+        run = open_run(config, device=device)
+        train_and_score(run, STEPS)
+        states.append(state_of(run))
+    for name in (n for n in states[0] if n.startswith("table ")):
+        np.testing.assert_allclose(states[1][name].numpy(), states[0][name].numpy(), atol=2e-5, err_msg=name)
+
+
+def test_a_step_that_is_refused_changes_nothing_on_the_device(gpu):
+    run = open_run(config_of("the defaults"), device=gpu.device)
+    train_and_score(run, 1)
+    batch = run.batcher.next_batch(16)
+    prepared = run.train_step.prepare(batch, run.step)
+    before = state_of(run)
+    prepared.lookup.rows_UD.data[5].fill_(float("nan"))
+    run.train_step.train(prepared, run.step)
+    assert run.train_step.refused
+    assert differing(before, state_of(run)) == []
