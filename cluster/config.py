@@ -80,8 +80,8 @@ class TrainConfig:
     max_poison_batches: int = field(
         default=3,
         metadata={
-            "help": "a step whose loss is not finite is skipped and its events go to the dead letters; so many of them "
-            "one after another stop the run"
+            "help": "so many steps one after another that cannot be trained stop the run; where only a few events of a "
+            "step are at fault, these alone go to the dead letters and the step does not count"
         },
     )
     init_from: str = field(

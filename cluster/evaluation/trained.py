@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,11 +17,13 @@ from cluster.config import FreshetConfig
 from cluster.evaluation.config import FitConfig
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.train_step import TrainStep
+from cluster.training.train_step import StepRefused, TrainStep
 from model.features import KeyCollector, item_inputs, query_inputs
 from model.recommender import Float32Array, Int64Array
 from model.two_tower import TwoTower
 from streaming.catalogue import Catalogue
+
+_log = logging.getLogger(__name__)
 
 _ITEMS_AT_ONCE = 65_536
 
@@ -68,11 +71,13 @@ class TrainedRecommender:
         self._step = 0
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See Recommender: one optimizer step."""
-        prepared = self._train_step.prepare(batch, self._step)
-        terms = self._train_step.train(prepared, self._step, decay=decay)
-        self._step += 1
-        return terms
+        """See Recommender: one optimizer step; one that is refused is left out, with a warning."""
+        step, self._step = self._step, self._step + 1
+        try:
+            return self._train_step.train(self._train_step.prepare(batch, step), step, decay=decay)
+        except StepRefused as refused:
+            _log.warning("step %d: %s", step, refused)
+            return refused.losses
 
     def end_pass(self) -> None:
         """See Recommender: a step has been done for every batch, nothing is left to do."""

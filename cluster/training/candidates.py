@@ -21,6 +21,9 @@ from model.key_index import hash_keys
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+FAILED: Int64Array = np.array([[0, 0, -1, 0]])
+"""In place of `target_rows`, of a rank that can make nothing of its events: no item has a negative number of them."""
+
 
 @dataclass(frozen=True)
 class GlobalTargets:
@@ -98,16 +101,26 @@ def _ragged(column: pa.ListArray) -> tuple[npt.NDArray[np.int64], Int64Array]:
     return values, offsets - offsets[0]
 
 
-def gather_targets(
-    comm: Collectives, targets_E: Int64Array, weight_E: npt.NDArray[np.float32], latest_ms: int
-) -> GlobalTargets:
-    """Collective. The unique targets of the whole step with their summed weights."""
+def target_rows(targets_E: Int64Array, weight_E: npt.NDArray[np.float32], latest_ms: int) -> Int64Array:
+    """What a rank says of its events, int64 (T', 4): each item, its weight, its events, the latest time."""
     ids, inverse = np.unique(targets_E, return_inverse=True)
     weight = np.bincount(inverse, weight_E, minlength=ids.shape[0])
     # Weights travel as raw bits, so that one gather of integers carries everything.
     columns = [ids, weight.astype(np.float64).view(np.int64), np.bincount(inverse, minlength=ids.shape[0])]
     columns.append(np.full(ids.shape[0], latest_ms))
-    gathered = comm.gather_ints(np.stack(columns, axis=1).astype(np.int64), "targets")
+    return np.stack(columns, axis=1).astype(np.int64)
+
+
+def gather_targets(comm: Collectives, mine: Int64Array) -> GlobalTargets | None:
+    """Collective. The unique targets of the whole step with their summed weights; None if any rank gave `FAILED`.
+
+    Args:
+        comm: the ranks.
+        mine: `target_rows` of this rank's events, or `FAILED`.
+    """
+    gathered = comm.gather_ints(mine, "targets")
+    if (gathered[:, 2] < 0).any():
+        return None
     all_ids, where = np.unique(gathered[:, 0], return_inverse=True)
     weights = np.ascontiguousarray(gathered[:, 1]).view(np.float64)
     total = np.bincount(where, weights, minlength=all_ids.shape[0]).astype(np.float64)

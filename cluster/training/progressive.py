@@ -80,6 +80,12 @@ class ProgressiveValidation:
         self._comm, self._config = comm, config
 
     def score(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
+        """Collective. `rank`, then `count`."""
+        totals = self.rank(batch, prepared)
+        self.count(prepared)
+        return totals
+
+    def rank(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
         """Collective. (sample, hits, popularity hits, co-occurrence hits) of this rank's events of the step."""
         if self._config.evaluation.sample_fraction == 0:
             return np.zeros(1 + len(SYSTEMS))
@@ -112,8 +118,19 @@ class ProgressiveValidation:
             for place, scores_EI in enumerate(scores, start=1):
                 ranks = full_ranks(scores_EI, target_E[findable], drop_EI)
                 totals[place] = (ranks < self._config.evaluation.top_k).sum()
-        self._update_baselines(target_E, recent_ER)
         return totals
+
+    def count(self, prepared: PreparedStep) -> None:
+        """Collective. The baselines count what was trained; after `rank`."""
+        evaluation = self._config.evaluation
+        if evaluation.sample_fraction == 0 or not evaluation.baselines:
+            return
+        runs = prepared.runs
+        mine = np.concatenate([self._dense(runs.targets_E)[:, None], self._recent_items(runs)], axis=1)
+        events = self._comm.gather_ints(mine)
+        if self._baselines_on():
+            self.popularity.update(events[:, 0], events[:, 1:])
+            self.cooccurrence.update(events[:, 0], events[:, 1:])
 
     def baseline_arrays(self) -> dict[str, Int64Array]:
         """The item of each column of the baselines and what they hold by column, for a checkpoint; no pairs."""
@@ -143,14 +160,6 @@ class ProgressiveValidation:
             return []
         items = len(self._positions)
         return [self.popularity.scores(recent_ER, items), self.cooccurrence.scores(recent_ER, items)]
-
-    def _update_baselines(self, target_E: Int64Array, recent_ER: Int64Array) -> None:
-        if not self._config.evaluation.baselines:
-            return
-        events = self._comm.gather_ints(np.concatenate([target_E[:, None], recent_ER], axis=1))
-        if self._baselines_on():
-            self.popularity.update(events[:, 0], events[:, 1:])
-            self.cooccurrence.update(events[:, 0], events[:, 1:])
 
     def _baselines_on(self) -> bool:
         limit = self._config.evaluation.baseline_max_items

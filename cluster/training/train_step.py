@@ -9,6 +9,7 @@ gradient of one process that saw everything.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +22,17 @@ from cluster.collectives import Collectives, CrossRankGather
 from cluster.config import FreshetConfig
 from cluster.tables.sharded_embedding import Lookup, ShardedEmbedding
 from cluster.training.candidates import (
+    FAILED,
     Candidates,
     GlobalTargets,
     Runs,
     choose_candidates,
     gather_targets,
     negatives_to_drop,
+    target_rows,
     uniform_negatives,
 )
+from cluster.training.generators import generator_states, restore_generators
 from model.features import (
     ITEM,
     ItemInputs,
@@ -41,6 +45,35 @@ from model.frequency import combined_log_q
 from model.tower_optimizer import TowerOptimizer
 from model.two_tower import Targets, TwoTower
 from streaming.catalogue import Catalogue
+from streaming.quoting import described
+
+
+class StepRefused(RuntimeError):
+    """A step was not applied, and no rank's towers, rows or frequencies have changed: raised on every rank or on none.
+
+    Attributes:
+        reason: what its events led to, the same on every rank.
+        losses: the loss terms, as far as the step came to any.
+    """
+
+    def __init__(self, reason: str, losses: Mapping[str, float]) -> None:
+        super().__init__(reason, losses)
+        self.reason, self.losses = reason, losses
+
+    def __str__(self) -> str:
+        """What a person reads."""
+        return f"a training step was refused: {self.reason}"
+
+
+@dataclass(frozen=True)
+class _LocalInputs:
+    """What this rank's events give without any other rank."""
+
+    runs: Runs
+    weight_E: npt.NDArray[np.float32]
+    latest_ms: int
+    keys: KeyCollector
+    queries: QueryInputs
 
 
 @dataclass(frozen=True)
@@ -73,25 +106,26 @@ class TrainStep:
         self.optimizer = TowerOptimizer(model.parameters(), config.train.weight_decay)
         self.events_seen = 0.0
         """Summed weight of all trained events, the denominator of an item's frequency."""
-        self.refused = False
-        """Whether the last step was not applied: a loss or a gradient was not finite. The same on every rank."""
         self._parameters = list(model.parameters())
         self._comm, self._config, self._device = comm, config, device
 
-    def prepare(self, batch: pa.RecordBatch, step: int) -> PreparedStep:
-        """Agree on candidates, look up every row that the step needs."""
-        runs = Runs.of(batch)
-        weight_E = batch.column("weight").flatten().to_numpy()
-        times = batch.column("times_ms").values.to_numpy()
-        latest = int(times.max(initial=0))
-        agreed = gather_targets(self._comm, runs.targets_E, weight_E, latest)
-        known_before = self.catalogue.item_ids.shape[0]
+    def prepare(self, batch: pa.RecordBatch, step: int, *, known_before: int | None = None) -> PreparedStep:
+        """Agree on candidates, look up every row that the step needs.
+
+        Args:
+            batch: this rank's events.
+            step: counts from 0.
+            known_before: items from this place of the catalogue on are new to the step; default: what it adds.
+        Raises:
+            StepRefused: the events of some rank are not such as can be trained on.
+        """
+        inputs, agreed = self._agree(batch)
+        runs, keys, queries = inputs.runs, inputs.keys, inputs.queries
+        known_before = self.catalogue.item_ids.shape[0] if known_before is None else known_before
         self.catalogue.add_items(agreed.ids_T)
         new_items = self.catalogue.item_ids[known_before:]
         candidates = self._candidates(agreed, step)
         mine, is_target = candidates.of_rank(self._comm.rank)
-        keys = KeyCollector()
-        queries = query_inputs(batch, self.catalogue.categories, keys, self._config.model)
         of_events = len(keys)
         items = item_inputs(mine, self.catalogue.categories, keys, is_target)
         tables, ids = keys.keys()
@@ -113,13 +147,64 @@ class TrainStep:
     def train(self, prepared: PreparedStep, step: int, *, decay: float = 1.0) -> dict[str, float]:
         """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks.
 
-        A step with a loss or a gradient that is not finite changes nothing but the state of dropout: see `refused`.
-
         Args:
             prepared: the batch.
             step: counts from 0.
             decay: factor of both learning rates, beside the warm-up.
+        Raises:
+            StepRefused: a loss or a gradient is not finite; nothing has changed but the state of dropout.
         """
+        losses = self._find_gradients(prepared, step)
+        rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
+        self.optimizer.step(self._config.train.learning_rate * rate)
+        self.table.apply_gradients(prepared.lookup, self._config.train.row_learning_rate * rate)
+        self._count(prepared.global_targets)
+        if (step + 1) % self._config.table.sweep_every == 0:
+            self.table.sweep(prepared.global_targets.latest_ms)
+        return losses
+
+    def probe(self, batch: pa.RecordBatch, step: int) -> str:
+        """Why a step of these events would be refused, "" if it would not; nothing is learnt from it.
+
+        What stays of it are the events' items in the catalogue and rows that are what training would start from.
+        """
+        generators = generator_states(self._device)
+        try:
+            self._find_gradients(self.prepare(batch, step), step)
+        except StepRefused as refused:
+            return refused.reason
+        finally:
+            restore_generators(generators, self._device)
+        return ""
+
+    def _agree(self, batch: pa.RecordBatch) -> tuple[_LocalInputs, GlobalTargets]:
+        """What this rank makes of its events, and the targets of all; all refuse if one can make nothing of its own."""
+        inputs, failure = None, ""
+        try:
+            inputs = self._local_inputs(batch)
+            mine = target_rows(inputs.runs.targets_E, inputs.weight_E, inputs.latest_ms)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Whatever it is, it came of this rank's events alone, and the other ranks wait for this one.
+            failure, mine = described(error), FAILED
+        agreed = gather_targets(self._comm, mine)
+        if inputs is None or agreed is None:
+            raise StepRefused(next(filter(None, self._comm.gather_objects(failure))), {})
+        return inputs, agreed
+
+    def _local_inputs(self, batch: pa.RecordBatch) -> _LocalInputs:
+        weight_E = batch.column("weight").flatten().to_numpy()
+        wrong_E = ~(np.isfinite(weight_E) & (weight_E >= 0))
+        if wrong_E.any():
+            raise ValueError(f"weights must be finite and not negative, got {weight_E[wrong_E][0]}")
+        keys = KeyCollector()
+        queries = query_inputs(batch, self.catalogue.categories, keys, self._config.model)
+        times = batch.column("times_ms").flatten().to_numpy()
+        return _LocalInputs(Runs.of(batch), weight_E, int(times.max(initial=0)), keys, queries)
+
+    def _find_gradients(self, prepared: PreparedStep, step: int) -> dict[str, float]:
+        """Forward and backward of all ranks; leaves gradients, or refuses the step."""
         if not self.model.training:  # walking all modules takes as long as a small matrix product
             self.model.train()
         gather = CrossRankGather(self._comm, self._device)
@@ -140,15 +225,11 @@ class TrainStep:
         clip = self._config.train.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
         # Both come from sums over the ranks, so every rank refuses or none.
-        self.refused = not (bool(torch.isfinite(sums).all()) and bool(torch.isfinite(norm)))
-        if self.refused:
-            return losses
-        rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
-        self.optimizer.step(self._config.train.learning_rate * rate)
-        self.table.apply_gradients(prepared.lookup, self._config.train.row_learning_rate * rate)
-        self._count(prepared.global_targets)
-        if (step + 1) % self._config.table.sweep_every == 0:
-            self.table.sweep(prepared.global_targets.latest_ms)
+        if not (bool(torch.isfinite(sums).all()) and bool(torch.isfinite(norm))):
+            said = ", ".join(
+                f"{name} {value:g}" for name, value in losses.items() if not math.isfinite(value)
+            )
+            raise StepRefused(f"{said or 'a gradient'} is not finite", losses)
         return losses
 
     def _candidates(self, agreed: GlobalTargets, step: int) -> Candidates:
@@ -169,8 +250,10 @@ class TrainStep:
         if agreed.ids_T.shape[0]:
             frequency = frequency + np.where(agreed.ids_T[place_in] == mine, agreed.weight_T[place_in], 0.0)
         batch_events = float(agreed.weight_T.sum())
+        # An item's weights were added up in another order than those of all items, so a share may round to above 1.
+        share = np.clip(frequency / max(self.events_seen + batch_events, 1.0), 0.0, 1.0)
         log_q = combined_log_q(
-            frequency / max(self.events_seen + batch_events, 1.0),
+            share,
             batch_events,
             self.catalogue.item_ids.shape[0],
             self._config.model.uniform_negatives,
@@ -205,7 +288,9 @@ def _not_finite(lookup: Lookup) -> Tensor:
     gradient_UD = lookup.rows_UD.grad
     if gradient_UD is None:
         return lookup.rows_UD.new_zeros(())
-    return gradient_UD.sum() * 0.0
+    # The norm, because a square that is not finite would stay in the row's second moment.
+    norm: Tensor = torch.linalg.vector_norm(gradient_UD)
+    return norm * 0.0
 
 
 def _item_tables(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
@@ -26,9 +25,10 @@ from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher, Snapshot
 from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import Decision, Report, agree
+from cluster.training.guarded_step import GuardedStep
 from cluster.training.intake import Intake
 from cluster.training.progress_report import ProgressReporter
-from cluster.training.quarantine import poisoned, quarantine_letters
+from cluster.training.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
 from cluster.training.run import TrainingRun, partitions_of_rank
 from cluster.training.starting_point import find_starting_point, start_from
 from cluster.training.stream_state import Epoch, saved_stream
@@ -237,37 +237,46 @@ class Worker:
         run.note_gaps()
         run.stream.count_dead(run.batcher.dead)
         run.ledger.add_set_aside(run.batcher.set_aside)
-        prepared = run.train_step.prepare(batch, run.step)
         self._last_step_s = time.monotonic()
-        if prepared.global_targets.ids_T.shape[0] == 0:
-            return  # nothing to train on, on any rank
-        self._validation = run.progressive.score(batch, prepared)
-        self._validated_at = run.events_trained
-        losses = run.train_step.train(prepared, run.step)
-        if run.train_step.refused:
-            self._quarantine(batch, losses)
+        guarded = GuardedStep(run.train_step, self.comm, self.device, run.progressive)
+        try:
+            outcome = guarded.train(batch, run.step)
+        except Exception as error:
+            error.add_note(f"in training step {run.step} of {describe_places(batch)}")
+            raise
+        if outcome.quarantined is not None:
+            self._quarantine(outcome.quarantined)
+        else:
+            self._refused_in_a_row = 0
+        if outcome.events == 0:
             return
-        self._refused_in_a_row = 0
-        run.ledger.add_batch(batch)
-        run.events_trained += prepared.global_targets.events
+        if outcome.validation is not None:
+            self._validation = outcome.validation
+        self._validated_at = run.events_trained
+        run.ledger.add_batch(outcome.trained)
+        run.events_trained += outcome.events
         run.step += 1
-        self.publisher.unpublished.add(batch.column("append_ms").flatten().to_numpy())
-        self.progress.stepped(losses, prepared.global_targets.events)
+        self.publisher.unpublished.add(outcome.trained.column("append_ms").flatten().to_numpy())
+        self.progress.stepped(outcome.losses, outcome.events)
 
-    def _quarantine(self, batch: pa.RecordBatch, losses: Mapping[str, float]) -> None:
-        """Nothing was learnt from this step's events; every rank comes here for the same step."""
-        run, stream = self.run, self.config.stream
-        letters = quarantine_letters(batch, run.source, stream.origin, run.step, losses)
+    def _quarantine(self, quarantined: Quarantined) -> None:
+        """Nothing was learnt from these events; every rank comes here for the same step."""
+        run, topic = self.run, self.config.stream.dead_letters
+        letters = quarantine_letters(quarantined, run.source, self.config.stream.origin, run.step)
         _log.error(
-            "step %d refused, %d events to %s: %s", run.step, len(letters), stream.dead_letters, losses
+            "step %d could not be trained with %d of its events, of which %d of this rank go to %s: %s",
+            run.step,
+            quarantined.events,
+            len(letters),
+            topic,
+            quarantined.reason,
         )
         run.dead_letters.send(letters)
-        run.ledger.add_quarantined(batch)
-        self._validation = np.zeros(4)
-        self._refused_in_a_row += 1
+        run.ledger.add_quarantined(quarantined.batch)
+        self._refused_in_a_row = self._refused_in_a_row + 1 if quarantined.is_step else 0
         if self._refused_in_a_row >= self.config.train.max_poison_batches:
             run.dead_letters.flush()
-            raise poisoned(self._refused_in_a_row, run.step, losses, stream.dead_letters)
+            raise poisoned(self._refused_in_a_row, run.step, quarantined.reason, topic)
 
     def _begin_checkpoint(self) -> None:
         self._last_checkpoint_s = time.monotonic()

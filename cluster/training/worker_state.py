@@ -40,6 +40,7 @@ from cluster.checkpoints.user_files import LedgerPart, UserPart, load_users, mer
 from cluster.checkpoints.writing import Checkpointer, FullPolicy, Part, Snapshot
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.training.generators import generator_states, restore_generators
 from cluster.training.progressive import Curve, ProgressiveValidation
 from cluster.training.run import TrainingRun, seed_dropout
 from cluster.training.stream_state import load_moved_users, merged, saved_stream
@@ -93,7 +94,7 @@ def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives)
 def take_snapshot(run: TrainingRun, comm: Collectives) -> Snapshot:
     """Copies of what is small, between two steps."""
     tables = run.stream.tables(run.partitions) | waiting_tables(run.table, comm.rank, comm.world)
-    tensors = {_rng_file(comm.rank): _generators(run.device)}
+    tensors = {_rng_file(comm.rank): generator_states(run.device)}
     if comm.rank == 0:
         tables |= catalogue_tables(run.catalogue)
         tensors[TOWERS] = tower_tensors(run.model, run.train_step.optimizer)
@@ -210,19 +211,9 @@ def _rng_file(rank: int) -> str:
     return f"rng-r{rank:05d}.safetensors"
 
 
-def _generators(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
 def _restore_generators(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
     """The same number of ranks goes on drawing; another one starts from the step, so as not to draw again."""
     if int(checkpoint.manifest["workers"]) != comm.world:
         seed_dropout(run.config.seed, comm.rank, run.step)
         return
-    states = read_tensors(checkpoint.file(_rng_file(comm.rank)))
-    torch.set_rng_state(states["cpu"])
-    if run.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], run.device)
+    restore_generators(read_tensors(checkpoint.file(_rng_file(comm.rank))), run.device)

@@ -53,7 +53,7 @@ from tests.training_batches import random_runs, to_batch
 config = FreshetConfig(stream=StreamConfig(user_attributes=[]), device="cpu")
 run = TrainingRun.create(config, [0], Collectives(), torch.device("cpu"))
 run.train_step.train(run.train_step.prepare(to_batch(random_runs(np.random.default_rng(0), 12, 30)), 0), 0)
-assert not run.train_step.refused and run.train_step.optimizer.state
+assert run.train_step.optimizer.state
 sys.exit("torch._dynamo" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -14,6 +14,7 @@ from cluster.evaluation.overrides import OverrideError, leaves, with_settings
 from cluster.evaluation.ranking import rank
 from cluster.evaluation.systems import REFERENCE, SYSTEMS, UnknownSystem, chosen, create, require_packages
 from tests.data_tables import random_tables
+from tests.training_batches import Run, to_batch
 
 TINY = with_settings(
     FreshetConfig(),
@@ -192,3 +193,17 @@ def test_every_leaf_has_its_dotted_key():
     keys = dict(leaves(FreshetConfig()))
     assert keys["model.dim"] == FreshetConfig().model.dim
     assert {"seed", "device", "wals.factors", "fit.passes", "protocol.kind"} <= set(keys)
+
+
+def test_a_step_that_is_refused_is_left_out_with_a_warning(caplog):
+    system = SYSTEMS["epidtn"]
+    config = system.settings_of(TINY, {}, {})
+    recommender = create(system, config, DATA.catalogue, DATA.item_ids, torch.device("cpu"))
+    terms = recommender.train_on(
+        to_batch([Run(1, [1, 2], [3, 4], attributes=(1, 1, 1), weights=[3e38, 3e38])])
+    )
+    assert not np.isfinite(terms["total"])
+    assert "step 0: a training step was refused" in caplog.text
+    assert np.isfinite(
+        recommender.train_on(to_batch([Run(1, [1, 2], [3, 4], attributes=(1, 1, 1))]))["total"]
+    )

@@ -12,6 +12,7 @@ from cluster.training.candidates import (
     choose_candidates,
     gather_targets,
     negatives_to_drop,
+    target_rows,
     uniform_negatives,
 )
 from tests.training_batches import Run, random_runs, to_batch
@@ -87,14 +88,14 @@ def test_the_targets_of_a_step_are_unique_with_summed_weights_and_the_latest_tim
     expected = Counter()
     for item, weight in zip(targets.tolist(), weights.tolist(), strict=True):
         expected[item] += weight
-    agreed = gather_targets(Collectives(), targets, weights, 1234)
+    agreed = gather_targets(Collectives(), target_rows(targets, weights, 1234))
     assert agreed.ids_T.tolist() == sorted(expected)
     np.testing.assert_allclose(agreed.weight_T, [expected[i] for i in sorted(expected)], rtol=1e-9)
     assert (agreed.events, agreed.latest_ms) == (200, 1234)
 
 
 def test_a_step_without_events_has_no_targets():
-    agreed = gather_targets(Collectives(), np.zeros(0, np.int64), np.zeros(0, np.float32), 0)
+    agreed = gather_targets(Collectives(), target_rows(np.zeros(0, np.int64), np.zeros(0, np.float32), 0))
     assert agreed.ids_T.shape == agreed.weight_T.shape == (0,)
     assert (agreed.events, agreed.latest_ms) == (0, 0)
 

@@ -7,8 +7,9 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.training.quarantine import quarantine_letters
+from cluster.training.quarantine import Quarantined, describe_places, quarantine_letters
 from cluster.training.run import TrainingRun
+from cluster.training.train_step import StepRefused
 from model.config import ModelConfig
 from streaming.config import StreamConfig
 from tests.memory_source import MemorySource
@@ -32,7 +33,6 @@ def test_a_refused_step_leaves_towers_rows_optimizers_and_frequencies_as_they_we
     run = TrainingRun.create(CONFIG, [0], Collectives(), torch.device("cpu"))
     batch = to_batch(random_runs(np.random.default_rng(0), 12, 30))
     run.train_step.train(run.train_step.prepare(batch, 0), 0)
-    assert not run.train_step.refused
     bad = batch
     if where == "weight":
         bad = to_batch([Run(1, [1, 2], [3, 4], weights=[3e38, 3e38])])
@@ -44,9 +44,9 @@ def test_a_refused_step_leaves_towers_rows_optimizers_and_frequencies_as_they_we
     size = len(run.table)
     rows = [run.table.values_CD[:size].clone(), *(t[:size].clone() for t in run.table.state.values())]
     frequency, (before, seen) = run.table.frequency_C[:size].copy(), _state(run)
-    losses = run.train_step.train(prepared, 1)
-    assert run.train_step.refused
-    assert where == "row gradient" or not np.isfinite(losses["total"])
+    with pytest.raises(StepRefused, match="is not finite") as refused:
+        run.train_step.train(prepared, 1)
+    assert where == "row gradient" or not np.isfinite(refused.value.losses["total"])
     after, seen_after = _state(run)
     assert seen_after == seen
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -54,12 +54,12 @@ def test_a_refused_step_leaves_towers_rows_optimizers_and_frequencies_as_they_we
     assert all(torch.equal(a, t[:size]) for a, t in zip(rows[1:], run.table.state.values(), strict=True))
     np.testing.assert_array_equal(run.table.frequency_C[:size], frequency)
     run.train_step.train(run.train_step.prepare(batch, 1), 1)
-    assert not run.train_step.refused
 
 
 def test_a_letter_of_an_event_that_cannot_be_read_again_says_what_the_batch_knows():
     batch = to_batch([Run(5, [1, 2], [3], offsets=[9], weights=[2.0])])
-    (letter,) = quarantine_letters(batch, MemorySource({}, []), "topic", 7, {"total": float("nan")})
+    quarantined = Quarantined(batch, ["total nan is not finite"], 1, "", is_step=False)
+    (letter,) = quarantine_letters(quarantined, MemorySource({}, []), "topic", 7)
     assert letter.key == b"topic/0/9/0"
     assert "step 7" in letter.reason
     assert "total nan" in letter.reason
@@ -69,3 +69,9 @@ def test_a_letter_of_an_event_that_cannot_be_read_again_says_what_the_batch_know
         "timestamp_ms": 1002,
         "weight": 2.0,
     }
+
+
+def test_an_error_that_ends_the_run_names_the_events_of_its_step():
+    batch = to_batch([Run(5, [], [3, 4], offsets=[9, 12]), Run(6, [], [3], partition=2, offsets=[1])])
+    assert describe_places(batch) == "partition 0, offsets 9 to 12; partition 2, offsets 1 to 1"
+    assert describe_places(batch.slice(0, 0)) == "no events of this rank"

@@ -17,7 +17,7 @@ from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.train_step import TrainStep
 from model.cl_epidtn import CLEPIDTN
 from model.embedding import initial_rows
-from model.features import KeyCollector, item_inputs, query_inputs
+from model.features import ITEM, KeyCollector, item_inputs, query_inputs
 from model.two_tower import Targets
 from streaming.catalogue import Catalogue, CatalogueUpdate
 from streaming.config import StreamConfig
@@ -173,3 +173,16 @@ def test_equation_16_a_step_is_adam_of_towers_and_rows_at_their_rates_times_warm
     got_KD = step.table.lookup(tables_K, ids_K, create=False).rows_UD[1:]
     np.testing.assert_allclose(got_KD, torch.stack([*rows.values()]).detach(), rtol=1e-4, atol=2e-5)
     assert step.events_seen == stream.weight.total()
+
+
+@pytest.mark.parametrize("counted", [-1000.0, 1e9])
+def test_an_item_whose_count_is_no_share_of_all_events_is_trained_with_the_nearest_share(counted):
+    """As checkpoints have them in which negative weights were counted, or through rounding."""
+    step = _train_step()
+    step.train(step.prepare(to_batch(STEPS[0]), 0), 0)
+    tables, ids = np.array([ITEM], np.int16), np.array([3])
+    step.table.frequency_C[step.table.index.find(tables, ids)] = counted
+    prepared = step.prepare(to_batch(STEPS[1]), 1)
+    log_q = dict(zip(prepared.items.id_C.tolist(), prepared.targets.log_q_M.tolist(), strict=True))
+    assert log_q[3] == max(log_q.values()) if counted > 0 else np.isfinite(log_q[3])
+    assert np.isfinite(step.train(prepared, 1)["total"])
