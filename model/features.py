@@ -7,8 +7,8 @@ padding item 0, K categories of an item, F user attributes, S distinct users, C 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.key_index import KeyIndex, hash_keys
 from model.token_rows import TokenRows, pack
+from model.transfer import to_device
 
 Int16Array = npt.NDArray[np.int16]
 Int64Array = npt.NDArray[np.int64]
@@ -67,14 +68,6 @@ class KeyCollector:
         return tables, ids
 
 
-Inputs = TypeVar("Inputs", "QueryInputs", "ItemInputs")
-
-
-def _to(inputs: Inputs, device: torch.device | str) -> Inputs:
-    moved: dict[str, Any] = {f.name: getattr(inputs, f.name).to(device) for f in fields(inputs)}
-    return replace(inputs, **moved)
-
-
 @dataclass(frozen=True)
 class QueryInputs:
     """N sequences, E events in them: an event's history is what stands before it in its sequence."""
@@ -116,7 +109,7 @@ class QueryInputs:
 
     def to(self, device: torch.device | str) -> QueryInputs:
         """The same on a device."""
-        return _to(self, device)
+        return to_device(self, device)
 
 
 @dataclass(frozen=True)
@@ -129,15 +122,22 @@ class ItemInputs:
     category_row_CK: Tensor
     is_target_C: Tensor
     """bool, whether the item is a target of the global step (and not only a uniform negative)."""
+    target_T: Tensor
+    """int64, places of the targets: an index by the mask would make the host wait for the device to count."""
 
     def targets_only(self) -> ItemInputs:
         """Without the uniform negatives."""
-        chosen: dict[str, Any] = {f.name: getattr(self, f.name)[self.is_target_C] for f in fields(self)}
-        return replace(self, **chosen)
+        return ItemInputs(
+            id_C=self.id_C[self.target_T],
+            item_row_C=self.item_row_C[self.target_T],
+            category_row_CK=self.category_row_CK[self.target_T],
+            is_target_C=self.is_target_C[self.target_T],
+            target_T=torch.arange(self.target_T.shape[0], device=self.target_T.device),
+        )
 
     def to(self, device: torch.device | str) -> ItemInputs:
         """The same on a device."""
-        return _to(self, device)
+        return to_device(self, device)
 
 
 def item_inputs(
@@ -158,6 +158,7 @@ def item_inputs(
         item_row_C=_tensor(keys.add(ITEM, item_ids)),
         category_row_CK=_tensor(keys.add(CATEGORY, category_CK, category_CK != 0)),
         is_target_C=torch.from_numpy(np.array(flags_C, np.bool_)),
+        target_T=torch.from_numpy(np.flatnonzero(flags_C)),
     )
 
 

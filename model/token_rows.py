@@ -8,7 +8,7 @@ would compute it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from numba import njit
 from torch import Tensor
+
+from model.transfer import to_device
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -63,7 +65,7 @@ class TokenRows:
 
     def to(self, device: torch.device | str) -> TokenRows:
         """The same on a device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return to_device(self, device)
 
 
 def pack(token_T: Int64Array, length_N: Int64Array) -> TokenRows:

@@ -590,7 +590,8 @@ def check_order_changes_nothing():
     forward = step.terms().detached()
     order = torch.arange(len(step.item_ids)).flip(0)
     mirrored = small_step(runs=RUNS[:1] + RUNS[3:0:-1] + RUNS[4:])
-    mirrored.items = ItemInputs(**{name: value[order] for name, value in vars(mirrored.items).items()})
+    turned = {n: value[order] for n, value in vars(mirrored.items).items() if n != "target_T"}
+    mirrored.items = ItemInputs(**turned, target_T=turned["is_target_C"].nonzero()[:, 0])
     mirrored.targets = targets_of(RUNS[:1] + RUNS[3:0:-1] + RUNS[4:], step.item_ids[::-1])
     backward = mirrored.terms().detached()
     for name, value in forward.items():

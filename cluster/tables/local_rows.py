@@ -9,7 +9,6 @@ which starts with nothing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from cluster.tables.row_optimizer import RowOptimizer
 from model.embedding import initial_rows
 from model.key_index import KeyIndex
 from model.reserved_memory import GrowingArray, machine_bytes
+from model.transfer import to_device
 
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]
@@ -113,17 +113,19 @@ class LocalRows:
         Args:
             tables: int16 (K,).
             ids: int64 (K,); no key twice.
-            values_KD: float32 (K, D).
-            state: the optimizer's, by name as in `state`, K entries each.
+            values_KD: float32 (K, D), on the CPU.
+            state: the optimizer's, by name as in `state`, K entries each, on the CPU.
             frequency_K: float64.
             last_seen_ms_K: int64.
         """
         local = self.index.add(tables, ids)
         self._make_room(self.index.top)
-        self.put(local, values_KD)
-        where = torch.from_numpy(local).to(self.device)
-        for name, tensor in self.state.items():
-            tensor.index_copy_(0, where, state[name].to(self.device))
+        names = list(self.state)
+        given = (torch.from_numpy(local), values_KD, tuple(state[name] for name in names))
+        where, values, moved = to_device(given, self.device)
+        self.values_CD.index_copy_(0, where, values)
+        for name, entries in zip(names, moved, strict=True):
+            self.state[name].index_copy_(0, where, entries)
         self.frequency_C[local] = frequency_K
         self.last_seen_ms_C[local] = last_seen_ms_K
         self.changed_C[local] = 0
@@ -161,13 +163,15 @@ class LocalRows:
         self.changed_C[rows] |= _CHANGED
 
     def initial(self, tables: Int16Array, ids: Int64Array) -> Tensor:
-        """What rows of these keys start from, float32 (K, D)."""
-        fresh = initial_rows(tables, ids, self.dim, self.seed, self.init_std)
-        return torch.from_numpy(fresh).to(self.device)
+        """What rows of these keys start from, float32 (K, D), on the CPU."""
+        return torch.from_numpy(initial_rows(tables, ids, self.dim, self.seed, self.init_std))
 
     def put(self, rows: Int64Array, values_KD: Tensor) -> None:
-        """Set the values of rows; marks nothing."""
-        self.values_CD.index_copy_(0, torch.from_numpy(rows).to(self.device), values_KD.to(self.device))
+        """Set the values of rows from the CPU or from the rows' own device; marks nothing."""
+        where = torch.from_numpy(rows)
+        if values_KD.device.type == "cpu":
+            where, values_KD = to_device((where, values_KD), self.device)
+        self.values_CD.index_copy_(0, where.to(self.device), values_KD)
 
     def _make_room(self, size: int) -> None:
         room = self.values_CD.shape[0]
@@ -182,10 +186,14 @@ class LocalRows:
             self.values_CD = torch.from_numpy(self._memory["values"].first(room))
             self.state = {name: torch.from_numpy(self._memory[name].first(room)) for name in self.state}
             return
+        # One tensor after another, each freed before the next grows: a step's memory must not depend on all of them.
         self.values_CD = _with_room(self.values_CD, room)
-        self.state = {name: _with_room(tensor, room) for name, tensor in self.state.items()}
+        for name in self.state:
+            self.state[name] = _with_room(self.state[name], room)
 
 
 def _with_room(tensor: Tensor, room: int) -> Tensor:
-    extra: Any = tensor.new_zeros(room - tensor.shape[0], *tensor.shape[1:])
-    return torch.cat([tensor, extra])
+    grown = tensor.new_empty(room, *tensor.shape[1:])
+    grown[: tensor.shape[0]].copy_(tensor)
+    grown[tensor.shape[0] :].zero_()
+    return grown

@@ -33,6 +33,7 @@ from cluster.tables.surplus import as_orders, lowest
 from cluster.tables.waiting_keys import WaitingKeys
 from model.features import ITEM, SOURCE, USER
 from model.key_index import KeyIndex
+from model.transfer import to_device
 
 BoolArray = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
@@ -69,6 +70,9 @@ class Lookup:
     rows_UD: Tensor
     """float32 (1 + U, D); row 0 is the zero padding row, key k has row k + 1."""
     order_U: Tensor
+    """int64, the keys by owner, on the rows' device; of no use to one rank alone, and empty there."""
+    index_R: Tensor
+    """int64, `local_R` on the rows' device; empty if the rows were only read."""
     send: list[int]
     receive: list[int]
     asked: Asked
@@ -138,19 +142,21 @@ class ShardedEmbedding(LocalRows):
         tables_R = tags_R.astype(np.int16)
         rows_UD = torch.empty(1 + ids.shape[0], self.dim, device=self.device)
         rows_UD[0] = 0.0
-        order = torch.from_numpy(order_U).to(self.device)
+        own_order = torch.from_numpy(order_U if comm.world > 1 else order_U[:0])
         if create:
             asked = self._rows_to_train(tables_R, ids_R, tags_R < _DRAWN // 2, time_ms)
-            index_R = torch.from_numpy(asked.local_R).to(self.device)
+            order, index_R = to_device((own_order, torch.from_numpy(asked.local_R)), self.device)
             if comm.world == 1:
                 torch.index_select(self.values_CD, 0, index_R, out=rows_UD[1:])
             else:
                 self._send_back(self.values_CD.index_select(0, index_R), rows_UD, order, send, receive)
         else:
-            local_R, found_RD = self._rows_to_read(tables_R, ids_R)
+            local_R, found_RD, order = self._rows_to_read(tables_R, ids_R, own_order)
             asked = Asked(local_R, np.zeros(local_R.shape[0], np.bool_), (tables_R[:0], ids_R[:0]))
+            index_R = order[:0]
             self._send_back(found_RD, rows_UD, order, send, receive)
-        return Lookup(rows_UD.requires_grad_(create), order, send, receive, asked, time_ms, self._removals)
+        rows_UD.requires_grad_(create)
+        return Lookup(rows_UD, order, index_R, send, receive, asked, time_ms, self._removals)
 
     def apply_gradients(self, lookup: Lookup, learning_rate: float) -> None:
         """Collective. Send row gradients to their owners, add up what the ranks sent, step once per row.
@@ -172,13 +178,18 @@ class ShardedEmbedding(LocalRows):
             gradient, first = self._collectives.all_to_all(sorted_UD, lookup.send, lookup.receive), 0
         if asked.local_R.shape[0] == 0:
             return
-        rows_T, at_T, later, seen_T = self._touched(asked)
-        if later.shape[0]:
-            if self._collectives.world == 1:
-                gradient = gradient.clone()  # the caller's
-            into, extra = (torch.from_numpy(part + first).to(self.device) for part in later.T)
-            gradient.index_add_(0, into, gradient.index_select(0, extra))
-        index, at = torch.from_numpy(rows_T).to(self.device), torch.from_numpy(at_T + first).to(self.device)
+        if self._collectives.world == 1 and not self.limits.has_shared_rows:
+            # Keys of one rank that share no rows are unique as they come.
+            rows_T, seen_T, index, at = asked.local_R, asked.seen_R, lookup.index_R, None
+            gradient = gradient[first:]
+        else:
+            rows_T, at_T, later, seen_T = _once(asked.local_R, asked.seen_R)
+            places = (rows_T, at_T + first, *(np.ascontiguousarray(part + first) for part in later.T))
+            index, at, into, extra = to_device(tuple(map(torch.from_numpy, places)), self.device)
+            if later.shape[0]:
+                if self._collectives.world == 1:
+                    gradient = gradient.clone()  # the caller's
+                gradient.index_add_(0, into, gradient.index_select(0, extra))
         self.optimizer.update(self.values_CD, self.state, index, gradient, learning_rate, at)
         self.mark_changed(rows_T)
         self._see(rows_T[seen_T], lookup)
@@ -243,7 +254,10 @@ class ShardedEmbedding(LocalRows):
     def _send_back(
         self, found_RD: Tensor, rows_UD: Tensor, order_U: Tensor, send: list[int], receive: list[int]
     ) -> None:
-        rows_UD[1:].index_copy_(0, order_U, self._collectives.all_to_all(found_RD, receive, send))
+        if self._collectives.world == 1:
+            rows_UD[1:].copy_(found_RD)
+        else:
+            rows_UD[1:].index_copy_(0, order_U, self._collectives.all_to_all(found_RD, receive, send))
 
     def _rows_to_train(
         self, tables_R: Int16Array, ids_R: Int64Array, seen_R: BoolArray, time_ms: int
@@ -260,8 +274,15 @@ class ShardedEmbedding(LocalRows):
         each = counted[KeyIndex().get_or_add(tables_R[counted], ids_R[counted])[1]]
         return Asked(local_R, seen_R, (tables_R[each], ids_R[each]))
 
-    def _rows_to_read(self, tables_R: Int16Array, ids_R: Int64Array) -> tuple[Int64Array, Tensor]:
-        """Values as training would see them: own row, shared row, or what either would start from."""
+    def _rows_to_read(
+        self, tables_R: Int16Array, ids_R: Int64Array, own_order: Tensor
+    ) -> tuple[Int64Array, Tensor, Tensor]:
+        """Values as training would see them: own row, shared row, or what either would start from.
+
+        Returns:
+            Local rows, -1 where there is none; the values, float32 (R, D); `own_order` on the rows' device, which so
+            takes no copy of its own.
+        """
         local_R = self.index.find(tables_R, ids_R)
         if self.limits.has_shared_rows:
             waits_R = (local_R < 0) & np.isin(tables_R, _ENDLESS)
@@ -269,23 +290,16 @@ class ShardedEmbedding(LocalRows):
                 tables_R, ids_R = tables_R.copy(), ids_R.copy()
                 tables_R[waits_R], ids_R[waits_R] = shared_keys(tables_R[waits_R], ids_R[waits_R])
                 local_R[waits_R] = self.index.find(tables_R[waits_R], ids_R[waits_R])
-        missing = local_R < 0
-        rows_RD = self.values_CD.new_zeros(local_R.shape[0], self.dim)
-        if missing.any():
-            fresh = self.initial(tables_R[missing], ids_R[missing])
-            rows_RD[torch.from_numpy(np.flatnonzero(missing)).to(self.device)] = fresh
-        if not missing.all():
-            known = torch.from_numpy(np.flatnonzero(~missing)).to(self.device)
-            rows_RD[known] = self.values_CD[torch.from_numpy(local_R[~missing]).to(self.device)]
-        return local_R, rows_RD
-
-    def _touched(self, asked: Asked) -> tuple[Int64Array, Int64Array, Int64Array, BoolArray]:
-        """See `_once`; keys of one rank that share no rows are unique as they come."""
-        if self._collectives.world > 1 or self.limits.has_shared_rows:
-            touched: tuple[Int64Array, Int64Array, Int64Array, BoolArray] = _once(asked.local_R, asked.seen_R)
-            return touched
-        count = asked.local_R.shape[0]
-        return asked.local_R, np.arange(count), np.zeros((0, 2), np.int64), asked.seen_R
+        missing, known = np.flatnonzero(local_R < 0), np.flatnonzero(local_R >= 0)
+        fresh = self.initial(tables_R[missing], ids_R[missing])
+        places = tuple(map(torch.from_numpy, (missing, known, local_R[known])))
+        (missing_at, known_at, rows), fresh, order = to_device((places, fresh, own_order), self.device)
+        if missing.shape[0] == 0:
+            return local_R, self.values_CD.index_select(0, rows), order
+        rows_RD = self.values_CD.new_empty(local_R.shape[0], self.dim)
+        rows_RD.index_copy_(0, missing_at, fresh)
+        rows_RD.index_copy_(0, known_at, self.values_CD.index_select(0, rows))
+        return local_R, rows_RD, order
 
     def _see(self, rows_T: Int64Array, lookup: Lookup) -> None:
         """Note that a step's events have these rows, and the keys that wait for one."""

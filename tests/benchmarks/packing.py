@@ -184,7 +184,7 @@ def gradients(
     gather.close(terms.total).backward()
     towers = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
     rows = torch.zeros(len(recommender.table), recommender.table.dim)
-    rows[torch.from_numpy(lookup.local_R)] = lookup.rows_UD.grad[1:].index_select(0, lookup.order_U)
+    rows[torch.from_numpy(lookup.local_R)] = lookup.rows_UD.grad[1:]
     return [float(value) for value in terms.detached().values()], towers, rows
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _TYPE = "meta"
+_TRANSFER = "model/transfer.py"
 _PATH_PARTS = ("/cluster/", "/model/", "/retrieval/", "/tests/")
 
 _WITHOUT_KERNEL = {
@@ -125,6 +127,8 @@ class DeviceTensor(torch.Tensor):
 
     def __init__(self, host: Tensor) -> None:
         self.host = host
+        if PretendedDevice._entered is not None:
+            PretendedDevice._entered.memory.hold(self)
 
     def __repr__(self) -> str:
         return f"on the device: {self.host!r}"
@@ -162,12 +166,37 @@ def host(x: Any) -> Any:
     return x.host.detach() if isinstance(x, DeviceTensor) else x
 
 
+class Memory:
+    """Bytes of the storages that tensors of the device keep alive."""
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+        self._tensors: Counter[int] = Counter()
+        self._lock = threading.RLock()
+
+    def hold(self, tensor: DeviceTensor) -> None:
+        """Until the last tensor of its storage has gone."""
+        storage = tensor.host.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        with self._lock:
+            self._tensors[key] += 1
+            self.held += size if self._tensors[key] == 1 else 0
+            self.peak = max(self.peak, self.held)
+        weakref.finalize(tensor, self._release, key, size).atexit = False
+
+    def _release(self, key: int, size: int) -> None:
+        with self._lock:
+            self._tensors[key] -= 1
+            self.held -= size if self._tensors[key] == 0 else 0
+
+
 class PretendedDevice:
     """Makes the device exist within a `with` statement, in this thread and in threads that are started in it.
 
     Attributes:
         device: what product code is given.
         counts: since the last `measured` began.
+        memory: since it was entered; without what an operation holds while it runs.
     """
 
     device = torch.device(_TYPE)
@@ -175,6 +204,7 @@ class PretendedDevice:
 
     def __init__(self) -> None:
         self.counts = Counts()
+        self.memory = Memory()
 
     def __enter__(self) -> PretendedDevice:
         assert PretendedDevice._entered is None, "one device is enough"
@@ -240,8 +270,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = func.overloadpacket.__name__
     tensors = _tensors_in((args, kwargs))
     wanted = kwargs.get("device")
-    if name in ("is_pinned", "_pin_memory") and not isinstance(args[0], DeviceTensor):
-        return args[0].clone() if name == "_pin_memory" else False
+    if kwargs.get("pin_memory") and not _is_device(wanted):
+        kwargs["pin_memory"] = False  # memory of the host, which only a driver can pin
     if not any(isinstance(t, DeviceTensor) for t in tensors) and not _is_device(wanted):
         return func(*args, **kwargs)
     if name == "_to_copy":
@@ -354,7 +384,12 @@ def _place() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path != __file__ and "site-packages" not in path and any(part in path for part in _PATH_PARTS):
+        if (
+            not path.endswith(_TRANSFER)
+            and path != __file__
+            and "site-packages" not in path
+            and any(part in path for part in _PATH_PARTS)
+        ):
             return f"{'/'.join(path.split('/')[-3:])}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

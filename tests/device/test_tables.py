@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig
+from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.features import ITEM, USER
 from tests.device.pretended_device import DeviceTensor, host
 from tests.device_runs import table_of, trained_table
@@ -52,3 +55,16 @@ def test_a_removed_rows_number_starts_with_nothing_of_it(gpu):
     table.forget(tables, ids)
     assert not host(table.values_CD[row]).any()
     assert not any(host(state[row]).any() for state in table.state.values())
+
+
+def test_growing_holds_one_tensor_twice_not_all_of_them(gpu):
+    table = ShardedEmbedding(64, Collectives(), row_optimizer("adam"), seed=1, device=gpu.device)
+    table.add(np.full(4096, ITEM, np.int16), np.arange(4096))
+    table.values_CD.fill_(1.5)
+    held = gpu.memory.peak = gpu.memory.held
+    table.add(np.full(1, ITEM, np.int16), np.array([5000]))
+    assert table.values_CD.shape[0] == 4096 * 3 // 2
+    assert host(table.values_CD[:4096] == 1.5).all()
+    assert not host(table.state["second_moment"]).any()
+    # Values and two moments: what is left is half as large again, and one old tensor beside it.
+    assert gpu.memory.peak <= held * (1.5 + 1 / 3) * 1.01

@@ -42,7 +42,10 @@ def _served_vectors(config) -> dict[int, np.ndarray]:
 def _vector_by_hand(model, row: list[float], category: list[float]) -> np.ndarray:
     """The item tower on a row and a category's row, and nothing else."""
     rows_UD = torch.tensor([[0.0] * len(row), row, category])
-    items = ItemInputs(torch.tensor([0]), torch.tensor([1]), torch.tensor([[2]]), torch.tensor([False]))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    items = ItemInputs(
+        torch.tensor([0]), torch.tensor([1]), torch.tensor([[2]]), torch.tensor([False]), nothing
+    )
     with torch.no_grad():
         return model.encode_items(rows_UD, items).vectors_CD[0].numpy()
 
