@@ -242,7 +242,8 @@ def recommend(
     config: ConfigOption = None,
     json: JsonOption = None,
     user: Annotated[
-        list[int] | None, typer.Option(help="User id; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(help="User id, a number or a text; may be repeated.", show_default=False),
     ] = None,
     history: Annotated[
         str,

@@ -17,15 +17,15 @@ class RecommendsByTitle(Protocol):
     """The part of `cluster.publishing.serving.Recommender` that is used here."""
 
     def recommend(
-        self, user_id: int | None = None, history: Sequence[int] | None = None, k: int = 10
+        self, user_id: int | str | None = None, history: Sequence[int | str] | None = None, k: int = 10
     ) -> Sequence[Any]:
         """The k best items for a known user, or for a history of item ids, oldest first."""
 
-    def history_titles(self, user_id: int, n: int = 5) -> Sequence[str]:
+    def history_titles(self, user_id: int | str, n: int = 5) -> Sequence[str]:
         """Titles of the user's last n items, newest first."""
 
 
-def recommend_to(config: FreshetConfig, user_ids: Sequence[int], k: int) -> list[dict[str, Any]]:
+def recommend_to(config: FreshetConfig, user_ids: Sequence[int | str], k: int) -> list[dict[str, Any]]:
     """For each user: `user_id`, `watched_last` (titles), `items` (item_id, title, score; best first)."""
     from cluster.publishing.serving import Recommender
 
@@ -33,7 +33,7 @@ def recommend_to(config: FreshetConfig, user_ids: Sequence[int], k: int) -> list
     return [user_entry(recommender, user_id, k) for user_id in user_ids]
 
 
-def user_entry(recommender: RecommendsByTitle, user_id: int, k: int) -> dict[str, Any]:
+def user_entry(recommender: RecommendsByTitle, user_id: int | str, k: int) -> dict[str, Any]:
     """One user's recommendations as plain data."""
     return {
         "user_id": user_id,
@@ -42,7 +42,7 @@ def user_entry(recommender: RecommendsByTitle, user_id: int, k: int) -> dict[str
     }
 
 
-def history_entry(recommender: RecommendsByTitle, history: Sequence[int], k: int) -> dict[str, Any]:
+def history_entry(recommender: RecommendsByTitle, history: Sequence[int | str], k: int) -> dict[str, Any]:
     """Recommendations for somebody who is only known by the items they took, oldest first."""
     return {
         "user_id": None,
@@ -59,32 +59,40 @@ def _item(item: Any) -> dict[str, Any]:
     }
 
 
-def entries_for(config: FreshetConfig, user_ids: Sequence[int], history: str, k: int) -> list[dict[str, Any]]:
+def entries_for(config: FreshetConfig, user_ids: Sequence[str], history: str, k: int) -> list[dict[str, Any]]:
     """What the verb `recommend` shows: one entry per user, and one for the history if there is one.
 
     Raises:
-        UsageError: neither a user nor a history, or a history that is not a list of item ids.
+        UsageError: neither a user nor a history, or an id that is none.
     """
     items = parse_history(history)
+    users = [_id(user_id, "--user") for user_id in user_ids]
     if not user_ids and not items:
         raise UsageError("nobody to recommend to: give --user ID or --history ID,ID,…")
     from cluster.publishing.serving import Recommender
 
     recommender = Recommender(config)
-    entries = [user_entry(recommender, user_id, k) for user_id in user_ids]
+    entries = [user_entry(recommender, user_id, k) for user_id in users]
     return entries + ([history_entry(recommender, items, k)] if items else [])
 
 
-def parse_history(text: str) -> list[int]:
-    """Item ids from `50,181,172`.
+def parse_history(text: str) -> list[int | str]:
+    """Item ids from `50,181,sku-7`.
 
     Raises:
         UsageError: names the part that is no id.
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if not part.lstrip("-").isdigit():
-            raise UsageError(
-                f"--history has {part!r}, which is not an item id (example: --history 50,181,172)"
-            )
-    return [int(part) for part in parts]
+    return [_id(part.strip(), "--history") for part in text.split(",") if part.strip()]
+
+
+def _id(text: str, option: str) -> int | str:
+    """An id as the stream reads it (`streaming.ids`): an integer where the text is one."""
+    from streaming.ids import id_of_text
+
+    try:
+        number = id_of_text(text) if text else None
+    except UnicodeEncodeError:
+        number = None
+    if number is None:
+        raise UsageError(f"{option} has {text!r}, which is no id (example: {option} 50)")
+    return number if str(number) == text else text

@@ -68,6 +68,11 @@ class Catalogue:
         """int64 (q, c): the category ids of each item, 0 where there is none."""
         return _rows(self._categories_NC, self._items.find(item_Q))
 
+    def knows(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+        """bool (q,): whether each item is there and not deleted."""
+        at_Q = self._items.find(item_Q)
+        return (at_Q >= 0) & ~self._deleted_N[at_Q]
+
     def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
         """bool (q,): whether the last record of each item was a tombstone."""
         if not self._deleted_N.any():

@@ -15,10 +15,12 @@ from streaming.catalogue_records import CatalogueUpdate, parse_items, parse_user
 from streaming.config import StreamConfig
 from streaming.consumer import known_partitions, open_consumer, unavailable
 from streaming.dead_letter import DeadLetter
+from streaming.ids import ids_of_texts
 from streaming.position import Position
 from streaming.schema import DELETED, ITEM_SCHEMA, USER_ID, USER_SCHEMA
 
 _MOST_RECORDS = 5000
+_MOST_KEYS = 10_000
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +45,7 @@ class CatalogueReader:
     ) -> None:
         self._config = config
         self.dead_letters: list[DeadLetter] = []
+        self._tombstones: dict[tuple[str, int], str] = {}
         self._consumer = open_consumer(config)
         try:
             self._next = self._open(positions or {})
@@ -62,6 +65,7 @@ class CatalogueReader:
         for at, found in polled.items():
             records[at.topic] += found
             self._next[at] = found[-1].offset + 1
+        self._note_tombstones(records)
         items, dead_items = parse_items(records[self._config.items_topic])
         users, dead_users = parse_users(records[self._config.users_topic], self._config.user_attributes)
         self.dead_letters += dead_items + dead_users
@@ -111,6 +115,19 @@ class CatalogueReader:
         for at, offset in sorted(self._next.items()):
             positions.setdefault(at.topic, {})[at.partition] = Position(offset, 0)
         return positions
+
+    def text_of_deleted(self, topic: str, identifier: int) -> str:
+        """An id as the key of its tombstone says it, of the last ten thousand; else the number."""
+        return self._tombstones.get((topic, identifier), str(identifier))
+
+    def _note_tombstones(self, records: Mapping[str, list[Any]]) -> None:
+        for topic, of_topic in records.items():
+            keys = [r.key.decode("utf-8", "replace") for r in of_topic if r.key and not r.value][-_MOST_KEYS:]
+            if keys:
+                ids = ids_of_texts(pa.array(keys, pa.string())).tolist()
+                self._tombstones |= {(topic, i): key for i, key in zip(ids, keys, strict=True)}
+        while len(self._tombstones) > _MOST_KEYS:
+            del self._tombstones[next(iter(self._tombstones))]
 
     def close(self) -> None:
         """Closes the consumer; harmless if repeated."""

@@ -4,6 +4,7 @@ A record's key is the id as text, its value JSON; an empty value deletes. A reco
 a dead letter and changes nothing. Shapes: R records.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,10 +15,11 @@ import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
 from streaming.hashing import feature_ids
-from streaming.ids import integer_ids, problem_of_id
+from streaming.ids import integer_ids, problem_of_id, text_of_id
+from streaming.quoting import described, quoted
 from streaming.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 
-_INT64 = range(-(2**63), 2**63)
+_log = logging.getLogger(__name__)
 
 
 class CatalogueRecord(Protocol):
@@ -75,7 +77,7 @@ class CatalogueUpdate:
 class _Usable:
     """Usable records of one topic, and dead letters of the others."""
 
-    ids: list[int | str] = field(default_factory=list)
+    ids: list[Any] = field(default_factory=list)
     deleted: list[bool] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
@@ -84,12 +86,12 @@ class _Usable:
 def parse_items(records: Sequence[CatalogueRecord]) -> tuple[pa.Table, list[DeadLetter]]:
     """Records of the items topic as ITEM_SCHEMA, and those that cannot be used."""
     usable = _parse(records, ITEM_ID, _problem_of_item)
-    categories = [entry.get(CATEGORIES) or [] for entry in usable.entries]
-    flat = pa.array([str(name) for names in categories for name in names], pa.string())
+    categories = [_categories(entry) for entry in usable.entries]
+    flat = pa.array([name for names in categories for name in names], pa.string())
     offset_R = np.concatenate([[0], np.cumsum([len(names) for names in categories])]).astype(np.int32)
     columns = [
         pa.array(integer_ids(usable.ids)),
-        pa.array([entry.get(TITLE) for entry in usable.entries], pa.string()),
+        pa.array([entry.get(TITLE) or None for entry in usable.entries], pa.string()),
         pa.ListArray.from_arrays(pa.array(offset_R), pa.array(feature_ids(flat))),
         pa.array(usable.deleted, pa.bool_()),
     ]
@@ -97,12 +99,15 @@ def parse_items(records: Sequence[CatalogueRecord]) -> tuple[pa.Table, list[Dead
 
 
 def parse_users(records: Sequence[CatalogueRecord], names: list[str]) -> tuple[pa.Table, list[DeadLetter]]:
-    """Records of the users topic as USER_SCHEMA with these attributes, and those that cannot be used."""
-    usable = _parse(records, USER_ID, _problem_of_user)
+    """Records of the users topic as USER_SCHEMA with these attributes, and those that cannot be used.
+
+    Attributes of other names may be anything.
+    """
+    usable = _parse(records, USER_ID, lambda entry: _problem_of_user(entry, names))
     values = [(entry.get(ATTRIBUTES) or {}).get(name) for entry in usable.entries for name in names]
     texts = [f"{name}={value}" for name, value in zip(names * len(usable.ids), values, strict=True)]
     ids = feature_ids(pa.array(texts, pa.string()))
-    ids[np.array([value is None for value in values], np.bool_)] = 0
+    ids[np.array([value is None or value == "" for value in values], np.bool_)] = 0
     offset_R = np.arange(len(usable.ids) + 1, dtype=np.int32) * np.int32(len(names))
     columns = [
         pa.array(integer_ids(usable.ids)),
@@ -117,62 +122,68 @@ def _parse(
 ) -> _Usable:
     usable = _Usable()
     for record in records:
-        entry, problem = _entry(record, id_name)
-        problem = problem or problem_of(entry)
+        try:
+            identifier, entry, problem = _entry(record, id_name)
+            problem = problem or problem_of(entry)
+        except Exception as error:  # whatever one record raises costs that one alone
+            problem = f"cannot be read: {described(error)}"
+            _log.warning("the record at %s/%d/%d %s", record.topic, record.partition, record.offset, problem)
         if problem:
             place = (record.topic, record.partition, record.offset, 0)
             usable.dead.append(DeadLetter(problem, *place, record.value or b""))
             continue
-        usable.ids.append(entry[id_name] if record.value else _id_of_key(record.key or b""))
+        usable.ids.append(identifier)
         usable.deleted.append(not record.value)
         usable.entries.append(entry)
     return usable
 
 
-def _entry(record: CatalogueRecord, id_name: str) -> tuple[dict[str, Any], str]:
-    """The decoded value (empty for a tombstone), and what is wrong with it or with its id."""
+def _entry(record: CatalogueRecord, id_name: str) -> tuple[Any, dict[str, Any], str]:
+    """The id, the decoded value (empty for a tombstone), and what is wrong with either."""
     if not record.value:
-        return {}, "" if record.key else "a tombstone needs the id as its key"
+        if not record.key:
+            return None, {}, "a tombstone needs the id as its key"
+        try:
+            return record.key.decode(), {}, ""
+        except UnicodeDecodeError:
+            return None, {}, f"the key of a tombstone must be the id as UTF-8, got {quoted(record.key)}"
     try:
         entry = orjson.loads(record.value)
     except orjson.JSONDecodeError as error:
-        return {}, f"not JSON: {error}"
+        return None, {}, f"not JSON: {error}"
     if type(entry) is not dict:
-        return {}, f"a record must be a JSON object, not {type(entry).__name__}"
-    problem = problem_of_id(id_name, entry.get(id_name))
-    if not problem and record.key is not None and record.key != str(entry[id_name]).encode():
-        problem = f"the key is {record.key!r}, but {id_name} is {entry[id_name]!r}"
-    return entry, problem
+        return None, {}, f"a record must be a JSON object, not {type(entry).__name__}"
+    identifier: Any = entry.get(id_name)
+    problem = problem_of_id(id_name, identifier)
+    if not problem and record.key is not None and record.key != text_of_id(identifier).encode():
+        problem = f"the key is {quoted(record.key)}, but {id_name} is {quoted(identifier)}"
+    return identifier, entry, problem
 
 
 def _problem_of_item(entry: dict[str, Any]) -> str:
     title, categories = entry.get(TITLE), entry.get(CATEGORIES)
     if title is not None and type(title) is not str:
-        return f"{TITLE} must be a string, got {title!r}"
+        return f"{TITLE} must be a string, got {quoted(title)}"
     if categories is None:
         return ""
     if type(categories) is not list or any(type(name) not in (str, int) for name in categories):
-        return f"{CATEGORIES} must be a list of strings, got {categories!r}"
+        return f"{CATEGORIES} must be a list of strings, got {quoted(categories)}"
     return ""
 
 
-def _problem_of_user(entry: dict[str, Any]) -> str:
+def _categories(entry: dict[str, Any]) -> list[str]:
+    names = entry.get(CATEGORIES) or []
+    return [str(name) for name in names if name != ""]
+
+
+def _problem_of_user(entry: dict[str, Any], names: Sequence[str]) -> str:
     attributes = entry.get(ATTRIBUTES)
     if attributes is None:
         return ""
     if type(attributes) is not dict:
-        return f"{ATTRIBUTES} must be an object, got {attributes!r}"
-    for name, value in attributes.items():
+        return f"{ATTRIBUTES} must be an object, got {quoted(attributes)}"
+    for name in names:
+        value = attributes.get(name)
         if value is not None and type(value) not in (str, int, float):
-            return f"attribute {name} must be a string or a number, got {value!r}"
+            return f"attribute {name} must be a string or a number, got {quoted(value)}"
     return ""
-
-
-def _id_of_key(key: bytes) -> int | str:
-    """The id that a key says: a plain decimal int64 is an integer, everything else a text."""
-    text = key.decode("utf-8", "replace")
-    digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit() and len(digits) <= 19:
-        number = int(text)
-        return number if str(number) == text and number in _INT64 else text
-    return text

@@ -9,6 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.config import LostPosition, StreamConfig, client_arguments
+from streaming.record_headers import accept_any_header_key
 from streaming.topics import BrokerUnavailable, unavailable
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def open_consumer(config: StreamConfig) -> KafkaConsumer:
         "max_partition_fetch_bytes": config.max_message_bytes,
         "reconnect_backoff_max_ms": 1000,
     }
+    accept_any_header_key()
     try:
         return KafkaConsumer(**arguments)
     except KafkaError as error:

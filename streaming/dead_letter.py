@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from streaming.config import StreamConfig, client_arguments
 from streaming.quoting import header_value
@@ -125,13 +125,40 @@ class DeadLetterWriter:
         self._producer.flush(timeout=self._config.request_timeout_s)
         # Taken off one by one: where one fails, it and what is behind it stay.
         while self._kept:
-            self._kept[0][1].get(timeout=self._config.request_timeout_s)
+            self._await(*self._kept[0])
             self._kept_bytes -= len(self._kept.popleft()[0].value)
 
-    def _hand_over(self, letter: DeadLetter) -> Any:
+    def _await(self, letter: DeadLetter, future: Any) -> None:
+        """Waits for one acknowledgement; a letter too long for the topic is sent alone, then shorter and shorter.
+
+        Raises:
+            KafkaError: it was not acknowledged, or refused for another reason or with no value left.
+        """
         assert self._producer is not None
-        longest = max(self._config.max_message_bytes - _OVERHEAD_BYTES, 0)
-        headers = letter.headers
+        longest = self._longest
+        while True:
+            try:
+                if future is None:
+                    raise KafkaTimeoutError("it could not be handed over")
+                future.get(timeout=self._config.request_timeout_s)
+                return
+            except (MessageSizeTooLargeError, RecordListTooLargeError):
+                # The topic may have been made with a lower limit than stream.max_message_bytes.
+                if longest == 0:
+                    raise
+                future = self._hand_over(letter, longest)
+                self._producer.flush(timeout=self._config.request_timeout_s)
+                longest = min(longest, len(letter.value)) // 2
+
+    @property
+    def _longest(self) -> int:
+        return max(self._config.max_message_bytes - _OVERHEAD_BYTES, 0)
+
+    def _hand_over(self, letter: DeadLetter, longest: int | None = None) -> Any:
+        assert self._producer is not None
+        longest = self._longest if longest is None else longest
+        room = self._config.max_message_bytes // 8
+        headers = [(name, header_value(value.decode(), room)) for name, value in letter.headers]
         if len(letter.value) > longest:
             headers.append(("truncated", str(len(letter.value)).encode()))
         try:
@@ -154,6 +181,9 @@ class DeadLetterWriter:
             return KafkaProducer(
                 **client_arguments(self._config),
                 acks="all",
+                # A letter sent twice overwrites itself, and an idempotent producer would not survive a refusal.
+                enable_idempotence=False,
+                max_in_flight_requests_per_connection=1,
                 compression_type="lz4",
                 allow_auto_create_topics=False,
                 max_request_size=self._config.max_message_bytes,

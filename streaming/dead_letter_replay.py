@@ -12,24 +12,26 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.catalogue_records import parse_items, parse_users
+from streaming.codec import decode_messages
 from streaming.config import StreamConfig, client_arguments
 from streaming.consumer import consumer_of, known_partitions, unavailable
 from streaming.dead_letter import REPLAYED
-from streaming.json_events import problem_of_event
+from streaming.ids import problem_of_id, text_of_id
 from streaming.partitioner import partition_of_texts
-from streaming.schema import EVENT_ID, ITEM_ID, TIMESTAMP_MS, USER_ID, WEIGHT
+from streaming.quoting import described, quoted
+from streaming.schema import EVENT_ID, ITEM_ID, USER_ID
+from streaming.validation import Place
 
 LETTERS_PER_TRANSACTION = 500
 # A replay that dies holds up readers of its partitions for so long at most.
 _TRANSACTION_TIMEOUT_MS = 10_000
-_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+_MOST_DIGITS = 20
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d[\d_.,e+-]*")
 
 
@@ -66,11 +68,13 @@ class StoredLetter:
 
     @property
     def event(self) -> Any:
-        """The original as JSON; None if it is none."""
+        """The original as JSON; None if it is none, or nested too deeply to be written again."""
         try:
-            return orjson.loads(self.value)
-        except orjson.JSONDecodeError:
+            event = orjson.loads(self.value)
+            orjson.dumps(event)
+        except (orjson.JSONDecodeError, TypeError):  # orjson.JSONEncodeError is a TypeError
             return None
+        return event
 
 
 @dataclass
@@ -90,13 +94,15 @@ class ReplayReport:
 
 @dataclass
 class _Record:
-    """Stands in for a Kafka record where a catalogue record is checked."""
+    """Stands in for the Kafka record that a mended letter would become, where it is checked."""
 
     topic: str
     key: bytes | None
     value: bytes
-    partition: int = 0
+    partition: int
     offset: int = 0
+    timestamp: int = 0
+    headers: Sequence[tuple[str, bytes]] | None = None
 
 
 def read_letters(config: StreamConfig) -> list[StoredLetter]:
@@ -188,54 +194,66 @@ def _mended(
         if letter.replayed:
             report.already += 1
             continue
-        entry = mend(letter)
-        problem = _problem(config, letter, entry)
-        if problem:
-            report.unusable[letter.key] = problem
-            continue
-        if letter.topic not in partitions:
+        topic = _destination(config, letter)
+        if topic and topic not in partitions:
             with consumer_of(config) as consumer:
-                partitions[letter.topic] = len(known_partitions(config, consumer, letter.topic))
-        identifier = entry[ITEM_ID if letter.topic == config.items_topic else USER_ID]
-        text = str(identifier)
-        home = int(partition_of_texts(pa.array([text], pa.string()), partitions[letter.topic])[0])
-        if letter.topic == config.interactions_topic and not entry.get(EVENT_ID):
-            entry = {**entry, EVENT_ID: f"dead-letter:{letter.key}"}
-        yield _Message(letter.topic, home, text.encode(), orjson.dumps(entry), letter.key)
-
-
-def _problem(config: StreamConfig, letter: StoredLetter, entry: Any) -> str:
-    """What keeps a mended letter from being used; empty if nothing does."""
-    if letter.topic in (config.items_topic, config.users_topic):
-        record = _Record(letter.topic, None, orjson.dumps(entry))
-        if letter.topic == config.items_topic:
-            dead = parse_items([record])[1]
+                partitions[topic] = len(known_partitions(config, consumer, topic))
+        message, problem = _message(config, letter, mend(letter), topic, partitions.get(topic, 0))
+        if message is None:
+            report.unusable[letter.key] = problem
         else:
-            dead = parse_users([record], config.user_attributes)[1]
-        return dead[0].reason if dead else ""
-    if letter.topic != config.interactions_topic:
-        return f"it came from the topic {letter.topic}, which is none of this stream's"
+            yield message
+
+
+def _destination(config: StreamConfig, letter: StoredLetter) -> str:
+    """The topic that a letter goes to: its own; rows of files come back by the interactions topic. Empty for none."""
+    if letter.topic.endswith(".parquet") or (config.parquet and letter.topic == config.origin):
+        return config.interactions_topic
+    return letter.topic if letter.topic in _topics(config) else ""
+
+
+def _topics(config: StreamConfig) -> tuple[str, str, str]:
+    return config.interactions_topic, config.items_topic, config.users_topic
+
+
+def _message(
+    config: StreamConfig, letter: StoredLetter, entry: Any, topic: str, partitions: int
+) -> tuple[_Message | None, str]:
+    """What a mended letter is sent as, or what keeps it from being used: what its reader would say."""
+    if not topic:
+        return None, f"it came from {quoted(letter.topic)}, which is none of this stream's topics"
     if entry is None:
-        return "the original is no JSON: give the event in a file (--from)"
-    problem = problem_of_event(entry)
-    if problem:
-        return problem
-    if entry[TIMESTAMP_MS] <= 0:
-        return f"{TIMESTAMP_MS} must be positive, got {entry[TIMESTAMP_MS]}"
-    limit_ms = (time.time() + config.max_future_s) * 1000
-    if config.max_future_s and entry[TIMESTAMP_MS] > limit_ms:
-        return f"{TIMESTAMP_MS} is too far ahead (stream.max_future_s={config.max_future_s:g})"
-    weight = entry.get(WEIGHT)
-    # float32 holds no more: a larger weight would be infinite when it is read.
-    if weight is not None and not abs(weight) <= _LARGEST_WEIGHT:
-        return f"{WEIGHT} must be finite, got {weight}"
-    return ""
+        return None, "the original is no JSON: give the event in a file (--from)"
+    is_event = topic == config.interactions_topic
+    id_name = ITEM_ID if topic == config.items_topic else USER_ID
+    if type(entry) is not dict or (problem := problem_of_id(id_name, entry.get(id_name))):
+        what = "an event" if is_event else "a record"
+        return None, problem if type(
+            entry
+        ) is dict else f"{what} must be an object, not {type(entry).__name__}"
+    if is_event and not entry.get(EVENT_ID):
+        entry = {**entry, EVENT_ID: f"dead-letter:{letter.key}"}
+    try:
+        value, key = orjson.dumps(entry), text_of_id(entry[id_name]).encode()
+    except (TypeError, UnicodeEncodeError) as error:  # orjson.JSONEncodeError is a TypeError
+        return None, f"it cannot be written as JSON: {described(error)}"
+    home = int(partition_of_texts(pa.array([key.decode()], pa.string()), partitions)[0])
+    record = _Record(topic, key, value, home, timestamp=int(time.time() * 1000))
+    if topic == config.items_topic:
+        dead = parse_items([record])[1]
+    elif topic == config.users_topic:
+        dead = parse_users([record], config.user_attributes)[1]
+    else:
+        dead = decode_messages([record], Place.of(config, topic, home, partitions)).dead
+    if dead:
+        return None, dead[0].reason
+    return _Message(topic, home, key, value, letter.key), ""
 
 
 def _letter(record: Any) -> StoredLetter:
     said = {name: bytes(value or b"").decode("utf-8", "replace") for name, value in record.headers or ()}
     partition, offset, row, truncated = (
-        int(said.get(name) or 0) for name in ("partition", "offset", "row", "truncated")
+        _number(said.get(name, "")) for name in ("partition", "offset", "row", "truncated")
     )
     return StoredLetter(
         key=bytes(record.key or b"").decode("utf-8", "replace"),
@@ -247,6 +265,11 @@ def _letter(record: Any) -> StoredLetter:
         value=bytes(record.value),
         truncated=truncated,
     )
+
+
+def _number(text: str) -> int:
+    """A number that a header says; 0 where it says none: anybody may write to the topic."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS else 0
 
 
 def _records(config: StreamConfig) -> Iterable[Any]:

@@ -16,6 +16,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from streaming.config import StreamConfig, client_arguments
+from streaming.record_headers import accept_any_header_key
 
 MAX_PENDING_BYTES = 32 << 20
 REOPEN_PAUSE_S = 0.5
@@ -281,6 +282,7 @@ class Delivery:
             return {place.partition: int(end) for place, end in consumer.end_offsets(places).items()}
 
     def _consumer(self) -> KafkaConsumer:
+        accept_any_header_key()
         return KafkaConsumer(**client_arguments(self._config), allow_auto_create_topics=False)
 
     def _error(self, cause: Exception) -> DeliveryError:

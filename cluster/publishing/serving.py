@@ -31,6 +31,7 @@ from retrieval.searcher import Searcher
 from retrieval.version import Version
 from streaming.catalogue import Catalogue
 from streaming.history import UserStore
+from streaming.ids import integer_ids
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -73,12 +74,13 @@ class Recommender:
             self._load_users(newest)
 
     def recommend(
-        self, user_id: int | None = None, history: Sequence[int] | None = None, k: int = 10
+        self, user_id: int | str | None = None, history: Sequence[int | str] | None = None, k: int = 10
     ) -> list[Recommendation]:
         """The k best items that the user has not had.
 
         Args:
-            user_id: a user of the stream; without `history`, what the newest checkpoint knows of them is used.
+            user_id: a user of the stream, a number or a text; without `history`, what the newest checkpoint knows of
+                them is used.
             history: item ids, oldest first, instead.
             k: how many.
         Raises:
@@ -86,8 +88,8 @@ class Recommender:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k} (option -k)")
-        user = np.array([user_id if user_id is not None else -1], np.int64)
-        past = np.array(history, np.int64) if history is not None else self._past(user)
+        user = integer_ids([user_id if user_id is not None else -1])
+        past = integer_ids(list(history)) if history is not None else self._past(user)
         if history is None and past.shape[0] == 0:
             raise UnknownUser(
                 f"user {user_id} has no events in {self._config.storage_path}; give --history 1,2,3"
@@ -101,9 +103,9 @@ class Recommender:
             for item, title, score in zip(ids[0][found], titles, scores[0][found], strict=True)
         ]
 
-    def history_titles(self, user_id: int, n: int = 5) -> list[str]:
+    def history_titles(self, user_id: int | str, n: int = 5) -> list[str]:
         """Titles of the user's last n items, newest first."""
-        return self._catalogue.titles(self._past(np.array([user_id], np.int64))[-n:][::-1])
+        return self._catalogue.titles(self._past(integer_ids([user_id]))[-n:][::-1])
 
     def user_ids(self) -> Int64Array:
         """Users that the newest checkpoint knows, int64 (n,)."""

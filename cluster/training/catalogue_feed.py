@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pyarrow as pa
 
 from cluster.collectives import Collectives
-from cluster.training.forgetting import forget_deleted
+from cluster.training.forgetting import NotFound, forget_deleted
 from cluster.training.run import TrainingRun
 from streaming.catalogue_reader import CatalogueReader
 from streaming.catalogue_records import CatalogueUpdate
@@ -15,6 +17,7 @@ from streaming.outage import patiently
 from streaming.topics import BrokerUnavailable
 
 _POLL_EVERY_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 class CatalogueFeed:
@@ -62,11 +65,22 @@ class CatalogueFeed:
         """Collective. Every rank forgets what was deleted and learns what is new."""
         payload = self._pending.to_bytes() if self._pending is not None else b""
         update = CatalogueUpdate.from_bytes(self._comm.broadcast_bytes(payload))
-        forget_deleted(run, update)
+        goes_on = bool(run.catalogue_positions)
+        not_found = forget_deleted(run, update, self._comm)
         run.catalogue.apply(update)
+        if goes_on and self._comm.rank == 0:
+            self._say(run, not_found)
         if self._comm.rank == 0:
             run.catalogue_positions = self._reader.positions()
         self._pending = None
+
+    def _say(self, run: TrainingRun, not_found: NotFound) -> None:
+        """Deletions that found nobody; a run that reads the topics from their beginning knows nobody yet (rank 0)."""
+        topics = {"user": self._config.users_topic, "item": self._config.items_topic}
+        said = not_found.said(lambda kind, i: self._reader.text_of_deleted(topics[kind], i))
+        if said:
+            run.notice = said
+            _log.warning("%s", said)
 
     def send_dead_letters(self, run: TrainingRun) -> None:
         """Records that could not be read (rank 0; the others have none)."""

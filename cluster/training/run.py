@@ -64,7 +64,8 @@ class TrainingRun:
     init_from: Mapping[str, Any] | None = None
     """Path and step of the checkpoint that the run was started from; None if from nothing."""
     notice: str = ""
-    """What of its checkpoint the run does not go on with, in one line for people; empty if it goes on with all."""
+    """What people should know, in one line: what of its checkpoint the run does not go on with, a deletion that found
+    nobody; empty for nothing."""
     reread_users: bool = False
     """There are user attributes whose values the users topic may hold, in records that were read without them."""
     _opened: tuple[EventSource, Batcher, DeadLetterWriter] | None = None

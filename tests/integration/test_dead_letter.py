@@ -68,13 +68,41 @@ def test_nothing_is_connected_to_before_the_first_letter_is_flushed_and_brokers_
                 writer.flush()
 
 
-def test_a_letter_that_is_not_acknowledged_is_an_error(stream_factory, monkeypatch):
-    config = stream_factory(max_message_bytes=10_000)
+def test_a_letter_that_the_topic_finds_too_long_is_cut_and_those_beside_it_are_not(
+    stream_factory, topic_factory
+):
+    config = stream_factory(
+        partitions=0, dead_letter_topic=topic_factory(configs={"max.message.bytes": "50000"})
+    )
     writer = DeadLetterWriter(config)
-    # The topic takes 10,000 bytes; a writer that believes in more sends what the broker refuses.
-    monkeypatch.setattr(config, "max_message_bytes", 1_000_000)
     noise = random.Random(0).randbytes(200_000)  # not compressible
-    writer.send([DeadLetter("bad", "t", 0, 0, 0, noise)])
+    writer.send(DeadLetter("bad", "t", 0, n, 0, noise[: 200_000 if n == 1 else 9_000]) for n in range(8))
+    writer.flush()
+    writer.close()
+    found = {record.key: record for record in _read(config, 8)}
+    assert len(found) == 8
+    cut = found.pop(b"t/0/1/0")
+    assert 10_000 < len(cut.value) < 50_000
+    assert cut.value == noise[: len(cut.value)]
+    assert dict(cut.headers)["truncated"] == b"200000"
+    assert {len(record.value) for record in found.values()} == {9_000}
+
+
+def test_a_letter_fits_into_the_shortest_message_that_the_settings_allow(stream_factory):
+    config = stream_factory(partitions=0, max_message_bytes=1024)
+    writer = DeadLetterWriter(config)
+    writer.send([DeadLetter("\ud800" * 5000, "t" * 249, 10**9, 2**62, 2**31, b"x" * 5000)])
+    writer.flush()
+    writer.close()
+    assert len(_read(config, 1)) == 1
+
+
+def test_a_letter_that_is_refused_is_an_error(stream_factory, topic_factory):
+    # A topic that takes no message that is older than a millisecond.
+    topic = topic_factory(configs={"message.timestamp.before.max.ms": "1"})
+    config = stream_factory(partitions=0, dead_letter_topic=topic)
+    writer = DeadLetterWriter(config)
+    writer.send([DeadLetter("bad", "t", 0, 0, 0, b"")])
     with pytest.raises(
         DeadLettersLost, match=f"1 dead letters did not reach the topic '{config.dead_letters}'"
     ):

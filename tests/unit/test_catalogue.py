@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 import pytest
 
+from streaming import catalogue_records
 from streaming.catalogue import Catalogue, CatalogueUpdate
 from streaming.catalogue_records import parse_items, parse_users
 from streaming.config import StreamConfig
@@ -18,6 +19,10 @@ CONFIG = StreamConfig(max_categories=2, user_attributes=["gender", "age"])
 def _record(key, entry, offset=0):
     value = entry if isinstance(entry, bytes | None) else orjson.dumps(entry)
     return SimpleNamespace(topic="items", partition=0, offset=offset, key=str(key).encode(), value=value)
+
+
+def _raw(key, value):
+    return SimpleNamespace(topic="items", partition=0, offset=9, key=key, value=value)
 
 
 def _update(items=(), users=()):
@@ -126,12 +131,68 @@ def test_text_ids_and_their_tombstones_mean_the_same_item():
         (_record(1, {"item_id": 1, "categories": "a|b"}), "categories must be a list of strings"),
         (_record(1, {"item_id": 1, "categories": [None]}), "categories must be a list of strings"),
         (_record("", None), "a tombstone needs the id as its key"),
+        (_raw(b"\xff\xfe", None), "the key of a tombstone must be the id as UTF-8, got b'\\xff\\xfe'"),
+        (
+            _raw(b"1", b'{"item_id":1,"categories":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+            "categories must be a list",
+        ),
+        (
+            _raw(None, b'{"item_id":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+            "item_id must be an integer or a string",
+        ),
+        (_raw(b"x" * 5000, b'{"item_id":1}'), "the key is b'xxx"),
+        (_raw(None, b'{"item_id":18446744073709551615}'), "item_id must fit in 64 bits"),
+        (_raw(None, b'{"item_id":36893488147419103232}'), "item_id must be an integer or a string, got 3.68"),
+        (_raw(None, b'{"item_id":1,"title":"\\ud800"}'), "not JSON"),
     ],
 )
 def test_an_unusable_item_record_is_a_dead_letter_and_changes_nothing(record, reason):
     table, dead = parse_items([_item(3), record])
     assert table["item_id"].to_pylist() == [3]
     assert reason in dead[0].reason
+    assert len(dead[0].reason) < 400
+
+
+def test_whatever_one_record_raises_costs_that_record_alone(monkeypatch):
+    def loads(value):
+        if b"poison" in value:
+            raise RecursionError
+        return orjson.loads(value)
+
+    stub = SimpleNamespace(loads=loads, JSONDecodeError=orjson.JSONDecodeError)
+    monkeypatch.setattr(catalogue_records, "orjson", stub)
+    table, dead = parse_items([_item(1), _item(2, "poison"), _item(3)])
+    assert table["item_id"].to_pylist() == [1, 3]
+    assert dead[0].reason == "cannot be read: RecursionError"
+
+
+def test_attributes_that_no_setting_names_may_be_anything():
+    table, dead = parse_users(
+        [_user(1, gender="F", age=None, tags=["a", {"b": None}], premium=True)], ["gender", "age"]
+    )
+    assert dead == []
+    assert table["attributes"].to_pylist() == [[attribute_id("gender", "F"), 0]]
+
+
+def test_empty_texts_are_missing_ones():
+    catalogue = Catalogue(CONFIG)
+    catalogue.apply(_update([_item(1, "", ["", "a"])], [_user(1, gender="", age="30")]))
+    assert catalogue.titles(np.array([1])) == [""]
+    assert catalogue.snapshot().items["title"].to_pylist() == [None]
+    assert catalogue.categories(np.array([1])).tolist() == [[category_id("a"), 0]]
+    assert catalogue.user_attributes(np.array([1])).tolist() == [[0, attribute_id("age", "30")]]
+
+
+def test_digits_are_one_item_whether_written_as_a_number_or_as_a_text():
+    catalogue = Catalogue(CONFIG)
+    as_text = [
+        _record("1001", {"item_id": "1001", "title": "text"}),
+        _record("7", {"item_id": 7.0, "title": "whole"}),
+    ]
+    catalogue.apply(_update(as_text))
+    assert _titles(catalogue) == {1001: "text", 7: "whole"}
+    catalogue.apply(_update([_record("1001", None), _record("7", None)]))
+    assert catalogue.item_ids.tolist() == []
 
 
 @pytest.mark.parametrize("attributes", [["x"], {"age": [1]}, {"age": True}])

@@ -38,11 +38,11 @@ def test_a_history_entry_names_its_newest_items_first():
     assert "for this history" in out.getvalue()
 
 
-def test_a_history_is_a_list_of_item_ids():
-    assert parse_history(" 50,181 ,172,") == [50, 181, 172]
+def test_a_history_is_a_list_of_item_ids_numbers_or_texts_as_the_stream_reads_them():
+    assert parse_history(" 50,181 ,sku-7,007,") == [50, 181, "sku-7", "007"]
     assert parse_history("") == []
-    with pytest.raises(UsageError, match=r"'x' which|'x', which is not an item id"):
-        parse_history("50,x")
+    with pytest.raises(UsageError, match=r"--history has '\\udcff', which is no id"):
+        parse_history("50,\udcff")
 
 
 def test_recommendations_are_printed_by_title():
