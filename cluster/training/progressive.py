@@ -101,8 +101,6 @@ class ProgressiveValidation:
         repeated_E = np.take_along_axis(seen_EI, target_E[:, None], 1)[:, 0]
         sampled_E = sample_mask(batch, self._config.evaluation.sample_fraction)
         chosen = np.flatnonzero(sampled_E & ~repeated_E)
-        items_ID = known_ID.new_zeros(len(self._positions), known_ID.shape[1])
-        items_ID[torch.from_numpy(column_I).to(items_ID.device)] = known_ID
         totals = np.zeros(1 + len(SYSTEMS))
         totals[0] = chosen.shape[0]
         findable = chosen[~unheard_I[target_E[chosen]]]
@@ -110,10 +108,10 @@ class ProgressiveValidation:
             queries_ED = self._queries(prepared)
             self._remember(queries_ED[torch.from_numpy(chosen)].numpy())
             queries = queries_ED[torch.from_numpy(findable)]
-            scores = [
-                (queries.to(items_ID.device) @ items_ID.T).cpu().numpy(),
-                *self._baselines(recent_ER[findable]),
-            ]
+            found_EK = (queries.to(known_ID.device) @ known_ID.T).cpu().numpy()
+            scores_EI = np.zeros((findable.shape[0], len(self._positions)), np.float32)
+            scores_EI[:, column_I] = found_EK
+            scores = [scores_EI, *self._baselines(recent_ER[findable])]
             drop_EI = seen_EI[findable] | unheard_I[None, :]
             for place, scores_EI in enumerate(scores, start=1):
                 ranks = full_ranks(scores_EI, target_E[findable], drop_EI)

@@ -43,6 +43,7 @@ from model.features import (
 )
 from model.frequency import combined_log_q
 from model.tower_optimizer import TowerOptimizer
+from model.transfer import to_device
 from model.two_tower import Targets, TwoTower
 from streaming.catalogue import Catalogue
 from streaming.quoting import described
@@ -133,16 +134,15 @@ class TrainStep:
         drawn_U[:of_events] = False
         lookup = self.table.lookup(tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms)
         targets = Targets(
-            target_E=torch.from_numpy(candidates.positions(runs.targets_E)).to(self._device),
-            log_q_M=self._log_q(mine, agreed).to(self._device),
+            target_E=torch.from_numpy(candidates.positions(runs.targets_E)),
+            log_q_M=self._log_q(mine, agreed),
             drop_EM=torch.from_numpy(
                 negatives_to_drop(runs, candidates, past_only=self._config.model.history_mask == "past")
-            ).to(self._device),
+            ),
             global_events=float(agreed.weight_T.sum()),
         )
-        return PreparedStep(
-            runs, queries.to(self._device), items.to(self._device), targets, lookup, agreed, new_items
-        )
+        queries, items, targets = to_device((queries, items, targets), self._device)
+        return PreparedStep(runs, queries, items, targets, lookup, agreed, new_items)
 
     def train(self, prepared: PreparedStep, step: int, *, decay: float = 1.0) -> dict[str, float]:
         """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks.
@@ -221,11 +221,12 @@ class TrainStep:
         gather.close(terms.total).backward()  # type: ignore[no-untyped-call]
         names, local = zip(*terms.detached().items(), strict=True)
         sums = self._reduce_dense(torch.stack([*local, _not_finite(prepared.lookup)]))
-        losses = dict(zip(names, sums.tolist(), strict=False))
         clip = self._config.train.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
-        # Both come from sums over the ranks, so every rank refuses or none.
-        if not (bool(torch.isfinite(sums).all()) and bool(torch.isfinite(norm))):
+        # All from sums over the ranks, so every rank refuses or none; read at once, so the host waits once.
+        numbers = torch.cat([sums, norm.reshape(1).to(sums.dtype)]).tolist()
+        losses = dict(zip(names, numbers, strict=False))
+        if not all(map(math.isfinite, numbers)):
             said = ", ".join(
                 f"{name} {value:g}" for name, value in losses.items() if not math.isfinite(value)
             )
