@@ -1,0 +1,114 @@
+"""The proof from outside: documented commands, a plain consumer that counts, and whatever can be done to a run.
+
+Every round has a broker, a stream in both wire forms with hostile messages, and `freshet train`, which is struck while
+it trains, started again where a user would have to, and comes to its end. Then the events of each user, as a plain
+consumer counts them, are held against what `freshet checkpoint audit` says was used.
+
+python -m tests.chaos.black_box --rounds 16 --report chaos.json [--seed 1] [--strikes worker,broker,driver]
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.chaos.black_box.processes import adopt_orphans
+from tests.chaos.black_box.round import Result, plans, play
+from tests.chaos.black_box.strikes import ENDS, GOES_ON
+
+
+@dataclass
+class Report:
+    """What a campaign found; rounds as `round.Result` has them."""
+
+    seed: int
+    wanted: int
+    rounds: list[Result] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def passed(self) -> bool:
+        """Whether every round was played, and nothing was wrong in any."""
+        return len(self.rounds) == self.wanted and not any(one.problems for one in self.rounds)
+
+    def text(self) -> str:
+        """As JSON."""
+        by_fault = Counter(name for one in self.rounds for name in one.struck)
+        hostile: Counter[str] = Counter()
+        for one in self.rounds:
+            hostile.update(one.hostile)
+        return json.dumps(
+            {
+                "passed": self.passed(),
+                "seed": self.seed,
+                "rounds_played": len(self.rounds),
+                "by_fault": dict(sorted(by_fault.items())),
+                "hostile": dict(sorted(hostile.items())),
+                **{
+                    name: sum(getattr(one, name) for one in self.rounds)
+                    for name in ("events", "lost", "doubled", "dead_letters")
+                },
+                "problems": [problem for one in self.rounds for problem in one.problems],
+                "seconds": self.seconds,
+                "rounds": [asdict(one) for one in self.rounds],
+            },
+            indent=2,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play the rounds; 0 if nothing was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--strikes", default="", help=f"only these of {', '.join(GOES_ON | ENDS)}")
+    parser.add_argument("--per-round", type=int, default=2, help="strikes of a round before its last one")
+    parser.add_argument("--rate", type=float, default=150.0, help="events a second, beside the replay")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds that anything may take")
+    parser.add_argument("--folder", type=Path, help="where the rounds' files and logs go")
+    arguments = parser.parse_args(argv)
+    strikes = [name for name in arguments.strikes.split(",") if name]
+    if unknown := set(strikes) - set(GOES_ON | ENDS):
+        parser.error(f"no such strikes: {', '.join(sorted(unknown))}")
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    adopt_orphans()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="freshet-black-box-"))
+    report, started = Report(arguments.seed, arguments.rounds), time.monotonic()
+    for number, plan in zip(
+        range(arguments.rounds), plans(arguments.seed, strikes, arguments.per_round), strict=False
+    ):
+        where = folder / f"round-{number:02d}"
+        print(f"round {number}: {', '.join(plan.strikes)}; {plan}", file=sys.stderr, flush=True)
+        result = play(
+            plan, where, patience_s=arguments.patience, rate=arguments.rate, replayed=4000, replay_s=30
+        )
+        report.rounds.append(result)
+        report.seconds = round(time.monotonic() - started, 1)
+        arguments.report.write_text(f"{report.text()}\n")
+        print(_line(number, result), file=sys.stderr, flush=True)
+        if not result.problems:
+            shutil.rmtree(where)
+    if not report.passed():
+        print(f"failed; {folder} is kept", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def _line(number: int, result: Result) -> str:
+    said = [
+        f"round {number}: {result.seconds:.0f} s, {result.events} events, {result.lost} lost, "
+        f"{result.doubled} doubled, {result.dead_letters} dead letters, struck {', '.join(result.struck)}"
+    ]
+    return "\n".join([*said, *(f"  PROBLEM {problem}" for problem in result.problems)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
