@@ -10,6 +10,8 @@ TORCH ?= $(or $(word 3,$(CHOSEN)),default)
 ARGS ?=
 NAME ?=
 KILLS ?= 500
+ROUNDS ?= 16
+MODE ?=
 # Test processes side by side; each has a Kafka broker of its own (350 MB).
 JOBS ?= 2
 REPORT ?= chaos.json
@@ -48,8 +50,12 @@ test: install  ## Every test that needs no GPU (ARGS="-k name", JOBS=2 side by s
 test-fast: install  ## Unit and property tests only.
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/property $(ARGS)
 
-chaos: install  ## Kills workers, drivers and the broker, fills disks, flips bits, changes ranks (KILLS=500 REPORT=chaos.json).
+chaos: install  ## Kills, full disks, flipped bits under the worker loop (KILLS=500), or from outside (MODE=black-box ROUNDS=16).
+ifeq ($(MODE),black-box)
+	$(BIN)/python -m tests.chaos.black_box --rounds $(ROUNDS) --report $(REPORT) $(ARGS)
+else
 	$(BIN)/python -m tests.chaos.campaign --kills $(KILLS) --report $(REPORT) $(ARGS)
+endif
 
 test-gpu: install  ## The tests that need a GPU.
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -17,10 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from tests.chaos.black_box.processes import adopt_orphans
-from tests.chaos.black_box.round import Result, plans, play
+from tests.chaos.black_box.round import Plan, Result, plans, play
 from tests.chaos.black_box.strikes import ENDS, GOES_ON
 
 
@@ -73,17 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=150.0, help="events a second, beside the replay")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds that anything may take")
     parser.add_argument("--folder", type=Path, help="where the rounds' files and logs go")
+    parser.add_argument("--script", default="", help="one round of just these strikes, on a shared Ray")
     arguments = parser.parse_args(argv)
-    strikes = [name for name in arguments.strikes.split(",") if name]
-    if unknown := set(strikes) - set(GOES_ON | ENDS):
-        parser.error(f"no such strikes: {', '.join(sorted(unknown))}")
+    strikes, script = (_names(parser, text) for text in (arguments.strikes, arguments.script))
+    wanted = list(islice(plans(arguments.seed, strikes, arguments.per_round), arguments.rounds))
+    if script:
+        wanted = [Plan(arguments.seed, script, shared_ray=True)]
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     adopt_orphans()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="freshet-black-box-"))
-    report, started = Report(arguments.seed, arguments.rounds), time.monotonic()
-    for number, plan in zip(
-        range(arguments.rounds), plans(arguments.seed, strikes, arguments.per_round), strict=False
-    ):
+    report, started = Report(arguments.seed, len(wanted)), time.monotonic()
+    for number, plan in enumerate(wanted):
         where = folder / f"round-{number:02d}"
         print(f"round {number}: {', '.join(plan.strikes)}; {plan}", file=sys.stderr, flush=True)
         result = play(
@@ -100,6 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     shutil.rmtree(folder)
     return 0
+
+
+def _names(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if unknown := set(names) - set(GOES_ON | ENDS):
+        parser.error(f"no such strikes: {', '.join(sorted(unknown))}")
+    return names
 
 
 def _line(number: int, result: Result) -> str:

@@ -90,7 +90,7 @@ def problem_of_failure(command: Command) -> str:
     """What is wrong with how a command failed: it must say why in one line; empty if it did."""
     text = command.text()
     if _TRACEBACK.search(text):
-        return f"{command.name()} failed with a traceback (log: {command.log}): {command.tail(3)}"
+        return f"{command.name()} failed with a traceback (log: {command.log}): {command.error()[:200]}"
     if text.count(_ERROR) != 1:
         return (
             f"{command.name()} failed without one line that says why (log: {command.log}): {command.tail(3)}"

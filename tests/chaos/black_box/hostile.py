@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from tests.chaos.black_box.counting import ALL, ENCODING
 
-_ARROW = [(ENCODING, b"arrow")]
+_Headers = Sequence[tuple[str, bytes]]
+_ARROW: _Headers = [(ENCODING, b"arrow")]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Hostile:
     kind: str
     value: bytes
     bad_rows: bytes = ALL
-    headers: Sequence[tuple[str, bytes]] = field(default=())
+    headers: _Headers = ()
 
 
 def hostile_messages(
@@ -44,6 +45,9 @@ def hostile_messages(
     def with_(**fields: Any) -> bytes:
         return json.dumps(event(user) | fields).encode()
 
+    def some() -> list[dict[str, Any]]:
+        return [event(of) for of in home[:9]]
+
     def without(name: str) -> bytes:
         return json.dumps({key: value for key, value in event(user).items() if key != name}).encode()
 
@@ -60,14 +64,35 @@ def hostile_messages(
         Hostile("a user of another partition", json.dumps(event(other_home[0])).encode()),
         Hostile("an unknown wire form", with_(), headers=[(ENCODING, b"avro")]),
         Hostile("no Arrow", b"\xff\xff\xff\xff\x10\x00\x00\x00nonsense", headers=_ARROW),
-        Hostile("Arrow that is cut off", _arrow([event(u) for u in home[:9]])[:-40], headers=_ARROW),
-        Hostile("an Arrow row without a user", *_one_bad_row([event(u) for u in home[:9]])),
+        Hostile("Arrow that is cut off", _arrow(some())[:-40], headers=_ARROW),
+        Hostile("a negative weight on a new item", with_(weight=-1, item_id=10**9)),
+        Hostile("a very large weight", with_(weight=1e30)),
+        Hostile("a number beyond 64 bits", with_(item_id=2**70)),
+        Hostile("an Arrow row without a user", *_bad_row(some(), "user_id", None)),
+        Hostile("an Arrow row of the far future", *_bad_row(some(), "timestamp_ms", 4_102_444_800_000)),
+        Hostile("an Arrow row beyond int64", *_beyond_int64(some())),
+        Hostile("a bad row beside the year 10000", *_year_10000(some())),
     ]
 
 
-def _one_bad_row(events: list[dict[str, Any]]) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-    events[4]["user_id"] = None
+def _bad_row(events: list[dict[str, Any]], name: str, value: Any) -> tuple[bytes, bytes, _Headers]:
+    events[4][name] = value
     return _arrow(events), b"4", _ARROW
+
+
+def _beyond_int64(events: list[dict[str, Any]]) -> tuple[bytes, bytes, _Headers]:
+    batch = pa.RecordBatch.from_pylist(events)
+    items = [2**64 - 1 if row == 4 else event["item_id"] for row, event in enumerate(events)]
+    at = batch.schema.get_field_index("item_id")
+    return encoded(batch.set_column(at, "item_id", pa.array(items, pa.uint64()))), b"4", _ARROW
+
+
+def _year_10000(events: list[dict[str, Any]]) -> tuple[bytes, bytes, _Headers]:
+    """A column that nobody reads, of a time that Python has no date for."""
+    events[4]["user_id"] = None
+    batch = pa.RecordBatch.from_pylist(events)
+    times = pa.array([253_402_300_800_000] * len(events), pa.timestamp("ms"))
+    return encoded(batch.append_column("seen_at", times)), b"4", _ARROW
 
 
 def _arrow(events: list[dict[str, Any]]) -> bytes:
