@@ -11,6 +11,7 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
+from streaming.arrow_limits import require_declared, require_decodable
 from streaming.dead_letter import DeadLetter
 from streaming.event_columns import EXPECTED, cast
 from streaming.partitioner import Int32s, key_hashes_of_users
@@ -36,7 +37,7 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     for message in messages:
         value = message.value or b""
         try:
-            batch = _read(value)
+            batch = _read(value, place)
             _require_columns(batch.schema.names)
         except (pa.ArrowException, ValueError, OSError) as error:
             reason = f"not a usable Arrow message: {described(error)}"
@@ -63,20 +64,13 @@ def rows_json(value: bytes, rows: Iterable[int]) -> Mapping[int, bytes]:
     return {row: row_json(batch, row) for row in rows if row < batch.num_rows}
 
 
-def rows_in(value: bytes) -> int:
-    """Rows of a message; 1 for one that cannot be read, which counts as one row."""
-    try:
-        with pa.ipc.open_stream(value) as reader:
-            return sum(batch.num_rows for batch in reader)
-    except (pa.ArrowException, ValueError, OSError):
-        return 1
-
-
 class _UnreadableError(ValueError):
     """The message as a whole cannot be used."""
 
 
-def _read(value: bytes) -> pa.RecordBatch:
+def _read(value: bytes, place: Place | None = None) -> pa.RecordBatch:
+    if place is not None:
+        require_declared(value, place.max_message_rows, place.max_decoded_bytes)
     with pa.ipc.open_stream(value) as reader:
         batches = list(reader)
     if len(batches) == 1:
@@ -85,6 +79,10 @@ def _read(value: bytes) -> pa.RecordBatch:
         batch = pa.concat_batches(batches)
     else:
         batch = empty_batch(reader.schema)
+    if place is not None:
+        # Buffers are as long as they must be; what is in them may still be anything.
+        batch.validate()
+        require_decodable(batch, place.max_decoded_bytes)
     return _checked(batch)
 
 

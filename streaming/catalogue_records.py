@@ -14,11 +14,14 @@ import orjson
 import pyarrow as pa
 
 from streaming.dead_letter import DeadLetter
+from streaming.fetching import Unreadable
 from streaming.hashing import feature_ids
 from streaming.ids import integer_ids, problem_of_id, text_of_id
+from streaming.json_events import known_fields
 from streaming.quoting import described, quoted
 from streaming.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 
+_FIELDS = (ITEM_ID, TITLE, CATEGORIES, USER_ID, ATTRIBUTES)
 _log = logging.getLogger(__name__)
 
 
@@ -134,12 +137,14 @@ def _parse(
             continue
         usable.ids.append(identifier)
         usable.deleted.append(not record.value)
-        usable.entries.append(entry)
+        usable.entries.append(known_fields(entry, _FIELDS))
     return usable
 
 
 def _entry(record: CatalogueRecord, id_name: str) -> tuple[Any, dict[str, Any], str]:
     """The id, the decoded value (empty for a tombstone), and what is wrong with either."""
+    if isinstance(record.value, Unreadable):
+        return None, {}, record.value.reason
     if not record.value:
         if not record.key:
             return None, {}, "a tombstone needs the id as its key"

@@ -12,7 +12,9 @@ from itertools import groupby
 import pyarrow as pa
 
 from streaming import arrow_events, json_events
+from streaming.arrow_limits import ArrowLimitError, Extent, require_declared
 from streaming.dead_letter import DeadLetter
+from streaming.fetching import Unreadable
 from streaming.quoting import described, quoted
 from streaming.validation import Decoded, Message, Place, judge
 
@@ -45,12 +47,10 @@ def decode_messages(messages: Iterable[Message], place: Place, watermark_ms: int
     """
     pieces = []
     limit = place.max_message_bytes
-    for (is_too_long, encoding), group in groupby(
-        messages, lambda m: (_is_too_long(m, limit), encoding_of(m))
-    ):
+    for (is_refused, encoding), group in groupby(messages, lambda m: (_is_refused(m, limit), encoding_of(m))):
         together = list(group)
-        if is_too_long:
-            pieces.append(Decoded(dead=[_too_long(message, place) for message in together]))
+        if is_refused:
+            pieces.append(Decoded(dead=[_refused(message, place) for message in together]))
         else:
             pieces.append(_decode(encoding, together, place, watermark_ms))
         watermark_ms = max(watermark_ms, pieces[-1].latest_ms)
@@ -59,11 +59,19 @@ def decode_messages(messages: Iterable[Message], place: Place, watermark_ms: int
     return concatenate(pieces)
 
 
-def rows_in(message: Message) -> int:
-    """How many rows a message will be decoded to; cheap, because nothing is copied."""
-    if encoding_of(message) != ARROW:
-        return 1
-    return arrow_events.rows_in(message.value or b"")
+def extent_of(message: Message, place: Place) -> Extent:
+    """The rows and bytes that a message will be decoded to; cheap, because nothing is decoded.
+
+    One that will be refused is one row of its own length.
+    """
+    value = message.value or b""
+    refused = Extent(1, len(value))
+    if encoding_of(message) != ARROW or _is_refused(message, place.max_message_bytes):
+        return refused
+    try:
+        return require_declared(value, place.max_message_rows, place.max_decoded_bytes)
+    except ArrowLimitError:
+        return refused
 
 
 def concatenate(pieces: Sequence[Decoded]) -> Decoded:
@@ -84,12 +92,15 @@ def encoding_of(message: Message) -> bytes:
     return JSON
 
 
-def _is_too_long(message: Message, limit: int) -> bool:
-    return 0 < limit < len(message.value or b"")
-
-
-def _too_long(message: Message, place: Place) -> DeadLetter:
+def _is_refused(message: Message, limit: int) -> bool:
     value = message.value or b""
+    return 0 < limit < len(value) or isinstance(value, Unreadable)
+
+
+def _refused(message: Message, place: Place) -> DeadLetter:
+    value = message.value or b""
+    if isinstance(value, Unreadable):
+        return place.dead(value.reason, message.offset, 0, value)
     limit = f"stream.max_message_bytes={place.max_message_bytes}"
     return place.dead(f"the message has {len(value)} bytes, more than {limit}", message.offset, 0, value)
 

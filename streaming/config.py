@@ -85,6 +85,9 @@ class StreamConfig:
             single one could outweigh all others; so does one whose weight is not above 0.
         max_value: an event whose value is above this, or below its negative, goes to the dead letters.
         max_message_bytes: largest message that is produced, fetched or decoded.
+        max_decoded_bytes: most bytes that one message, or one compressed batch of messages, may decode to; one that
+            declares or holds more is a dead letter.
+        max_message_rows: most events of one Arrow message; one that declares more is a dead letter.
         fetch_max_bytes: most that one fetch brings, over all partitions.
         check_crcs: whether record batches are checked against their CRC (by the package `crc32c`; without it
             kafka-python's own plain Python would cost most of the reading time).
@@ -133,6 +136,8 @@ class StreamConfig:
     max_weight: float = 1000.0
     max_value: float = 1e9
     max_message_bytes: int = 4_194_304
+    max_decoded_bytes: int = 67_108_864
+    max_message_rows: int = 65_536
     fetch_max_bytes: int = 33_554_432
     check_crcs: bool = True
     fetch_max_wait_ms: int = 100
@@ -165,6 +170,12 @@ class StreamConfig:
         self._require(
             "fetch_max_bytes", self.fetch_max_bytes >= self.max_message_bytes, "must be >= max_message_bytes"
         )
+        self._require(
+            "max_decoded_bytes",
+            self.max_decoded_bytes >= self.max_message_bytes,
+            "must be >= max_message_bytes",
+        )
+        self._require("max_message_rows", self.max_message_rows >= 1, "must be at least 1")
         unique = len(set(self.user_attributes)) == len(self.user_attributes)
         self._require("user_attributes", unique, "must not name an attribute twice")
         self._require_signals()

@@ -9,6 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.config import LostPosition, StreamConfig, client_arguments
+from streaming.fetching import bound_fetches
 from streaming.record_headers import accept_any_header_key
 from streaming.topics import BrokerUnavailable, unavailable
 
@@ -78,6 +79,8 @@ def _offsets(
 def open_consumer(config: StreamConfig) -> KafkaConsumer:
     """A consumer outside any group that never creates topics and never resets a position by itself.
 
+    What it fetches is bounded (`streaming.fetching`): a record's value may be `Unreadable`.
+
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
     """
@@ -96,9 +99,11 @@ def open_consumer(config: StreamConfig) -> KafkaConsumer:
     }
     accept_any_header_key()
     try:
-        return KafkaConsumer(**arguments)
+        consumer = KafkaConsumer(**arguments)
     except KafkaError as error:
         raise unavailable(config, error) from error
+    bound_fetches(consumer, config)
+    return consumer
 
 
 @contextmanager

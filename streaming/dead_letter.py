@@ -10,6 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from streaming.config import StreamConfig, client_arguments
+from streaming.fetching import Unreadable
 from streaming.quoting import header_value
 from streaming.topics import BrokerUnavailable, admin_client, partition_counts, unavailable
 
@@ -20,6 +21,8 @@ REPLAYED = b"replayed/"
 _OVERHEAD_BYTES = 4096
 _LONGEST_HEADER = 1024
 _TOPIC_TIMEOUT_S = 15.0
+# The objects of a letter, and of the client's record of it.
+_OBJECTS_BYTES = 2048
 # Letters kept while brokers are away: beyond that a run must wait for them.
 _MOST_KEPT_BYTES = 64 << 20
 
@@ -58,6 +61,16 @@ class DeadLetter:
         return f"{self.topic}/{self.partition}/{self.offset}/{self.row}".encode("utf-8", "backslashreplace")
 
     @property
+    def length(self) -> int:
+        """Bytes of the original, of which `value` may be the beginning only."""
+        return self.value.length if isinstance(self.value, Unreadable) else len(self.value)
+
+    @property
+    def size(self) -> int:
+        """What it keeps in memory until it is acknowledged, roughly."""
+        return _OBJECTS_BYTES + len(self.value) + len(self.reason)
+
+    @property
     def headers(self) -> list[tuple[str, bytes]]:
         """Reason and position, as text."""
         names = ("reason", "topic", "partition", "offset", "row")
@@ -86,9 +99,9 @@ class DeadLetterWriter:
         """
         for letter in letters:
             self._kept.append((letter, self._hand_over(letter) if self._producer is not None else None))
-            self._kept_bytes += len(letter.value)
+            self._kept_bytes += letter.size
             while self._kept and self._kept[0][1] is not None and self._kept[0][1].succeeded():
-                self._kept_bytes -= len(self._kept.popleft()[0].value)
+                self._kept_bytes -= self._kept.popleft()[0].size
             if self._kept_bytes > _MOST_KEPT_BYTES:
                 self.flush()
 
@@ -126,7 +139,7 @@ class DeadLetterWriter:
         # Taken off one by one: where one fails, it and what is behind it stay.
         while self._kept:
             self._await(*self._kept[0])
-            self._kept_bytes -= len(self._kept.popleft()[0].value)
+            self._kept_bytes -= self._kept.popleft()[0].size
 
     def _await(self, letter: DeadLetter, future: Any) -> None:
         """Waits for one acknowledgement; a letter too long for the topic is sent alone, then shorter and shorter.
@@ -159,8 +172,8 @@ class DeadLetterWriter:
         longest = self._longest if longest is None else longest
         room = self._config.max_message_bytes // 8
         headers = [(name, header_value(value.decode(), room)) for name, value in letter.headers]
-        if len(letter.value) > longest:
-            headers.append(("truncated", str(len(letter.value)).encode()))
+        if letter.length > min(longest, len(letter.value)):
+            headers.append(("truncated", str(letter.length).encode()))
         try:
             return self._producer.send(
                 self._config.dead_letters, key=letter.key, value=letter.value[:longest], headers=headers

@@ -16,12 +16,15 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from streaming.config import StreamConfig, client_arguments
+from streaming.fetching import bound_fetches
 from streaming.record_headers import accept_any_header_key
 
 MAX_PENDING_BYTES = 32 << 20
 REOPEN_PAUSE_S = 0.5
 CLOSE_TIMEOUT_S = 5.0
 METADATA_MAX_AGE_MS = 10_000
+# The objects of a message, and of the client's record of it.
+_OBJECTS_BYTES = 1024
 
 _log = logging.getLogger(__name__)
 Headers = list[tuple[str, bytes]]
@@ -57,8 +60,9 @@ class Pending:
 
     @property
     def size(self) -> int:
-        """Bytes of key and value."""
-        return len(self.key or b"") + len(self.value or b"")
+        """What it keeps in memory until it is acknowledged, roughly."""
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return _OBJECTS_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 
 
 class Delivery:
@@ -283,7 +287,9 @@ class Delivery:
 
     def _consumer(self) -> KafkaConsumer:
         accept_any_header_key()
-        return KafkaConsumer(**client_arguments(self._config), allow_auto_create_topics=False)
+        consumer = KafkaConsumer(**client_arguments(self._config), allow_auto_create_topics=False)
+        bound_fetches(consumer, self._config)
+        return consumer
 
     def _error(self, cause: Exception) -> DeliveryError:
         lost = sum(len(queue) for queue in self._pending.values())

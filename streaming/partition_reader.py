@@ -7,15 +7,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from streaming.codec import decode_messages, rows_in
+from streaming.arrow_limits import Extent
+from streaming.codec import decode_messages, extent_of
 from streaming.position import Gap
 from streaming.row_queue import RowQueue
 from streaming.validation import Decoded, Message, Place
 
+# A tuple of two objects.
+_HEADER_BYTES = 160
+
 
 @dataclass(frozen=True)
 class Stretch:
-    """Decoded rows for the queue, the offset that they lead to, their messages and the bytes of these."""
+    """Decoded rows for the queue, the offset that they lead to, their messages and the bytes that they keep."""
 
     decoded: Decoded
     fetched: int
@@ -40,7 +44,7 @@ class PartitionReader:
         self._place = place
         self._end = end
         self._watermark_ms = watermark_ms
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[tuple[Message, Extent]] = deque()
         self.waiting_bytes = 0
         self._reached = queue.fetched
         self._gaps: list[Gap] = []
@@ -82,38 +86,39 @@ class PartitionReader:
         self._reached = max(self._reached, reached)
         if self.held:
             return
-        self._waiting.extend(messages)
-        self.waiting_bytes += sum(_length(message) for message in messages)
+        self._waiting.extend((message, extent_of(message, self._place)) for message in messages)
+        self.waiting_bytes += sum(held_bytes(message) for message in messages)
 
     def decode(self, rows: float, size: float, needed: int, grown: Callable[[], int]) -> Stretch:
         """Decodes as many of the waiting messages as fit, at least one if the queue needs rows.
 
         Args:
             rows: most rows that the queue may hold.
-            size: most bytes of messages that it may hold.
+            size: most bytes, decoded, that it may hold.
             needed: below so many rows the next message is decoded whatever its size.
             grown: asks how many partitions the topic has now.
         """
         chosen: list[Message] = []
         self._drop_beyond_end()
-        ready, held_bytes = self.queue.ready, self.queue.size
+        ready, decoded = self.queue.ready, self.queue.size
         while self._waiting:
-            count, length = rows_in(self._waiting[0]), _length(self._waiting[0])
-            if ready >= needed and (ready + count > rows or held_bytes + length > size):
+            message, extent = self._waiting[0]
+            if ready >= needed and (ready + extent.rows > rows or decoded + extent.size > size):
                 break
-            chosen.append(self._waiting.popleft())
-            self.waiting_bytes -= length
-            ready, held_bytes = ready + count, held_bytes + length
+            chosen.append(message)
+            self._waiting.popleft()
+            self.waiting_bytes -= held_bytes(message)
+            ready, decoded = ready + extent.rows, decoded + extent.size
         if not chosen:
             nothing_left = not self._waiting and not self.held
             return Stretch(Decoded(), self._reached if nothing_left else self.queue.fetched, 0, 0)
-        return self._decode(chosen, grown)
+        return self._decode(chosen, decoded - self.queue.size, grown)
 
     def _drop_beyond_end(self) -> None:
-        while self._end is not None and self._waiting and self._waiting[-1].offset >= self._end:
-            self.waiting_bytes -= _length(self._waiting.pop())
+        while self._end is not None and self._waiting and self._waiting[-1][0].offset >= self._end:
+            self.waiting_bytes -= held_bytes(self._waiting.pop()[0])
 
-    def _decode(self, messages: list[Message], grown: Callable[[], int]) -> Stretch:
+    def _decode(self, messages: list[Message], size: int, grown: Callable[[], int]) -> Stretch:
         decoded = decode_messages(messages, self._place, self._watermark_ms)
         if decoded.strays:
             messages = self._before_growth(messages, grown)
@@ -123,8 +128,7 @@ class PartitionReader:
         reached = messages[-1].offset + 1 if messages else self.queue.fetched
         if not self._waiting and not self.held:
             reached = self._reached
-        size = sum(_length(message) for message in messages)
-        return Stretch(decoded, reached, len(messages), size)
+        return Stretch(decoded, reached, len(messages), size + sum(letter.size for letter in decoded.dead))
 
     def _before_growth(self, messages: list[Message], grown: Callable[[], int]) -> list[Message]:
         """The messages before the first one that a producer sent who knows of more partitions; all if there is none."""
@@ -142,5 +146,6 @@ class PartitionReader:
         return messages
 
 
-def _length(message: Message) -> int:
-    return len(message.value or b"")
+def held_bytes(message: Message) -> int:
+    """What a message keeps in memory until it is decoded, roughly."""
+    return len(message.value or b"") + _HEADER_BYTES * len(message.headers or ())

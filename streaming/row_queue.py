@@ -21,7 +21,7 @@ class RowQueue:
         position: the next row to take.
         ready: rows in the queue.
         fetched: offset up to which messages have been put, gaps included.
-        size: bytes of the messages whose rows are not all taken.
+        size: bytes, decoded, of the messages whose rows are not all taken, and of their dead letters.
     """
 
     def __init__(self, start: Position) -> None:

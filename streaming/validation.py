@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLetter
+from streaming.fetching import Unreadable
 from streaming.partitioner import Int32s, Int64s
 from streaming.schema import (
     ACTION,
@@ -70,6 +71,10 @@ class Place:
         max_future_ms: how far an event's time may be ahead of the broker's; 0 for any.
         max_late_ms: how far it may be behind the latest one before it in the partition; 0 for any.
         max_message_bytes: longer messages are not decoded; 0 for any length.
+        max_decoded_bytes: messages that decode to more are not decoded, and the originals of rows that cannot be used
+            are kept up to so many bytes; 0 for any number.
+        max_message_rows: messages of more rows are not decoded; 0 for any number.
+        topic_id: of the topic; empty where the broker gives none.
         max_weight: most that an event's weight may be, also times that of its action.
         max_value: most that its value may be, on either side of 0.
         weight_of_action: what the weights of events of an action are multiplied by.
@@ -81,6 +86,9 @@ class Place:
     max_future_ms: int = 0
     max_late_ms: int = 0
     max_message_bytes: int = 0
+    max_decoded_bytes: int = 0
+    max_message_rows: int = 0
+    topic_id: str = ""
     max_weight: float = math.inf
     max_value: float = math.inf
     weight_of_action: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +103,8 @@ class Place:
             max_future_ms=int(config.max_future_s * 1000),
             max_late_ms=int(config.max_late_s * 1000),
             max_message_bytes=config.max_message_bytes,
+            max_decoded_bytes=config.max_decoded_bytes,
+            max_message_rows=config.max_message_rows,
             max_weight=config.max_weight,
             max_value=config.max_value,
             weight_of_action=config.weight_of_action,
@@ -185,7 +195,7 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
     rows = pa.RecordBatch.from_arrays(columns, schema=DECODED_SCHEMA)
     if not problem_N.any():
         return Decoded(rows, [])
-    dead = [_dead_letter(parsed, place, int(n), int(problem_N[n])) for n in np.flatnonzero(problem_N)]
+    dead = _dead_letters(parsed, place, problem_N)
     strays = int((problem_N == _WRONG_PARTITION).sum())
     return Decoded(rows.filter(pa.array(problem_N == 0)), dead, strays)
 
@@ -229,9 +239,16 @@ def _problems(parsed: ParsedEvents, effective_N: Float32s, time_N: Int64s, place
     return problem_N
 
 
-def _dead_letter(parsed: ParsedEvents, place: Place, n: int, problem: int) -> DeadLetter:
-    reason = _reason(parsed, place, n, problem)
-    return place.dead(reason, int(parsed.offset_N[n]), int(parsed.row_N[n]), parsed.original(n))
+def _dead_letters(parsed: ParsedEvents, place: Place, problem_N: Int8s) -> list[DeadLetter]:
+    """One for each row with a problem; originals only as long as they come to no more than they may."""
+    letters: list[DeadLetter] = []
+    room = place.max_decoded_bytes or math.inf
+    for n in np.flatnonzero(problem_N).tolist():
+        original = parsed.original(n) if room > 0 else Unreadable(b"", "left out", 0)
+        room -= len(original)
+        reason = _reason(parsed, place, n, int(problem_N[n]))
+        letters.append(place.dead(reason, int(parsed.offset_N[n]), int(parsed.row_N[n]), original))
+    return letters
 
 
 def _reason(parsed: ParsedEvents, place: Place, n: int, problem: int) -> str:

@@ -1,0 +1,117 @@
+"""Decompression that stops at a bound: what a batch declares of its own size is not believed.
+
+The forms are those of Kafka's record batches; each package is imported where a batch needs it.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+from kafka.errors import UnsupportedCodecError
+
+GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
+_NAMES = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}
+_PIECE_BYTES = 1 << 18
+# What Java's snappy stream begins with: a magic word and two version numbers.
+_XERIAL_MAGIC, _XERIAL_HEADER_BYTES = b"\x82SNAPPY\x00", 16
+_BLOCK_LENGTH = struct.Struct(">i")
+
+
+class TooLarge(ValueError):
+    """Something decompresses to more bytes than it may."""
+
+
+def decompress(codec: int, data: bytes, limit: int) -> bytearray:
+    """The decompressed bytes, as Kafka's codecs write them.
+
+    Args:
+        codec: the number of the codec in a record batch's attributes.
+        data: compressed.
+        limit: most bytes that it may decompress to.
+    Raises:
+        TooLarge: it decompresses to more.
+        ValueError: it is damaged.
+        UnsupportedCodecError: nothing here knows the codec.
+    """
+    pieces = {GZIP: _gzip, SNAPPY: _snappy, LZ4: _lz4, ZSTD: _zstd}.get(codec)
+    if pieces is None:
+        raise UnsupportedCodecError(f"compression type {codec}")
+    out = bytearray()
+    try:
+        for piece in pieces(data, limit):
+            out += piece
+            if len(out) > limit:
+                raise TooLarge(f"it decompresses to more than {limit} bytes ({_NAMES[codec]})")
+    except TooLarge:
+        raise
+    except ImportError as error:
+        raise UnsupportedCodecError(f"{_NAMES[codec]}: {error}") from error
+    # Each package has errors of its own; all of them say that the bytes are damaged.
+    except Exception as error:
+        raise ValueError(f"it cannot be decompressed ({_NAMES[codec]}): {error}") from error
+    return out
+
+
+def _gzip(data: bytes, limit: int) -> Iterator[bytes]:
+    while data:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            piece = member.decompress(data, _PIECE_BYTES)
+            if not piece and not member.eof:
+                raise ValueError("it ends too early")
+            yield piece
+            data = member.unconsumed_tail
+        data = member.unused_data
+
+
+def _snappy(data: bytes, limit: int) -> Iterator[bytes]:
+    import snappy
+
+    for block in _snappy_blocks(data):
+        declared = _snappy_length(block)
+        if declared > limit:
+            raise TooLarge(f"it decompresses to more than {limit} bytes (snappy)")
+        yield snappy.decompress(block)
+
+
+def _snappy_blocks(data: bytes) -> Iterator[bytes]:
+    if not data.startswith(_XERIAL_MAGIC):
+        yield data
+        return
+    at = _XERIAL_HEADER_BYTES
+    while at < len(data):
+        (length,) = _BLOCK_LENGTH.unpack_from(data, at)
+        at += _BLOCK_LENGTH.size
+        if not 0 < length <= len(data) - at:
+            raise ValueError(f"a block of {length} bytes")
+        yield data[at : at + length]
+        at += length
+
+
+def _snappy_length(block: bytes) -> int:
+    """What a block declares: a varint of at most five bytes."""
+    length = 0
+    for place, byte in enumerate(block[:5]):
+        length |= (byte & 0x7F) << (7 * place)
+        if not byte & 0x80:
+            return length
+    raise ValueError("a block without a length")
+
+
+def _lz4(data: bytes, limit: int) -> Iterator[bytes]:
+    import lz4.frame
+
+    frame = lz4.frame.LZ4FrameDecompressor()
+    yield frame.decompress(data, max_length=_PIECE_BYTES)
+    while not frame.eof:
+        if frame.needs_input:
+            raise ValueError("it ends too early")
+        yield frame.decompress(b"", max_length=_PIECE_BYTES)
+
+
+def _zstd(data: bytes, limit: int) -> Iterator[bytes]:
+    import zstandard
+
+    with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+        while piece := reader.read(_PIECE_BYTES):
+            yield piece

@@ -1,0 +1,73 @@
+"""Messages that decode to gigabytes, on a real broker: a letter each, and a run in less than 2 GiB."""
+
+import multiprocessing
+import resource
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from kafka import KafkaProducer
+
+from cluster.training.accounting import verify_exactly_once
+from streaming.config import client_arguments
+from tests.bombs import ARROW_HEADERS, arrow_bombs, wide_json
+from tests.worker_runs import config_of, events, produce, reasons_of, send_raw, train
+
+LIMIT_BYTES = 2 << 30
+BATCHES = {"gzip": 200, "lz4": 200, "zstd": 200, "snappy": 80}
+"""Megabytes that a message of zeros decompresses to; compressed they are all below 4 MiB."""
+
+
+def _watched(config):
+    """Trains, in a process that ends as soon as it has more memory than it may; the most that it had."""
+    threading.Thread(target=_end_beyond, args=(LIMIT_BYTES,), daemon=True).start()
+    (progress,) = train(0, config)
+    return progress, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _end_beyond(limit):
+    page = resource.getpagesize()
+    while True:
+        if int(Path("/proc/self/statm").read_text().split()[1]) * page > limit:
+            import os
+
+            os._exit(9)
+        time.sleep(0.005)
+
+
+def _send_compressed(stream, topic, values, key=None):
+    for codec, megabytes in values.items():
+        settings = {"compression_type": codec, "max_request_size": 1 << 29}
+        with KafkaProducer(**client_arguments(stream), **settings) as producer:
+            producer.send(topic, b"0" * (megabytes * 1_000_000), key=key, partition=0).get(30)
+
+
+def test_messages_that_decode_to_gigabytes_are_a_letter_each_and_cost_a_run_less_than_2_gib(
+    stream_factory, tmp_path
+):
+    stream = stream_factory(1)
+    produce(stream, events(200))
+    bombs = arrow_bombs()
+    send_raw(stream, [{"value": value, "headers": ARROW_HEADERS} for value in bombs.values()])
+    _send_compressed(stream, stream.interactions_topic, BATCHES)
+    send_raw(stream, [{"value": wide_json(1, 3)}] * 8)
+    for topic in (stream.items_topic, stream.users_topic):
+        _send_compressed(stream, topic, {"zstd": 200, "gzip": 200}, key=b"1")
+    produce(stream, events(200, first=200))
+    config = config_of(stream, tmp_path)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        progress, peak = pool.submit(_watched, config).result(timeout=240)
+    assert peak < LIMIT_BYTES
+    accounting = verify_exactly_once(config)
+    assert accounting.exactly_once, accounting
+    assert progress["events_trained"] == 400 + 8
+    reasons = reasons_of(stream)
+    assert len(reasons) == len(bombs) + len(BATCHES) + 4
+    assert (
+        sum("cannot be read: it decompresses to more than" in reason for reason in reasons)
+        == len(BATCHES) + 4
+    )
+    print(peak, Counter(reasons))
