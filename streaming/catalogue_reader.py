@@ -2,14 +2,15 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from kafka import TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.catalogue_records import CatalogueUpdate, parse_items, parse_users
 from streaming.config import StreamConfig
@@ -18,6 +19,7 @@ from streaming.dead_letter import DeadLetter
 from streaming.ids import ids_of_texts
 from streaming.position import Position
 from streaming.schema import DELETED, ITEM_SCHEMA, USER_ID, USER_SCHEMA
+from streaming.topic_identity import TopicIdentity
 
 _MOST_RECORDS = 5000
 _MOST_KEYS = 10_000
@@ -31,6 +33,8 @@ class CatalogueReader:
         config: the stream.
         positions: where to go on, by topic and partition, as `positions()` gave them. What is missing, or not
             in the log any more, starts at the beginning: records repeat, which is harmless.
+        ids: the topics that these positions are of, as `ids` gave them: one that was deleted and created anew has
+            another id and is read from its beginning, also if that happens while it is followed.
 
     Attributes:
         dead_letters: records that could not be used; the caller takes them away (and clears the list).
@@ -41,14 +45,17 @@ class CatalogueReader:
     """
 
     def __init__(
-        self, config: StreamConfig, positions: Mapping[str, Mapping[int, Position]] | None = None
+        self,
+        config: StreamConfig,
+        positions: Mapping[str, Mapping[int, Position]] | None = None,
+        ids: Mapping[str, str] | None = None,
     ) -> None:
         self._config = config
         self.dead_letters: list[DeadLetter] = []
         self._tombstones: dict[tuple[str, int], str] = {}
         self._consumer = open_consumer(config)
         try:
-            self._next = self._open(positions or {})
+            self._next = self._open(positions or {}, ids or {})
         except KafkaError as error:
             self.close()
             raise unavailable(config, error) from error
@@ -57,8 +64,17 @@ class CatalogueReader:
             raise
 
     def poll(self, timeout_ms: int = 0) -> CatalogueUpdate | None:
-        """What has arrived, if anything has; at most a few thousand records at once."""
-        polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=_MOST_RECORDS)
+        """What has arrived, if anything has; at most a few thousand records at once.
+
+        Raises:
+            KafkaError: a permanent one; brokers that are away for now have nothing.
+        """
+        try:
+            polled = self._poll(timeout_ms)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return None
         if not polled:
             return None
         records: dict[str, list[Any]] = {self._config.items_topic: [], self._config.users_topic: []}
@@ -68,7 +84,8 @@ class CatalogueReader:
         self._note_tombstones(records)
         items, dead_items = parse_items(records[self._config.items_topic])
         users, dead_users = parse_users(records[self._config.users_topic], self._config.user_attributes)
-        self.dead_letters += dead_items + dead_users
+        ids = self.ids
+        self.dead_letters += [replace(d, topic_id=ids.get(d.topic, "")) for d in dead_items + dead_users]
         return CatalogueUpdate(items, users)
 
     def read_to_end(self) -> CatalogueUpdate:
@@ -109,6 +126,11 @@ class CatalogueReader:
         records = users.take(pa.array(np.sort(last)))
         return records.filter(pc.invert(records[DELETED]))
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """The topics that the positions are of, by name, where brokers give ids."""
+        return {topic: i.current for topic, i in self._identities.items() if i.current}
+
     def positions(self) -> dict[str, dict[int, Position]]:
         """The next record of each partition, by topic."""
         positions: dict[str, dict[int, Position]] = {}
@@ -139,19 +161,27 @@ class CatalogueReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, positions: Mapping[str, Mapping[int, Position]]) -> dict[TopicPartition, int]:
+    def _open(
+        self, positions: Mapping[str, Mapping[int, Position]], ids: Mapping[str, str]
+    ) -> dict[TopicPartition, int]:
         places = [
             TopicPartition(topic, partition)
             for topic in (self._config.items_topic, self._config.users_topic)
             for partition in known_partitions(self._config, self._consumer, topic)
         ]
         self._consumer.assign(places)
+        every_s = self._config.metadata_every_s
+        self._identities = {
+            t: TopicIdentity(self._consumer, t, every_s) for t in sorted({at.topic for at in places})
+        }
         first, end = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
         start = {}
         for at in places:
             saved = positions.get(at.topic, {}).get(at.partition)
+            now = self._identities[at.topic].current
+            is_anew = bool(now) and ids.get(at.topic, now) != now
             start[at] = first[at] if saved is None else saved.offset
-            if not first[at] <= start[at] <= end[at]:
+            if (is_anew and saved is not None) or not first[at] <= start[at] <= end[at]:
                 _log.warning(
                     "partition %d of %s holds records %d to %d, not %d, where reading was to go on: all of it is read; "
                     "what was deleted in records that are gone stays known",
@@ -160,6 +190,37 @@ class CatalogueReader:
                 start[at] = first[at]
             self._consumer.seek(at, start[at])
         return start
+
+    def _poll(self, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        """What has arrived of topics that are the ones that they were; the others are read from the beginning again."""
+        try:
+            polled: dict[TopicPartition, list[Any]] = self._consumer.poll(
+                timeout_ms=timeout_ms, max_records=_MOST_RECORDS
+            )
+        except OffsetOutOfRangeError as error:
+            self._read_again(error.args[0], "was trimmed")
+            return {}
+        for topic, identity in self._identities.items():
+            found = identity.renewed()
+            if found:
+                polled = {at: records for at, records in polled.items() if at.topic != topic}
+                self._read_again(
+                    [at for at in self._next if at.topic == topic], "was deleted and created anew"
+                )
+                identity.current = found
+        return polled
+
+    def _read_again(self, places: Iterable[TopicPartition], why: str) -> None:
+        """From the beginning, as of now; a topic without leaders is tried again with the next poll."""
+        again = list(places)
+        first = self._consumer.beginning_offsets(again)
+        for at in again:
+            _log.warning(
+                "partition %d of %s %s: all of it is read again; what was deleted in records that are gone stays known",
+                *(at.partition, at.topic, why),
+            )
+            self._consumer.seek(at, first[at])
+            self._next[at] = first[at]
 
     def _reached(self, at: TopicPartition) -> int:
         # Compaction leaves gaps, also at the end: the consumer knows that it is past them.

@@ -1,7 +1,8 @@
 """Opening Kafka consumers, and what a reader must know of a topic before it starts."""
 
+import base64
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,8 +130,41 @@ def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) 
     return sorted(partitions)
 
 
+def topic_id(consumer: KafkaConsumer, topic: str, *, ask: bool = False) -> str:
+    """Kafka's id of a topic (KIP-516), as Kafka's tools write it: another one if it was deleted and created anew.
+
+    Args:
+        consumer: knows it as of its last metadata.
+        topic: one that it reads.
+        ask: a broker, now.
+    Returns:
+        Empty if the topic is not there, or the broker gives none (before Kafka 2.8).
+    Raises:
+        KafkaError: no broker answered.
+    """
+    if ask:
+        consumer._manager.run(consumer._cluster.refresh_metadata)
+    found = consumer._cluster.topic_id(topic)
+    return base64.urlsafe_b64encode(found.bytes).decode().rstrip("=") if found and found.int else ""
+
+
+def current_topic_id(config: StreamConfig, topic: str) -> str:
+    """The id of a topic as of now; see `topic_id`.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    with consumer_of(config) as consumer:
+        known_partitions(config, consumer, topic)
+        return topic_id(consumer, topic)
+
+
 def seek(
-    consumer: KafkaConsumer, start: Mapping[TopicPartition, int | None], lost: LostPosition = "fail"
+    consumer: KafkaConsumer,
+    start: Mapping[TopicPartition, int | None],
+    lost: LostPosition = "fail",
+    anew: Collection[TopicPartition] = (),
 ) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
     """Moves to each offset (None: the beginning) of assigned partitions.
 
@@ -138,6 +172,7 @@ def seek(
         consumer: has the partitions assigned.
         start: by partition.
         lost: where to go on if the log does not hold an offset: `stream.lost_position`.
+        anew: those whose offsets are of an earlier topic of the same name.
     Returns:
         The offsets, and which of them are other ones, because the log does not hold what was asked for.
     Raises:
@@ -149,19 +184,22 @@ def seek(
     elsewhere: set[TopicPartition] = set()
     for at, offset in start.items():
         offsets[at] = first[at] if offset is None else offset
-        if not first[at] <= offsets[at] <= end[at]:
-            offsets[at] = _instead(at, offsets[at], first[at], end[at], lost)
+        if at in anew or not first[at] <= offsets[at] <= end[at]:
+            offsets[at] = _instead(at, offsets[at], first[at], end[at], lost, is_anew=at in anew)
             elsewhere.add(at)
         consumer.seek(at, offsets[at])
     return offsets, elsewhere
 
 
-def _instead(at: TopicPartition, offset: int, first: int, end: int, lost: LostPosition) -> int:
+def _instead(
+    at: TopicPartition, offset: int, first: int, end: int, lost: LostPosition, *, is_anew: bool
+) -> int:
     """Where to go on, told loudly."""
-    what = (
-        f"{at.topic} partition {at.partition} holds offsets {first} to {end}, but reading should go on at {offset}: "
-        "the log was trimmed or the topic was created anew"
-    )
+    what = f"{at.topic} partition {at.partition} holds offsets {first} to {end}, but reading should go on at {offset}"
+    if is_anew:
+        what += " of an earlier topic of this name: the topic was deleted and created anew"
+    else:
+        what += ": the log was trimmed or the topic was created anew"
     if lost == "fail":
         raise PositionLost(
             f"{what}. Choose with stream.lost_position: earliest goes on at {first} and latest at {end}, what is "

@@ -20,6 +20,8 @@ REPLAYED = b"replayed/"
 # Room for the key, the headers and the framing of a record beside its value.
 _OVERHEAD_BYTES = 4096
 _LONGEST_HEADER = 1024
+# Of the 22 characters of a topic's id: enough to tell topics of one name from one another.
+_ID_LENGTH = 8
 _TOPIC_TIMEOUT_S = 15.0
 # The objects of a letter, and of the client's record of it.
 _OBJECTS_BYTES = 2048
@@ -46,6 +48,7 @@ class DeadLetter:
         offset: offset of its message.
         row: its row inside the message; 0 if the message as a whole cannot be used.
         value: the original: the message's bytes, or the JSON of one row of an Arrow message.
+        topic_id: Kafka's id of the topic; empty where the broker gives none.
     """
 
     reason: str
@@ -54,11 +57,13 @@ class DeadLetter:
     offset: int
     row: int
     value: bytes
+    topic_id: str = ""
 
     @property
     def key(self) -> bytes:
-        """Where it was read: the same after a crash, so that a repeat overwrites."""
-        return f"{self.topic}/{self.partition}/{self.offset}/{self.row}".encode("utf-8", "backslashreplace")
+        """Where it was read: the same after a crash, so that a repeat overwrites; another one in another topic."""
+        places = [self.topic, self.partition, self.offset, self.row, self.topic_id[:_ID_LENGTH]]
+        return "/".join(map(str, places)).rstrip("/").encode("utf-8", "backslashreplace")
 
     @property
     def length(self) -> int:

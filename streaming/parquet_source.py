@@ -92,6 +92,11 @@ class ParquetSource:
         """Files lose nothing."""
         return {}
 
+    @property
+    def topic_ids(self) -> dict[int, str]:
+        """Files are no topics."""
+        return {}
+
     def bound(self, end_offsets: Mapping[int, int]) -> None:
         """Files have their ends and gain no partitions."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from streaming.arrow_limits import Extent
 from streaming.codec import decode_messages, extent_of
-from streaming.position import Gap
+from streaming.position import Gap, Position
 from streaming.row_queue import RowQueue
 from streaming.validation import Decoded, Message, Place
 
@@ -48,6 +48,7 @@ class PartitionReader:
         self.waiting_bytes = 0
         self._reached = queue.fetched
         self._gaps: list[Gap] = []
+        self._anew: tuple[int, str] | None = None
         self.skip_gap()
 
     @property
@@ -58,16 +59,28 @@ class PartitionReader:
     @property
     def ended(self) -> bool:
         """Whether nothing will come beyond what is in the queue."""
+        if self._anew is not None:
+            return False
         return self.held or (self._end is not None and self.queue.fetched >= self._end)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it ends anywhere."""
+        return self._end is not None
+
+    @property
+    def topic_id(self) -> str:
+        """The topic that the position is of; empty where the broker gives no ids."""
+        return self._place.topic_id
 
     def bound(self, end: int) -> None:
         """Ends here, or where decoding is already."""
-        self._end = max(end, self.queue.fetched)
+        self._end = end if self._anew is not None else max(end, self.queue.fetched)
         self.skip_gap()
 
     def skip_gap(self) -> None:
         """Moves the position to the end if nothing is left before it."""
-        if self._end is not None:
+        if self._end is not None and self._anew is None:
             self.queue.skip_gap(self._end)
 
     def jump(self, start: int, until: int) -> None:
@@ -77,9 +90,35 @@ class PartitionReader:
         self.queue.fetched = max(self.queue.fetched, until)
         self.queue.skip_gap(self.queue.fetched)
 
+    def begin_anew(self, begin: int, topic_id: str) -> None:
+        """Goes on here in the topic that was created anew, once all rows of the earlier one are taken.
+
+        Nothing may wait to be decoded; what is received from now on is of the new topic.
+        """
+        self._anew = (begin, topic_id)
+        self._reached = begin
+        self.held = False
+
+    def turn_over(self) -> bool:
+        """Moves the position into the new topic if nothing of the earlier one is left; whether it did.
+
+        To be called by whoever takes, between two takes: rows of one are of one topic.
+        """
+        if self._anew is None or self.queue.ready:
+            return False
+        (begin, topic_id), self._anew = self._anew, None
+        self.queue.position, self.queue.fetched = Position(begin, 0), begin
+        # The earlier log says nothing of how late an event of this one is.
+        self._watermark_ms = 0
+        self._place = replace(self._place, topic_id=topic_id)
+        self._gaps.append(Gap(0, begin, 0, is_anew=True))
+        return True
+
     def passed_gaps(self) -> list[Gap]:
         """The gaps before the position; one that rows before it wait to be taken is not passed yet."""
-        return [gap for gap in self._gaps if gap.until <= self.queue.position.offset]
+        anew = max((n for n, gap in enumerate(self._gaps) if gap.is_anew), default=-1)
+        offset = self.queue.position.offset
+        return [gap for n, gap in enumerate(self._gaps) if n <= anew or gap.until <= offset]
 
     def receive(self, messages: Sequence[Message], reached: int) -> None:
         """Takes fetched messages, and the offset that reading has reached, gaps included."""
@@ -99,6 +138,8 @@ class PartitionReader:
             grown: asks how many partitions the topic has now.
         """
         chosen: list[Message] = []
+        if self._anew is not None:
+            return Stretch(Decoded(), 0, 0, 0)  # who takes may turn over at any moment
         self._drop_beyond_end()
         ready, decoded = self.queue.ready, self.queue.size
         while self._waiting:

@@ -33,11 +33,13 @@ class Gap(NamedTuple):
         start: offset of the first of them; some of its rows may have been read.
         until: where reading went on.
         watermark_ms: latest event time of the partition before them; 0 if there was none.
+        is_anew: the topic was deleted and created anew before them: offsets from here on are of another log.
     """
 
     start: int
     until: int
     watermark_ms: int
+    is_anew: bool = False
 
     @property
     def messages(self) -> int:
@@ -59,6 +61,10 @@ class EventSource(Protocol):
     @property
     def gaps(self) -> dict[int, list[Gap]]:
         """What was passed over before the positions, by partition and in order, since it was opened."""
+
+    @property
+    def topic_ids(self) -> dict[int, str]:
+        """The topic that each position is of, by partition; without those where nobody knows."""
 
     def bound(self, end_offsets: Mapping[int, int]) -> None:
         """Ends at these offsets, exclusive, by partition."""

@@ -3,7 +3,8 @@
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
@@ -15,6 +16,7 @@ from streaming.consumer import (
     PositionLost,
     TopicMissing,
     by_partition,
+    current_topic_id,
     end_offsets,
     first_offsets,
     known_partitions,
@@ -29,6 +31,7 @@ from streaming.outage import Outage
 from streaming.partition_reader import PartitionReader, Stretch
 from streaming.position import EventSource, Gap, Position, RowPlace
 from streaming.row_queue import RowQueue
+from streaming.topic_identity import TopicIdentity
 from streaming.topics import partition_count
 from streaming.validation import Decoded, Place
 
@@ -63,6 +66,8 @@ class KafkaSource:
         start: where to begin; a partition that is missing begins at the start of its log.
         end_offsets: where to end, exclusive, by partition; None reads on for ever.
         watermark_ms: latest event time before the start, by partition, where it is known.
+        topic_ids: the topics that the start positions are of, by partition, where they are known: if the topic has
+            another id now, the position is lost, whatever the log holds.
         spread_over: how many partitions the users of these events are spread over; by default as many as the topic
             has. With fewer, a partition is held at the first message of a producer who knows of more.
     Raises:
@@ -81,6 +86,7 @@ class KafkaSource:
         end_offsets: Mapping[int, int] | None = None,
         *,
         watermark_ms: Mapping[int, int] | None = None,
+        topic_ids: Mapping[int, str] | None = None,
         spread_over: int | None = None,
     ) -> None:
         self._config = config
@@ -94,7 +100,7 @@ class KafkaSource:
         self._outage = Outage(config)
         self._consumer = open_consumer(config)
         try:
-            self._open(start, end_offsets, watermark_ms or {}, spread_over)
+            self._open(start, end_offsets, watermark_ms or {}, topic_ids or {}, spread_over)
         except BaseException:
             self._consumer.close(autocommit=False, timeout_ms=1000)
             raise
@@ -120,6 +126,12 @@ class KafkaSource:
             passed = {p: reader.passed_gaps() for p, reader in self._readers.items()}
         return {p: gaps for p, gaps in passed.items() if gaps}
 
+    @property
+    def topic_ids(self) -> dict[int, str]:
+        """The topic that each position is of, by partition; empty where the broker gives no ids."""
+        with self._changed:
+            return {p: reader.topic_id for p, reader in self._readers.items() if reader.topic_id}
+
     def bound(self, end_offsets: Mapping[int, int]) -> None:
         """Ends at these offsets, exclusive, by partition; rows beyond them that are decoded already still count."""
         with self._changed:
@@ -128,9 +140,13 @@ class KafkaSource:
             self._changed.notify_all()
 
     def ready_rows(self) -> dict[int, int]:
-        """Rows that `take` could return now, by partition."""
+        """Rows that `take` could return now, by partition.
+
+        Only here positions move into a topic that was created anew, so that rows of one `take` are of one topic.
+        """
         with self._changed:
             self._raise_error()
+            self._turn_over()
             return {p: reader.queue.ready for p, reader in self._readers.items()}
 
     def ended(self) -> frozenset[int]:
@@ -189,7 +205,12 @@ class KafkaSource:
 
     def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
         """What stands at these places of the topic, as a dead letter carries it; without what is not there any more."""
-        return read_originals(self._config, self._topic, places)
+        try:
+            now = current_topic_id(self._config, self._topic)
+        except (BrokerUnavailable, TopicMissing):
+            return {}
+        ours = {p for p, topic in self.topic_ids.items() if topic == now} if now else set(self._partitions)
+        return read_originals(self._config, self._topic, [at for at in places if at.partition in ours])
 
     def close(self) -> None:
         """Stops the thread and closes the consumer; harmless if repeated."""
@@ -209,6 +230,7 @@ class KafkaSource:
         start: Mapping[int, Position],
         end: Mapping[int, int] | None,
         watermark_ms: Mapping[int, int],
+        topic_ids: Mapping[int, str],
         spread_over: int | None,
     ) -> None:
         try:
@@ -219,27 +241,38 @@ class KafkaSource:
             wanted = {p: start[p].offset if p in start else None for p in self._partitions}
             at = {TopicPartition(self._topic, p): offset for p, offset in wanted.items()}
             self._consumer.assign(list(at))
-            begin, lost, highwater = self._seek(at) if at else ({}, set(), {})
+            self._identity = TopicIdentity(self._consumer, self._topic, self._config.metadata_every_s)
+            now = self._identity.current
+            # Where nothing had been read yet, nothing of the earlier topic is missed.
+            anew = {
+                p for p in self._partitions if now and topic_ids.get(p, now) != now and any(start.get(p, ()))
+            }
+            begin, lost, highwater = self._seek(at, anew) if at else ({}, set(), {})
         except KafkaError as error:
             raise unavailable(self._config, error) from error
         self._readers: dict[int, PartitionReader] = {}
         for p in self._partitions:
-            goes_on = p in start and start[p].offset == begin[p]
+            goes_on = p in start and start[p].offset == begin[p] and p not in anew
+            place = Place.of(self._config, self._topic, p, spread_over or len(known))
             self._readers[p] = PartitionReader(
-                Place.of(self._config, self._topic, p, spread_over or len(known)),
+                replace(place, topic_id=now or topic_ids.get(p, "")),
                 RowQueue(start[p] if goes_on else Position(begin[p], 0)),
                 end.get(p, 0) if end is not None else None,
                 watermark_ms.get(p, 0),
             )
             self._readers[p].highwater = highwater[p]
-            if p in lost:
+            if p in anew:
+                self._readers[p].begin_anew(begin[p], now)
+                self._readers[p].turn_over()
+            elif p in lost:
                 self._readers[p].jump(start[p].offset, begin[p])
 
     def _seek(
-        self, at: Mapping[TopicPartition, int | None]
+        self, at: Mapping[TopicPartition, int | None], anew: Collection[int] = ()
     ) -> tuple[dict[int, int], set[int], dict[int, int]]:
         """Where reading goes on, which partitions do not go on where they should, and where each ends."""
-        offsets, elsewhere = seek(self._consumer, at, self._config.lost_position)
+        places = {TopicPartition(self._topic, p) for p in anew}
+        offsets, elsewhere = seek(self._consumer, at, self._config.lost_position, places)
         ends = self._consumer.end_offsets(list(at))
         return by_partition(offsets), {place.partition for place in elsewhere}, by_partition(ends)
 
@@ -251,6 +284,12 @@ class KafkaSource:
 
     def _is_full(self, quota: int) -> bool:
         return all(reader.queue.ready >= quota or reader.ended for reader in self._readers.values())
+
+    def _turn_over(self) -> None:
+        """Where the topic was created anew and nothing of the earlier one is left, the position moves into it."""
+        for reader in self._readers.values():
+            if reader.turn_over():
+                self._room.set()
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
         self._changed.wait_for(lambda: self._error is not None or condition(), timeout_s)
@@ -293,6 +332,8 @@ class KafkaSource:
                 self._consumer.pause(at)
             elif p in paused and p in low - full:
                 self._consumer.resume(at)
+                # Nobody fetched meanwhile, so nobody would have seen that the topic was deleted.
+                self._identity.doubt()
         return len(self._consumer.paused()) < len(self._readers)
 
     def _read(self) -> None:
@@ -306,6 +347,10 @@ class KafkaSource:
             if not error.retriable:
                 raise
             polled = {}
+        anew = self._identity.renewed()
+        if anew:
+            self._begin_anew(anew)
+            return
         if polled:
             self._outage.answered()
         elif self._outage.silent_s > _PROBE_S:
@@ -349,6 +394,11 @@ class KafkaSource:
 
     def _go_on_behind(self, error: OffsetOutOfRangeError) -> None:
         """The log was trimmed beyond a partition that had not been read so far."""
+        self._identity.doubt()
+        anew = self._identity.renewed()
+        if anew:
+            self._begin_anew(anew)
+            return
         lost = {at: int(offset) for at, offset in error.args[0].items()}
         offsets, elsewhere, _ = self._seek(lost)
         for at, start in lost.items():
@@ -363,6 +413,34 @@ class KafkaSource:
                     )
                 if p in elsewhere:
                     reader.jump(start, offsets[p])
+
+    def _begin_anew(self, anew: str) -> None:
+        """The topic was deleted and created anew: what was fetched of the earlier one is still to be taken."""
+        ends = [p for p, reader in self._readers.items() if reader.is_bounded]
+        if ends:
+            raise PositionLost(
+                f"{self._topic} was deleted and created anew while a range of it was being read (partitions {ends}): "
+                "start the run again, with stream.lost_position=earliest or an empty storage_path"
+            )
+        places = {TopicPartition(self._topic, p): r.queue.fetched for p, r in self._readers.items()}
+        try:
+            missing = set(self._partitions) - set(known_partitions(self._config, self._consumer, self._topic))
+            if missing:
+                raise TopicMissing(
+                    f"The topic {self._topic!r} was created anew without the partitions {sorted(missing)}"
+                )
+            begin, _, _ = self._seek(places, self._readers)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return  # it has no leaders yet; the next poll comes here again
+        for p, reader in self._readers.items():
+            self._decode(reader, math.inf, math.inf, 1)
+            with self._changed:
+                reader.begin_anew(begin[p], anew)
+        with self._changed:
+            self._identity.current = anew
+            self._changed.notify_all()
 
     def _assigned(self) -> list[TopicPartition]:
         return [TopicPartition(self._topic, p) for p in self._partitions]

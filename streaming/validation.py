@@ -112,7 +112,7 @@ class Place:
 
     def dead(self, reason: str, offset: int, row: int, value: bytes) -> DeadLetter:
         """A dead letter of this partition."""
-        return DeadLetter(reason, self.topic, self.partition, offset, row, value)
+        return DeadLetter(reason, self.topic, self.partition, offset, row, value, self.topic_id)
 
 
 @dataclass

@@ -36,6 +36,10 @@ class MemorySource:
     def gaps(self) -> dict[int, list[Gap]]:
         return {}
 
+    @property
+    def topic_ids(self) -> dict[int, str]:
+        return {}
+
     def bound(self, end_offsets: Mapping[int, int]) -> None:
         raise NotImplementedError
 

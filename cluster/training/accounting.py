@@ -7,7 +7,7 @@ partition what stands behind the gap is counted again. What retention removed af
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cluster.config import FreshetConfig
 from cluster.training.stream_state import saved_stream
 from streaming.backfill import topic_range
 from streaming.config import StreamConfig
+from streaming.consumer import current_topic_id
 from streaming.dead_letter import DeadLetter
 from streaming.parquet_source import ParquetSource
 from streaming.position import Position
@@ -55,7 +56,8 @@ class Accounting:
         dead_letters: rows that the checkpoint counts as such.
         dead_letters_before_gaps: those of them that stood before a gap.
         messages_skipped: messages that the log did not hold any more when they were to be read.
-        messages_removed: messages that were read, and that the log does not hold any more.
+        messages_removed: messages that were read, and that the log does not hold any more; also those of a topic that
+            was deleted, if another one has its name now and its messages have not been read so far.
         rows_read: rows that the checkpoint's readers took, whatever became of them.
         users: of the topic and the checkpoint together.
         hash_equal: whether the positions of the used rows are those of the topic, where nothing was removed.
@@ -113,11 +115,19 @@ def verify_exactly_once(
     checkpoint = _open(config, checkpoint_path)
     used = {partition: merged_ledger(checkpoint, partition) for partition in partitions_in(checkpoint)}
     saved = saved_stream(checkpoint.manifest)
-    topic = _TopicCount(_positions_of(checkpoint) if up_to_positions else None)
+    positions = _positions_of(checkpoint)
+    gone = _of_earlier_topics(config.stream, saved, positions)
+    if gone:
+        saved = _behind_all(saved, gone)
+        positions |= dict.fromkeys(gone, Position(0, 0))
+        current = {p: PartitionLedger(p) if p in gone else ledger for p, ledger in used.items()}
+    else:
+        current = used
+    topic = _TopicCount(positions if up_to_positions else None)
     _count_topic(config.stream, saved, topic)
     counted = topic.ledgers
-    removed = _removed(config.stream, saved)
-    lost, doubled, users = _compare(counted, used, removed)
+    removed = _removed(config.stream, saved) | gone
+    lost, doubled, users = _compare(counted, current, removed)
     return Accounting(
         events_in_topic=sum(ledger.events for ledger in counted.values()),
         events_waiting=topic.waiting,
@@ -135,8 +145,31 @@ def verify_exactly_once(
         messages_removed=sum(removed.values()),
         rows_read=int(checkpoint.manifest["rows_read"]),
         users=users,
-        hash_equal=_hashes(counted, removed) == _hashes(used, removed),
+        hash_equal=_hashes(counted, removed) == _hashes(current, removed),
     )
+
+
+def _of_earlier_topics(
+    stream: StreamConfig, saved: Mapping[str, Any], positions: Mapping[int, Position]
+) -> dict[int, int]:
+    """How many messages were used of topics that have been deleted, by partition whose position is of such a one."""
+    known = {int(p): topic for p, topic in saved["topic_ids"].items()}
+    now = current_topic_id(stream, stream.interactions_topic) if known and not stream.parquet else ""
+    start = _first_to_count(saved)
+    gone = [p for p, topic in known.items() if now and topic != now and p in positions]
+    return {p: positions[p].offset - start.get(p, 0) for p in gone if any(positions[p])}
+
+
+def _behind_all(saved: Mapping[str, Any], partitions: Iterable[int]) -> dict[str, Any]:
+    """The manifest's `stream` as it would be if these partitions began anew here."""
+    names = [str(p) for p in partitions]
+    dead_before = {p: saved["dead"].get(p, 0) + saved["dead_before"].get(p, 0) for p in names}
+    return {
+        **saved,
+        "behind": {**saved["behind"], **dict.fromkeys(names, (0, 0))},
+        "dead_before": {**saved["dead_before"], **dead_before},
+        "earlier_epochs": {**saved["earlier_epochs"], **dict.fromkeys(names, len(saved["epochs"]))},
+    }
 
 
 def used_per_user(config: FreshetConfig, checkpoint_path: str | Path | None = None) -> pa.Table:
@@ -215,8 +248,9 @@ def _count_topic(stream: StreamConfig, saved: Mapping[str, Any], count: _TopicCo
     start = {p: Position(max(at, first[p]), 0) for p, at in _first_to_count(saved).items() if p in first}
     behind = {int(p): at for p, (at, _) in saved["behind"].items()}
     watermark_ms = {int(p): watermark for p, (_, watermark) in saved["behind"].items()}
-    for epoch in saved["epochs"]:
-        until = {int(p): at for p, at in epoch["until"].items()}
+    earlier = {int(p): epochs for p, epochs in saved["earlier_epochs"].items()}
+    for number, epoch in enumerate(saved["epochs"]):
+        until = {int(p): at for p, at in epoch["until"].items() if number >= earlier.get(int(p), 0)}
         # A partition that went on behind the end of this epoch has nothing in it that can be counted.
         inside = {p: at for p, at in until.items() if at > behind.get(p, -1)}
         _count_range(stream, start, inside, epoch["partitions"], count, watermark_ms)

@@ -39,7 +39,7 @@ class CatalogueFeed:
             self.apply(run)
 
     def _opened(self, run: TrainingRun) -> tuple[CatalogueReader, CatalogueUpdate]:
-        reader = CatalogueReader(self._config, run.catalogue_positions)
+        reader = CatalogueReader(self._config, run.catalogue_positions, run.stream.catalogue_ids)
         try:
             return reader, self._first_records(reader, run)
         except BrokerUnavailable:
@@ -72,6 +72,7 @@ class CatalogueFeed:
             self._say(run, not_found)
         if self._comm.rank == 0:
             run.catalogue_positions = self._reader.positions()
+            run.stream.catalogue_ids = self._reader.ids
         self._pending = None
 
     def _say(self, run: TrainingRun, not_found: NotFound) -> None:

@@ -71,11 +71,13 @@ class Intake:
                 run.positions,
                 self._ends,
                 watermark_ms=watermark_ms,
+                topic_ids=run.stream.topic_ids,
                 spread_over=spread_over,
             ),
         )
         run.open(source)
         run.note_origin()
+        run.note_gaps()
         if self._ends is not None:
             grown = len(self._ends) > spread_over
             self.growth = Growth(len(self._ends), self._ends) if grown else None

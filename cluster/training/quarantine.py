@@ -64,7 +64,7 @@ def quarantine_letters(
     places = [RowPlace(*place) for place in zip(partition_E, offset_E, row_E, strict=True)]
     if not places:
         return []
-    originals = source.originals(places)
+    originals, topic_ids = source.originals(places), source.topic_ids
     known = {
         "user_id": runs.user_N[runs.run_E].tolist(),
         "item_id": runs.targets_E.tolist(),
@@ -75,7 +75,7 @@ def quarantine_letters(
     for e, (place, why) in enumerate(zip(places, quarantined.reasons, strict=True)):
         value = originals.get(place) or orjson.dumps({name: column[e] for name, column in known.items()})
         reason = f"quarantined: training step {step} was refused ({why})"
-        letters.append(DeadLetter(reason, topic, *place, value))
+        letters.append(DeadLetter(reason, topic, *place, value, topic_ids.get(place.partition, "")))
     return letters
 
 

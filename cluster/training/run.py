@@ -122,6 +122,7 @@ class TrainingRun:
         """What the log did not hold any more before the positions: the proof begins again behind it."""
         for partition, until in self.stream.note_gaps(self.source.gaps).items():
             self.ledger.partitions[partition].begin_behind(until)
+        self.stream.topic_ids |= self.source.topic_ids
 
     def close(self) -> None:
         """Let go of the stream."""

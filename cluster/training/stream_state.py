@@ -24,7 +24,7 @@ from streaming.position import Gap
 from streaming.schema import KEY_HASH, USER_ID
 
 _FILE = "admission-p"
-_BY_PARTITION = ("origin", "skipped", "behind", "dead", "dead_before")
+_BY_PARTITION = ("origin", "skipped", "behind", "dead", "dead_before", "topic_ids", "earlier_epochs")
 """What a rank knows of its own partitions; of all of them together in the manifest's `stream`."""
 
 
@@ -49,6 +49,10 @@ class StreamState:
         behind: where reading went on behind the last of these, and the watermark there, by partition.
         dead: dead letters of each partition, since `behind` where there is such a place.
         dead_before: those before it.
+        topic_ids: the topic that the position is of, by partition: a topic that is deleted and created anew has another
+            id. Empty where the broker gives none, and in checkpoints of before these were written.
+        earlier_epochs: how many of the epochs were of earlier topics of the same name, by partition.
+        catalogue_ids: the topics that the positions in the catalogue are of, by name; on rank 0.
     """
 
     admission: Admission
@@ -59,6 +63,9 @@ class StreamState:
     behind: dict[int, tuple[int, int]] = field(default_factory=dict)
     dead: dict[int, int] = field(default_factory=dict)
     dead_before: dict[int, int] = field(default_factory=dict)
+    topic_ids: dict[int, str] = field(default_factory=dict)
+    earlier_epochs: dict[int, int] = field(default_factory=dict)
+    catalogue_ids: dict[str, str] = field(default_factory=dict)
     _noted: dict[int, int] = field(default_factory=dict)
     """How many gaps of the open source are in `skipped` already, by partition."""
 
@@ -72,6 +79,9 @@ class StreamState:
                 self.behind[partition] = (found[-1].until, found[-1].watermark_ms)
                 before = self.dead_before.get(partition, 0) + self.dead.pop(partition, 0)
                 self.dead_before[partition] = before
+            if any(gap.is_anew for gap in found):
+                self.earlier_epochs[partition] = len(self.epochs)
+                self.admission.watermark_ms.pop(partition, None)
         return {p: found[-1].until for p, found in new.items() if found}
 
     def count_dead(self, letters: Iterable[DeadLetter]) -> None:
@@ -90,6 +100,7 @@ class StreamState:
         return {
             "partitions": self.partitions,
             "epochs": [asdict(epoch) for epoch in self.epochs],
+            "catalogue_ids": dict(self.catalogue_ids),
             **{name: dict(getattr(self, name)) for name in _BY_PARTITION},
         }
 
@@ -100,6 +111,7 @@ class StreamState:
         partitions = list(mine)
         for name in _BY_PARTITION:
             setattr(self, name, {p: value for p, value in _by_number(saved[name]).items() if p in partitions})
+        self.catalogue_ids = dict(saved["catalogue_ids"])
         self.behind = {p: (at, watermark_ms) for p, (at, watermark_ms) in self.behind.items()}
         files = {int(f.stem.removeprefix(_FILE)): f for f in checkpoint.files(_FILE)}
         moved = saved["partitions"] != self.partitions
@@ -152,7 +164,8 @@ def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def saved_stream(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's `stream`; of a checkpoint that has none, what follows from its positions."""
-    nothing = {"partitions": len(manifest["positions"]), "epochs": [], **{name: {} for name in _BY_PARTITION}}
+    nothing = {"partitions": len(manifest["positions"]), "epochs": [], "catalogue_ids": {}}
+    nothing |= {name: {} for name in _BY_PARTITION}
     return nothing | dict(manifest.get("stream") or {})
 
 

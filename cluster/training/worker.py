@@ -233,6 +233,7 @@ class Worker:
 
     def _step(self) -> None:
         run = self.run
+        run.note_gaps()  # a topic that was created anew: what is taken from here on is of it
         batch = run.batcher.next_batch(self._quota)
         run.note_gaps()
         run.stream.count_dead(run.batcher.dead)

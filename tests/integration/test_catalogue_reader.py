@@ -6,7 +6,7 @@ from kafka import KafkaProducer
 
 from streaming.catalogue import Catalogue
 from streaming.catalogue_reader import CatalogueReader
-from streaming.consumer import TopicMissing
+from streaming.consumer import TopicMissing, current_topic_id
 from streaming.position import Position
 
 
@@ -54,7 +54,8 @@ def test_unusable_records_are_kept_as_dead_letters_with_their_position(stream_co
     with CatalogueReader(stream_config) as reader:
         reader.read_to_end()
         (letter,) = reader.dead_letters
-    assert letter.key == f"{stream_config.items_topic}/0/0/0".encode()
+    topic = stream_config.items_topic
+    assert letter.key == f"{topic}/0/0/0/{current_topic_id(stream_config, topic)[:8]}".encode()
     assert letter.value == b"nonsense"
 
 
