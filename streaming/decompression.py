@@ -30,7 +30,7 @@ def decompress(codec: int, data: bytes, limit: int) -> bytearray:
         limit: most bytes that it may decompress to.
     Raises:
         TooLarge: it decompresses to more.
-        ValueError: it is damaged.
+        ValueError: it is damaged; zstd data that end too early give what there is.
         UnsupportedCodecError: nothing here knows the codec.
     """
     pieces = {GZIP: _gzip, SNAPPY: _snappy, LZ4: _lz4, ZSTD: _zstd}.get(codec)

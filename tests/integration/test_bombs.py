@@ -5,7 +5,6 @@ import os
 import resource
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.bombs import ARROW_HEADERS, arrow_bombs, wide_json
 from tests.worker_runs import config_of, events, produce, reasons_of, send_raw, train
 
 LIMIT_BYTES = 2 << 30
-BATCHES = {"gzip": 200, "lz4": 200, "zstd": 200, "snappy": 80}
+BATCHES = {"gzip": 100, "lz4": 200, "zstd": 200, "snappy": 80}
 """Megabytes that a message of zeros decompresses to; compressed they are all below 4 MiB."""
 
 
@@ -46,7 +45,6 @@ def _end_beyond(limit):
 
 def _send_compressed(stream, topic, values, key=None):
     for codec, megabytes in values.items():
-        print(time.time(), codec)
         settings = {"compression_type": codec, "max_request_size": 1 << 29}
         with KafkaProducer(**client_arguments(stream), **settings) as producer:
             producer.send(topic, b"0" * (megabytes * 1_000_000), key=key, partition=0).get(30)
@@ -62,7 +60,7 @@ def test_messages_that_decode_to_gigabytes_are_a_letter_each_and_cost_a_run_less
     _send_compressed(stream, stream.interactions_topic, BATCHES)
     send_raw(stream, [{"value": wide_json(1, 3)}] * 8)
     for topic in (stream.items_topic, stream.users_topic):
-        _send_compressed(stream, topic, {"zstd": 200, "gzip": 200}, key=b"1")
+        _send_compressed(stream, topic, {"zstd": 200, "lz4": 200}, key=b"1")
     produce(stream, events(200, first=200))
     config = config_of(stream, tmp_path)
     context = multiprocessing.get_context("spawn")
@@ -78,4 +76,3 @@ def test_messages_that_decode_to_gigabytes_are_a_letter_each_and_cost_a_run_less
         sum("cannot be read: it decompresses to more than" in reason for reason in reasons)
         == len(BATCHES) + 4
     )
-    print(peak, Counter(reasons))
