@@ -8,6 +8,7 @@ import os
 import secrets
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import ray_logging
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
-from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.claim import Owner, StorageTaken, claimed_by_run, signs_of_life
+from cluster.checkpoints.hold import holding
 from cluster.checkpoints.manifest import CheckpointError
+from cluster.checkpoints.storage import open_storage
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import process_group_backend, resolve_device
@@ -54,12 +57,17 @@ class TrainingStopped(RuntimeError):
     """A worker met something that a restart cannot mend; the message is the worker's."""
 
 
-def run_training(config: FreshetConfig) -> TrainingSummary:
+def run_training(config: FreshetConfig, *, take_over: bool = False) -> TrainingSummary:
     """Train until the stream ends (`train.bounded`, `train.stop_after_rows`) or for ever on a live topic.
 
     What can be refused before Ray starts is refused before Ray starts.
 
+    Args:
+        config: settings.
+        take_over: evict the run that writes to this storage, alive or not.
     Raises:
+        cluster.checkpoints.claim.StorageInUse: another run is alive on this storage.
+        cluster.checkpoints.claim.StorageNotClaimed: the storage cannot be written.
         streaming.source.BrokerUnavailable, TopicMissing: nothing to read from.
         CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
             `train.init_from` names nothing that this run can start from; or the newest was trained with other sizes.
@@ -69,17 +77,23 @@ def run_training(config: FreshetConfig) -> TrainingSummary:
     config = _with_absolute_paths(config)
     if not config.stream.parquet:
         partitions_of(config.stream, config.stream.interactions_topic)
-    storage = _storage(config)
+    storage, run_id = _storage(config), uuid.uuid4().hex
+    if take_over:
+        _refuse_what_cannot_start(config)  # nobody is evicted by a run that cannot start
+    with claimed_by_run(open_storage(config.checkpoint_location), run_id, take_over=take_over):
+        _refuse_what_cannot_start(config)
+        progress = ProgressFile(storage)
+        progress.write({"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
+        _fit_while_it_moves_on(config, storage, run_id)
+        return TrainingSummary(progress.read() or {})
+
+
+def _refuse_what_cannot_start(config: FreshetConfig) -> None:
     newest = CheckpointStore(config.checkpoint_location).newest()
     if newest is None:
         find_starting_point(config)
     else:
         require_resumable(newest, config)
-    run_id = uuid.uuid4().hex
-    progress = ProgressFile(storage)
-    progress.write({"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
-    _fit_while_it_moves_on(config, storage, run_id)
-    return TrainingSummary(progress.read() or {})
 
 
 def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str) -> None:
@@ -101,7 +115,9 @@ def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str) ->
             raise TrainingStopped(stopped) from failure
         if failure is None:
             return
-        if restarts == 0 or store.names()[-1:] == before:
+        owner = Owner.found_in(store.storage)
+        evicted = owner is not None and owner.run_id != run_id  # then the new checkpoints are its successor's
+        if evicted or restarts == 0 or store.names()[-1:] == before:
             raise failure
         _log.warning("the workers failed %d times, but trained meanwhile, so they start again", restarts + 1)
 
@@ -128,13 +144,29 @@ def run_refresh(config: FreshetConfig, checkpoint: str | Path | None = None) -> 
     """
     config = _with_absolute_paths(config)
     _storage(config)
-    opened = open_checkpoint(_absolute(str(checkpoint))) if checkpoint is not None else _newest(config)
-    require_same(opened, config, ["train.row_optimizer"], "take another checkpoint")
-    require_same_towers(opened, config, "take another checkpoint")
+    while True:
+        opened = open_checkpoint(_absolute(str(checkpoint))) if checkpoint is not None else _newest(config)
+        require_same(opened, config, ["train.row_optimizer"], "take another checkpoint")
+        require_same_towers(opened, config, "take another checkpoint")
+        with holding(opened.storage, opened.name, "freshet refresh"):
+            try:
+                return _refresh(config, opened)
+            except ray.train.TrainingFailedError:
+                if checkpoint is not None or not _is_removed(opened):
+                    raise
+        _log.warning("%s was removed while it was read, so the refresh takes the newest one", opened.location)
+
+
+def _refresh(config: FreshetConfig, opened: Checkpoint) -> dict[str, Any]:
     report_path = Path(config.storage_path) / f".refresh-{uuid.uuid4().hex}.json"
     extra = {"checkpoint": opened.location, "report": str(report_path)}
     _fit(config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)
     return _take_report(report_path)
+
+
+def _is_removed(checkpoint: Checkpoint) -> bool:
+    """Retention of another version, or one that did not see the hold in time."""
+    return not {link.name for link in checkpoint.links} <= set(checkpoint.storage.names())
 
 
 def _newest(config: FreshetConfig) -> Checkpoint:
@@ -172,6 +204,7 @@ def _fit(
     use_gpu = resolve_device(config.device).type == "cuda"
     wanted = _RAY_TRAIN_ENV | (_RAY_TRAIN_ELASTIC_ENV if _is_elastic(train) else {})
     os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
+    make_private(Path(config.storage_path) / "ray")  # Ray would make it for everybody
     started = _start_ray(config)
     try:
         TorchTrainer(
@@ -243,6 +276,9 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         return  # Ray starts the group again after any failure; this one would only fail again
     comm = Collectives()
     try:
+        # Beside the driver's: while either lives, the run does.
+        place = open_storage(config.checkpoint_location)
+        signs = signs_of_life(place, run_id) if comm.rank == 0 else nullcontext()
         worker = Worker(
             config,
             comm,
@@ -250,7 +286,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             run_id=run_id,
             on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
         )
-        worker.train()
+        with signs:
+            worker.train()
     except StorageTaken as error:
         if error.by != run_id:  # a group of this run that was cut off ends alone, the run goes on
             _note_stop(storage, run_id, error)

@@ -34,6 +34,12 @@ checkpoint_app = typer.Typer(help="Look at what a run has committed.", no_args_i
 app.add_typer(submit_app, name="submit")
 app.add_typer(checkpoint_app, name="checkpoint")
 
+TakeOverOption = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Evict the run that is alive on this storage; without it, that is an error."
+    ),
+]
 DatasetOption = Annotated[
     str, typer.Option("--dataset", help="`ml-100k`, or a folder with interactions.parquet.")
 ]
@@ -86,6 +92,7 @@ def demo(
     dataset: DatasetOption = "ml-100k",
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of the interactions topic.")] = 4,
     stall_seconds: Annotated[float, typer.Option(help="Give up when nothing moves for so long.")] = 300,
+    take_over: TakeOverOption = False,
 ) -> None:
     """The whole loop on this machine: Kafka, a live stream, training, index versions, recommendations.
 
@@ -99,7 +106,7 @@ def demo(
     from deploy.demo_settings import DemoOptions
 
     options = DemoOptions(
-        dir, dataset, events, seconds, partitions, chaos, stall_seconds, config, overrides or []
+        dir, dataset, events, seconds, partitions, chaos, stall_seconds, config, overrides or [], take_over
     )
     raise typer.Exit(run_demo(options, json))
 
@@ -170,6 +177,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Train on the stream, commit checkpoints and publish index versions; goes on from the last checkpoint.
 
@@ -189,9 +197,9 @@ def train(
         "stream.parquet": parquet.expanduser().absolute() if parquet is not None else None,
     }
     start = [f"{name}={value}" for name, value in chosen.items() if value]
-    summary = run_train(settings(config, [*(overrides or []), *start]))
-    write_json(json, summary)
+    summary = run_train(settings(config, [*(overrides or []), *start]), take_over=take_over)
     _print_fields(summary)
+    write_json(json, summary)
 
 
 @app.command(epilog="**Example:** `freshet replay --dataset ml-100k --seconds 60`")
@@ -548,6 +556,7 @@ def submit_train(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow its logs and its exit status.")
     ] = True,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Train as a Ray job on a running cluster, with its logs here; the exit status is the job's.
 
@@ -557,4 +566,7 @@ def submit_train(
     """
     from deploy.submit import submit_verb
 
-    submit_verb("train", config, overrides or [], address, working_dir, python, wait=wait, json_path=json)
+    options = ["--take-over"] if take_over else []
+    submit_verb(
+        "train", config, overrides or [], address, working_dir, python, options, wait=wait, json_path=json
+    )

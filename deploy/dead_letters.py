@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from deploy.errors import CommandError
+from deploy.output import whole_file
 from deploy.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def list_letters(
     found = read_letters(config)
     letters = [one for one in found if reason in one.reason and (every or not one.replayed)]
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(_entry(letter), ensure_ascii=False) + "\n" for letter in letters)
-        out.write_text("".join(lines), encoding="utf-8")
+        with whole_file(out) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
     counts = Counter(letter.kind for letter in letters)
     return {
         "topic": config.dead_letters,

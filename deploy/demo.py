@@ -72,7 +72,7 @@ class Demo:
         with ExitStack() as stack:
             config = self._start_broker(stack, run_dir, dataset.interactions.num_rows)
             self._publish_catalogue(config, dataset)
-            trainer = stack.enter_context(trainer_child(run_dir))
+            trainer = stack.enter_context(trainer_child(run_dir, take_over=self.options.take_over))
             self._wait_for_workers(config, trainer)
             self._stream(stack, config, dataset, trainer)
             self._finish(config, dataset)
@@ -198,7 +198,7 @@ class Demo:
             self.display.say(sentence)
 
 
-def trainer_child(run_dir: Path) -> Child:
+def trainer_child(run_dir: Path, *, take_over: bool = False) -> Child:
     """`freshet train` with the run's settings, as a subprocess that logs into the run's folder."""
     return Child(
         "the trainer",
@@ -211,6 +211,7 @@ def trainer_child(run_dir: Path) -> Child:
             str(run_dir / SETTINGS_FILE),
             "--json",
             str(run_dir / "train.json"),
+            *(["--take-over"] if take_over else []),
         ],
         run_dir / "logs" / "train.log",
         {"PYTHONUNBUFFERED": "1"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from deploy.config_loading import load_config
+from retrieval.durable_files import PRIVATE_FOLDER
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -33,6 +34,7 @@ class DemoOptions:
     stall_s: float = 300.0
     config_file: Path | None = None
     overrides: Sequence[str] = ()
+    take_over: bool = False
 
 
 def given_settings(options: DemoOptions) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def new_run_dir(root: Path) -> Path:
     for attempt in range(1000):
         run_dir = root / (stamp if attempt == 0 else f"{stamp}-{attempt}")
         try:
-            run_dir.mkdir()
+            run_dir.mkdir(mode=PRIVATE_FOLDER)  # histories, events and logs
         except FileExistsError:
             continue
         _point_latest_at(run_dir)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from deploy.errors import CommandError
+
+
+class OutputUnwritable(CommandError):
+    """A file that was asked for cannot be written; names it."""
 
 
 def plain(value: Any) -> Any:
@@ -48,7 +53,7 @@ def write_json(path: Path | None, value: Any) -> None:
     """Replace `path` by the value as JSON, atomically; does nothing without a path.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OutputUnwritable: the folder cannot be made or written.
     """
     if path is None:
         return
@@ -59,20 +64,18 @@ def write_json(path: Path | None, value: Any) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which replaces `path` atomically once the block ends well.
+    """A temporary file to write, which replaces `path` atomically once the block ends well; its mode is the umask's.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OutputUnwritable: the folder cannot be made or written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        # mkstemp makes files that only the owner reads; a result is for everybody who may read the folder.
-        temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise OutputUnwritable(f"{path} cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

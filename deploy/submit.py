@@ -173,6 +173,7 @@ def submit_verb(
     address: str,
     working_dir: Path,
     python: str,
+    options: Sequence[str] = (),
     *,
     wait: bool,
     json_path: Path | None,
@@ -184,7 +185,7 @@ def submit_verb(
         ClusterUnreachable, JobFailed: what came of it.
     """
     config = load_config(config_file, list(overrides))
-    arguments = [*overrides, job_storage(config.storage_path, address)]
+    arguments = [*options, *overrides, job_storage(config.storage_path, address)]
     inside = config_inside(config_file, working_dir)
     command = entrypoint(interpreter_for(address, python), verb, inside, arguments)
     client = connect(address)

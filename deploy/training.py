@@ -42,11 +42,12 @@ class ProgressFollower:
     def _follow(self) -> None:
         from cluster.training.telemetry import read_progress
 
-        # What an earlier run left there is not this run's progress.
-        stale = parse_progress(read_progress(self._storage_path)).time_s
+        # What another run left there, or still writes, is not this run's progress.
+        other = (read_progress(self._storage_path) or {}).get("run_id")
         while not self._ended.wait(POLL_S):
-            now = parse_progress(read_progress(self._storage_path))
-            if now.time_s > stale:
+            record = read_progress(self._storage_path) or {}
+            if record.get("run_id", other) != other:
+                now = parse_progress(record)
                 before, self._display.view.progress = self._display.view.progress, now
                 self._display.view.stage = now.state
                 for sentence in narrate(before, now):
@@ -54,8 +55,10 @@ class ProgressFollower:
             self._display.update()
 
 
-def train(config: FreshetConfig) -> dict[str, Any]:
+def train(config: FreshetConfig, *, take_over: bool = False) -> dict[str, Any]:
     """Train on the stream until it ends (or for ever); returns the summary as plain data.
+
+    With `take_over`, a run that is alive on the same storage is evicted.
 
     Raises:
         BrokerUnavailable, TopicMissing, StorageUnusable: found before Ray starts.
@@ -68,7 +71,7 @@ def train(config: FreshetConfig) -> dict[str, Any]:
     display = Display(view)
     # Ray prints into the same terminal, so lines here, not panels.
     with ProgressFollower(Path(config.storage_path), display):
-        summary: dict[str, Any] = plain(run_training(config).progress)
+        summary: dict[str, Any] = plain(run_training(config, take_over=take_over).progress)
     return summary
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from retrieval.durable_files import PRIVATE_FOLDER, make_private
+from retrieval.durable_files import PRIVATE_FILE, PRIVATE_FOLDER, make_private
 
 LOCK = ".lock"
 
@@ -58,14 +58,20 @@ class OwnedFolders:
             self._remove_abandoned()
             path = self._root / f"{self._prefix}{uuid.uuid4().hex}"
             path.mkdir(mode=PRIVATE_FOLDER)
-            lock = (path / LOCK).open("w+")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                (path / LOCK).touch(PRIVATE_FILE)
+                lock = (path / LOCK).open("r+")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         return OwnedFolder(path, lock)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """One process at a time; between making a folder and locking it nobody else may look."""
-        with (self._root / LOCK).open("a") as lock:
+        (self._root / LOCK).touch(PRIVATE_FILE)
+        with (self._root / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -154,7 +154,7 @@ class LocalBroker:
         if self.running:
             return
         class_path = kafka_class_path(self._progress)
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds everybody's events
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         # Only a port that we picked may be taken again by somebody else between the pick and the bind.
         for retries_left in reversed(range(PORT_RACE_RETRIES)):

@@ -36,7 +36,8 @@ import pyarrow as pa
 import torch
 
 from cluster.checkpoints.array_files import tensor_bytes
-from cluster.checkpoints.claim import Claim, take_over
+from cluster.checkpoints.claim import Claim, join
+from cluster.checkpoints.hold import Holds
 from cluster.checkpoints.manifest import (
     FORMAT,
     START_ANEW,
@@ -142,11 +143,16 @@ class CheckpointStore:
         self.storage = open_storage(root)
         self._keep, self._advice, self._at = keep, advice, at
         self._claim: Claim | None = None
+        self._holds = Holds(self.storage)
         self._last: Checkpoint | None = None  # found or committed here: what the next one follows
 
-    def take_over(self, run_id: str) -> None:
-        """Fence off whoever writes here (rank 0, before it looks for a checkpoint to go on from)."""
-        self._claim = take_over(self.storage, run_id)
+    def join(self, run_id: str) -> None:
+        """Fence off the earlier groups of this run (rank 0, before it looks for a checkpoint to go on from).
+
+        Raises:
+            cluster.checkpoints.claim.StorageTaken: the place is another run's by now.
+        """
+        self._claim = join(self.storage, run_id)
 
     def check_claim(self) -> None:
         """See that nobody has taken the place over.
@@ -204,6 +210,7 @@ class CheckpointStore:
 
         The newest `keep` of its line stay, whatever they build on, and (if `keep` is not 1) the newest one that shares
         no file with `newest`, so that no damage to one file can cost everything. What cannot be read does not count.
+        What somebody reads now (`hold.py`) stays too.
         """
         self._at("prune")
         names = self.storage.names()
@@ -214,6 +221,8 @@ class CheckpointStore:
         apart = next((name for name in line if chains[name][0] != chains[newest.name][0]), None)
         if self._keep > 1 and apart is not None:
             needed |= set(chains[apart])
+        held = self._holds.names() & set(manifests)
+        needed |= {link for name in held for link in [*chain_of(manifests[name]), name]}
         going = [name for name in reversed(names) if name not in needed]
         given_up = set(going).difference(line)
         for name in going:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from cluster.checkpoints.notes import LocalNotes, Notes, ObjectNotes
 from retrieval.durable_files import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
@@ -29,12 +30,10 @@ from retrieval.durable_files import (
     fsync_directory,
     is_plain_file,
     make_private,
-    replace_durably,
     write_durably,
 )
 
 MANIFEST = "manifest.json"
-_CLAIM = "claim.json"
 Hook = Callable[[str], None]
 """Called with the name of each step of a commit before it is taken; tests kill the process in it."""
 
@@ -97,11 +96,12 @@ class Storage(Protocol):
     def path(self, name: str) -> Path | None:
         """Its folder, None in an object store."""
 
-    def claim(self) -> bytes:
-        """The last claim (`claim.py`); empty if there is none."""
+    @property
+    def notes(self) -> Notes:
+        """Small notes beside the checkpoints: claims (`claim.py`) and holds (`hold.py`)."""
 
-    def put_claim(self, content: bytes) -> None:
-        """Replace the claim; on disk nothing that is being written can be committed any more."""
+    def drop_unfinished(self) -> None:
+        """On a disk, see that nothing that is being written now can be committed any more."""
 
 
 class LocalStorage:
@@ -172,17 +172,13 @@ class LocalStorage:
         """See Storage."""
         return self.root / name
 
-    def claim(self) -> bytes:
+    @property
+    def notes(self) -> Notes:
         """See Storage."""
-        try:
-            return (self.root / _CLAIM).read_bytes()
-        except FileNotFoundError:
-            return b""
+        return LocalNotes(self.root)
 
-    def put_claim(self, content: bytes) -> None:
+    def drop_unfinished(self) -> None:
         """See Storage."""
-        make_private(self.root)
-        replace_durably(self.root / _CLAIM, content)
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
@@ -264,19 +260,13 @@ class ObjectStorage:
         """See Storage."""
         return None
 
-    def claim(self) -> bytes:
+    @property
+    def notes(self) -> Notes:
         """See Storage."""
-        try:
-            with self._files.open_input_file(f"{self._prefix}/{_CLAIM}") as source:
-                content: bytes = source.read()
-        except FileNotFoundError:
-            return b""
-        return content
+        return ObjectNotes(self._files, self._prefix)
 
-    def put_claim(self, content: bytes) -> None:
-        """See Storage."""
-        with self._files.open_output_stream(f"{self._prefix}/{_CLAIM}") as sink:
-            sink.write(content)
+    def drop_unfinished(self) -> None:
+        """See Storage: there is no rename, so a manifest that is being put now still counts."""
 
     def _prefixes(self) -> list[str]:
         entries = self._files.get_file_info(fs.FileSelector(self._prefix, allow_not_found=True))

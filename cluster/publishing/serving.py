@@ -13,6 +13,7 @@ import torch
 
 from cluster.checkpoints.catalogue_files import read_catalogue
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
+from cluster.checkpoints.hold import holding
 from cluster.checkpoints.row_files import PREFIX as ROWS
 from cluster.checkpoints.row_files import load_rows
 from cluster.checkpoints.tower_files import FILE as TOWERS
@@ -134,7 +135,8 @@ class Recommender:
         self._catalogue.apply(read_catalogue(version))
 
     def _load_users(self, checkpoint: Checkpoint) -> None:
-        load_users(checkpoint, self._users, partitions_in(checkpoint))
+        with holding(checkpoint.storage, checkpoint.name, "freshet recommend"):
+            load_users(checkpoint, self._users, partitions_in(checkpoint))
 
     def _past(self, user: Int64Array) -> Int64Array:
         return self._users.last(user, self._config.stream.seen_length)[0]

@@ -19,6 +19,7 @@ from cluster.publishing.query_batch import query_batch
 from cluster.training.run import TrainingRun, partitions_of_rank
 from cluster.training.worker_state import restore_checkpoint
 from model.features import KeyCollector, query_inputs
+from retrieval.durable_files import PRIVATE_FILE
 
 _QUERY_USERS = 1024
 
@@ -83,5 +84,6 @@ def _some_users(run: TrainingRun) -> npt.NDArray[np.int64]:
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
+    temporary.touch(PRIVATE_FILE)
     temporary.write_text(json.dumps(report))
     temporary.replace(path)

@@ -8,9 +8,11 @@ catalogue, progressive curve and baselines.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from cluster.checkpoints.hold import holding
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import MANIFEST, StorageLocationError
 from cluster.collectives import Collectives
@@ -55,7 +57,12 @@ def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
 
 def start_from(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
     """Collective. Every rank takes over the towers and the rows that it owns, whoever wrote them."""
-    restore_learnt(run, checkpoint, comm, advice=_ADVICE)
+    # Its own trainer may live, and remove old checkpoints while this reads.
+    purpose = "train.init_from"
+    with holding(checkpoint.storage, checkpoint.name, purpose) if comm.rank == 0 else nullcontext():
+        comm.gather_objects(None)
+        restore_learnt(run, checkpoint, comm, advice=_ADVICE)
+        comm.gather_objects(None)
     run.init_from = {"path": checkpoint.location, "step": checkpoint.step}
     seed_dropout(run.config.seed, comm.rank, run.step)
     _log.info("started from %s (step %d)", checkpoint.location, run.step)

@@ -27,6 +27,7 @@ from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import Decision, Report, agree
 from cluster.training.guarded_step import GuardedStep
 from cluster.training.intake import Intake
+from cluster.training.joining import join_run
 from cluster.training.progress_report import ProgressReporter
 from cluster.training.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
 from cluster.training.run import TrainingRun, partitions_of_rank
@@ -67,7 +68,7 @@ class Worker:
             config.checkpoint_location, config.train.checkpoints_to_keep, at=at
         )
         self.publisher = Publisher(comm, config, self.checkpoints.check_claim)
-        self._run_id = run_id
+        join_run(self.checkpoints, run_id, comm)  # first of all: who was evicted writes nothing
         self._intake = Intake(config, comm)
         self.run = self._new_run(self._intake.count_partitions())
         self.progress = ProgressReporter(storage, run_id, comm)
@@ -123,8 +124,6 @@ class Worker:
         return TrainingRun.create(self.config, mine, self.comm, self.device)
 
     def _resume(self) -> Checkpointer:
-        if self.comm.rank == 0:
-            self.checkpoints.take_over(self._run_id)
         own = self._agreed(self.checkpoints.newest, self.checkpoints)
         self._resumed = own is not None
         if own is not None:

@@ -59,13 +59,14 @@ def test_acknowledged_messages_survive_a_kill_and_a_restart_on_the_same_port(tmp
 
 
 def test_a_second_broker_object_goes_on_with_the_same_folder_on_other_ports(tmp_path):
-    with LocalBroker(tmp_path) as broker:
+    with LocalBroker(tmp_path / "data") as broker:
         create_topics(StreamConfig(bootstrap_servers=broker.bootstrap_servers), partitions=1)
         producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
         producer.send("interactions", b"kept").get(timeout=10)
         producer.close()
-    with LocalBroker(tmp_path) as broker:
+    with LocalBroker(tmp_path / "data") as broker:
         assert values_of(broker, "interactions") == [b"kept"]
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_port_in_use_is_named_with_its_setting(tmp_path):

@@ -17,8 +17,10 @@ import torch
 from pyarrow import fs
 from typer.testing import CliRunner
 
+from cluster.checkpoints import claim
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.claim import StorageInUse, StorageTaken, claimed_by_run, join
+from cluster.checkpoints.hold import holding
 from cluster.checkpoints.state import digests, read_state
 from cluster.checkpoints.storage import StorageLocationError, nothing, open_storage
 from cluster.checkpoints.writing import FullPolicy
@@ -257,12 +259,52 @@ def test_credentials_in_the_location_are_refused_without_being_shown():
 def test_in_s3_too_who_was_taken_over_commits_nothing(bucket):
     where = f"{bucket}/claimed"
     run, older, newer = small_run(), CheckpointStore(where), CheckpointStore(where)
-    older.take_over("tuesday")
+    older.join("tuesday")
     checkpointer = checkpointer_of(run, older, Collectives())
     train_steps(run, 1)
     first = checkpointer.finish(run.step)
-    newer.take_over("wednesday")
+    with claimed_by_run(newer.storage, "wednesday", take_over=True):
+        newer.join("wednesday")
     with pytest.raises(StorageTaken, match="run wednesday"):
         checkpointer.finish(run.step)
     checkpointer.close()
     assert newer.names() == [first.name]
+
+
+def test_in_s3_too_a_run_that_is_alive_is_refused_and_one_that_died_elsewhere_is_succeeded(
+    bucket, monkeypatch
+):
+    monkeypatch.setattr(claim, "BEAT_S", 1.0)
+    monkeypatch.setattr(claim, "EXPIRY_S", 4.0)
+    storage = open_storage(f"{bucket}/alive")
+    with claimed_by_run(storage, "first"):
+        other = json.loads(storage.notes.read("claim.json")) | {"machine": "another", "host": "elsewhere"}
+        storage.notes.put("claim.json", json.dumps(other).encode())
+        started = time.monotonic()
+        in_use = pytest.raises(StorageInUse, match=r"in use by run first \(host elsewhere")
+        with in_use, claimed_by_run(storage, "second"):
+            pass
+        assert time.monotonic() - started < 5.0  # with the next sign of life
+    storage.notes.touch("claims/first.alive")  # as a machine that loses its power leaves it
+    with claimed_by_run(storage, "second"):
+        join(storage, "second").check()
+        with pytest.raises(StorageTaken, match="run second"):
+            join(storage, "first")
+    assert storage.notes.names() == ["claims/second.group"]
+
+
+def test_in_s3_too_what_is_read_is_not_removed(bucket):
+    where = f"{bucket}/held"
+    store, run = CheckpointStore(where, keep=1), small_run()
+    checkpointer = checkpointer_of(run, store, Collectives())
+    train_steps(run, 1)
+    first = checkpointer.finish(run.step)
+    checkpointer.start_new_chain()
+    with holding(first.storage, first.name, "freshet refresh"):
+        train_steps(run, 1)
+        second = checkpointer.finish(run.step)
+        checkpointer.close()
+        assert store.names() == [first.name, second.name]
+    store.prune(second)
+    assert store.names() == [second.name]
+    assert store.storage.notes.names() == []

@@ -14,9 +14,10 @@ from kafka import KafkaConsumer, KafkaProducer
 
 from cluster.checkpoints.array_files import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.claim import StorageTaken, claimed_by_run
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.row_files import merged_rows
+from cluster.checkpoints.storage import open_storage
 from cluster.checkpoints.user_files import merged_users, partitions_in
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
@@ -296,7 +297,8 @@ def _train_until_somebody_else_takes_over(config: FreshetConfig, other: FreshetC
 
     def start_another(progress):
         if not others:
-            others.append(Worker(other, Collectives(), torch.device("cpu"), run_id="second").train())
+            with claimed_by_run(open_storage(other.checkpoint_location), "second", take_over=True):
+                others.append(Worker(other, Collectives(), torch.device("cpu"), run_id="second").train())
 
     with pytest.raises(StorageTaken, match="taken over by run second"):
         Worker(

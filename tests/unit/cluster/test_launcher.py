@@ -1,6 +1,7 @@
 """What the launcher asks Ray Train for, and how long it goes on asking."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -10,8 +11,12 @@ import ray.train
 import torch.distributed as dist
 
 from cluster import launcher
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.claim import StorageInUse, claimed_by_run
+from cluster.checkpoints.hold import Holds
+from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.launcher import TrainingStopped, _scaling, run_training
+from cluster.launcher import TrainingStopped, _scaling, run_refresh, run_training
 from streaming.config import StreamConfig
 
 
@@ -116,3 +121,85 @@ def test_a_value_error_ends_the_run_unless_the_rank_has_lost_its_group(tmp_path,
             dist.destroy_process_group()
     noted = launcher.stop_reason(tmp_path, "one")
     assert noted == (None if group_lost else "train.batch_events is too large")
+
+
+def _committed(store, step):
+    writing = store.begin(step)
+    return store.commit(writing, [], {"config": {}})
+
+
+def _refresh(tmp_path, monkeypatch, during):
+    """A refresh whose first attempt finds that something has happened to the storage; what each attempt read."""
+    config = FreshetConfig(storage_path=str(tmp_path / "run"))
+    store, read = CheckpointStore(config.checkpoint_location), []
+    _committed(store, 1)
+
+    def fit(config, function, extra, *, max_failures):
+        read.append(Path(extra["checkpoint"]).name)
+        if len(read) == 1:
+            during(store)
+            raise ray.train.WorkerGroupError("a worker failed", {0: RuntimeError("no such file")})
+        Path(extra["report"]).write_text("{}")
+
+    monkeypatch.setattr(launcher, "_fit", fit)
+    for check in ("require_same", "require_same_towers"):
+        monkeypatch.setattr(launcher, check, lambda *args: None)
+    return config, read
+
+
+def test_a_refresh_whose_checkpoint_was_removed_takes_the_newest_and_says_so(tmp_path, monkeypatch, caplog):
+    def replace_it(store):
+        _committed(store, 2)
+        store.storage.remove("step-00000001")
+
+    config, read = _refresh(tmp_path, monkeypatch, replace_it)
+    assert run_refresh(config) == {}
+    assert read == ["step-00000001", "step-00000002"]
+    assert "step-00000001 was removed while it was read, so the refresh takes the newest one" in caplog.text
+
+
+def test_a_refresh_that_fails_for_another_reason_fails_and_its_checkpoint_was_held(tmp_path, monkeypatch):
+    held = []
+    config, read = _refresh(tmp_path, monkeypatch, lambda store: held.extend(Holds(store.storage).names()))
+    with pytest.raises(ray.train.WorkerGroupError):
+        run_refresh(config)
+    assert read == held == ["step-00000001"]
+
+
+def test_a_storage_whose_run_is_alive_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    rounds, config = _run(tmp_path, monkeypatch)
+    with claimed_by_run(open_storage(config.checkpoint_location), "first"):
+        with pytest.raises(StorageInUse, match="in use by run first"):
+            run_training(config)
+        assert not (tmp_path / "run" / "progress.json").exists()
+        run_training(config, take_over=True)
+    assert rounds.failures == [2]
+    run_training(config)  # what has ended is in nobody's way
+
+
+def test_a_run_that_was_evicted_does_not_count_its_successors_checkpoints_as_its_own(tmp_path, monkeypatch):
+    rounds, config = _run(tmp_path, monkeypatch, 1, 1)
+
+    def evicted(*args, **options):
+        with claimed_by_run(open_storage(config.checkpoint_location), "second", take_over=True):
+            rounds(*args, **options)
+
+    monkeypatch.setattr(launcher, "_fit", evicted)
+    with pytest.raises(ray.train.WorkerGroupError):
+        run_training(config)
+    assert rounds.failures == [2]
+
+
+def test_only_their_owner_enters_the_folder_that_ray_keeps(tmp_path, monkeypatch):
+    class Trainer:
+        def __init__(self, *args, **options):
+            pass
+
+        def fit(self):
+            pass
+
+    monkeypatch.setattr(launcher, "TorchTrainer", Trainer)
+    monkeypatch.setattr(launcher, "_start_ray", lambda config: False)
+    config = FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu")
+    launcher._fit(config, launcher._train_on_worker, {}, max_failures=0)
+    assert (tmp_path / "run" / "ray").stat().st_mode & 0o777 == 0o700

@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
+from deploy.demo import trainer_child
 
 VERBS = [
     ["demo"],
@@ -92,7 +94,31 @@ def test_an_unknown_option_is_a_usage_error():
 
 def test_init_from_is_a_setting_by_another_name_and_wins_over_it(monkeypatch):
     seen = []
-    monkeypatch.setattr("deploy.training.train", lambda config: seen.append(config.train.init_from) or {})
+    monkeypatch.setattr(
+        "deploy.training.train", lambda config, **options: seen.append(config.train.init_from) or {}
+    )
     for arguments in (["--init-from", "runs/a"], ["train.init_from=runs/b", "--init-from", "runs/a"], []):
         assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 0
     assert seen == ["runs/a", "runs/a", ""]
+
+
+def test_who_is_alive_is_evicted_only_when_that_is_asked_for(monkeypatch):
+    evicts = []
+    monkeypatch.setattr("deploy.training.train", lambda config, *, take_over: evicts.append(take_over) or {})
+    for arguments in ([], ["--take-over"]):
+        assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 0
+    assert evicts == [False, True]
+
+
+def test_a_submitted_job_and_the_demos_trainer_evict_too(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr("deploy.submit.connect", lambda address: None)
+    monkeypatch.setattr("deploy.submit.submit", lambda client, command, folder: said.append(command) or "job")
+    monkeypatch.setattr("deploy.demo.run_demo", lambda options, path: said.append(options.take_over) or 0)
+    for arguments in ([], ["--take-over"]):
+        assert CliRunner().invoke(app, ["submit", "train", "--no-wait", *arguments]).exit_code == 0
+        assert CliRunner().invoke(app, ["demo", *arguments]).exit_code == 0
+    assert ["--take-over" in shlex.split(command) for command in said[::2]] == [False, True]
+    assert said[1::2] == [False, True]
+    commands = [trainer_child(tmp_path, take_over=evicts).command for evicts in (False, True)]
+    assert ["--take-over" in command for command in commands] == [False, True]

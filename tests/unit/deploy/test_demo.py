@@ -59,7 +59,7 @@ def world(monkeypatch, progress_record):
     accounting = {"events_in_topic": EVENTS, "events_trained": EVENTS, "dead_letters": 0, "hash_equal": True}
     accounting |= {"events_negative": 0, "events_ignored": 0, "events_lost": 0, "events_doubled": 0}
 
-    def trainer(run_dir: Path) -> Child:
+    def trainer(run_dir: Path, *, take_over: bool) -> Child:
         arguments = [str(run_dir / "storage"), json.dumps(world.records), world.pause, str(world.status)]
         return Child(
             "the trainer", [sys.executable, "-c", FAKE_TRAINER, *arguments], run_dir / "logs/train.log"

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.claim import StorageTaken, claimed_by_run
+from cluster.checkpoints.storage import nothing, open_storage
 
 
 def _write(store, step):
@@ -13,8 +14,22 @@ def _write(store, step):
 
 
 def _store(root, run_id):
+    """A group of a run that began just now, whoever was there before."""
     store = CheckpointStore(root, keep=1)
-    store.take_over(run_id)
+    _begin(root, run_id)
+    store.join(run_id)
+    return store
+
+
+def _begin(root, run_id):
+    with claimed_by_run(open_storage(root), run_id, take_over=True):
+        pass
+
+
+def _group(root, run_id, at=nothing):
+    """A later group of a run, as Ray Train starts it."""
+    store = CheckpointStore(root, at=at)
+    store.join(run_id)
     return store
 
 
@@ -37,7 +52,7 @@ def test_who_was_taken_over_neither_begins_nor_commits_and_is_told_by_whom(place
 
 
 def test_a_later_group_of_the_same_run_takes_over_too(place):
-    older, _ = _store(place, "one"), _store(place, "one")
+    older, _ = _store(place, "one"), _group(place, "one")
     with pytest.raises(StorageTaken, match="a later group of this run") as taken:
         older.check_claim()
     assert taken.value.by == "one"
@@ -49,12 +64,12 @@ def test_a_claim_in_the_middle_of_a_commit_leaves_nothing_to_see(place, step):
         if now == step:
             _store(place, "wednesday")
 
-    older = CheckpointStore(place, at=claim_meanwhile)
-    older.take_over("tuesday")
+    _begin(place, "tuesday")
+    older = _group(place, "tuesday", at=claim_meanwhile)
     with pytest.raises(OSError, match="No such file"):
         older.commit(*_write(older, 1), {})
     assert CheckpointStore(place).names() == []
-    assert not [path for path in place.iterdir() if path.name != "claim.json"]
+    assert {path.name for path in place.iterdir()} == {"claim.json", "claims"}
 
 
 def test_a_claim_just_after_a_commit_goes_on_from_it(place):
@@ -62,8 +77,8 @@ def test_a_claim_just_after_a_commit_goes_on_from_it(place):
         if now == "renamed":
             _store(place, "wednesday")
 
-    older = CheckpointStore(place, at=claim_meanwhile)
-    older.take_over("tuesday")
+    _begin(place, "tuesday")
+    older = _group(place, "tuesday", at=claim_meanwhile)
     committed = older.commit(*_write(older, 1), {})
     assert CheckpointStore(place).newest().name == committed.name
 
@@ -75,3 +90,29 @@ def test_without_a_claim_of_ones_own_or_after_tidying_up_nothing_is_refused(plac
     (place / "claim.json").unlink()
     owner.commit(*_write(owner, 2), {})
     assert owner.newest().step == 2
+
+
+def test_a_group_of_an_evicted_run_that_ray_starts_again_takes_nothing_back(place):
+    _store(place, "tuesday").commit(*_write(CheckpointStore(place), 1), {})
+    newer = _store(place, "wednesday")
+    writing, files = _write(newer, 2)
+    with pytest.raises(StorageTaken, match="run wednesday"):
+        _group(place, "tuesday")
+    assert newer.commit(writing, files, {}).step == 2
+    newer.check_claim()
+
+
+def test_the_claim_of_an_earlier_version_is_succeeded(place):
+    place.mkdir()
+    (place / "claim.json").write_text('{"run_id": "old", "token": "1"}')
+    with pytest.raises(StorageTaken, match="run old"):
+        _group(place, "new")
+    with claimed_by_run(open_storage(place), "new"):
+        _group(place, "new").check_claim()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_claim_that_cannot_be_understood_is_nobodys(place, content):
+    place.mkdir()
+    (place / "claim.json").write_text(content)
+    _group(place, "one").check_claim()

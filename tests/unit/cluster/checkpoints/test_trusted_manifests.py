@@ -59,7 +59,7 @@ def test_only_their_owner_reads_checkpoints_whatever_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         store = CheckpointStore(tmp_path / "runs" / "checkpoints")
-        store.take_over("one")
+        store.join("one")
         writing = store.begin(1)
         store.commit(writing, [writing.write_tensors("towers.safetensors", {"w": torch.ones(2)})], {})
     finally:

@@ -1,0 +1,176 @@
+"""Small notes beside the checkpoints, in a folder or an object store: who writes here, who lives, what is being read.
+
+A note is replaced as a whole. Signs of life are times of change, which the storage itself keeps: a file is touched, so
+that a full disk does not make a run look dead, and an object is put again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from pyarrow import fs
+
+from retrieval.durable_files import make_private, replace_durably
+
+FOLDER = "claims"
+BEAT_S = 3.0
+_log = logging.getLogger(__name__)
+
+
+class Notes(Protocol):
+    """Notes by name; a name may have one folder in it."""
+
+    def read(self, name: str) -> bytes:
+        """The content; empty if there is none."""
+
+    def put(self, name: str, content: bytes) -> None:
+        """Replace it; who reads it meanwhile sees the old one or the new one."""
+
+    def touch(self, name: str) -> None:
+        """Give a sign of life: `changed` says another time from now on."""
+
+    def changed(self, name: str) -> float | None:
+        """When it was put or touched last, in seconds since the epoch by the storage's clock; None if there is none."""
+
+    def remove(self, name: str) -> None:
+        """Remove it, if it is there."""
+
+    def names(self) -> list[str]:
+        """Those in the folder `claims`, as `claims/name`."""
+
+
+class LocalNotes:
+    """Files."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, name: str) -> bytes:
+        """See Notes."""
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def put(self, name: str, content: bytes) -> None:
+        """See Notes."""
+        make_private((self._root / name).parent)
+        replace_durably(self._root / name, content)
+
+    def touch(self, name: str) -> None:
+        """See Notes."""
+        try:
+            os.utime(self._root / name)
+        except FileNotFoundError:
+            self.put(name, b"")
+
+    def changed(self, name: str) -> float | None:
+        """See Notes."""
+        try:
+            return (self._root / name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> None:
+        """See Notes."""
+        (self._root / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """See Notes."""
+        found = (path.name for path in (self._root / FOLDER).glob("*") if not path.name.startswith("."))
+        return sorted(f"{FOLDER}/{name}" for name in found)
+
+
+class ObjectNotes:
+    """Objects under a prefix."""
+
+    def __init__(self, filesystem: fs.FileSystem, prefix: str) -> None:
+        self._files, self._prefix = filesystem, prefix
+
+    def read(self, name: str) -> bytes:
+        """See Notes."""
+        try:
+            with self._files.open_input_file(f"{self._prefix}/{name}") as source:
+                content: bytes = source.read()
+        except FileNotFoundError:
+            return b""
+        return content
+
+    def put(self, name: str, content: bytes) -> None:
+        """See Notes."""
+        with self._files.open_output_stream(f"{self._prefix}/{name}") as sink:
+            sink.write(content)
+
+    def touch(self, name: str) -> None:
+        """See Notes."""
+        self.put(name, self.read(name) or uuid.uuid4().hex.encode())
+
+    def changed(self, name: str) -> float | None:
+        """See Notes."""
+        found = self._files.get_file_info(f"{self._prefix}/{name}")
+        return found.mtime_ns / 1e9 if found.type == fs.FileType.File else None
+
+    def remove(self, name: str) -> None:
+        """See Notes."""
+        with suppress(FileNotFoundError):
+            self._files.delete_file(f"{self._prefix}/{name}")
+
+    def names(self) -> list[str]:
+        """See Notes."""
+        selector = fs.FileSelector(f"{self._prefix}/{FOLDER}", allow_not_found=True)
+        found = self._files.get_file_info(selector)
+        return sorted(f"{FOLDER}/{e.base_name}" for e in found if e.type == fs.FileType.File)
+
+
+class Heartbeat:
+    """Touches a note from a thread while its block runs.
+
+    Args:
+        notes: where.
+        name: of the note.
+        goes_on: asked before each touch; once it says no, the note is not touched any more.
+        removes: whether the note goes at the end of the block.
+    """
+
+    def __init__(
+        self, notes: Notes, name: str, goes_on: Callable[[], bool] = lambda: True, *, removes: bool = True
+    ) -> None:
+        self._notes, self._name, self._goes_on, self._removes = notes, name, goes_on, removes
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._removes:
+            with suppress(OSError):
+                self._notes.remove(self._name)
+
+    def _beat(self) -> None:
+        failed = False
+        while True:
+            try:
+                if not self._goes_on():
+                    return
+                self._notes.touch(self._name)
+                failed = False
+            except OSError as error:
+                if not failed:
+                    _log.warning("no sign of life can be given in %s: %s", self._name, error)
+                failed = True
+            if self._ended.wait(BEAT_S):
+                return
