@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
+
+_log = logging.getLogger(__name__)
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
@@ -23,6 +26,34 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) 
     return torch.device("cuda", local_rank)
 
 
-def process_group_backend(device: Literal["auto", "cpu", "cuda"]) -> str:
+def device_of_group(
+    device: Literal["auto", "cpu", "cuda"], workers: int, gpus: float, *, may_grow: bool = False
+) -> Literal["cpu", "cuda"]:
+    """What every worker of a group is given, by what the cluster has: the driver's own machine may have no GPU.
+
+    Args:
+        device: the setting.
+        workers: the fewest that the group may have; each gets a GPU of its own.
+        gpus: of the cluster.
+        may_grow: nodes may still come, so `device=cuda` waits for them.
+    Raises:
+        ValueError: `device=cuda` with fewer GPUs than workers: Ray would wait for them for ever.
+    """
+    if device == "cuda" and may_grow:
+        return "cuda"
+    if device == "cuda" and gpus < workers:
+        raise ValueError(
+            f"device is 'cuda' and each of {workers} workers needs a GPU, but the cluster has {gpus:g}; "
+            "set train.workers to that many, or device=auto or device=cpu"
+        )
+    if device == "auto" and 0 < gpus < workers:
+        _log.warning(
+            "the cluster has %g GPUs, fewer than train.workers=%d: all train on CPUs; set train.workers=%d for GPUs",
+            *(gpus, workers, int(gpus)),
+        )
+    return "cuda" if device != "cpu" and gpus >= workers else "cpu"
+
+
+def process_group_backend(device: Literal["cpu", "cuda"]) -> str:
     """gloo on CPUs; on GPUs gloo for ids and NCCL for what lies on the device."""
-    return "gloo" if resolve_device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
+    return "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -25,7 +25,7 @@ from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import open_storage
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
-from cluster.device import process_group_backend, resolve_device
+from cluster.device import device_of_group, process_group_backend, resolve_device
 from cluster.training.compatibility import require_resumable, require_same, require_same_towers
 from cluster.training.quarantine import PoisonedTraining
 from cluster.training.starting_point import find_starting_point
@@ -201,18 +201,19 @@ def _fit(
     max_failures: int,
 ) -> None:
     train = config.train
-    use_gpu = resolve_device(config.device).type == "cuda"
     wanted = _RAY_TRAIN_ENV | (_RAY_TRAIN_ELASTIC_ENV if _is_elastic(train) else {})
     os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
     make_private(Path(config.storage_path) / "ray")  # Ray would make it for everybody
     started = _start_ray(config)
     try:
+        device = _device_of_workers(config)
+        config = replace(config, device=device)
         TorchTrainer(
             function,
             train_loop_config={"config": config, **extra},
-            scaling_config=_scaling(train, use_gpu),
+            scaling_config=_scaling(train, device == "cuda"),
             torch_config=TorchConfig(
-                backend=process_group_backend(config.device), timeout_s=int(train.collective_timeout_s)
+                backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
             ),
             run_config=ray.train.RunConfig(
                 storage_path=str(Path(config.storage_path) / "ray"),
@@ -222,6 +223,16 @@ def _fit(
     finally:
         if started:
             ray.shutdown()
+
+
+def _device_of_workers(config: FreshetConfig) -> Literal["cpu", "cuda"]:
+    """Decided here for all workers, from what Ray has: this process may be on a machine without a GPU."""
+    return device_of_group(
+        config.device,
+        worker_range(config.train.workers)[0],
+        ray.cluster_resources().get("GPU", 0.0),  # type: ignore[no-untyped-call]
+        may_grow=bool(os.environ.get("RAY_ADDRESS")),
+    )
 
 
 def _is_elastic(train: TrainConfig) -> bool:

@@ -17,13 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.config import IndexConfig
+from retrieval.gpu import gpu_faiss, require_gpu, resources
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
-
-
-class IndexDeviceError(RuntimeError):
-    """index.device asks for a GPU that Faiss does not have."""
 
 
 def is_unit(vectors_ND: Float32Array) -> bool:
@@ -71,13 +68,9 @@ def assign_lists(vectors_ND: Float32Array, centroid_LD: Float32Array, config: In
 
 
 def _flat(dim: int, by_inner_product: bool, config: IndexConfig) -> Any:
-    """Exact search over centroids. Nearly all of a build's time is spent in it, so only this goes to the GPU."""
+    """Exact search over centroids, in which nearly all of a build's time is spent."""
     flat = faiss.IndexFlatIP(dim) if by_inner_product else faiss.IndexFlatL2(dim)
-    gpus = int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
-    if config.device == "cuda" and gpus == 0:
-        raise IndexDeviceError(
-            "index.device is 'cuda' but Faiss sees no GPU; install faiss-gpu, or set index.device=auto"
-        )
-    if config.device == "cpu" or gpus == 0:
+    if not config.on_gpu():
         return flat
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, flat)
+    require_gpu(config.gpu)
+    return gpu_faiss.index_cpu_to_gpu(resources(), config.gpu, flat)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from retrieval.gpu import visible_gpus
+
 
 @dataclass
 class IndexConfig:
@@ -37,14 +39,23 @@ class IndexConfig:
         default=0, metadata={"help": "iterations from the live version's centroids (0 = train from scratch)"}
     )
     device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "where the coarse quantizer is trained and items are assigned"}
+        default="auto",
+        metadata={
+            "help": "where the index is built, tuned and gated, and with `cuda` also searched (auto = where the towers "
+            "are, if Faiss has GPUs)"
+        },
     )
+    gpu: int = field(default=0, metadata={"help": "which of the visible GPUs, with index.device=cuda"})
+
+    def on_gpu(self) -> bool:
+        """Whether `device` says a GPU, or leaves it open and Faiss sees one."""
+        return self.device == "cuda" or (self.device == "auto" and visible_gpus() > 0)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
         _require("kind", self.kind, self.kind in ("ivf_flat", "ivf_fp16"), "be ivf_flat or ivf_fp16")
         _require("device", self.device, self.device in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
-        for name in ("nlist", "nprobe", "min_overlap", "warm_start_iterations"):
+        for name in ("nlist", "nprobe", "min_overlap", "warm_start_iterations", "gpu"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "not be negative")
         for name in ("recall_k", "versions_to_keep", "build_iterations", "max_imbalance"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")

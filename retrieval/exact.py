@@ -9,13 +9,28 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.gpu import MOST_RESULTS, gpu_faiss, resources
+
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 
-def exact_top_k(query_QD: Float32Array, item_ND: Float32Array, k: int) -> Int64Array:
-    """Row numbers of the k largest inner products of each query, int64 (Q, K), -1 where there are fewer."""
-    _, index_QK = faiss.knn(query_QD, item_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
+_GPU_SLICE_BYTES = 2 << 30
+
+
+def exact_top_k(query_QD: Float32Array, item_ND: Float32Array, k: int, gpu: int | None = None) -> Int64Array:
+    """Row numbers of the k largest inner products of each query, int64 (Q, K), -1 where there are fewer.
+
+    On a GPU if one is given: it takes the items in slices, so they need not fit there.
+    """
+    by_inner_product = faiss.METRIC_INNER_PRODUCT
+    if gpu is None or k > MOST_RESULTS:
+        _, index_QK = faiss.knn(query_QD, item_ND, k, metric=by_inner_product)
+    else:
+        limit = {"vectorsMemoryLimit": _GPU_SLICE_BYTES}
+        _, index_QK = gpu_faiss.knn_gpu(
+            resources(), query_QD, item_ND, k, metric=by_inner_product, device=gpu, **limit
+        )
     return np.asarray(index_QK, np.int64)
 
 

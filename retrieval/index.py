@@ -70,11 +70,7 @@ class IvfIndex:
             IndexInputError: there are no items, or numbers that are not finite.
             IndexDeviceError: index.device is cuda and Faiss has no GPU.
         """
-        if vectors_ND.shape[0] == 0:
-            raise IndexInputError("there are no items to index")
-        bad = int((~finite_rows(vectors_ND)).sum())
-        if bad:
-            raise IndexInputError(f"{bad} of {vectors_ND.shape[0]} item vectors are not finite")
+        require_usable(vectors_ND)
         items, dim = vectors_ND.shape
         lists = lists_for(items, config)
         centroids = train_centroids(vectors_ND, lists, config, seed=seed, warm_start_LD=warm_start_LD)
@@ -108,8 +104,15 @@ class IvfIndex:
     def scanned(self, query_QD: Float32Array, nprobe: int) -> float:
         """Items that a search of one of these queries compares with, on average."""
         _, list_QP = self._index.quantizer.search(query_QD, max(1, min(nprobe, self.nlist)))
-        lengths = np.array([self._index.invlists.list_size(i) for i in range(self.nlist)])
-        return float(lengths[list_QP].sum(axis=1).mean()) if query_QD.shape[0] else 0.0
+        return float(self.list_lengths()[list_QP].sum(axis=1).mean()) if query_QD.shape[0] else 0.0
+
+    def list_lengths(self) -> Int64Array:
+        """Items in each list, int64 (L,)."""
+        return np.array([self._index.invlists.list_size(i) for i in range(self.nlist)], np.int64)
+
+    def on_cpu(self) -> IvfIndex:
+        """The index that a file of this one gives."""
+        return self
 
     def search(self, query_QD: Float32Array, k: int, nprobe: int) -> tuple[Int64Array, Float32Array]:
         """Row numbers int64 (Q, K), -1 padded, and inner products float32 (Q, K), best first."""
@@ -140,6 +143,19 @@ class IvfIndex:
         owner = faiss.read_index(str(path))
         # The downcast is a view: the memory goes with the object that was read.
         return IvfIndex(faiss.downcast_index(owner), kind, owner)
+
+
+def require_usable(vectors_ND: Float32Array) -> None:
+    """See that an index can be built of these.
+
+    Raises:
+        IndexInputError: there are no items, or numbers that are not finite.
+    """
+    if vectors_ND.shape[0] == 0:
+        raise IndexInputError("there are no items to index")
+    bad = int((~finite_rows(vectors_ND)).sum())
+    if bad:
+        raise IndexInputError(f"{bad} of {vectors_ND.shape[0]} item vectors are not finite")
 
 
 def finite_rows(vectors_ND: Float32Array) -> npt.NDArray[np.bool_]:

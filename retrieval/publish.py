@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.config import IndexConfig
-from retrieval.exact import exact_top_k
+from retrieval.exact import exact_top_k, recall_at_k
 from retrieval.gate import GateReport, Measured, check_version, not_finite, overlap_of
+from retrieval.gpu_index import build_index
 from retrieval.index import IndexInputError, IvfIndex, finite_rows
 from retrieval.parts import read_parts, write_part
 from retrieval.searcher import INDEX_FILE, ITEMS_FILE, SEARCHED_FILES, LoadedVersion
@@ -106,7 +107,7 @@ def publish(
         return _settled(PublishReport(None, ids.shape[0], config.kind, 0, 0, 0.0, gate))
     live = _live_version(store, vectors.shape[1], config)
     warm_start = live.index.centroids() if live is not None and config.warm_start_iterations else None
-    index = IvfIndex.build(vectors, config, seed=seed, warm_start_LD=warm_start)
+    index = build_index(vectors, config, seed=seed, warm_start_LD=warm_start)
     clock.lap("build_s")
     report = _measure(
         index, ids, vectors, queries, live, config, int(str(metadata.get("known_items", ids.shape[0])))
@@ -145,8 +146,12 @@ def _measure(
     config: IndexConfig,
     known_items: int,
 ) -> PublishReport:
-    wanted = exact_top_k(queries, vectors, min(config.recall_k, ids.shape[0]))
+    gpu = config.gpu if config.on_gpu() else None
+    wanted = exact_top_k(queries, vectors, min(config.recall_k, ids.shape[0]), gpu)
     nprobe, recall = choose_nprobe(index, queries, wanted, config)
+    if index.on_cpu() is not index:  # tuned on a GPU; what is committed is what is measured
+        index = index.on_cpu()
+        recall = recall_at_k(index.search(queries, wanted.shape[1], nprobe)[0], wanted)
     scanned = index.scanned(queries, nprobe)
     measured = Measured(
         recall=recall,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.gpu_index import GpuIvfIndex
 from retrieval.index import IndexInputError, IvfIndex
 from retrieval.parts import read_ids
 from retrieval.version import Version, VersionError, VersionStore
@@ -82,10 +83,15 @@ class LoadedVersion:
 
 
 class Searcher:
-    """The live version of a store; `refresh` swaps it, a search in progress keeps the one it began with."""
+    """The live version of a store; `refresh` swaps it, a search in progress keeps the one it began with.
 
-    def __init__(self, root: Path) -> None:
-        self._store = VersionStore(root)
+    Args:
+        root: of the store.
+        gpu: search on this GPU; the CPU keeps a copy, which serves while a new version goes up.
+    """
+
+    def __init__(self, root: Path, gpu: int | None = None) -> None:
+        self._store, self._gpu = VersionStore(root), gpu
         self._swap = threading.Lock()
         self._loaded: LoadedVersion | None = None
         self.refresh()
@@ -111,7 +117,10 @@ class Searcher:
                 if name is None or (self._loaded is not None and self._loaded.version.name == name):
                     return False
                 try:
-                    self._loaded = LoadedVersion.load(self._store.verify(name))
+                    # From here on the CPU serves, so that a GPU holds one version at a time.
+                    self._loaded = loaded = LoadedVersion.load(self._store.verify(name))
+                    if self._gpu is not None:
+                        self._loaded = replace(loaded, index=GpuIvfIndex.copy_of(loaded.index, self._gpu))
                     return True
                 except Exception:
                     # A version that was replaced while it was read may be pruned under us: then read the new one.

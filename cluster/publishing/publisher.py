@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,8 @@ from cluster.checkpoints.row_files import save_rows
 from cluster.checkpoints.tower_files import save_towers
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.device import resolve_device
 from cluster.publishing.freshness import FreshnessHistogram, UnpublishedAppends
+from cluster.publishing.index_device import index_settings
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.storage_trouble import StorageTrouble
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -76,10 +76,7 @@ class Publisher:
         self._comm, self._config, self._check = comm, config, check
         self._attempts = OwnedFolders(self.storage / ".publish", "attempt-")
         self._trouble = StorageTrouble("index versions cannot be written")
-        self._index_config = config.index
-        if config.index.device == "auto":  # one `device` setting decides for towers and index alike
-            on_gpu = resolve_device(config.device).type == "cuda"
-            self._index_config = replace(config.index, device="cuda" if on_gpu else "cpu")
+        self._index_config = index_settings(config)  # one `device` setting decides for towers and index alike
         self._thread: threading.Thread | None = None
 
     @property

@@ -59,7 +59,8 @@ class Recommender:
 
     def __init__(self, config: FreshetConfig) -> None:
         storage = Path(config.storage_path)
-        self._searcher = Searcher(storage / "index")
+        on_gpu = config.index.device == "cuda"
+        self._searcher = Searcher(storage / "index", config.index.gpu if on_gpu else None)
         version = self._searcher.version
         if version is None:
             raise NothingToServe(

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from retrieval.coarse import IndexDeviceError
 from retrieval.config import IndexConfig
 from retrieval.exact import exact_top_k, recall_at_k
 from retrieval.index import IndexInputError, IvfIndex, lists_for
@@ -150,12 +149,6 @@ def test_a_search_that_makes_no_sense_is_refused(shape, k, message):
     index = IvfIndex.build(clustered(10)[0], IndexConfig(), seed=1)
     with pytest.raises(IndexInputError, match=message):
         index.search(np.zeros(shape, np.float32), k, 1)
-
-
-def test_a_gpu_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr("faiss.get_num_gpus", lambda: 0, raising=False)
-    with pytest.raises(IndexDeviceError, match=r"index\.device"):
-        IvfIndex.build(clustered(10)[0], IndexConfig(device="cuda"), seed=1)
 
 
 def test_exact_search_agrees_with_sorting_all_products():

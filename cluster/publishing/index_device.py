@@ -1,0 +1,45 @@
+"""Where an index version is built: on a GPU if the settings, Faiss and its free memory allow it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from cluster.config import FreshetConfig
+from cluster.device import resolve_device
+from retrieval.config import IndexConfig
+from retrieval.gpu import bytes_needed, visible_gpus
+
+_log = logging.getLogger(__name__)
+
+
+def index_settings(config: FreshetConfig) -> IndexConfig:
+    """The index's settings with `index.device=auto` resolved: where the towers are, unless Faiss has no GPU there."""
+    if config.index.device != "auto":
+        return config.index
+    towers = resolve_device(config.device)
+    if towers.type != "cuda":
+        return replace(config.index, device="cpu")
+    if visible_gpus() == 0:
+        _log.info(
+            "the towers are on a GPU, but this Faiss has none (faiss-gpu has): the index is built on the CPU"
+        )
+        return replace(config.index, device="cpu")
+    return replace(config.index, device="cuda", gpu=towers.index or 0)
+
+
+def with_room(config: IndexConfig, items: int, dim: int) -> IndexConfig:
+    """The same, or on the CPU if the GPU, where training goes on meanwhile, has too little memory left."""
+    if config.device != "cuda":
+        return config
+    needed, free = bytes_needed(items, dim, config.kind), torch.cuda.mem_get_info(config.gpu)[0]
+    if needed <= free:
+        return config
+    _log.warning(
+        "an index of %d items needs %.1f GB of GPU %d, which has %.1f GB free: it is built on the CPU "
+        "(setting: index.device)",
+        *(items, needed / 1e9, config.gpu, free / 1e9),
+    )
+    return replace(config, device="cpu")

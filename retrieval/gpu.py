@@ -1,0 +1,66 @@
+"""Faiss on GPUs: whether there are any, and the memory that its work shares.
+
+Never run on a GPU: written against Faiss 1.15, tested with a stand-in for its GPU classes (`make test-gpu` runs it).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import faiss
+
+gpu_faiss: Any = faiss
+"""The module as faiss-gpu has it: the types of faiss-cpu know only some of these classes."""
+MOST_RESULTS = 2048
+"""Largest k and largest nprobe of a search on a GPU."""
+_SCRATCH_BYTES, _PINNED_BYTES = 256 << 20, 64 << 20
+_of_thread = threading.local()
+
+
+class IndexDeviceError(RuntimeError):
+    """index.device asks for a GPU that Faiss does not have."""
+
+
+def visible_gpus() -> int:
+    """How many GPUs Faiss can use; 0 with faiss-cpu."""
+    return int(gpu_faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
+
+
+def require_gpu(gpu: int) -> None:
+    """See that there is such a GPU.
+
+    Raises:
+        IndexDeviceError: there is none, or not so many.
+    """
+    count = visible_gpus()
+    if count == 0:
+        raise IndexDeviceError(
+            "index.device is 'cuda' but Faiss sees no GPU; install faiss-gpu, or set index.device=auto"
+        )
+    if gpu >= count:
+        raise IndexDeviceError(f"index.gpu is {gpu}, but Faiss sees {count} GPUs, counted from 0")
+
+
+def resources() -> Any:
+    """This thread's scratch memory on GPUs, allocated once: Faiss shares it between calls, not between threads."""
+    if not hasattr(_of_thread, "resources"):
+        _of_thread.resources = new_resources()
+    return _of_thread.resources
+
+
+def new_resources() -> Any:
+    """Scratch memory for one index that any thread may search, one at a time.
+
+    A sixth of Faiss's own default of 1.5 GiB, which would be taken from training's memory.
+    """
+    made = gpu_faiss.StandardGpuResources()
+    made.setTempMemory(_SCRATCH_BYTES)
+    made.setPinnedMemory(_PINNED_BYTES)
+    return made
+
+
+def bytes_needed(items: int, dim: int, kind: str) -> int:
+    """Bytes that an index of so many items takes on a GPU while it is built, with room for uneven lists and scratch."""
+    of_vector = dim * (4 if kind == "ivf_flat" else 2) + 4
+    return int(1.2 * items * of_vector) + _SCRATCH_BYTES * 2

@@ -1,0 +1,111 @@
+"""Faiss's GPU classes on the CPU, with their limits: what the code calls, in what order, and what it must not ask."""
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import faiss
+import pytest
+
+
+class Resources:
+    """Counts itself: each takes memory of the GPU."""
+
+    made: ClassVar[list["Resources"]] = []
+
+    def __init__(self):
+        self.scratch = self.pinned = None
+        Resources.made.append(self)
+
+    def setTempMemory(self, size):
+        self.scratch = size
+
+    def setPinnedMemory(self, size):
+        self.pinned = size
+
+
+class GpuFlat:
+    def __init__(self, resources, dim, config=None, inner=None):
+        self.inner, self.gpu = inner or faiss.IndexFlatIP(dim), config.device if config else 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+class GpuIvf:
+    """No `invlists`, no selectors, at most 2,048 results and lists, and no file."""
+
+    def __init__(self, inner, gpu):
+        self.inner, self.gpu, self.reserved = inner, gpu, 0
+        self.quantizer = GpuFlat(None, inner.d, None, inner.quantizer)
+
+    nlist = property(lambda self: self.inner.nlist)
+    ntotal = property(lambda self: self.inner.ntotal)
+    d = property(lambda self: self.inner.d)
+
+    def train(self, vectors):
+        self.inner.train(vectors)
+
+    def reserveMemory(self, items):
+        self.reserved = items
+
+    def add_core(self, count, vectors, ids, lists):
+        assert ids is not None, "Faiss on a GPU wants ids"
+        assert self.reserved == count
+        self.inner.add_core(count, vectors, ids, lists)
+
+    def getListLength(self, number):
+        return self.inner.invlists.list_size(number)
+
+    def search(self, queries, k, params):
+        if k > 2048 or params.nprobe > 2048:
+            raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
+        return self.inner.search(queries, k, params=params)
+
+
+def _ivf_flat(resources, quantizer, dim, lists, metric, config):
+    assert config.indicesOptions == faiss.INDICES_32_BIT
+    return GpuIvf(faiss.IndexIVFFlat(quantizer.inner, dim, lists, metric), config.device)
+
+
+def _ivf_half(resources, quantizer, dim, lists, kind, metric, by_residual, config):
+    assert config.indicesOptions == faiss.INDICES_32_BIT
+    inner = faiss.IndexIVFScalarQuantizer(quantizer.inner, dim, lists, kind, metric, by_residual)
+    return GpuIvf(inner, config.device)
+
+
+def _to_gpu(resources, gpu, index, options=None):
+    return (
+        GpuFlat(resources, index.d, SimpleNamespace(device=gpu), index)
+        if not hasattr(index, "nlist")
+        else GpuIvf(index, gpu)
+    )
+
+
+def _knn(resources, queries, vectors, k, metric, device, vectorsMemoryLimit):
+    return faiss.knn(queries, vectors, k, metric=metric)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, gpus: int = 1) -> None:
+    """Let `faiss` have so many GPUs."""
+    Resources.made = []
+    settings = lambda: SimpleNamespace(device=0, indicesOptions=None)  # noqa: E731
+    for name, value in {
+        "get_num_gpus": lambda: gpus,
+        "StandardGpuResources": Resources,
+        "GpuIndexFlatConfig": settings,
+        "GpuIndexIVFFlatConfig": settings,
+        "GpuIndexIVFScalarQuantizerConfig": settings,
+        "GpuClonerOptions": settings,
+        "GpuIndexFlatIP": GpuFlat,
+        "GpuIndexIVFFlat": _ivf_flat,
+        "GpuIndexIVFScalarQuantizer": _ivf_half,
+        "INDICES_32_BIT": 7,
+        "index_cpu_to_gpu": _to_gpu,
+        "index_gpu_to_cpu": lambda index: faiss.clone_index(index.inner),
+        "knn_gpu": _knn,
+    }.items():
+        monkeypatch.setattr(faiss, name, value, raising=False)
+    train = faiss.Clustering.train
+    monkeypatch.setattr(
+        faiss.Clustering, "train", lambda self, x, index: train(self, x, getattr(index, "inner", index))
+    )
