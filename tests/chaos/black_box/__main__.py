@@ -75,11 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patience", type=float, default=300.0, help="seconds that anything may take")
     parser.add_argument("--folder", type=Path, help="where the rounds' files and logs go")
     parser.add_argument("--script", default="", help="one round of just these strikes, on a shared Ray")
+    parser.add_argument("--own-ray", action="store_true", help="with --script: on a Ray of the run's own")
     arguments = parser.parse_args(argv)
     strikes, script = (_names(parser, text) for text in (arguments.strikes, arguments.script))
     wanted = list(islice(plans(arguments.seed, strikes, arguments.per_round), arguments.rounds))
     if script:
-        wanted = [Plan(arguments.seed, script, shared_ray=True)]
+        wanted = [Plan(arguments.seed, script, shared_ray=not arguments.own_ray)]
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     adopt_orphans()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="freshet-black-box-"))

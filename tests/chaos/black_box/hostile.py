@@ -1,5 +1,6 @@
 """Messages that nobody can use, of every kind that was seen to do harm; all for partition 0."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from tests.chaos.black_box.counting import ALL, ENCODING
 
 _Headers = Sequence[tuple[str, bytes]]
 _ARROW: _Headers = [(ENCODING, b"arrow")]
+_DEEP = b"[" * 1000 + b"]" * 1000
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,13 @@ def hostile_messages(
         Hostile("a negative weight on a new item", with_(weight=-1, item_id=10**9)),
         Hostile("a very large weight", with_(weight=1e30)),
         Hostile("a number beyond 64 bits", with_(item_id=2**70)),
+        Hostile("JSON 1,000 deep", with_(action=0).replace(b'"action": 0', b'"action": ' + _DEEP)),
         Hostile("an Arrow row without a user", *_bad_row(some(), "user_id", None)),
         Hostile("an Arrow row of the far future", *_bad_row(some(), "timestamp_ms", 4_102_444_800_000)),
         Hostile("an Arrow row beyond int64", *_beyond_int64(some())),
         Hostile("a bad row beside the year 10000", *_year_10000(some())),
+        Hostile("a million rows in 400 bytes", _many_nulls(), headers=_ARROW),
+        Hostile("gigabytes of text in 2 kB", _long_texts(user), headers=_ARROW),
     ]
 
 
@@ -95,13 +100,28 @@ def _year_10000(events: list[dict[str, Any]]) -> tuple[bytes, bytes, _Headers]:
     return encoded(batch.append_column("seen_at", times)), b"4", _ARROW
 
 
+@functools.cache
+def _many_nulls() -> bytes:
+    nulls = pa.nulls(1_000_000)
+    return encoded(pa.record_batch([nulls] * 3, names=["user_id", "item_id", "timestamp_ms"]))
+
+
+@functools.cache
+def _long_texts(user: int) -> bytes:
+    """A dictionary of one text of a megabyte, which 2,000 rows refer to."""
+    ones = pa.array([user] * 2000, pa.int64())
+    actions = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["x" * 1_000_000])
+    names = ["user_id", "item_id", "timestamp_ms", "action"]
+    return encoded(pa.record_batch([ones, ones, ones, actions], names=names), compression="zstd")
+
+
 def _arrow(events: list[dict[str, Any]]) -> bytes:
     return encoded(pa.RecordBatch.from_pylist(events))
 
 
-def encoded(batch: pa.RecordBatch) -> bytes:
+def encoded(batch: pa.RecordBatch, compression: str | None = None) -> bytes:
     """An Arrow message of one batch."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
+    sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
