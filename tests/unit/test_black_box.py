@@ -5,17 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
+from streaming.codec import decode_messages
+from streaming.config import StreamConfig
 from streaming.partitioner import partition_of_users
+from streaming.validation import Place
 from tests.chaos.black_box.__main__ import Report
 from tests.chaos.black_box.commands import Command, problem_of_failure
 from tests.chaos.black_box.counting import ALL, HOSTILE, Counts
 from tests.chaos.black_box.feeding import partition_of
-from tests.chaos.black_box.hostile import encoded
+from tests.chaos.black_box.hostile import encoded, hostile_messages
 from tests.chaos.black_box.processes import descendants, left_after
 from tests.chaos.black_box.round import Plan, Result, plans
 from tests.chaos.black_box.strikes import ENDS, GOES_ON
@@ -135,3 +140,37 @@ def test_a_process_that_is_left_is_found_and_one_that_ends_is_not():
     finally:
         parent.kill()
         parent.wait()
+
+
+def event_of(user):
+    return {"user_id": user, "item_id": 5, "timestamp_ms": 1_700_000_000_000, "event_id": "e"}
+
+
+HOME, OTHER = ([u for u in range(1000, 1300) if partition_of(u, 4) == p] for p in (0, 1))
+
+
+@pytest.mark.parametrize(
+    "one", hostile_messages(HOME, other_home=OTHER, event=event_of), ids=lambda one: one.kind
+)
+def test_a_hostile_message_comes_to_as_many_dead_letters_as_it_is_marked_with(one):
+    message = SimpleNamespace(
+        offset=3,
+        timestamp=1_700_000_000_000,
+        key=b"h",
+        value=one.value,
+        headers=[*one.headers, (HOSTILE, one.bad_rows)],
+    )
+    limits = StreamConfig()
+    place = Place(
+        *("t", 0, 4),
+        max_future_ms=int(limits.max_future_s * 1000),
+        max_message_bytes=limits.max_message_bytes,
+        max_decoded_bytes=limits.max_decoded_bytes,
+        max_message_rows=limits.max_message_rows,
+        max_weight=limits.max_weight,
+    )
+    decoded = decode_messages([message], place)
+    counts = Counts()
+    counts.add(message.value, message.headers)
+    assert len(decoded.dead) == counts.hostile >= 1
+    assert Counter(decoded.rows["user_id"].to_pylist()) == counts.by_user
