@@ -70,7 +70,9 @@ class StreamConfig:
         from_time: where a new run begins to read, e.g. 2026-01-31T06:00:00Z or milliseconds; empty: at the start.
         until_time: where it ends (exclusive); empty means that it goes on live.
         time_axis: whether these are times of the brokers' append or of the events themselves.
-        parquet: a Parquet file of events, or a folder of them, that is read instead of the interactions topic.
+        parquet: a Parquet file of events, or a folder of them, that is read instead of the interactions topic. With
+            items.parquet (item_id, title, categories) or users.parquet (user_id, a column for each attribute) beside
+            them, or as interactions.parquet of a data set, no broker is needed: items and users come from there too.
         parquet_partitions: over how many partitions its users are spread.
         buffered_rows_per_partition: rows decoded ahead before a partition is paused (a message that a step waits for
             may exceed it).

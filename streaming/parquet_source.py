@@ -28,6 +28,8 @@ from streaming.row_queue import RowQueue
 from streaming.schema import TIMESTAMP_MS
 from streaming.validation import Decoded, ParsedEvents, Place, judge
 
+EVENTS_FILE, ITEMS_FILE, USERS_FILE = "interactions.parquet", "items.parquet", "users.parquet"
+"""Of a data set; in any folder the last two hold no events."""
 _BLOCKS_KEPT = 4
 
 _log = logging.getLogger(__name__)
@@ -214,8 +216,9 @@ class ParquetSource:
 
 def _row_groups(where: str) -> list[_RowGroup]:
     path = Path(where).expanduser()
-    whole = path / "interactions.parquet"
-    files = [path] if path.is_file() else [whole] if whole.is_file() else sorted(path.glob("*.parquet"))
+    whole = path / EVENTS_FILE
+    parts = (file for file in sorted(path.glob("*.parquet")) if file.name not in (ITEMS_FILE, USERS_FILE))
+    files = [path] if path.is_file() else [whole] if whole.is_file() else list(parts)
     if not files:
         raise ParquetUnusable(f"{path} is no Parquet file and holds none (setting: stream.parquet)")
     groups: list[_RowGroup] = []

@@ -183,19 +183,21 @@ def publish_catalogue(
         TopicMissing: a topic does not exist.
         DeliveryError: a message was not acknowledged.
     """
-    item_documents = _item_documents(items) if items is not None else []
-    user_documents = _user_documents(users) if users is not None else []
+    of_items = item_documents(items) if items is not None else []
+    of_users = user_documents(users) if users is not None else []
     return CatalogueCounts(
-        _publish(config, config.items_topic, ITEM_ID, item_documents),
-        _publish(config, config.users_topic, USER_ID, user_documents),
+        _publish(config, config.items_topic, ITEM_ID, of_items),
+        _publish(config, config.users_topic, USER_ID, of_users),
     )
 
 
-def _item_documents(items: pa.Table) -> list[dict[str, Any]]:
+def item_documents(items: pa.Table) -> list[dict[str, Any]]:
+    """Rows of items as values of the items topic."""
     return [{name: value for name, value in item.items() if value is not None} for item in items.to_pylist()]
 
 
-def _user_documents(users: pa.Table) -> list[dict[str, Any]]:
+def user_documents(users: pa.Table) -> list[dict[str, Any]]:
+    """Rows of users as values of the users topic: every column but the id is an attribute."""
     documents = []
     for user in users.to_pylist():
         user_id = user.pop(USER_ID)

@@ -1,8 +1,11 @@
 """What is trained on a device and on the CPU to be compared, whatever device it is."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from cluster.collectives import Collectives
@@ -11,8 +14,10 @@ from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.run import TrainingRun, partitions_of_rank
 from model.features import ITEM, USER
 from streaming.batcher import Batcher
+from streaming.config import StreamConfig
 from tests.memory_source import MemorySource, NoDeadLetters
 from tests.unit_runs import LOG_WITH_ACTIONS, PARTITIONS, POPULATION, QUOTA, SIGNALS, small_config
+from tests.worker_runs import events
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the defaults": {},
@@ -149,3 +154,22 @@ def assert_ranks_train_what_one_trains(alone: dict[str, Any], ranks: list[dict[s
     for name in ("values", "first_moment", "frequency"):
         together = np.concatenate([rank["rows"][name] for rank in ranks])[order]
         np.testing.assert_allclose(together, alone["rows"][name], atol=2e-3, err_msg=name)
+
+
+def data_set_of(folder: Path, count: int) -> StreamConfig:
+    """A data set of so many events with items and users, as settings of a stream that no broker serves."""
+    folder.mkdir()
+    pq.write_table(
+        pa.Table.from_batches([events(count)]), folder / "interactions.parquet", row_group_size=count // 10
+    )
+    items = np.arange(1, 61)
+    titles, categories = [f"item {n}" for n in items], [[f"kind {n % 7}"] for n in items]
+    pq.write_table(
+        pa.table({"item_id": items, "title": titles, "categories": categories}), folder / "items.parquet"
+    )
+    users = np.arange(1, 41)
+    gender = ["f" if n % 2 else "m" for n in users]
+    pq.write_table(pa.table({"user_id": users, "gender": gender}), folder / "users.parquet")
+    return StreamConfig(
+        bootstrap_servers="127.0.0.1:1", parquet=str(folder), parquet_partitions=2, user_attributes=["gender"]
+    )

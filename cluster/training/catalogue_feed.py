@@ -14,6 +14,7 @@ from streaming.catalogue_reader import CatalogueReader
 from streaming.catalogue_records import CatalogueUpdate
 from streaming.config import StreamConfig
 from streaming.outage import patiently
+from streaming.parquet_catalogue import ParquetCatalogue, has_catalogue
 from streaming.topics import BrokerUnavailable
 
 _POLL_EVERY_S = 0.5
@@ -38,7 +39,10 @@ class CatalogueFeed:
         if comm.exchange(np.array([float(self._pending is not None)]))[0, 0]:
             self.apply(run)
 
-    def _opened(self, run: TrainingRun) -> tuple[CatalogueReader, CatalogueUpdate]:
+    def _opened(self, run: TrainingRun) -> tuple[CatalogueReader | ParquetCatalogue, CatalogueUpdate]:
+        if self._config.parquet and has_catalogue(self._config.parquet):
+            files = ParquetCatalogue(self._config)
+            return files, files.read_to_end()
         reader = CatalogueReader(self._config, run.catalogue_positions, run.stream.catalogue_ids)
         try:
             return reader, self._first_records(reader, run)
