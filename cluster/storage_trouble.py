@@ -22,10 +22,10 @@ class StorageTrouble:
         """It did not work; the caller goes on without it and tries again later."""
         before, self.problem = self.problem, f"{self._what}: {error}"
         if not before:
-            _log.error("%s; training goes on, and it is tried again", self.problem)
+            _log.error("%s; the run goes on, and it is tried again", self.problem)
 
     def works(self) -> None:
         """It worked."""
         if self.problem:
-            _log.warning("works again: %s", self._what)
+            _log.warning("it works again (before: %s)", self._what)
         self.problem = ""

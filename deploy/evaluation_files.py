@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deploy.output import plain
+from deploy.output import plain, whole_file
 
 if TYPE_CHECKING:
     from cluster.evaluation.cell import Cell
@@ -114,7 +113,5 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     """Replace a file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

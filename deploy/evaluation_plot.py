@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import CommandError
+from deploy.output import whole_file
 from deploy.screen import rate
 
 if TYPE_CHECKING:
@@ -111,8 +111,6 @@ def _panels(title: str, height: float) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.stem}.{os.getpid()}.png"
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     return path

@@ -14,6 +14,7 @@ from cluster.evaluation.data import Tables
 from cluster.evaluation.fitting import PassReport
 from cluster.evaluation.overrides import with_settings
 from cluster.evaluation.systems import System
+from cluster.storage_trouble import StorageTrouble
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,9 @@ def run_grid(cells: Iterable[Cell], runner: Runner, files: CellFiles, tell: Tell
         cells: equal keys are one cell.
         runner: where they run.
         files: finished cells.
-        tell: hears of everything, a finished cell only after it has been written.
+        tell: hears of everything, a finished cell only after it has been written, or could not be.
     """
-    outcome, missing = GridOutcome(), []
+    outcome, missing, unsaved = GridOutcome(), [], _Unsaved(files)
     first_of: dict[str, Cell] = {}
     for cell in cells:
         first_of.setdefault(cell.key, cell)
@@ -102,7 +103,7 @@ def run_grid(cells: Iterable[Cell], runner: Runner, files: CellFiles, tell: Tell
 
     def take(event: CellEvent) -> None:
         if event.kind == "finished" and event.result is not None:
-            files.save(event.result)
+            unsaved.add(event.result)
             outcome.results[event.cell.key] = event.result
         elif event.kind == "failed":
             outcome.errors[event.cell.key] = event.error
@@ -110,7 +111,30 @@ def run_grid(cells: Iterable[Cell], runner: Runner, files: CellFiles, tell: Tell
 
     if missing:
         runner.run(missing, take)
+        unsaved.save()
     return outcome
+
+
+class _Unsaved:
+    """Results that a full disk did not take: they count in this run, and are written with the next ones."""
+
+    def __init__(self, files: CellFiles) -> None:
+        self._files, self._results = files, list[CellResult]()
+        self._trouble = StorageTrouble(f"results cannot be written to {files.folder}")
+
+    def add(self, result: CellResult) -> None:
+        self._results.append(result)
+        self.save()
+
+    def save(self) -> None:
+        while self._results:
+            try:
+                self._files.save(self._results[0])
+            except OSError as error:
+                self._trouble.failed(error)
+                return
+            self._trouble.works()
+            del self._results[0]
 
 
 def cells_of(

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.output import plain, write_json
+from deploy.output import OutputUnwritable, plain, write_json
+from tests.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
 
 Point = namedtuple("Point", "x y")
 
@@ -52,3 +54,26 @@ def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_json(None, {"a": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_who_may_read_a_result_is_the_umasks_to_say(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "result.json", {"a": 1})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "result.json").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("what", ["writes", ("mkdir", FULL), ("replace", READ_ONLY)], ids=str)
+def test_a_disk_that_cannot_take_it_is_named_with_the_file_and_leaves_the_old_one(tmp_path, what):
+    path = tmp_path / "deep" / "result.json"
+    if "mkdir" not in what:
+        write_json(path, {"a": 1})
+    full = files_of_at_most(0) if what == "writes" else refusing(*what, below=tmp_path)
+    with full, pytest.raises(OutputUnwritable, match=rf"{path} cannot be written: \[Errno"):
+        write_json(path, {"a": 2})
+    if "mkdir" not in what:
+        assert json.loads(path.read_text()) == {"a": 1}
+        assert [p.name for p in path.parent.iterdir()] == ["result.json"]

@@ -1,6 +1,7 @@
 """Cells on disk are whole or not there, and a finished one is never run again."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from cluster.evaluation.overrides import with_settings
 from cluster.evaluation.summary import summarise
 from cluster.evaluation.systems import SYSTEMS, chosen
 from tests.data_tables import random_tables
+from tests.full_disk import refusing
 
 TABLES = random_tables()
 CONFIG = with_settings(
@@ -247,3 +249,20 @@ def test_results_of_other_code_are_counted(tmp_path):
     outcome = _run(tmp_path, cells)
     outcome.results = {key: replace(result, code="old") for key, result in outcome.results.items()}
     assert summarise(cells, outcome)[0].outdated == 1
+
+
+def test_a_disk_that_is_full_costs_no_result_and_with_room_again_all_of_them_are_written(
+    tmp_path, runs, caplog
+):
+    cells, disk = _cells("popularity,markov,cooccurrence", seeds=(1,)), ExitStack()
+    disk.enter_context(refusing("replace", below=tmp_path))
+
+    def make_room_after_two(event):
+        if event.kind == "finished" and len(runs) == 2:
+            disk.close()
+
+    outcome = run_grid(cells, InProcess(TABLES), CellFiles(tmp_path), make_room_after_two)
+    assert len(outcome.results) == 3
+    assert outcome.errors == {}
+    assert caplog.text.count("it is tried again") == caplog.text.count("it works again") == 1
+    assert [CellFiles(tmp_path).load(cell) is not None for cell in cells] == [True] * 3
