@@ -31,8 +31,9 @@ from cluster.training.quarantine import PoisonedTraining
 from cluster.training.starting_point import find_starting_point
 from cluster.training.telemetry import ProgressFile
 from retrieval.durable_files import make_private, replace_durably
+from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
 from streaming.parquet_source import ParquetUnusable
-from streaming.source import PositionLost, TopicMissing, partitions_of
+from streaming.source import BrokerRefused, PositionLost, TopicMissing, partitions_of
 
 STOP_FILE = "stopped.json"
 # Found by SIGKILL-to-resumed times: the default polls every 2 s.
@@ -303,8 +304,12 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         if error.by != run_id:  # a group of this run that was cut off ends alone, the run goes on
             _note_stop(storage, run_id, error)
         raise
+    except DeadLettersDelayed:
+        raise  # brokers that are away may come back
     except (
+        BrokerRefused,
         CheckpointError,
+        DeadLettersLost,
         TopicMissing,
         PositionLost,
         PoisonedTraining,

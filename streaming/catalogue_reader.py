@@ -20,6 +20,7 @@ from streaming.ids import ids_of_texts
 from streaming.position import Position
 from streaming.schema import DELETED, ITEM_SCHEMA, USER_ID, USER_SCHEMA
 from streaming.topic_identity import TopicIdentity
+from streaming.topics import refused
 
 _MOST_RECORDS = 5000
 _MOST_KEYS = 10_000
@@ -41,6 +42,7 @@ class CatalogueReader:
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        BrokerRefused: a broker or the client said no for good.
         TopicMissing: a topic does not exist.
     """
 
@@ -67,13 +69,13 @@ class CatalogueReader:
         """What has arrived, if anything has; at most a few thousand records at once.
 
         Raises:
-            KafkaError: a permanent one; brokers that are away for now have nothing.
+            BrokerRefused: a broker or the client said no for good; brokers that are away for now have nothing.
         """
         try:
             polled = self._poll(timeout_ms)
         except KafkaError as error:
             if not error.retriable:
-                raise
+                raise refused(self._config, error) from error
             return None
         if not polled:
             return None

@@ -17,7 +17,7 @@ from streaming.dead_letter import DeadLetter
 from streaming.fetching import Unreadable
 from streaming.hashing import feature_ids
 from streaming.ids import integer_ids, problem_of_id, text_of_id
-from streaming.json_events import known_fields
+from streaming.json_events import loads
 from streaming.quoting import described, quoted
 from streaming.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 
@@ -137,7 +137,7 @@ def _parse(
             continue
         usable.ids.append(identifier)
         usable.deleted.append(not record.value)
-        usable.entries.append(known_fields(entry, _FIELDS))
+        usable.entries.append(entry)
     return usable
 
 
@@ -153,7 +153,7 @@ def _entry(record: CatalogueRecord, id_name: str) -> tuple[Any, dict[str, Any], 
         except UnicodeDecodeError:
             return None, {}, f"the key of a tombstone must be the id as UTF-8, got {quoted(record.key)}"
     try:
-        entry = orjson.loads(record.value)
+        entry = loads(record.value, _FIELDS)
     except orjson.JSONDecodeError as error:
         return None, {}, f"not JSON: {error}"
     if type(entry) is not dict:

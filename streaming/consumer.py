@@ -12,11 +12,12 @@ from kafka.errors import KafkaError
 from streaming.config import LostPosition, StreamConfig, client_arguments
 from streaming.fetching import bound_fetches
 from streaming.record_headers import accept_any_header_key
-from streaming.topics import BrokerUnavailable, unavailable
+from streaming.topics import BrokerRefused, BrokerUnavailable, unavailable
 
 _log = logging.getLogger(__name__)
 
 __all__ = [
+    "BrokerRefused",
     "BrokerUnavailable",
     "PositionLost",
     "TopicMissing",
@@ -124,8 +125,8 @@ def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) 
     partitions = consumer.partitions_for_topic(topic)
     if not partitions:
         raise TopicMissing(
-            f"The topic {topic!r} does not exist at {config.bootstrap_servers}: create it, "
-            f"or set {_setting_of(config, topic)} to the topic that has the events."
+            f"The topic {topic!r} does not exist at {config.bootstrap_servers}, or this user may not see it: create it,"
+            f" or set {_setting_of(config, topic)} to the topic that has the events."
         )
     return sorted(partitions)
 

@@ -12,7 +12,14 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from streaming.config import StreamConfig, client_arguments
 from streaming.fetching import Unreadable
 from streaming.quoting import header_value
-from streaming.topics import BrokerUnavailable, admin_client, partition_counts, unavailable
+from streaming.topics import (
+    BrokerRefused,
+    BrokerUnavailable,
+    admin_client,
+    is_permanent,
+    partition_counts,
+    unavailable,
+)
 
 REPLAYED = b"replayed/"
 """What the key of a marker begins with: the dead letter of the rest of the key was brought back."""
@@ -121,11 +128,11 @@ class DeadLetterWriter:
             return
         try:
             self._flush()
-        except (KafkaError, BrokerUnavailable) as error:
+        except (KafkaError, BrokerUnavailable, BrokerRefused) as error:
             # A producer that lost its brokers for long does not come back: the next flush opens another one.
             self.close()
             self._kept = deque((letter, None) for letter, _ in self._kept)
-            if isinstance(error, KafkaError) and not error.retriable:
+            if isinstance(error, BrokerRefused) or (isinstance(error, KafkaError) and not error.retriable):
                 raise self._lost(DeadLettersLost, error) from error
             raise self._lost(DeadLettersDelayed, error) from error
 
@@ -223,6 +230,8 @@ class DeadLetterWriter:
             try:
                 admin.create_topics({name: settings})
             except KafkaError as error:
+                if is_permanent(error):
+                    raise
                 # Another worker may have been quicker; whatever else it was shows below.
                 reason = str(error)
             else:

@@ -18,6 +18,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from streaming.config import StreamConfig, client_arguments
 from streaming.fetching import bound_fetches
 from streaming.record_headers import accept_any_header_key
+from streaming.topics import is_permanent
 
 MAX_PENDING_BYTES = 32 << 20
 REOPEN_PAUSE_S = 0.5
@@ -216,6 +217,8 @@ class Delivery:
         self.messages_acknowledged += 1
 
     def _recover(self, cause: KafkaError) -> None:
+        if is_permanent(cause):
+            raise self._error(cause) from cause
         self._give_up_if_stuck(cause)
         away_s = time.monotonic()
         _log.warning(
@@ -239,7 +242,7 @@ class Delivery:
                 _log.warning("%s takes messages again after %.0f s", self.topic, time.monotonic() - away_s)
                 return
             except KafkaError as error:
-                if time.monotonic() > self._stuck_since + self._reopen_timeout_s:
+                if is_permanent(error) or time.monotonic() > self._stuck_since + self._reopen_timeout_s:
                     raise self._error(error) from cause
                 time.sleep(REOPEN_PAUSE_S)
 

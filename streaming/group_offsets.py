@@ -15,7 +15,7 @@ from kafka.structs import OffsetAndMetadata
 from streaming.config import StreamConfig
 from streaming.consumer import unavailable
 from streaming.position import Position
-from streaming.topics import BrokerUnavailable, admin_client
+from streaming.topics import BrokerRefused, BrokerUnavailable, admin_client
 
 _RETRY_S = 0.5
 _log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ def publish_group_offsets(config: StreamConfig, positions: Mapping[int, Position
 
     Raises:
         BrokerUnavailable: not done within `stream.connect_timeout_s`.
+        BrokerRefused: it may not be done.
     """
     offsets = {
         TopicPartition(config.interactions_topic, partition): OffsetAndMetadata(at.offset, "", -1)
@@ -67,5 +68,5 @@ class GroupOffsets:
     def _tell(self, positions: Mapping[int, Position]) -> None:
         try:
             publish_group_offsets(self._config, positions)
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, BrokerRefused) as error:
             _log.warning("lag tools see old offsets of group %s: %s", self._config.consumer_group, error)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streaming.config import StreamConfig
-from streaming.consumer import end_offsets
-from streaming.topics import BrokerUnavailable, partition_count
+from streaming.consumer import TopicMissing, end_offsets
+from streaming.topics import BrokerRefused, BrokerUnavailable, partition_count
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class TopicWatch:
                 if self._stop.wait(stream.growth_wait_s):
                     return
                 ends = end_offsets(stream, stream.interactions_topic)
-            except BrokerUnavailable:
+            except (BrokerUnavailable, BrokerRefused, TopicMissing):
                 continue  # whoever reads says it
             self.found = Growth(len(ends), {p: ends[p] for p in range(self._known)})
             return

@@ -13,7 +13,7 @@ from streaming.config import StreamConfig
 from streaming.consumer import open_consumer
 from streaming.position import RowPlace
 from streaming.quoting import described
-from streaming.topics import BrokerUnavailable
+from streaming.topics import BrokerRefused, BrokerUnavailable
 from streaming.validation import Message
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def read_originals(config: StreamConfig, topic: str, places: Iterable[RowPlace])
                 found |= _read(consumer, TopicPartition(topic, partition), offsets, config.request_timeout_s)
         finally:
             consumer.close(autocommit=False, timeout_ms=1000)
-    except (KafkaError, BrokerUnavailable) as error:
+    except (KafkaError, BrokerUnavailable, BrokerRefused) as error:
         _log.warning("%d events could not be read again: %s", sum(map(len, wanted.values())), error)
     return found
 

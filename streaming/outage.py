@@ -8,7 +8,7 @@ from typing import TypeVar
 from kafka.errors import KafkaError
 
 from streaming.config import StreamConfig
-from streaming.topics import BrokerUnavailable
+from streaming.topics import BrokerUnavailable, is_permanent, refused
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +63,13 @@ class Outage:
 
         Raises:
             BrokerUnavailable: they have been away for longer than `stream.broker_patience_s`.
+            BrokerRefused: they said no for good.
         """
         try:
             ask()
         except KafkaError as error:
+            if is_permanent(error):
+                raise refused(self._config, error) from error
             self._say(error)
         else:
             self.answered()

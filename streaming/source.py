@@ -32,10 +32,11 @@ from streaming.partition_reader import PartitionReader, Stretch
 from streaming.position import EventSource, Gap, Position, RowPlace
 from streaming.row_queue import RowQueue
 from streaming.topic_identity import TopicIdentity
-from streaming.topics import partition_count
+from streaming.topics import BrokerRefused, partition_count, refused
 from streaming.validation import Decoded, Place
 
 __all__ = [
+    "BrokerRefused",
     "BrokerUnavailable",
     "EventSource",
     "KafkaSource",
@@ -73,6 +74,7 @@ class KafkaSource:
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`; also raised later, by any method
             that takes, if none did for `stream.broker_patience_s`.
+        BrokerRefused: a broker or the client said no for good; also raised later.
         TopicMissing: the topic does not exist, or lacks one of the partitions.
         PositionLost: the log does not hold a start position any more and `stream.lost_position` is "fail"; also
             raised later, by any method that takes, if the log is trimmed while a partition waits.
@@ -207,7 +209,7 @@ class KafkaSource:
         """What stands at these places of the topic, as a dead letter carries it; without what is not there any more."""
         try:
             now = current_topic_id(self._config, self._topic)
-        except (BrokerUnavailable, TopicMissing):
+        except (BrokerUnavailable, BrokerRefused, TopicMissing):
             return {}
         ours = {p for p, topic in self.topic_ids.items() if topic == now} if now else set(self._partitions)
         return read_originals(self._config, self._topic, [at for at in places if at.partition in ours])
@@ -311,6 +313,9 @@ class KafkaSource:
                     # A poll with everything paused would sleep through the next `take`.
                     self._room.wait(_POLL_MS / 1000)
                     self._room.clear()
+        except KafkaError as error:
+            # What may pass was waited for where it came up.
+            self._fail(refused(self._config, error))
         except Exception as error:
             self._fail(error)
 

@@ -6,31 +6,83 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    AuthorizationError,
+    IllegalSaslStateError,
+    InvalidTopicError,
+    KafkaConfigurationError,
+    KafkaError,
+    PolicyViolationError,
+    SaslAuthenticationFailedError,
+    SecurityDisabledError,
+    TopicAlreadyExistsError,
+    UnsupportedCodecError,
+    UnsupportedCompressionTypeError,
+    UnsupportedForMessageFormatError,
+    UnsupportedSaslMechanismError,
+    UnsupportedVersionError,
+)
 
 from streaming.config import StreamConfig, client_arguments
 
 VISIBLE_TIMEOUT_S = 15.0
 POLL_S = 0.05
+_CREDENTIALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
+_HINTS: dict[tuple[type[KafkaError], ...], str] = {
+    (AuthorizationError,): "give this user the right to it (kafka-acls)",
+    (UnsupportedCodecError, UnsupportedCompressionTypeError): "install the package of the codec",
+    (InvalidTopicError,): "look at the names of topics in the settings of stream",
+    (UnsupportedVersionError, UnsupportedForMessageFormatError): "the brokers are too old",
+    (KafkaConfigurationError,): "look at the settings of stream",
+    (PolicyViolationError, SecurityDisabledError): "look at the brokers' configuration",
+}
+_PERMANENT = (*_CREDENTIALS, *(kind for kinds in _HINTS for kind in kinds))
 
 
 class BrokerUnavailable(RuntimeError):
     """No Kafka broker answers at `stream.bootstrap_servers`."""
 
 
-def unavailable(config: StreamConfig, error: KafkaError) -> BrokerUnavailable:
-    """The error to raise where Kafka did not answer."""
+class BrokerRefused(RuntimeError):
+    """The brokers or the client refuse something for good: neither waiting nor a restart changes it."""
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether a client's error says that the same request will never be answered."""
+    return isinstance(error, (BrokerRefused, *_PERMANENT))
+
+
+def refused(config: StreamConfig, error: KafkaError) -> BrokerRefused:
+    """The error to raise where Kafka said that something cannot be done."""
+    hint = next(
+        (said for kinds, said in _HINTS.items() if isinstance(error, kinds)), "look at the brokers' logs"
+    )
+    if isinstance(error, _CREDENTIALS):
+        hint = f"look at {_settings_of_security(config)}"
+    return BrokerRefused(
+        f"Kafka at {config.bootstrap_servers} (stream.bootstrap_servers) refuses for good: {error}; {hint}."
+    )
+
+
+def unavailable(config: StreamConfig, error: KafkaError) -> BrokerUnavailable | BrokerRefused:
+    """The error to raise where Kafka did not answer, or said that it never will."""
+    if is_permanent(error):
+        return refused(config, error)
     if config.security_protocol == "PLAINTEXT":
         hint = "or stream.security_protocol, if it demands TLS or a password"
     else:
-        names = ["security_protocol"]
-        names += ["ssl_cafile", "ssl_check_hostname"] if "SSL" in config.security_protocol else []
-        names += ["sasl_mechanism", "sasl_username", "sasl_password_env"] if config.sasl_mechanism else []
-        hint = "and look at " + ", ".join(f"stream.{name}" for name in names)
+        hint = f"and look at {_settings_of_security(config)}"
     return BrokerUnavailable(
         f"No Kafka broker answers at {config.bootstrap_servers} within {config.connect_timeout_s:g} s "
         f"({type(error).__name__}): start one, or set stream.bootstrap_servers, {hint}."
     )
+
+
+def _settings_of_security(config: StreamConfig) -> str:
+    names = ["security_protocol"]
+    names += ["ssl_cafile", "ssl_check_hostname"] if "SSL" in config.security_protocol else []
+    names += ["sasl_mechanism", "sasl_username", "sasl_password_env"] if config.sasl_mechanism else []
+    return ", ".join(f"stream.{name}" for name in names)
 
 
 class TopicError(RuntimeError):
@@ -79,13 +131,20 @@ def delete_topics(config: StreamConfig) -> None:
 
 @contextmanager
 def admin_client(config: StreamConfig) -> Iterator[KafkaAdminClient]:
-    """An admin client of the stream's cluster, closed at the end."""
+    """An admin client of the stream's cluster, closed at the end; a failure to answer is a BrokerUnavailable.
+
+    Raises:
+        BrokerUnavailable: no broker answered.
+        BrokerRefused: one said no for good.
+    """
     try:
         admin = KafkaAdminClient(**client_arguments(config))
     except KafkaError as error:
         raise unavailable(config, error) from error
     try:
         yield admin
+    except KafkaError as error:
+        raise unavailable(config, error) from error
     finally:
         admin.close()
 
@@ -103,10 +162,7 @@ def partition_count(config: StreamConfig, topic: str) -> int:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
     """
     with admin_client(config) as admin:
-        try:
-            return partition_counts(admin, [topic]).get(topic, 0)
-        except KafkaError as error:
-            raise unavailable(config, error) from error
+        return partition_counts(admin, [topic]).get(topic, 0)
 
 
 def _led(topic: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Both wire forms into columns, and what cannot be used into dead letters."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from streaming.codec import ARROW, ENCODING_HEADER, decode_messages, encode_even
 from streaming.partitioner import key_hashes_of_users, partition_of_texts, partition_of_users
 from streaming.schema import DECODED_SCHEMA, EVENT_SCHEMA
 from streaming.validation import Place
+from tests.bombs import wide_json
 
 WHOLE = Place("interactions", 0, 1)
 BOUNDED = Place(
@@ -193,6 +195,15 @@ def test_an_unusable_json_message_is_a_dead_letter_that_says_why(event, reason):
     assert reason in letter.reason
     assert (letter.topic, letter.partition, letter.offset, letter.row) == ("interactions", 0, 1, 0)
     assert letter.value == (orjson.dumps(event) if isinstance(event, dict) else event or b"")
+
+
+def test_fields_that_nobody_asked_for_cost_a_long_message_neither_time_nor_memory():
+    started = time.process_time()
+    decoded = decode_messages([_json(n, wide_json(1, 3)) for n in range(3)], WHOLE)
+    assert time.process_time() - started < 3.0  # 5 s and more while the collector looked at every list
+    assert decoded.rows["offset"].to_pylist() == [0, 1, 2]
+    not_an_object = wide_json(1, 1).partition(b'"more":')[2][:-1]
+    assert decode_messages([_json(0, not_an_object)], WHOLE).dead[0].reason.endswith("object, not list")
 
 
 def test_both_forms_may_alternate_and_an_unknown_one_is_refused():

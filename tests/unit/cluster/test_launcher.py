@@ -18,6 +18,8 @@ from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.launcher import TrainingStopped, _scaling, run_refresh, run_training
 from streaming.config import StreamConfig
+from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
+from streaming.source import BrokerRefused, BrokerUnavailable
 
 
 @pytest.mark.parametrize(("workers", "asked"), [(2, 2), ("2", 2), ("2..2", 2), ("1..3", (1, 3))])
@@ -203,3 +205,31 @@ def test_only_their_owner_enters_the_folder_that_ray_keeps(tmp_path, monkeypatch
     config = FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu")
     launcher._fit(config, launcher._train_on_worker, {}, max_failures=0)
     assert (tmp_path / "run" / "ray").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("error", "stops"),
+    [
+        (BrokerRefused("Kafka refuses for good: TopicAuthorizationFailedError"), True),
+        (DeadLettersLost("1 dead letters did not reach the topic"), True),
+        (DeadLettersDelayed("1 dead letters did not reach the topic"), False),
+        (BrokerUnavailable("No Kafka broker answers"), False),
+    ],
+)
+def test_what_the_brokers_refuse_for_good_ends_the_run_and_their_absence_does_not(
+    tmp_path, monkeypatch, error, stops
+):
+    class Failing:
+        def __init__(self, *args, **kwargs):
+            raise error
+
+    monkeypatch.setattr("cluster.training.worker.Worker", Failing)
+    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    settings = {"config": FreshetConfig(storage_path=str(tmp_path), device="cpu"), "run_id": "one"}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with pytest.raises(type(error), match=str(error)):
+            launcher._train_on_worker(settings)
+    finally:
+        dist.destroy_process_group()
+    assert launcher.stop_reason(tmp_path, "one") == (str(error) if stops else None)
