@@ -20,6 +20,7 @@ from cluster.launcher import TrainingStopped, _scaling, run_refresh, run_trainin
 from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
 from streaming.source import BrokerRefused, BrokerUnavailable
+from tests.full_disk import refusing
 
 
 @pytest.mark.parametrize(("workers", "asked"), [(2, 2), ("2", 2), ("2..2", 2), ("1..3", (1, 3))])
@@ -202,6 +203,7 @@ def test_only_their_owner_enters_the_folder_that_ray_keeps(tmp_path, monkeypatch
 
     monkeypatch.setattr(launcher, "TorchTrainer", Trainer)
     monkeypatch.setattr(launcher, "_start_ray", lambda config: False)
+    monkeypatch.setattr(launcher, "_device_of_workers", lambda config: "cpu")
     config = FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu")
     launcher._fit(config, launcher._train_on_worker, {}, max_failures=0)
     assert (tmp_path / "run" / "ray").stat().st_mode & 0o777 == 0o700
@@ -233,3 +235,17 @@ def test_what_the_brokers_refuse_for_good_ends_the_run_and_their_absence_does_no
     finally:
         dist.destroy_process_group()
     assert launcher.stop_reason(tmp_path, "one") == (str(error) if stops else None)
+
+
+def test_on_a_full_disk_a_worker_still_says_what_it_met(tmp_path, monkeypatch, caplog):
+    class Failing:
+        def __init__(self, *args, **kwargs):
+            raise ValueError("train.batch_events is too large")
+
+    monkeypatch.setattr("cluster.training.worker.Worker", Failing)
+    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    settings = {"config": FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu"), "run_id": "one"}
+    with refusing("mkdir", below=tmp_path), pytest.raises(ValueError, match="batch_events is too large"):
+        launcher._train_on_worker(settings)
+    assert launcher.stop_reason(tmp_path / "run", "one") is None
+    assert "stopped.json was not written" in caplog.text
