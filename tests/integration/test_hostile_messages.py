@@ -1,5 +1,8 @@
 """Single messages that ended a run or cost more than themselves, on a real broker: each is one letter, or is used."""
 
+from dataclasses import replace
+
+import numpy as np
 import orjson
 import pyarrow as pa
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -11,6 +14,7 @@ from streaming.config import client_arguments
 from streaming.dead_letter_replay import read_letters, replay_letters
 from streaming.partitioner import partition_of_texts
 from streaming.record_headers import accept_any_header_key
+from streaming.validation import LATEST_MS
 from tests.worker_runs import START_MS, config_of, events, newest, produce, reasons_of, send_raw, train
 
 HEADERS = [(ENCODING_HEADER, ARROW)]
@@ -167,3 +171,50 @@ def test_a_user_of_digits_is_forgotten_however_the_id_was_written_and_a_stranger
     }
     assert verify_exactly_once(config).exactly_once
     assert newest(config).step == progress["step"]
+
+
+def test_what_validation_accepts_can_be_trained_at_the_very_edges(stream_factory, tmp_path):
+    edges = [0, -1, 1, 2**63 - 1, -(2**63)]
+    stream = stream_factory(
+        1,
+        max_future_s=0.0,
+        action_weights=["tiny=1e-37", "huge=1000"],
+        negative_below_value=1.0,
+        duplicate_window=8,
+    )
+    odd = [
+        {
+            "user_id": user,
+            "item_id": item,
+            "timestamp_ms": time,
+            "weight": weight,
+            "action": action,
+            "value": value,
+        }
+        for n, (user, item) in enumerate((user, item) for user in edges for item in edges)
+        for time in (1, START_MS, LATEST_MS)
+        for weight, action, value in (
+            (1e-7, "tiny", 1e9),
+            (1.0, "huge", None),
+            (1000.0, "", 1.0),
+            (0.5, "x", -1e9),
+        )[n % 2 :: 2]
+    ]
+    # The same item alone, with weights whose sums round differently by item and in all.
+    alone = [_event(5, n, item_id=77, weight=0.1 + n * 1e-3) for n in range(128)]
+    send_raw(stream, [{"value": event} for event in alone])
+    send_raw(stream, [{"value": event} for event in odd])
+    produce(stream, events(100))
+    config = config_of(stream, tmp_path, batch_events=32, publish_every_s=1)
+    config = replace(
+        config,
+        evaluation=replace(config.evaluation, sample_fraction=1.0),
+        table=replace(config.table, admit_after=2, expire_after_s=1e9, max_rows=50, sweep_every=2),
+    )
+    (progress,) = train(0, config)
+    accounting = verify_exactly_once(config)
+    assert accounting.exactly_once, accounting
+    assert (progress["events_quarantined"], progress["dead_letters"]) == (0, 0)
+    assert progress["rows_read"] == len(odd) + len(alone) + 100
+    assert np.isfinite(list(progress["loss"].values())).all()
+    assert len(Recommender(config).recommend(user_id=2**63 - 1, k=3)) == 3
