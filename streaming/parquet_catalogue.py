@@ -1,6 +1,6 @@
 """Items and users from Parquet files beside the events: what the topics would say, without a broker."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from streaming.dead_letter import DeadLetter
 from streaming.parquet_source import EVENTS_FILE, ITEMS_FILE, USERS_FILE, ParquetUnusable
 from streaming.position import Position
 from streaming.producer import item_documents, user_documents
-from streaming.schema import ITEM_SCHEMA, USER_SCHEMA
+from streaming.quoting import described
+from streaming.row_json import as_json, row_json
+from streaming.schema import CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 
 _ROWS_AT_ONCE = 50_000
 
@@ -49,9 +51,13 @@ class ParquetCatalogue:
             ParquetUnusable: a file cannot be read; names it.
         """
         names = self._config.user_attributes
-        items = self._read(ITEMS_FILE, item_documents, parse_items, ITEM_SCHEMA)
+        items = self._read(ITEMS_FILE, [ITEM_ID, TITLE, CATEGORIES], item_documents, parse_items, ITEM_SCHEMA)
         users = self._read(
-            USERS_FILE, user_documents, lambda records: parse_users(records, names), USER_SCHEMA
+            USERS_FILE,
+            [USER_ID, *names],
+            user_documents,
+            lambda records: parse_users(records, names),
+            USER_SCHEMA,
         )
         return CatalogueUpdate(items, users)
 
@@ -72,6 +78,7 @@ class ParquetCatalogue:
     def _read(
         self,
         name: str,
+        columns: Sequence[str],
         documents: Callable[[pa.Table], list[dict[str, Any]]],
         parse: Callable[[list[CatalogueRecord]], tuple[pa.Table, list[DeadLetter]]],
         schema: pa.Schema,
@@ -79,14 +86,32 @@ class ParquetCatalogue:
         file = _folder(self._config.parquet) / name
         found = [schema.empty_table()]
         for first, rows in _slices(file) if file.is_file() else ():
-            records: list[CatalogueRecord] = [
-                _Record(name, first + n, orjson.dumps(document, default=str))
-                for n, document in enumerate(documents(rows))
-            ]
+            # Of the other columns nothing is read, whatever they hold.
+            rows = rows.select([column for column in columns if column in rows.column_names])
+            records = self._records(name, first, rows, documents)
             usable, dead = parse(records)
             found.append(usable)
             self.dead_letters += dead
         return pa.concat_tables(found)
+
+    def _records(
+        self, name: str, first: int, rows: pa.Table, documents: Callable[[pa.Table], list[dict[str, Any]]]
+    ) -> list[CatalogueRecord]:
+        """Rows as the records that they stand for; whatever one of them raises costs that one alone."""
+        try:
+            return [
+                _Record(name, first + n, orjson.dumps(document, default=as_json))
+                for n, document in enumerate(documents(rows))
+            ]
+        except Exception as error:
+            if rows.num_rows > 1:
+                alone = (
+                    self._records(name, first + n, rows.slice(n, 1), documents) for n in range(rows.num_rows)
+                )
+                return [record for one in alone for record in one]
+            reason, original = f"cannot be read: {described(error)}", row_json(rows.to_batches()[0], 0)
+            self.dead_letters.append(DeadLetter(reason, name, 0, first, 0, original))
+            return []
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ def row_json(batch: pa.RecordBatch, row: int) -> bytes:
         for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
     try:
-        return orjson.dumps(original, default=_as_json)
+        return orjson.dumps(original, default=as_json)
     except TypeError:  # orjson.JSONEncodeError: too deep, or keys that are no texts
-        return orjson.dumps({name: _alone(value) for name, value in original.items()}, default=_as_json)
+        return orjson.dumps({name: _alone(value) for name, value in original.items()}, default=as_json)
 
 
 def shown(column: pa.Array, row: int) -> str:
@@ -59,13 +59,14 @@ def _printed(one: pa.Array) -> str:
 
 def _alone(value: Any) -> Any:
     try:
-        orjson.dumps(value, default=_as_json)
+        orjson.dumps(value, default=as_json)
     except TypeError:
         return quoted(value)
     return value
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """What `orjson.dumps` is to write for a value that it does not know: bytes as text, or base64; numbers as such."""
     if isinstance(value, bytes):
         try:
             return value.decode()

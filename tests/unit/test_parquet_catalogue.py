@@ -1,6 +1,7 @@
 """Items and users from files are what the same records in topics would be."""
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from streaming.catalogue import Catalogue
 from streaming.config import StreamConfig
 from streaming.hashing import feature_ids
+from streaming.ids import integer_ids
 from streaming.parquet_catalogue import ParquetCatalogue, has_catalogue
 from streaming.parquet_source import ParquetSource, ParquetUnusable
 
@@ -41,6 +43,21 @@ def test_a_row_that_cannot_be_used_is_a_dead_letter_with_its_place(tmp_path):
     assert files.read_to_end().items["item_id"].to_pylist() == [1, 3]
     [letter] = files.dead_letters
     assert (letter.topic, letter.offset) == ("items.parquet", 1)
+
+
+def test_a_value_that_python_cannot_hold_costs_its_row_alone_and_other_columns_nothing(tmp_path):
+    year_10000 = pa.array([0, 253_402_300_800_000, 0], pa.timestamp("ms"))
+    _write(tmp_path, "users", user_id=[b"ann", b"bob", b"1001"], since=year_10000, other=year_10000)
+    found = {}
+    for names in (["since"], ["city"]):
+        files = ParquetCatalogue(StreamConfig(parquet=str(tmp_path), user_attributes=names))
+        found[names[0]] = files.read_to_end().users["user_id"].to_pylist(), files.dead_letters
+    ann, bob, number = integer_ids(["ann", "bob", 1001]).tolist()
+    assert found["city"] == ([ann, bob, number], [])
+    users, (letter,) = found["since"]
+    assert users == [ann, number]
+    assert (letter.topic, letter.offset) == ("users.parquet", 1)
+    assert orjson.loads(letter.value) == {"user_id": "bob", "since": "10000-01-01 00:00:00.000"}
 
 
 def test_a_file_that_is_none_is_named(tmp_path):
