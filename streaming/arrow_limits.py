@@ -103,7 +103,7 @@ def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
             raise ArrowLimitError(f"column {name} is of type null: it has no value in any row")
         if most_bytes:
             total += sum(int(_lengths(part).sum()) for part in _parts(column) if _is_view(part.type))
-            total += _repeated_bytes(column) if name in EVENT_SCHEMA.names else 0
+            total += repeated_bytes(column) if name in EVENT_SCHEMA.names else 0
     _require_bytes(total, most_bytes)
 
 
@@ -114,7 +114,7 @@ def _require_bytes(size: int, most: int) -> None:
         )
 
 
-def _repeated_bytes(column: pa.Array) -> int:
+def repeated_bytes(column: pa.Array) -> int:
     """What the texts of a dictionary, or of runs, come to when each row has its own."""
     if pa.types.is_run_end_encoded(column.type):
         return int(_lengths(column.values).max(initial=0)) * len(column)

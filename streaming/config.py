@@ -74,6 +74,7 @@ class StreamConfig:
             items.parquet (item_id, title, categories) or users.parquet (user_id, a column for each attribute) beside
             them, or as interactions.parquet of a data set, no broker is needed: items and users come from there too.
         parquet_partitions: over how many partitions its users are spread.
+        max_row_group_bytes: most bytes that a row group of `parquet` may decode to; it is read as a whole.
         buffered_rows_per_partition: rows decoded ahead before a partition is paused (a message that a step waits for
             may exceed it).
         buffered_bytes_per_partition: the same in bytes of their messages.
@@ -130,6 +131,7 @@ class StreamConfig:
     time_axis: TimeAxis = "broker"
     parquet: str = ""
     parquet_partitions: int = 4
+    max_row_group_bytes: int = 1_073_741_824
     buffered_rows_per_partition: int = 65536
     buffered_bytes_per_partition: int = 67_108_864
     max_future_s: float = 86_400.0
@@ -156,7 +158,12 @@ class StreamConfig:
             self._require(name, _time_ms(getattr(self, name)) is not None, rule)
         in_order = not self.until_time or self.from_ms < self.until_ms
         self._require("until_time", in_order, "must be after stream.from_time")
-        for name in ("buffered_rows_per_partition", "buffered_bytes_per_partition", "parquet_partitions"):
+        for name in (
+            "buffered_rows_per_partition",
+            "buffered_bytes_per_partition",
+            "parquet_partitions",
+            "max_row_group_bytes",
+        ):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("connect_timeout_s", "request_timeout_s", "metadata_every_s"):
             self._require(name, getattr(self, name) > 0, "must be positive")

@@ -23,6 +23,7 @@ from streaming.codec import concatenate
 from streaming.config import StreamConfig
 from streaming.event_columns import cast
 from streaming.event_times import implausible, time_column, times_in_ms
+from streaming.parquet_limits import read_row_group
 from streaming.position import Gap, Position, RowPlace
 from streaming.row_queue import RowQueue
 from streaming.schema import TIMESTAMP_MS
@@ -60,7 +61,8 @@ class ParquetSource:
         start: where to go on; a partition that is missing begins at the first row.
         watermark_ms: latest event time before the start, by partition, where it is known.
     Raises:
-        ParquetUnusable: there is no file, or one has not the columns of an event.
+        ParquetUnusable: there is no file, or one has not the columns of an event; also raised later, for a row group
+            that decodes to more than `stream.max_row_group_bytes`.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ParquetSource:
         self._watermark_ms = dict(watermark_ms or {})
         self._needed = 1
         self._kept: OrderedDict[int, ParsedEvents] = OrderedDict()
+        self._sizes: dict[int, int] = {}
         self._warned: set[Path] = set()
 
     @property
@@ -146,6 +149,7 @@ class ParquetSource:
     def close(self) -> None:
         """Lets go of what was read ahead."""
         self._kept.clear()
+        self._sizes.clear()
 
     def _fill(self) -> None:
         """Partitions read side by side, so that a row group is mostly decoded once for all of them."""
@@ -177,7 +181,9 @@ class ParquetSource:
             return self._kept[at]
         group = self._groups[at]
         try:
-            table = self._with_times(pq.ParquetFile(group.file).read_row_group(group.group), group)
+            table = self._with_times(
+                read_row_group(group.file, group.group, self._config.max_row_group_bytes), group
+            )
             table = table.combine_chunks()
             batches = table.to_batches()
             batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
@@ -186,10 +192,14 @@ class ParquetSource:
             raise ParquetUnusable(
                 f"{group.file} holds no events: {error} (setting: stream.parquet)"
             ) from error
-        self._kept[at] = parsed
-        while len(self._kept) > _BLOCKS_KEPT:
-            self._kept.popitem(last=False)
+        self._kept[at], self._sizes[at] = parsed, batch.nbytes
+        while len(self._kept) > 1 and self._keeps_too_much():
+            oldest, _ = self._kept.popitem(last=False)
+            del self._sizes[oldest]
         return parsed
+
+    def _keeps_too_much(self) -> bool:
+        return len(self._kept) > _BLOCKS_KEPT or sum(self._sizes.values()) > self._config.max_row_group_bytes
 
     def _with_times(self, table: pa.Table, group: _RowGroup) -> pa.Table:
         """The table with a column `timestamp_ms` that says milliseconds, whatever its column of times is."""

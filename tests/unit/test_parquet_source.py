@@ -4,6 +4,7 @@ import logging
 import os
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -65,3 +66,43 @@ def test_a_column_of_times_that_holds_none_is_named(tmp_path):
         ParquetUnusable, match=r"a\.parquet holds no events: column timestamp must .*stream\.parquet"
     ):
         _read(path)
+
+
+@pytest.mark.parametrize("bomb", ["nulls", "texts", "numbers"])
+def test_a_row_group_that_decodes_to_too_much_is_one_line_before_it_is_decoded(tmp_path, bomb):
+    rows = 200_000
+    columns = {name: pa.array(np.full(rows, 7)) for name in ("user_id", "item_id", "timestamp_ms")}
+    more = {
+        "nulls": {f"n{n}": pa.nulls(rows) for n in range(200)},
+        "texts": {"action": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["x" * 100_000])},
+        "numbers": {f"n{n}": pa.array(np.zeros(rows, np.int64)) for n in range(200)},
+    }
+    pq.write_table(
+        pa.table(columns | more[bomb]), tmp_path / "events.parquet", compression="zstd", store_schema=False
+    )
+    assert (tmp_path / "events.parquet").stat().st_size < 400_000
+    source = ParquetSource(
+        StreamConfig(parquet=str(tmp_path), parquet_partitions=1, max_row_group_bytes=50_000_000), [0], {}
+    )
+    with pytest.raises(ParquetUnusable, match=r"decodes to \d+ bytes or more, .*stream\.max_row_group_bytes"):
+        source.ready_rows()
+
+
+def test_texts_are_read_as_they_are_whatever_the_encoding(tmp_path):
+    texts = pa.array(["a", None, "b", "a"])
+    table = pa.table(
+        {
+            "user_id": [1, 2, 3, 4],
+            "item_id": texts.cast(pa.large_string()).fill_null("z"),
+            "timestamp_ms": [5, 6, 7, 8],
+            "action": texts,
+            "event_id": texts.dictionary_encode(),
+        }
+    )
+    pq.write_table(
+        table, tmp_path / "events.parquet", use_dictionary=["item_id", "event_id"], row_group_size=3
+    )
+    source = ParquetSource(StreamConfig(parquet=str(tmp_path), parquet_partitions=1), [0], {})
+    source.wait_full(4, 0)
+    rows = source.take({0: 10}).rows
+    assert rows["action"].to_pylist() == rows["event_id"].to_pylist() == texts.to_pylist()
