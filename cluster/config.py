@@ -176,14 +176,21 @@ class EvaluationConfig:
         default=True, metadata={"help": "score streaming popularity and co-occurrence beside it"}
     )
     baseline_max_items: int = field(
-        default=20_000, metadata={"help": "co-occurrence counts are dense: above this many items they stop"}
+        default=20_000, metadata={"help": "with more items than this co-occurrence is not counted any more"}
+    )
+    baseline_max_pairs: int = field(
+        default=4_000_000,
+        metadata={
+            "help": "nor with more pairs of items that came together than this: a pair takes about 40 bytes on each "
+            "rank, which are free again once counting has stopped"
+        },
     )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
         if not 0.0 <= self.sample_fraction <= 1.0:
             raise ValueError(f"evaluation.sample_fraction must be in [0, 1], got {self.sample_fraction}")
-        for name in ("top_k", "bin_events", "baseline_max_items"):
+        for name in ("top_k", "bin_events", "baseline_max_items", "baseline_max_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 

@@ -20,7 +20,7 @@ import torch
 
 from cluster.checkpoints.array_files import read_table, read_tensors
 from cluster.checkpoints.checkpoint import Checkpoint
-from model.baselines.pair_matrix import PairMatrix, Pairs
+from model.baselines.pair_table import Pairs, PairTable
 
 BASELINES = "baselines.safetensors"
 _STEM = "cooccurrence"
@@ -28,6 +28,8 @@ _ROW, _COLUMN, _COUNT = "row", "column", "count"
 _PAIRS_AT_ONCE = 1 << 16
 
 Int64Array = npt.NDArray[np.int64]
+
+_NO_PAIRS = Pairs(*(np.zeros(0, np.int32),) * 3)
 
 
 class PairPart:
@@ -39,7 +41,7 @@ class PairPart:
         parent: what the next delta builds on; if its pairs are in the file of earlier versions, that delta has all.
     """
 
-    def __init__(self, counts: PairMatrix, *, writes: bool, parent: Checkpoint | None = None) -> None:
+    def __init__(self, counts: PairTable, *, writes: bool, parent: Checkpoint | None = None) -> None:
         self._counts, self._writes = counts, writes
         self._parent_has_them = parent is None or bool(parent.files(_STEM))
 
@@ -52,9 +54,11 @@ class PairPart:
         self._parent_has_them = True
         if not self._writes:
             return
-        known = len(self._counts)
-        for start in range(0, max(1, known), _PAIRS_AT_ONCE):
-            some = self._counts.pairs(start, min(start + _PAIRS_AT_ONCE, known))
+        yield (
+            f"{_STEM}.arrow",
+            _table(_NO_PAIRS),
+        )  # the file says that counts are kept in it, whatever there are
+        for some in self._counts.slices(_PAIRS_AT_ONCE):
             yield f"{_STEM}.arrow", _table(some)
 
     def changes(self) -> dict[str, pa.Table]:
@@ -65,7 +69,7 @@ class PairPart:
         return {f"{_STEM}.changes.arrow": _table(changed)} if self._writes else {}
 
 
-def load_pairs(checkpoint: Checkpoint, counts: PairMatrix) -> None:
+def load_pairs(checkpoint: Checkpoint, counts: PairTable) -> None:
     """Put the counts of a checkpoint and its chain, of any version."""
     files = checkpoint.files(_STEM)
     for file in files:
@@ -77,6 +81,8 @@ def load_pairs(checkpoint: Checkpoint, counts: PairMatrix) -> None:
 def merged_pairs(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Every pair once, int64 by row and column, named as earlier versions named them: equal for equal counts."""
     parts = [_pairs(read_table(file)) for file in checkpoint.files(_STEM)] or [_earlier(checkpoint)]
+    if int(read_tensors(checkpoint.file(BASELINES))[f"{_STEM}.items"]) < 0:
+        parts = [_NO_PAIRS]  # counting has stopped, whatever earlier files of the chain have
     low_P, high_P, count_P = (
         np.concatenate([getattr(part, name) for part in parts]).astype(np.int64)
         for name in ("low_P", "high_P", "count_P")

@@ -10,6 +10,7 @@ at the same time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ from streaming.catalogue import Catalogue
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+_log = logging.getLogger(__name__)
 
 SYSTEMS = ("hits", "popularity_hits", "cooccurrence_hits")
 _RECENT = 20
@@ -126,9 +129,11 @@ class ProgressiveValidation:
         runs = prepared.runs
         mine = np.concatenate([self._dense(runs.targets_E)[:, None], self._recent_items(runs)], axis=1)
         events = self._comm.gather_ints(mine)
-        if self._baselines_on():
-            self.popularity.update(events[:, 0], events[:, 1:])
-            self.cooccurrence.update(events[:, 0], events[:, 1:])
+        self.popularity.update(events[:, 0], events[:, 1:])
+        if not self.cooccurrence.stopped and not self._cooccurrence_fits():
+            _log.warning("co-occurrence is not counted any more: %s", self._too_much())
+            self.cooccurrence.stop()
+        self.cooccurrence.update(events[:, 0], events[:, 1:])
 
     def baseline_arrays(self) -> dict[str, Int64Array]:
         """The item of each column of the baselines and what they hold by column, for a checkpoint; no pairs."""
@@ -154,14 +159,26 @@ class ProgressiveValidation:
         return self.model.encode_queries(prepared.lookup.rows_UD.detach(), prepared.queries).vectors_ED.cpu()
 
     def _baselines(self, recent_ER: Int64Array) -> list[npt.NDArray[np.float32]]:
-        if not self._baselines_on():
+        if not self._config.evaluation.baselines:
             return []
         items = len(self._positions)
-        return [self.popularity.scores(recent_ER, items), self.cooccurrence.scores(recent_ER, items)]
+        scores = [self.popularity.scores(recent_ER, items)]
+        if not self.cooccurrence.stopped:
+            scores.append(self.cooccurrence.scores(recent_ER, items))
+        return scores
 
-    def _baselines_on(self) -> bool:
-        limit = self._config.evaluation.baseline_max_items
-        return self._config.evaluation.baselines and len(self._positions) <= limit
+    def _cooccurrence_fits(self) -> bool:
+        """A function of the events alone, so every rank stops at the same step, and a resumed run too."""
+        evaluation = self._config.evaluation
+        few_items = len(self._positions) <= evaluation.baseline_max_items
+        return few_items and len(self.cooccurrence.pairs) < evaluation.baseline_max_pairs
+
+    def _too_much(self) -> str:
+        evaluation = self._config.evaluation
+        return (
+            f"{len(self._positions)} items (evaluation.baseline_max_items={evaluation.baseline_max_items}), "
+            f"{len(self.cooccurrence.pairs)} pairs (evaluation.baseline_max_pairs={evaluation.baseline_max_pairs})"
+        )
 
     def _follow_catalogue(self) -> Int64Array:
         """The column of each known item; columns are given for good, in order of arrival."""

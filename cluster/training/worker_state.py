@@ -204,7 +204,8 @@ def _config_without_secrets(config: FreshetConfig) -> dict[str, Any]:
 def _restore_progressive(progressive: ProgressiveValidation, checkpoint: Checkpoint) -> None:
     tensors = read_tensors(checkpoint.file(BASELINES))
     progressive.load_baselines({name: tensor.numpy() for name, tensor in tensors.items()})
-    load_pairs(checkpoint, progressive.cooccurrence.pairs)
+    if not progressive.cooccurrence.stopped:
+        load_pairs(checkpoint, progressive.cooccurrence.pairs)
 
 
 def _rng_file(rank: int) -> str:

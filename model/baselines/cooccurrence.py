@@ -2,8 +2,7 @@
 
 Shape letters: E events, I items, R recent items of a user (20), −1 padded, Q items that are asked for.
 
-StreamingCooccurrence has a dense count matrix, so it is for catalogues up to some 20,000 items (1.6 GB);
-Cooccurrence gives the same scores as vectors, from sparse counts.
+StreamingCooccurrence counts and scores from step to step; Cooccurrence gives the same scores as vectors.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import pyarrow as pa
 from numba import njit
 
 from model.baselines.histories import Histories, ItemIndex
-from model.baselines.pair_matrix import COUNT, PairMatrix
+from model.baselines.pair_table import COUNT, PairTable, Tables
 
 RECENT_ITEMS = 20
+_COUNT = np.int32(COUNT)
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -27,18 +27,27 @@ Int32Array = npt.NDArray[np.int32]
 
 
 @njit(cache=True, nogil=True)
-def _scores(count_II: Int32Array, norm_I: Float32Array, recent_ER: Int64Array, items: int) -> Float32Array:
+def _scores(tables: Tables, norm_I: Float32Array, recent_ER: Int64Array, items: int) -> Float32Array:
     out = np.zeros((recent_ER.shape[0], items), np.float32)
-    known = min(items, count_II.shape[0])
+    known = min(items, norm_I.shape[0])
+    # By one more than the item: what the empty slots give goes to the first place, so that no slot needs a branch.
+    sums = np.empty(tables.start_I.shape[0] + 1, np.float32)
     for e in range(recent_ER.shape[0]):
+        sums[:] = 0.0
         for r in range(recent_ER.shape[1]):
             recent = recent_ER[e, r]
-            if recent < 0 or recent >= count_II.shape[0]:
+            if recent < 0 or recent >= norm_I.shape[0] or tables.bits_I[recent] == 0:
                 continue
-            for i in range(known):
-                out[e, i] += (count_II[recent, i] & COUNT) * norm_I[recent]
+            norm, first = norm_I[recent], tables.start_I[recent]
+            if tables.plain_I[recent]:
+                of_others = tables.cell_C[2 * first : 2 * first + min(known, 2 << tables.bits_I[recent])]
+                for i in range(of_others.shape[0]):
+                    sums[i + 1] += np.float32(of_others[i] & _COUNT) * norm
+                continue
+            for slot in tables.slot_S[first : first + (1 << tables.bits_I[recent])]:
+                sums[np.uint64(slot) >> np.uint64(32)] += np.float32(np.int32(slot & COUNT)) * norm
         for i in range(known):
-            out[e, i] *= norm_I[i]
+            out[e, i] = sums[i + 1] * norm_I[i]
     return out
 
 
@@ -46,10 +55,20 @@ class StreamingCooccurrence:
     """Score of item i after recent items R: Σ_{j∈R} count(i, j) / √(total(i) total(j))."""
 
     def __init__(self) -> None:
-        self.pairs = PairMatrix()
+        self.pairs = PairTable()
         """The counts, by dense item index."""
         self.items = 0
-        """One more than the largest index that has come."""
+        """One more than the largest index that has come; −1 once counting has stopped."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether counting has stopped for good."""
+        return self.items < 0
+
+    def stop(self) -> None:
+        """Count no more, and give the memory back."""
+        self.pairs.clear()
+        self.items = -1
 
     def update(self, target_E: Int64Array, recent_ER: Int64Array) -> None:
         """Count each event's item with the user's recent items.
@@ -58,7 +77,7 @@ class StreamingCooccurrence:
             target_E: int64, dense item index.
             recent_ER: int64, dense indices of the items before the event, −1 where there are fewer.
         """
-        if target_E.shape[0] == 0:
+        if target_E.shape[0] == 0 or self.stopped:
             return
         largest = max(int(target_E.max()), int(recent_ER.max(initial=-1)))
         self.items = max(self.items, largest + 1)
@@ -66,11 +85,10 @@ class StreamingCooccurrence:
         self.pairs.count(target_E, recent_ER)
 
     def scores(self, recent_ER: Int64Array, items: int) -> Float32Array:
-        """float32 (E, items)."""
-        count_II = self.pairs.count_II[: self.items, : self.items]
-        total_I = self.pairs.total_I[: self.items]
+        """float32 (E, items); zeros once counting has stopped."""
+        total_I = self.pairs.total_I[: max(self.items, 0)]
         norm_I = (1.0 / np.sqrt(np.maximum(total_I, 1))).astype(np.float32)
-        return _scores(count_II, norm_I, np.ascontiguousarray(recent_ER), items)
+        return _scores(self.pairs.tables, norm_I, np.ascontiguousarray(recent_ER), items)
 
 
 class Cooccurrence:

@@ -14,7 +14,7 @@ from cluster.checkpoints.state import digests, read_state
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.training.worker_state import checkpointer_of, save_checkpoint
-from model.baselines.pair_matrix import PairMatrix
+from model.baselines.pair_table import PairTable
 from tests.unit_runs import small_run, train_steps
 
 FORMAT_1 = Path(__file__).parents[3] / "data" / "checkpoint-format-1"
@@ -36,7 +36,7 @@ def _merged(checkpoint):
 
 
 def _restored(checkpoint):
-    counts = PairMatrix()
+    counts = PairTable()
     load_pairs(checkpoint, counts)
     return _counts(counts.pairs())
 
@@ -102,14 +102,14 @@ def test_equal_counts_have_equal_digests_in_either_form(tmp_path):
 
 
 def test_only_the_rank_that_writes_has_files_and_every_rank_forgets_its_changes():
-    counts = PairMatrix()
+    counts = PairTable()
     counts.reserve(9)
     counts.count(np.array([3, 4]), np.array([[5, 6], [3, -1]]))
     part = PairPart(counts, writes=False)
     assert list(part.base()) == []
     assert part.changes() == {}
     assert counts.take_changes().count_P.shape == (0,)
-    (empty,) = PairPart(PairMatrix(), writes=True).base()
+    (empty,) = PairPart(PairTable(), writes=True).base()
     assert (empty[0], empty[1].num_rows) == ("cooccurrence.arrow", 0)
 
 
@@ -122,3 +122,30 @@ def test_a_run_that_is_restored_ranks_with_the_counts_that_it_had(store):
     scores = [r.progressive.cooccurrence.scores(recent, known + 3) for r in (run, resumed)]
     np.testing.assert_array_equal(*scores)
     assert torch.from_numpy(scores[0]).any()
+
+
+@pytest.mark.parametrize("limit", ["baseline_max_items", "baseline_max_pairs"])
+def test_counting_that_has_stopped_gives_its_memory_back_and_no_checkpoint_brings_the_pairs_back(
+    store, limit
+):
+    run = small_run()
+    train_steps(run, 3)
+    checkpointer = checkpointer_of(run, store, Collectives())
+    full = checkpointer.finish(run.step)
+    counts = run.progressive.cooccurrence
+    assert len(_merged(full)) == len(counts.pairs) > 0
+    setattr(run.config.evaluation, limit, 5)
+    train_steps(run, 1)
+    assert counts.stopped
+    assert (len(counts.pairs), counts.pairs.nbytes) == (0, 0)
+    delta = checkpointer.finish(run.step)
+    assert delta.manifest["kind"] == "delta"
+    again = small_run(delta)
+    assert again.progressive.cooccurrence.stopped
+    assert _merged(delta) == {}
+    for one in (run, again):  # the limits that stopped it do not matter any more
+        one.config.evaluation = small_run().config.evaluation
+        train_steps(one, 1)
+        assert len(one.progressive.cooccurrence.pairs) == 0
+    whole = save_checkpoint(again, CheckpointStore(store.where + "-other"), Collectives())
+    assert digests(read_state(whole)) == digests(read_state(checkpointer.finish(run.step)))
