@@ -180,7 +180,7 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
     """
     events = parsed.events
     weight_N = pc.fill_null(events[WEIGHT], np.float32(1.0))
-    texts = {name: _without_empty(events[name]) for name in (ACTION, EVENT_ID)}
+    texts = {name: without_empty(events[name]) for name in (ACTION, EVENT_ID)}
     time_N = pc.fill_null(events[TIMESTAMP_MS], 0).to_numpy(zero_copy_only=False)
     problem_N = _problems(parsed, _effective_weights(weight_N, texts[ACTION], place), time_N, place)
     if place.max_late_ms:
@@ -200,7 +200,7 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
     return Decoded(rows.filter(pa.array(problem_N == 0)), dead, strays)
 
 
-def _without_empty(texts: pa.Array) -> pa.Array:
+def without_empty(texts: pa.Array) -> pa.Array:
     """Empty texts say nothing, as null does."""
     if texts.null_count == len(texts):
         return texts

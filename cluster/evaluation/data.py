@@ -15,6 +15,7 @@ from cluster.evaluation.protocols import ProtocolError, Split, split
 from streaming.catalogue import Catalogue
 from streaming.schema import ACTION, VALUE, WEIGHT
 from streaming.signals import judge_signals
+from streaming.validation import without_empty
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -81,7 +82,11 @@ def prepare(tables: Tables, config: FreshetConfig) -> EvaluationData:
 
 
 def signals(interactions: pa.Table, config: FreshetConfig) -> tuple[npt.NDArray[np.int8], Float32Array]:
-    """Sign and weight of every event as the stream would judge it; columns that are missing say nothing."""
+    """Sign and weight of every event as the stream would judge it; columns that are missing say nothing.
+
+    Raises:
+        ProtocolError: a weight is one that the stream would refuse.
+    """
     rows, names = interactions.num_rows, interactions.column_names
     absent = {
         ACTION: pa.nulls(rows, pa.string()),
@@ -92,4 +97,15 @@ def signals(interactions: pa.Table, config: FreshetConfig) -> tuple[npt.NDArray[
         name: interactions[name].combine_chunks().cast(default.type) if name in names else default
         for name, default in absent.items()
     }
-    return judge_signals(pa.RecordBatch.from_pydict(columns), config.stream)
+    columns[ACTION] = without_empty(columns[ACTION])
+    columns[WEIGHT] = columns[WEIGHT].fill_null(np.float32(1.0))
+    sign_N, weight_N = judge_signals(pa.RecordBatch.from_pydict(columns), config.stream)
+    limit = config.stream.max_weight
+    unfit_N = ~((weight_N > 0) & (weight_N <= limit))
+    if unfit_N.any():
+        first = columns[WEIGHT][int(np.flatnonzero(unfit_N)[0])].as_py()
+        raise ProtocolError(
+            f"{int(unfit_N.sum()):,} of {rows:,} events have a {WEIGHT} that is not above 0 and at most {limit:g}, "
+            f"alone or times that of their action, the first {first:g} (settings: stream.max_weight, stream.action_weights)"
+        )
+    return sign_N, weight_N

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from cluster.config import FreshetConfig
 from cluster.evaluation.config import ProtocolConfig
 from cluster.evaluation.data import prepare, signals
+from cluster.evaluation.protocols import ProtocolError
 from streaming.config import StreamConfig
 from streaming.hashing import hash_texts
 from tests.data_tables import random_tables, tables_of
@@ -98,3 +100,34 @@ def test_ids_that_are_texts_are_those_of_the_stream():
     found = prepare(replace(tables, interactions=pa.table(texts)), FreshetConfig()).interactions
     assert found.user_U.tolist() == hash_texts(pa.array(["anna"])).tolist()
     assert found.item_T.tolist() == hash_texts(pa.array(["a", "b", "a"])).tolist()
+
+
+def test_ids_of_digits_and_of_other_types_are_those_of_the_stream_too():
+    tables = tables_of([(1, 5, 1), (1, 6, 2), (1, 7, 3)])
+    columns = {"user_id": pa.array(["1001"] * 3, pa.string_view()), "item_id": pa.array([7.0, 8.0, 9.0])}
+    texts = pa.table(columns | {"timestamp_ms": tables.interactions["timestamp_ms"]})
+    found = prepare(replace(tables, interactions=texts), FreshetConfig()).interactions
+    assert (found.user_U.tolist(), found.item_T.tolist()) == ([1001], [7, 8, 9])
+
+
+@pytest.mark.parametrize("wrong", [[7.5, 8.0], [True, False], [2.0**60, 1.0]])
+def test_what_is_no_id_is_refused_with_the_column(wrong):
+    tables = tables_of([(1, 5, 1), (1, 6, 2)])
+    table = tables.interactions.set_column(1, "item_id", pa.array(wrong))
+    with pytest.raises(ValueError, match="item_id must hold integers or texts, not"):
+        prepare(replace(tables, interactions=table), FreshetConfig())
+
+
+def test_missing_weights_are_1_and_empty_actions_are_missing_ones():
+    weight = pa.array([None, 2.5], pa.float32())
+    tables = tables_of([(1, 5, 1), (1, 6, 2)], action=pa.array(["", "view"]), weight=weight)
+    config = replace(FreshetConfig(), stream=StreamConfig(positive_actions=["view"]))
+    sign, found = signals(tables.interactions, config)
+    assert (sign.tolist(), found.tolist()) == ([1, 1], [1.0, 2.5])
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 1e30, float("nan"), float("inf")])
+def test_a_weight_that_the_stream_would_refuse_is_refused_with_the_settings(weight):
+    tables = tables_of([(1, 5, 1), (1, 6, 2)], weight=pa.array([1.0, weight], pa.float32()))
+    with pytest.raises(ProtocolError, match=r"1 of 2 events have a weight .* 1000, .*stream\.max_weight"):
+        prepare(tables, FreshetConfig())
