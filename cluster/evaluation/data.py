@@ -106,6 +106,7 @@ def signals(interactions: pa.Table, config: FreshetConfig) -> tuple[npt.NDArray[
         first = columns[WEIGHT][int(np.flatnonzero(unfit_N)[0])].as_py()
         raise ProtocolError(
             f"{int(unfit_N.sum()):,} of {rows:,} events have a {WEIGHT} that is not above 0 and at most {limit:g}, "
-            f"alone or times that of their action, the first {first:g} (settings: stream.max_weight, stream.action_weights)"
+            f"alone or times that of their action, the first {first:g} "
+            "(settings: stream.max_weight, stream.action_weights)"
         )
     return sign_N, weight_N
