@@ -32,7 +32,7 @@ from cluster.training.starting_point import find_starting_point
 from cluster.training.telemetry import ProgressFile
 from retrieval.durable_files import make_private, replace_durably
 from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
-from streaming.parquet_source import ParquetUnusable
+from streaming.parquet_source import ParquetSource, ParquetUnusable
 from streaming.source import BrokerRefused, PositionLost, TopicMissing, partitions_of
 
 STOP_FILE = "stopped.json"
@@ -69,14 +69,16 @@ def run_training(config: FreshetConfig, *, take_over: bool = False) -> TrainingS
     Raises:
         cluster.checkpoints.claim.StorageInUse: another run is alive on this storage.
         cluster.checkpoints.claim.StorageNotClaimed: the storage cannot be written.
-        streaming.source.BrokerUnavailable, TopicMissing: nothing to read from.
+        streaming.source.BrokerUnavailable, TopicMissing, ParquetUnusable: nothing to read from.
         CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
             `train.init_from` names nothing that this run can start from; or the newest was trained with other sizes.
         TrainingStopped: a worker said that trying again cannot help.
         ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
     """
     config = _with_absolute_paths(config)
-    if not config.stream.parquet:
+    if config.stream.parquet:
+        ParquetSource(config.stream, [], {})  # looks whether there are files
+    else:
         partitions_of(config.stream, config.stream.interactions_topic)
     storage, run_id = _storage(config), uuid.uuid4().hex
     if take_over:
@@ -130,7 +132,12 @@ def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:
         init_from=_absolute(config.train.init_from),
         checkpoint_path=_absolute(config.train.checkpoint_path),
     )
-    return replace(config, train=train, storage_path=str(Path(config.storage_path).resolve()))
+    return replace(
+        config,
+        train=train,
+        stream=replace(config.stream, parquet=_absolute(config.stream.parquet)),
+        storage_path=str(Path(config.storage_path).resolve()),
+    )
 
 
 def _absolute(location: str) -> str:

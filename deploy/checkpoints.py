@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from deploy.errors import CommandError
 from deploy.terminal import Terminal, line
+from deploy.times import clock, local_time, short_duration
 
 if TYPE_CHECKING:
     from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
@@ -26,8 +28,8 @@ def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
 
     Returns:
         `name`, `kind` (full or delta), `parent` (name or null), `links` (of its chain), `bytes` (of its own files),
-        `chain_bytes`, `written` (ISO 8601 or null), `step`, `workers`, `events_trained`, `rows_read`, `dead_letters`;
-        of one that cannot be read, `name` and `error`.
+        `chain_bytes`, `written` (ISO 8601, local, or null), `step`, `workers`, `events_trained`, `rows_read`,
+        `dead_letters`; of one that cannot be read, `name` and `error`.
     Raises:
         NoSuchCheckpoint: there is none at all.
     """
@@ -50,13 +52,18 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
 
     Returns:
         `name`, `whole` (with all it builds on), `files` (name, bytes, problem: empty if none), `problem`.
+    Raises:
+        NoSuchCheckpoint: there is none at all, or none of a name.
     """
     from cluster.checkpoints.checkpoint import open_checkpoint
     from cluster.checkpoints.manifest import CheckpointError, file_problem, read_manifest
 
     store = _store(config)
     results = []
-    for name in _existing(store, names or store.names()):
+    chosen = _existing(store, names or store.names())
+    if not chosen:
+        raise _none_in(store)
+    for name in chosen:
         files: list[dict[str, Any]] = []
         problem = ""
         try:
@@ -132,29 +139,32 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
         "links": len(checkpoint.links),
         "bytes": checkpoint.size,
         "chain_bytes": sum(link.size for link in checkpoint.links),
-        "written": datetime.fromtimestamp(written / 1000, UTC).isoformat() if written else None,
+        "written": local_time(written / 1000, timespec="milliseconds") if written else None,
         **{name: manifest.get(name) for name in _COUNTERS},
     }
 
 
 def print_list(console: Terminal, entries: list[dict[str, Any]]) -> None:
-    """One line per checkpoint."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("checkpoint", "kind", "parent", "step", "events trained", "own MB", "chain MB", "written"):
-        table.add_column(name, no_wrap=True)
+    """One line per checkpoint, at most 80 columns wide with names as long as they are."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("checkpoint", "kind", "events", "own MB", "chain MB", "written", "ago"):
+        table.add_column(
+            name, no_wrap=name != "kind", justify="right" if "MB" in name or name == "events" else "left"
+        )
+    now = time.time()
     for entry in entries:
         if "error" in entry:
             table.add_row(entry["name"], line("unreadable", style="red"))
             continue
+        written = datetime.fromisoformat(entry["written"]).timestamp() if entry["written"] else None
         table.add_row(
             entry["name"],
-            entry["kind"],
-            entry["parent"] or "–",
-            f"{entry['step']:,}",
+            "full" if entry["links"] == 1 else f"delta {entry['links'] - 1}",
             f"{entry['events_trained']:,}",
             f"{entry['bytes'] / 1e6:,.2f}",
             f"{entry['chain_bytes'] / 1e6:,.2f}",
-            (entry["written"] or "–")[:19],
+            "–" if written is None else clock(written),
+            "–" if written is None else short_duration(now - written),
         )
     console.print(table)
     for entry in entries:

@@ -66,11 +66,14 @@ def _console() -> Terminal:
 
 def _print_fields(result: dict[str, Any]) -> None:
     from deploy.terminal import say
+    from deploy.times import local_time
 
     for name, value in result.items():
         # What is nested is for the JSON file.
         if isinstance(value, dict | list):
             continue
+        if name == "time_s":
+            name, value = "time", local_time(value)
         if isinstance(value, float):
             value = f"{value:,.3f}"
         say(f"{name:22} {value}")
@@ -454,7 +457,10 @@ def data_fetch(
 def checkpoint_list(
     overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None
 ) -> None:
-    """The checkpoints of a run: step, time, full or delta and of what, sizes, events trained."""
+    """The checkpoints of a run: full, or the how-manyth delta above a full one; events trained, sizes, age.
+
+    `--json` has all of it: parents, steps, workers, dead letters.
+    """
     from deploy.checkpoints import list_checkpoints, print_list
     from deploy.output import write_json
 

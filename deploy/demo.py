@@ -228,7 +228,7 @@ def run_demo(options: DemoOptions, json_path: Path | None) -> int:
     """
     # A mistyped setting must fail before anything is started or fetched.
     load_config(options.config_file, list(options.overrides))
-    display = Display(DemoView())
+    display = Display(DemoView(produced=0))
     demo = Demo(options, display)
     try:
         with display, stop_on_sigterm():

@@ -10,6 +10,7 @@ from rich.live import Live
 
 from deploy.screen import DemoView, plain_line, render
 from deploy.terminal import Terminal
+from deploy.times import local_time
 
 LINE_EVERY_S = 5.0
 
@@ -49,10 +50,10 @@ class Display:
 
     def say(self, sentence: str) -> None:
         """Tell something that happened."""
-        line = f"{self.elapsed_s:6.1f} s  {sentence}"
-        self.view.messages.append(line)
+        now = local_time(time.time())
+        self.view.messages.append(f"{now[11:19]}  {sentence}")
         if self._live is None:
-            self.console.print(line)
+            self.console.print(f"{now}  {sentence}")
         self.update()
 
     def update(self) -> None:
@@ -62,4 +63,4 @@ class Display:
             self._live.update(render(self.view))
         elif self.view.progress.step and self.elapsed_s - self._last_line >= LINE_EVERY_S:
             self._last_line = self.elapsed_s
-            self.console.print(plain_line(self.view))
+            self.console.print(f"{local_time(time.time())}  {plain_line(self.view)}")

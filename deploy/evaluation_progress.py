@@ -14,6 +14,7 @@ from rich.table import Table
 
 from deploy.screen import rate
 from deploy.terminal import Terminal, line
+from deploy.times import duration
 
 if TYPE_CHECKING:
     from cluster.evaluation.cell import Cell
@@ -77,16 +78,6 @@ class EvaluationView:
         parts.append(duration(now - self.started))
         parts += [f"about {duration(eta)} to go"] if eta is not None and self.running else []
         return " · ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 5 s`, `2 h 4 min`."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def cell_title(cell: Cell) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.errors import CommandError
-from retrieval.durable_files import make_private
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -42,7 +41,7 @@ def check_stream(config: FreshetConfig) -> None:
 
 
 def check_storage(config: FreshetConfig) -> None:
-    """Make `storage_path`, and `train.checkpoint_path` where it is a folder, and see that files can be written there.
+    """See that `storage_path`, and `train.checkpoint_path` unless it is an address, can be folders to write in.
 
     Raises:
         StorageUnusable: they cannot; names the setting.
@@ -62,9 +61,8 @@ def _check_folder(path: Path, setting: str) -> None:
     if not existing.is_dir():
         raise StorageUnusable(f"{existing} is a file, not a folder (setting: {setting}={path})")
     try:
-        make_private(path)
         # Permissions do not tell all: of /proc, or of what is mounted read-only, they say that it can be written.
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         reason = error.strerror or type(error).__name__

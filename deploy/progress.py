@@ -64,6 +64,8 @@ class Progress:
     dead_letters: int = 0
     messages_skipped: int = 0
     lag_messages: int = 0
+    lag_events: int | None = None
+    """About how many events wait to be read; None before the run has looked."""
     loss: Mapping[str, float] = field(default_factory=dict)
     examples_per_s: float = math.nan
     mean_examples_per_s: float = math.nan
@@ -121,6 +123,7 @@ SCALARS = {
     "dead_letters": int,
     "messages_skipped": int,
     "lag_messages": int,
+    "lag_events": int,
     "examples_per_s": float,
     "mean_examples_per_s": float,
     "known_items": int,

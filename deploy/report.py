@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +54,7 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
 
 
 def print_report(console: Terminal, figures: DemoFigures) -> None:
-    """Print figures, recommendations, problems and where things are."""
+    """Print figures, recommendations, problems, where things are, and last a command that goes on from there."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
@@ -64,13 +67,24 @@ def print_report(console: Terminal, figures: DemoFigures) -> None:
     console.print()
     run_dir = _short(Path(figures.run_dir))
     console.print(f"Results: {run_dir} (settings.yaml, demo.json, storage/, logs/)")
-    user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
-    console.print(
-        f"Go on:   freshet recommend --config {run_dir}/settings.yaml --user {user}",
-        style="bold",
-    )
     for problem in figures.problems:
         console.print(f"Not in order: {problem}", style="bold red")
+    user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
+    console.print("Go on with:")
+    settings = shlex.quote(str(run_dir / "settings.yaml"))
+    # Alone on its line, unwrapped and from here, to be pasted as it is.
+    console.print(f"{program()} recommend --config {settings} --user {user}", style="bold", soft_wrap=True)
+
+
+def program() -> str:
+    """How this command was called, so that the shell finds it again: `freshet`, a path to it, or `python -m deploy`."""
+    called = Path(sys.argv[0])
+    if called.name != "freshet":
+        return f"{shlex.quote(sys.executable)} -m deploy"
+    found = shutil.which("freshet")
+    on_path = found is not None and Path(found).absolute() == called.absolute()
+    path = str(_short(called.absolute()))
+    return "freshet" if on_path else shlex.quote(path if "/" in path else f"./{path}")
 
 
 def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:

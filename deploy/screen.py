@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deploy.progress import Progress
 from deploy.terminal import line, panel, stacked
+from deploy.times import duration
 
 SPARKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
@@ -34,7 +35,8 @@ class DemoView:
     title: str = "Freshet demo"
     stage: str = "starting"
     elapsed_s: float = 0.0
-    produced: int = 0
+    produced: int | None = None
+    """None where nobody produces here."""
     planned: int = 0
     progress: Progress = field(default_factory=Progress)
     messages: list[str] = field(default_factory=list)
@@ -79,7 +81,9 @@ def _grid(rows: Iterable[Sequence[RenderableType]], justify: Sequence[str] = ("l
 
 def _stream_panel(view: DemoView) -> RenderableType:
     progress, total = view.progress, max(view.planned, 1)
-    counts = {"produced": view.produced, "in": progress.rows_read, "trained": progress.events_trained}
+    counts = {"in": progress.rows_read, "trained": progress.events_trained}
+    if view.produced is not None:
+        counts = {"produced": view.produced, **counts}
     bars: list[tuple[RenderableType, ...]] = [
         (name, number(count), ProgressBar(total, min(count, total), width=14))
         for name, count in counts.items()
@@ -87,7 +91,7 @@ def _stream_panel(view: DemoView) -> RenderableType:
     rows = [
         *bars,
         *((name, number(count), "") for name, count in progress.set_aside.items() if count),
-        ("lag", number(progress.lag_messages), "messages"),
+        ("lag", number(progress.lag_events), "events, about"),
         ("dead letters", number(progress.dead_letters), ""),
         ("known items", number(progress.known_items), ""),
     ]
@@ -142,6 +146,12 @@ def freshness_text(progress: Progress) -> str:
     return f"p50 {number(freshness.get('p50_s'), 1)} s · p99 {number(freshness.get('p99_s'), 1)} s"
 
 
+def lag_text(progress: Progress) -> str:
+    """How many events wait to be read, as far as is known."""
+    lag = progress.lag_events
+    return "lag not known yet" if lag is None else f"lag {'about ' if lag else ''}{lag:,} events"
+
+
 def _index_panel(progress: Progress) -> RenderableType:
     step = progress.checkpoint_step
     rows = [
@@ -155,7 +165,7 @@ def _index_panel(progress: Progress) -> RenderableType:
 
 def render(view: DemoView) -> RenderableType:
     """The whole screen: 80 columns wide, 26 lines high with its messages."""
-    head = line((view.title, "bold"), f"  {view.stage}  ", (f"{view.elapsed_s:.0f} s", "dim"))
+    head = line((view.title, "bold"), f"  {view.stage}  ", (duration(view.elapsed_s), "dim"))
     top = Table.grid(expand=True)
     top.add_column(ratio=1)
     top.add_column(ratio=1)
@@ -168,11 +178,11 @@ def plain_line(view: DemoView) -> str:
     """The same figures as one line, for a log or a pipe."""
     progress, curve = view.progress, view.progress.progressive
     parts = [
-        f"{view.elapsed_s:6.1f} s",
         view.stage,
-        f"produced {view.produced:,} in {progress.rows_read:,} trained {progress.events_trained:,}"
+        ("" if view.produced is None else f"produced {view.produced:,} ")
+        + f"in {progress.rows_read:,} trained {progress.events_trained:,}"
         + set_aside_text(progress.set_aside),
-        f"lag {progress.lag_messages:,}",
+        lag_text(progress),
         f"loss {number(progress.loss.get('total'), 3)}",
         f"{number(progress.examples_per_s)} examples/s",
         f"HR@10 {rate(curve.rate(curve.hits))} (popularity {rate(curve.rate(curve.popularity_hits))}, "

@@ -13,6 +13,7 @@ from deploy.errors import CommandError
 from deploy.progress import Progress, parse_progress
 from deploy.screen import freshness_text, number, rate, set_aside_text
 from deploy.terminal import Terminal
+from deploy.times import ago, local_time
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -28,9 +29,10 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
     """Everything that can be read about a run without stopping it.
 
     Returns:
-        `storage_path`, `progress` (progress.json or null), `age_s` (of it, seconds), `checkpoints` and
-        `index_versions` (name, step, ...; oldest first), `index_current` (name or null), `lag_messages` (null
-        if the broker cannot tell), `broker` (`answers` or why not).
+        `storage_path`, `progress` (progress.json or null), `time` (of it, ISO 8601, local), `age_s` (seconds),
+        `checkpoints` and `index_versions` (name, step, ...; oldest first), `index_current` (name or null),
+        `lag_messages` and `lag_events` (null if the broker cannot tell; the latter is an estimate), `broker`
+        (`answers` or why not).
     Raises:
         NothingThere: no progress, no checkpoint and no version there.
     """
@@ -48,14 +50,15 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
     status: dict[str, Any] = {
         "storage_path": str(storage),
         "progress": record,
+        "time": local_time(parse_progress(record).time_s) if record else None,
         "age_s": time.time() - parse_progress(record).time_s if record else None,
-        "checkpoints": [_brief(manifest, "step") for manifest in checkpoints],
+        "checkpoints": [_brief(manifest, "step", "written_ms") for manifest in checkpoints],
         "index_versions": [
             _brief(manifest, "items", "recall", "nprobe", "nlist", "step") for manifest in versions
         ],
         "index_current": _current(storage / "index"),
     }
-    return status | _lag(config, checkpoints)
+    return status | _lag(config, checkpoints, record)
 
 
 def _live_text(status: dict[str, Any]) -> str:
@@ -107,17 +110,39 @@ def _current(folder: Path) -> str | None:
         return None
 
 
-def _lag(config: FreshetConfig, checkpoints: list[dict[str, Any]]) -> dict[str, Any]:
-    """Messages between the newest checkpoint's positions and the ends of the topic."""
-    from streaming.source import end_offsets
+def _lag(
+    config: FreshetConfig, checkpoints: list[dict[str, Any]], record: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What waits between the newest checkpoint's positions and the ends of the topic; of files, what the run says."""
+    from streaming.source import end_offsets, first_offsets
 
+    progress = parse_progress(record)
+    if config.stream.parquet:
+        lag = {"lag_messages": progress.lag_messages, "lag_events": progress.lag_events}
+        return {**lag, "broker": "not asked: files are read"}
+    topic = config.stream.interactions_topic
+    newest = checkpoints[-1] if checkpoints else {}
+    positions = checkpoint_offsets(newest)
     try:
-        ends = end_offsets(config.stream, config.stream.interactions_topic)
+        ends = end_offsets(config.stream, topic)
+        starts = {} if positions.keys() >= ends.keys() else first_offsets(config.stream, topic)
     except RuntimeError as error:
-        return {"lag_messages": None, "broker": " ".join(str(error).split())}
-    positions = checkpoint_offsets(checkpoints[-1]) if checkpoints else {}
-    lag = sum(max(0, end - positions.get(partition, 0)) for partition, end in ends.items())
-    return {"lag_messages": lag, "broker": "answers"}
+        return {"lag_messages": None, "lag_events": None, "broker": " ".join(str(error).split())}
+    lag_messages = sum(max(0, end - positions.get(p, starts.get(p, 0))) for p, end in ends.items())
+    per_message = events_per_message(newest, progress)
+    lag_events = 0 if not lag_messages else None if per_message is None else round(lag_messages * per_message)
+    return {"lag_messages": lag_messages, "lag_events": lag_events, "broker": "answers"}
+
+
+def events_per_message(manifest: dict[str, Any], progress: Progress) -> float | None:
+    """Mean rows of the messages up to a checkpoint, else of those that a run waits for; None if neither is known."""
+    origin = (manifest.get("stream") or {}).get("origin") or {}
+    read = sum(max(0, at - int(origin.get(str(p), 0))) for p, at in checkpoint_offsets(manifest).items())
+    if read and manifest.get("rows_read"):
+        return float(manifest["rows_read"] / read)
+    if progress.lag_messages and progress.lag_events:
+        return progress.lag_events / progress.lag_messages
+    return None
 
 
 def checkpoint_offsets(manifest: dict[str, Any]) -> dict[int, int]:
@@ -140,9 +165,7 @@ def print_status(console: Terminal, status: dict[str, Any]) -> None:
 def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, str]]:
     """Label and text of each line of the table."""
     curve = progress.progressive
-    names = [entry["name"] for entry in status["checkpoints"]]
     versions = [entry["name"] for entry in status["index_versions"]]
-    lag = status["lag_messages"]
     return [
         ("storage", status["storage_path"]),
         ("state", _state(status, progress)),
@@ -157,25 +180,42 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
             "HR@10",
             f"{rate(curve.rate(curve.hits))} on {curve.sample_size():,} events before they were trained on",
         ),
-        ("checkpoints", ", ".join(names) or "none"),
+        ("checkpoints", _checkpoints_text(status["checkpoints"])),
         ("index", f"{', '.join(versions) or 'no versions'}; live: {status['index_current'] or 'none'}"),
         ("live index", _live_text(status)),
         ("freshness", freshness_text(progress)),
-        (
-            "lag",
-            f"{lag:,} messages behind the newest checkpoint"
-            if lag is not None
-            else "unknown: " + status["broker"],
-        ),
+        ("lag", _lag_text(status)),
     ]
+
+
+def _checkpoints_text(checkpoints: list[dict[str, Any]]) -> str:
+    if not checkpoints:
+        return "none"
+    names = ", ".join(entry["name"] for entry in checkpoints)
+    written_ms = checkpoints[-1].get("written_ms")
+    if not written_ms:
+        return names
+    return f"{names}; newest of {local_time(written_ms / 1000)}, {ago(written_ms / 1000)}"
+
+
+def _lag_text(status: dict[str, Any]) -> str:
+    messages, events = status["lag_messages"], status["lag_events"]
+    if messages is None:
+        return f"unknown: {status['broker']}"
+    if events is None:
+        return f"{messages:,} messages behind the newest checkpoint, with how many events is not known yet"
+    about = "about " if events else ""
+    return f"{about}{events:,} events behind the newest checkpoint, in {messages:,} messages"
 
 
 def _state(status: dict[str, Any], progress: Progress) -> str:
     if status["progress"] is None:
         return "no progress was ever written"
-    age = float(status["age_s"])
+    when = f"as of {status['time']}, {ago(progress.time_s)}"
     if progress.error:
-        return f"{progress.state}: {progress.error}"
-    if progress.state != "finished" and age > SILENT_AFTER_S:
-        return f"{progress.state}, but silent for {age:,.0f} s: it may have died"
-    return f"{progress.state} ({age:,.0f} s ago)"
+        return f"{progress.state} ({when}): {progress.error}"
+    if progress.state != "finished" and float(status["age_s"]) > SILENT_AFTER_S:
+        return (
+            f"{progress.state}, but silent since {status['time']}, {ago(progress.time_s)}: it may have died"
+        )
+    return f"{progress.state} ({when})"

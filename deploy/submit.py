@@ -185,6 +185,8 @@ def submit_verb(
         ClusterUnreachable, JobFailed: what came of it.
     """
     config = load_config(config_file, list(overrides))
+    if not working_dir.is_dir():
+        raise UsageError(f"{working_dir} is no folder (option --working-dir)")
     arguments = [*options, *overrides, job_storage(config.storage_path, address)]
     inside = config_inside(config_file, working_dir)
     command = entrypoint(interpreter_for(address, python), verb, inside, arguments)

@@ -48,6 +48,7 @@ class _RowGroup:
     group: int
     offset: int
     timestamp: int
+    rows: int
     value: bytes | None = None
     headers: Sequence[tuple[str, bytes]] | None = None
 
@@ -131,6 +132,14 @@ class ParquetSource:
     def lag(self) -> dict[int, int]:
         """Row groups between the position and the end, by partition."""
         return {p: len(self._groups) - queue.next_offset() for p, queue in self._queues.items()}
+
+    def lag_events(self) -> float:
+        """Rows that wait: those that are ready, and of the row groups not read yet each partition's even share."""
+        shares = (
+            sum(group.rows for group in self._groups[queue.fetched :]) / self._config.parquet_partitions
+            for queue in self._queues.values()
+        )
+        return sum(queue.ready for queue in self._queues.values()) + sum(shares)
 
     def wait(self, timeout_s: float) -> bool:
         """Reads until any row is ready or nothing more will come; whether any is."""
@@ -234,11 +243,12 @@ def _row_groups(where: str) -> list[_RowGroup]:
     groups: list[_RowGroup] = []
     for file in files:
         try:
-            count = pq.ParquetFile(file).metadata.num_row_groups
+            footer = pq.ParquetFile(file).metadata
+            rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         except (pa.ArrowException, OSError) as error:
             raise ParquetUnusable(f"{file} cannot be read: {error} (setting: stream.parquet)") from error
         written_ms = int(file.stat().st_mtime * 1000)
-        groups += [_RowGroup(file, group, len(groups) + group, written_ms) for group in range(count)]
+        groups += [_RowGroup(file, n, len(groups) + n, written_ms, count) for n, count in enumerate(rows)]
     return groups
 
 

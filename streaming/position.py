@@ -84,6 +84,9 @@ class EventSource(Protocol):
     def lag(self) -> dict[int, int]:
         """Messages (or rows, in a file) between the position and the end, by partition."""
 
+    def lag_events(self) -> float:
+        """About how many events are left up to the end: those that are ready, and an estimate of the others; or NaN."""
+
     def wait(self, timeout_s: float) -> bool:
         """Waits until any row is ready, nothing more will come, or time is up; whether any row is ready."""
 

@@ -22,6 +22,8 @@ class RowQueue:
         ready: rows in the queue.
         fetched: offset up to which messages have been put, gaps included.
         size: bytes, decoded, of the messages whose rows are not all taken, and of their dead letters.
+        rows_put: rows of all stretches so far.
+        messages_put: messages that they were in.
     """
 
     def __init__(self, start: Position) -> None:
@@ -29,11 +31,14 @@ class RowQueue:
         self.ready = 0
         self.fetched = start.offset
         self.size = 0
+        self.rows_put = self.messages_put = 0
         self._pieces: deque[_Piece] = deque()
 
     def put(self, decoded: Decoded, fetched: int, size: int = 0) -> None:
         """Adds a stretch of so many bytes that follows the last one; rows before the position are dropped."""
         piece = _Piece(decoded, size)
+        self.rows_put += piece.remaining
+        self.messages_put += piece.messages
         piece.skip(piece.rows_before(self.position) if not self._pieces else 0)
         self.fetched = max(self.fetched, fetched)
         if piece.remaining:
@@ -61,9 +66,14 @@ class RowQueue:
         if not self.ready and self.fetched >= end and self.position.offset < end:
             self.position = Position(end, 0)
 
+    @property
+    def decoded_to(self) -> int:
+        """Offset from which on nothing has been put."""
+        return max(self.position.offset, self.fetched)
+
     def next_offset(self) -> int:
         """Offset of the next message to take from: past a gap if the queue is empty."""
-        return self.position.offset if self.ready else max(self.position.offset, self.fetched)
+        return self.position.offset if self.ready else self.decoded_to
 
 
 class _Piece:
@@ -78,6 +88,11 @@ class _Piece:
     @property
     def remaining(self) -> int:
         return len(self._offset_N) - self._taken
+
+    @property
+    def messages(self) -> int:
+        """Messages that its rows were in."""
+        return int(np.count_nonzero(np.diff(self._offset_N))) + bool(len(self._offset_N))
 
     def rows_before(self, position: Position) -> int:
         """Rows that stand before a position; they are the first ones."""

@@ -190,6 +190,20 @@ class KafkaSource:
         with self._changed:
             return {p: max(0, r.highwater - r.queue.next_offset()) for p, r in self._readers.items()}
 
+    def lag_events(self) -> float:
+        """Events that wait: decoded ones are counted, for the others messages times the mean of the decoded ones.
+
+        Offsets count what holds no event, too (gaps of a compacted log, marks of transactions). NaN while there are
+        messages, but none was decoded yet.
+        """
+        with self._changed:
+            queues = [reader.queue for reader in self._readers.values()]
+            ahead = sum(max(0, r.highwater - r.queue.decoded_to) for r in self._readers.values())
+        ready, messages = sum(q.ready for q in queues), sum(q.messages_put for q in queues)
+        if not ahead:
+            return ready
+        return ready + ahead * (sum(q.rows_put for q in queues) / messages) if messages else math.nan
+
     def wait(self, timeout_s: float) -> bool:
         """Waits until any row is ready, nothing more will come, or time is up; whether any row is ready."""
         with self._changed:

@@ -61,6 +61,9 @@ class MemorySource:
     def lag(self) -> dict[int, int]:
         return self.ready_rows()
 
+    def lag_events(self) -> float:
+        return sum(self.ready_rows().values())
+
     def wait(self, timeout_s: float) -> bool:
         return not self.finished
 

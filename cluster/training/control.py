@@ -26,6 +26,7 @@ class Report:
     duplicates: float = 0
     quarantined: float = 0
     lag_messages: float = 0
+    lag_events: float = 0
     skipped: float = 0
     sample: float = 0
     hits: float = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -12,10 +13,12 @@ from typing import Any
 
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.collectives import Collectives
+from cluster.publishing.live_index import LiveIndex
 from cluster.publishing.publisher import Publisher
 from cluster.training.control import Report
 from cluster.training.run import TrainingRun
 from cluster.training.telemetry import ProgressFile
+from retrieval.version import VersionStore
 
 _EVERY_S = 0.5
 _RATE_WINDOW_S = 10.0
@@ -36,6 +39,7 @@ class ProgressReporter:
         self._written_s = 0.0
         self._checkpoint: dict[str, object] | None = None
         self._published_before = 0
+        self._live = LiveIndex(VersionStore(storage / "index"))
         self._static: dict[str, Any] = {"run_id": run_id, "workers": comm.world}
         self._begin_attempt(run_id)
 
@@ -97,6 +101,7 @@ class ProgressReporter:
             "events_quarantined": int(totals.quarantined),
             "dead_letters": int(totals.dead_letters),
             "lag_messages": int(totals.lag_messages),
+            "lag_events": None if math.isnan(totals.lag_events) else round(totals.lag_events),
             "messages_skipped": int(totals.skipped),
             "notice": run.notice,
             "error": "; ".join(filter(None, (self.checkpoint_problem, publisher.problem))),
@@ -115,20 +120,12 @@ class ProgressReporter:
         self._file.write(self.last)
 
     def _index(self, publisher: Publisher) -> dict[str, Any] | None:
-        report = publisher.last
+        """What is live, whoever published it, how many this run published, and how its last one passed the gate."""
+        live, report = self._live.figures(), publisher.last
         versions = self._published_before + publisher.published
-        if report is None:
-            return {"versions": versions} if versions else None
-        return {
-            "version": report.version.name if report.version is not None else None,
-            "versions": versions,
-            "items": report.items,
-            "kind": report.kind,
-            "nlist": report.nlist,
-            "nprobe": report.nprobe,
-            "recall": report.recall,
-            "gate": asdict(report.gate),
-        }
+        if not live and not versions and report is None:
+            return None
+        return {**live, "versions": versions, "gate": asdict(report.gate) if report is not None else None}
 
     def _rate(self) -> float:
         if len(self._steps) < 2:

@@ -195,6 +195,7 @@ class Worker:
             duplicates=self.run.ledger.duplicates,
             quarantined=self.run.ledger.quarantined,
             lag_messages=sum(self.run.source.lag().values()),
+            lag_events=self.run.source.lag_events(),
             skipped=sum(self.run.stream.skipped.values()),
         )
         report.checkpoint_ready = float(self._checkpointer.ready)

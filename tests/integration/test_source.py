@@ -134,11 +134,13 @@ def test_reading_ahead_stops_at_the_bound_and_goes_on_when_rows_are_taken(stream
         time.sleep(0.5)
         assert max(source.ready_rows().values()) <= 100
         assert source.lag() == {0: 100, 1: 100}
+        assert source.lag_events() == 2000  # of messages, most of them not decoded yet, with ten events each
         taken = 0
         while taken < 2000:
             source.wait(1)
             taken += source.take({0: 50, 1: 50}).row_count
         assert source.lag() == {0: 0, 1: 0}
+        assert source.lag_events() == 0
         assert not source.finished
 
 

@@ -19,6 +19,7 @@ from cluster.config import FreshetConfig, TrainConfig
 from cluster.launcher import TrainingStopped, _scaling, run_refresh, run_training
 from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
+from streaming.parquet_source import ParquetUnusable
 from streaming.source import BrokerRefused, BrokerUnavailable
 from tests.full_disk import refusing
 
@@ -249,3 +250,23 @@ def test_on_a_full_disk_a_worker_still_says_what_it_met(tmp_path, monkeypatch, c
         launcher._train_on_worker(settings)
     assert launcher.stop_reason(tmp_path / "run", "one") is None
     assert "stopped.json was not written" in caplog.text
+
+
+def test_files_that_are_not_there_are_told_before_ray_starts(tmp_path, monkeypatch):
+    rounds, config = _run(tmp_path, monkeypatch)
+    config.stream.parquet = str(tmp_path / "nowhere")
+    with pytest.raises(
+        ParquetUnusable, match=r"nowhere is no Parquet file and holds none \(setting: stream\.parquet\)"
+    ):
+        run_training(config)
+    assert rounds.failures == []
+
+
+def test_files_are_found_by_workers_whose_folder_is_another(tmp_path, monkeypatch):
+    _, config = _run(tmp_path, monkeypatch)
+    config.stream.parquet = "events.parquet"
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(launcher, "_fit", lambda config, *_, **__: seen.append(config.stream.parquet))
+    run_training(config)
+    assert seen == [str(tmp_path / "events.parquet")]

@@ -22,6 +22,7 @@ def progress_record() -> Callable[..., dict[str, Any]]:
             "events_trained": 59_976,
             "dead_letters": 2,
             "lag_messages": 4,
+            "lag_events": 75_123,
             "loss": {
                 "total": 6.123,
                 "main": 5.5,

@@ -1,6 +1,9 @@
 """`checkpoint list | verify | diff` on a chain that a run has written."""
 
+import io
 import json
+import re
+from datetime import datetime
 
 import pytest
 from typer.testing import CliRunner
@@ -8,9 +11,10 @@ from typer.testing import CliRunner
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.training.worker_state import checkpointer_of
-from deploy.checkpoints import NoSuchCheckpoint, list_checkpoints
+from deploy.checkpoints import NoSuchCheckpoint, list_checkpoints, print_list
 from deploy.cli import app
 from deploy.errors import UsageError
+from deploy.terminal import Terminal
 from tests.unit_runs import small_config, small_run, train_steps
 
 
@@ -47,7 +51,30 @@ def test_the_list_shows_steps_times_kinds_parents_sizes_and_events(tmp_path, run
     assert delta["chain_bytes"] == full["bytes"] + delta["bytes"]
     assert full["events_trained"] < delta["events_trained"]
     assert full["written"].startswith("20")
-    assert delta["name"] in done.output
+    assert datetime.fromisoformat(full["written"]).utcoffset() is not None
+    narrow = CliRunner().invoke(
+        app, ["checkpoint", "list", f"storage_path={run_folder}"], env={"COLUMNS": "80"}
+    )
+    lines = narrow.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [row.split()[:2] for row in lines[1:]] == [[full["name"], "full"], [delta["name"], "delta"]]
+    assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d +\d+ (s|min|h)$", lines[1].rstrip())
+
+
+def test_long_names_and_large_figures_still_fit_80_columns():
+    entry = {
+        "name": "step-00001200.12",
+        "links": 21,
+        "events_trained": 999_999_999,
+        "bytes": 9_999_990_000,
+        "chain_bytes": 99_999_990_000,
+        "written": "2026-11-27 10:13:43.123+01:00",
+    }
+    out = io.StringIO()
+    print_list(Terminal(file=out, width=80), [entry, {"name": "step-00001300", "error": "is damaged"}])
+    lines = out.getvalue().splitlines()
+    assert "step-00001200.12 delta 20 999,999,999 9,999.99 99,999.99" in re.sub(" +", " ", lines[1])
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_damaged_file_is_named_by_verify_and_so_is_what_builds_on_it(tmp_path, run_folder):
@@ -83,6 +110,13 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path, run_folder):
     done, _ = _invoke(tmp_path, run_folder, "verify", "--name", "step-00000099")
     assert isinstance(done.exception, NoSuchCheckpoint)
     assert "there are step-0000000" in str(done.exception)
+    for verb in ("list", "verify", "audit"):
+        done, found = _invoke(tmp_path, tmp_path / "nowhere", verb)
+        assert isinstance(done.exception, NoSuchCheckpoint), verb
+        assert "nowhere/checkpoints (setting: storage_path" in str(done.exception)
+        assert found is None
+    named = ("diff", "--old", "step-00000001", "--new", "step-00000002")
+    assert isinstance(_invoke(tmp_path, tmp_path / "nowhere", *named)[0].exception, NoSuchCheckpoint)
     config = small_config()
     config.storage_path = str(tmp_path / "nowhere")
     with pytest.raises(NoSuchCheckpoint, match="storage_path"):

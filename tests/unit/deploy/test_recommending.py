@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -74,5 +77,27 @@ def test_the_report_prints_the_figures_the_problems_and_how_to_go_on(tmp_path, m
     assert "100,000 produced, 99,998 trained" in text
     assert ".200 (2.5 × popularity .080; co-occurrence .170)" in text
     assert "10,000 events of the second half" in text
-    assert "freshet recommend --config runs/demo/x/settings.yaml --user 42" in text
     assert "Not in order: 99,998 of 100,000" in text
+    command = text.splitlines()[-1]
+    assert command.endswith(" recommend --config runs/demo/x/settings.yaml --user 42")
+
+
+def test_the_reports_last_line_is_a_command_that_a_shell_runs_from_here(tmp_path, monkeypatch):
+    """Wherever freshet is, whatever the folder is called, however narrow the terminal."""
+    here = tmp_path / "a folder; $(odd)"
+    bin_dir = here / ".venv" / "bin"
+    bin_dir.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    script = bin_dir / "freshet"
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    script.chmod(0o755)
+    figures = DemoFigures(run_dir=str(here / "runs of mine" / "x" / ("y" * 30)), problems=["something"])
+    for called, path in ((script, os.environ["PATH"]), (script, f"{bin_dir}:{os.environ['PATH']}")):
+        monkeypatch.setattr(sys, "argv", [str(called), "demo"])
+        monkeypatch.setenv("PATH", path)
+        out = io.StringIO()
+        print_report(Terminal(file=out, width=40), figures)
+        command = out.getvalue().splitlines()[-1]
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+        settings = f"{'runs of mine/x/' + 'y' * 30}/settings.yaml"
+        assert done.stdout.splitlines() == ["recommend", "--config", settings, "--user", "1"]

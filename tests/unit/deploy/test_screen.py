@@ -1,5 +1,6 @@
 import io
 import math
+import re
 
 import pytest
 
@@ -8,6 +9,8 @@ from deploy.narration import narrate
 from deploy.progress import Progress, parse_progress
 from deploy.screen import DemoView, number, plain_line, rate, render, sparkline
 from deploy.terminal import Terminal
+
+MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
 
 
 def screen_text(view: DemoView, width: int = 80) -> str:
@@ -20,7 +23,7 @@ def test_the_screen_shows_every_figure_of_the_progress(progress_record):
     view = DemoView("Freshet demo", "streaming", 71.2, 64_000, 100_000, parse_progress(progress_record()))
     text = screen_text(view)
     for shown in (
-        ["64,000", "60,123", "59,976", "messages", "dead letters"],
+        ["64,000", "60,123", "59,976", "75,123 events, about", "dead letters"],
         ["6.123", "5.500", "0.310", "0.410", "1.200", "2.200", "1.900", "1,043"],
         [".150", ".100", ".070", "6,000 events"],
         ["v6", "1,682 items", "recall@10 .987", "nprobe 9 of 41", "6 versions", "ivf_fp16"],
@@ -67,6 +70,20 @@ def test_the_plain_line_has_the_figures_and_restarts_only_if_there_were_some(pro
     assert "restarts" not in line
     again = plain_line(DemoView(progress=parse_progress(progress_record(restarts=1))))
     assert "restarts 1" in again
+
+
+def test_nothing_is_said_of_producing_where_nobody_produces_here(progress_record):
+    view = DemoView(progress=parse_progress(progress_record()))
+    assert "produced" not in screen_text(view)
+    assert "in 60,123 trained 59,976" in plain_line(view)
+    assert "produced" not in plain_line(view)
+
+
+def test_the_lag_is_in_events_and_not_known_before_the_run_has_looked(progress_record):
+    assert "| lag about 75,123 events |" in plain_line(DemoView(progress=parse_progress(progress_record())))
+    assert "| lag 0 events |" in plain_line(DemoView(progress=parse_progress(progress_record(lag_events=0))))
+    for unknown in (Progress(), parse_progress(progress_record(lag_events=None))):
+        assert "| lag not known yet |" in plain_line(DemoView(progress=unknown))
 
 
 def test_a_sparkline_spans_the_scale_and_leaves_gaps():
@@ -127,8 +144,9 @@ def test_without_a_terminal_messages_are_printed_as_they_come(progress_record):
         display.update()
         display.update()
     lines = out.getvalue().splitlines()
-    assert lines[0].endswith("s  Apache Kafka is ready [on] 127.0.0.1:1")
-    assert sum("trained 59,976" in line for line in lines) == 1
+    assert re.fullmatch(rf"{MOMENT}  Apache Kafka is ready \[on\] 127.0.0.1:1", lines[0])
+    [figures] = [line for line in lines if "trained 59,976" in line]
+    assert re.match(rf"{MOMENT}  starting | ", figures)
 
 
 def test_on_a_terminal_the_panels_are_drawn():

@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -7,6 +9,8 @@ import pytest
 
 from deploy.status import NothingThere, checkpoint_offsets, collect_status, print_status
 from deploy.terminal import Terminal
+
+WRITTEN_MS = int((time.time() - 200) * 1000)
 
 
 @pytest.fixture
@@ -16,7 +20,13 @@ def run(tmp_path, monkeypatch, progress_record):
     for step in (120, 240):
         folder = tmp_path / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
-        manifest = {"step": step, "positions": {"0": [20, 3], "1": [25, 0]}}
+        manifest = {
+            "step": step,
+            "positions": {"0": [20, 3], "1": [25, 0]},
+            "rows_read": 2400,
+            "written_ms": WRITTEN_MS,
+            "stream": {"origin": {"1": 5}},
+        }
         (folder / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "checkpoints" / ".writing-step-00000300").mkdir()
     version = tmp_path / "index" / "v00000006"
@@ -27,7 +37,7 @@ def run(tmp_path, monkeypatch, progress_record):
     return SimpleNamespace(
         storage_path=str(tmp_path),
         checkpoint_location=str(tmp_path / "checkpoints"),
-        stream=SimpleNamespace(interactions_topic="i"),
+        stream=SimpleNamespace(interactions_topic="i", parquet=""),
     )
 
 
@@ -36,7 +46,7 @@ def test_the_status_has_checkpoints_versions_and_the_lag(run):
     assert [entry["name"] for entry in status["checkpoints"]] == ["step-00000120", "step-00000240"]
     assert status["index_versions"] == [{"name": "v00000006", "items": 1682, "recall": 0.987}]
     assert status["index_current"] == "v00000006"
-    assert status["lag_messages"] == 5
+    assert (status["lag_messages"], status["lag_events"]) == (5, 300)  # 2,400 rows were in 40 messages
     assert status["age_s"] == pytest.approx(5, abs=2)
 
 
@@ -63,8 +73,38 @@ def test_the_table_shows_it(run):
     out = io.StringIO()
     print_status(Terminal(file=out, width=120), collect_status(run))
     text = out.getvalue()
-    for part in ("training (", "step-00000240", "live: v00000006", "recall@10 .987", "5 messages behind"):
+    for part in (
+        "training (",
+        "step-00000240",
+        "live: v00000006",
+        "recall@10 .987",
+        "about 300 events behind",
+    ):
         assert part in text
+    assert re.search(r"state +training \(as of \d{4}-\d\d-\d\d [\d:]{8}[+-]\d\d:\d\d, [4-9] s ago\)", text)
+    assert re.search(r"step-00000240; newest of \d{4}-\d\d-\d\d [\d:]{8}[+-]\d\d:\d\d, 3 min \d+ s ago", text)
+
+
+def test_before_the_first_checkpoint_the_lag_is_the_whole_topic(run, tmp_path, monkeypatch, progress_record):
+    shutil.rmtree(tmp_path / "checkpoints")
+    monkeypatch.setattr("streaming.source.first_offsets", lambda config, topic: {0: 4, 1: 6})
+    status = collect_status(run)
+    assert status["lag_messages"] == 40
+    assert status["lag_events"] == round(
+        40 * 75_123 / 4
+    )  # by what the run says of the messages that it waits for
+    (tmp_path / "progress.json").write_text(json.dumps(progress_record(lag_events=None)))
+    status = collect_status(run)
+    assert status["lag_events"] is None
+    out = io.StringIO()
+    print_status(Terminal(file=out, width=160), status)
+    assert "40 messages behind the newest checkpoint, with how many events is not known yet" in out.getvalue()
+
+
+def test_of_files_the_run_knows_the_lag(run, monkeypatch):
+    run.stream.parquet = "files"
+    monkeypatch.setattr("streaming.source.end_offsets", lambda *_: pytest.fail("no topic is read"))
+    assert collect_status(run)["lag_events"] == 75_123
 
 
 def test_a_silent_trainer_is_said_to_be_maybe_dead(run, progress_record, tmp_path):

@@ -104,11 +104,13 @@ DIFFERENCE = {
 STATUS = {
     "storage_path": HOSTILE,
     "progress": {"time_s": 1.0, "state": HOSTILE, "error": HOSTILE},
+    "time": HOSTILE,
     "age_s": 1.0,
     "checkpoints": [{"name": HOSTILE}],
     "index_versions": [{"name": HOSTILE, "nprobe": HOSTILE}],
     "index_current": HOSTILE,
     "lag_messages": None,
+    "lag_events": None,
     "broker": HOSTILE,
 }
 BAD_FILE = {"name": HOSTILE, "bytes": 1, "problem": HOSTILE}
