@@ -457,7 +457,7 @@ def data_fetch(
 def checkpoint_list(
     overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None
 ) -> None:
-    """The checkpoints of a run: full, or the how-manyth delta above a full one; events trained, sizes, age.
+    """The checkpoints of a run: full or delta (and how many deltas since the full one), events, sizes, age.
 
     `--json` has all of it: parents, steps, workers, dead letters.
     """
