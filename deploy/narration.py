@@ -14,7 +14,8 @@ def narrate(before: Progress, now: Progress) -> list[str]:
         what = resized if 0 < before.workers != now.workers else "workers lost"
         lines.append(f"{what}; attempt {now.attempt} goes on from the last checkpoint")
     if now.state != before.state and now.state == "training":
-        lines.append(f"{now.workers} workers are ready at step {now.step:,}")
+        group = "1 worker is" if now.workers == 1 else f"{now.workers} workers are"
+        lines.append(f"{group} ready at step {now.step:,}")
     if now.notice and now.notice != before.notice:
         lines.append(now.notice)
     step = now.checkpoint_step
