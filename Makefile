@@ -57,8 +57,8 @@ else
 	$(BIN)/python -m tests.chaos.campaign --kills $(KILLS) --report $(REPORT) $(ARGS)
 endif
 
-test-gpu: install  ## The tests that need a GPU.
-	$(BIN)/pytest -m gpu $(ARGS)
+test-gpu:  ## What needs a GPU: tests and figures, to gpu-report.json (docs/gpu.md; FRESHET_TEST_DEVICE=cpu rehearses).
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.gpu $(ARGS)
 
 lint: install  ## Style, types and layers.
 	$(BIN)/ruff check

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retrieval.gpu import visible_gpus
-
 
 @dataclass
 class IndexConfig:
@@ -49,6 +47,8 @@ class IndexConfig:
 
     def on_gpu(self) -> bool:
         """Whether `device` says a GPU, or leaves it open and Faiss sees one."""
+        from retrieval.gpu import visible_gpus  # brings Faiss, which settings alone do not need
+
         return self.device == "cuda" or (self.device == "auto" and visible_gpus() > 0)
 
     def __post_init__(self) -> None:

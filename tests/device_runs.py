@@ -44,11 +44,11 @@ def config_of(variant: str, **model: Any) -> Any:
     return small_config(SIGNALS, **{"dropout": 0.0, **VARIANTS[variant], **model})
 
 
-def train_and_score(run: TrainingRun, steps: int) -> list[dict[str, float]]:
+def train_and_score(run: TrainingRun, steps: int, quota: int = QUOTA) -> list[dict[str, float]]:
     """As the worker's loop does; the terms of each step's loss, and what validation found before it."""
     said = []
     for _ in range(steps):
-        batch = run.batcher.next_batch(QUOTA)
+        batch = run.batcher.next_batch(quota)
         run.ledger.add_set_aside(run.batcher.set_aside)
         prepared = run.train_step.prepare(batch, run.step)
         found = run.progressive.score(batch, prepared)

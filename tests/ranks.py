@@ -12,14 +12,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def run_on_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
-    """`function(rank, *args)` on every rank; their results in rank order. A rank's failure fails the test."""
+def run_on_ranks(
+    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0, backend: str = "gloo"
+) -> list[Any]:
+    """`function(rank, *args)` on every rank; their results in rank order. A rank's failure fails the test.
+
+    With NCCL all ranks share the first GPU.
+    """
     with tempfile.TemporaryDirectory() as folder:
         context = mp.get_context("spawn")
         queue = context.Queue()
         store = str(Path(folder) / "store")
         processes = [
-            context.Process(target=_enter, args=(rank, world, store, queue, function, args), daemon=True)
+            context.Process(
+                target=_enter, args=(rank, world, store, queue, backend, function, args), daemon=True
+            )
             for rank in range(world)
         ]
         for process in processes:
@@ -43,12 +50,22 @@ def _take(queue: Any, processes: list[Any], timeout_s: float) -> tuple[int, Any]
 
 
 def _enter(
-    rank: int, world: int, store: str, queue: Any, function: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    world: int,
+    store: str,
+    queue: Any,
+    backend: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
+    if "nccl" in backend:
+        # NCCL refuses two ranks on one card unless they seem to be on two hosts, which talk by sockets.
+        os.environ |= {"NCCL_HOSTID": f"host-{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
+        torch.cuda.set_device(0)
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world)
         queue.put((rank, function(rank, *args), ""))
         dist.barrier()
         dist.destroy_process_group()
