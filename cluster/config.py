@@ -170,7 +170,10 @@ class EvaluationConfig:
     )
     top_k: int = field(default=10, metadata={"help": "N of HR@N"})
     bin_events: int = field(
-        default=1000, metadata={"help": "width, in trained events, of a point of the curve"}
+        default=1000,
+        metadata={
+            "help": "width, in trained events, of a point of the curve; it doubles at every 4096 points"
+        },
     )
     baselines: bool = field(
         default=True, metadata={"help": "score streaming popularity and co-occurrence beside it"}

@@ -39,23 +39,36 @@ BoolArray = npt.NDArray[np.bool_]
 _log = logging.getLogger(__name__)
 
 SYSTEMS = ("hits", "popularity_hits", "cooccurrence_hits")
+MOST_BINS = 4096
 _RECENT = 20
 
 
 @dataclass
 class Curve:
-    """Sample size and hits of each system in bins of trained events; the same on every rank."""
+    """Sample size and hits of each system in bins of trained events; the same on every rank.
+
+    Bins become twice as wide whenever there would be more than `MOST_BINS`: memory, manifests and `progress.json` do
+    not grow with the age of the run.
+    """
 
     bin_events: int
     bins: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ("sample", *SYSTEMS)})
 
     def add(self, events_before: int, totals: npt.NDArray[np.float64]) -> None:
         """Add one step's (sample, hits, popularity hits, co-occurrence hits), summed over ranks."""
+        while events_before // self.bin_events >= MOST_BINS:
+            self._widen()
         place = events_before // self.bin_events
         for name, value in zip(self.bins, totals.tolist(), strict=True):
             values = self.bins[name]
             values.extend([0.0] * (place + 1 - len(values)))
             values[place] += value
+
+    def _widen(self) -> None:
+        self.bin_events *= 2
+        for name, values in self.bins.items():
+            padded = [*values, 0.0] if len(values) % 2 else values
+            self.bins[name] = [one + other for one, other in zip(padded[::2], padded[1::2], strict=True)]
 
     def to_json(self) -> dict[str, object]:
         """As `progress.json` and the manifest hold it."""

@@ -7,7 +7,7 @@ import torch
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig
 from cluster.training.candidates import Runs
-from cluster.training.progressive import Curve, _seen_before, _target_places, sample_mask
+from cluster.training.progressive import MOST_BINS, Curve, _seen_before, _target_places, sample_mask
 from cluster.training.run import TrainingRun
 from model.config import ModelConfig
 from model.features import KeyCollector, item_inputs
@@ -27,6 +27,21 @@ def test_the_curve_adds_each_step_to_the_bin_of_the_events_trained_before_it():
         "popularity_hits": [4, 0, 0, 0],
         "cooccurrence_hits": [3, 0, 0, 0],
     }
+
+
+def test_the_curve_of_a_long_run_has_wider_bins_not_more():
+    curve, events = Curve(bin_events=10), 10 * MOST_BINS
+    for before in range(0, 5 * events, 1000):
+        curve.add(before, np.array([4.0, 3, 2, 1]))
+    steps = len(range(0, 5 * events, 1000))
+    told = curve.to_json()
+    assert told["bin_events"] == 80
+    assert MOST_BINS / 2 < len(told["sample"]) <= MOST_BINS
+    for name, each in zip(
+        ("sample", "hits", "popularity_hits", "cooccurrence_hits"), (4, 3, 2, 1), strict=True
+    ):
+        assert sum(told[name]) == each * steps
+        assert told[name][2000 // 80] == each
 
 
 def _positions(count, start=0):
