@@ -163,10 +163,16 @@ def _key_hashes(users: pa.Array) -> Int32s:
 
 def _cast_together(originals: Iterable[pa.RecordBatch]) -> Iterator[_Events]:
     """Consecutive batches whose events have the same types are cast as one; ignored columns are not copied."""
-    events = (batch.select([n for n in EVENT_SCHEMA.names if n in batch.schema.names]) for batch in originals)
-    for _, alike in groupby(events, lambda batch: batch.schema.remove_metadata()):
-        batches = [batch.replace_schema_metadata(None) for batch in alike]
+    for _, alike in groupby(map(_event_columns, originals), lambda batch: batch.schema):
+        batches = list(alike)
         yield _cast(batches[0] if len(batches) == 1 else pa.concat_batches(batches))
+
+
+def _event_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    if batch.schema.equals(EVENT_SCHEMA, check_metadata=True):
+        return batch
+    names = batch.schema.names
+    return batch.select([n for n in EVENT_SCHEMA.names if n in names]).replace_schema_metadata(None)
 
 
 def _parsed(messages: list[Message], originals: list[pa.RecordBatch]) -> ParsedEvents:

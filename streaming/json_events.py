@@ -38,7 +38,7 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     for message in messages:
         value = message.value or b""
         try:
-            event = loads(value, EVENT_SCHEMA.names)
+            event = orjson.loads(value) if len(value) < _LARGE_BYTES else loads(value, EVENT_SCHEMA.names)
             problem = problem_of_event(event)
         except orjson.JSONDecodeError as error:
             problem = f"not JSON: {error}" if value else "the message is empty"
@@ -54,25 +54,28 @@ def problem_of_event(event: Any) -> str:
     """What is wrong with the types of a decoded JSON event; empty if nothing is."""
     if type(event) is not dict:
         return f"an event must be a JSON object, not {type(event).__name__}"
-    user, item, timestamp = event.get(USER_ID), event.get(ITEM_ID), event.get(TIMESTAMP_MS)
-    for name, identifier in ((USER_ID, user), (ITEM_ID, item)):
-        problem = problem_of_id(name, identifier)
-        if problem:
-            return problem
-    if timestamp is None:
-        return f"{TIMESTAMP_MS} is missing"
-    # bool is a subclass of int, and no number: hence `type() is`, not isinstance.
-    is_int64 = type(timestamp) is int and timestamp <= INT64_MAX
-    if not is_int64 and not (type(timestamp) is float and is_whole(timestamp)):
-        return f"{TIMESTAMP_MS} must be a 64-bit integer, got {quoted(timestamp)}"
-    for name in (WEIGHT, VALUE):
-        number = event.get(name)
-        if number is not None and type(number) not in (int, float):
-            return f"{name} must be a number, got {quoted(number)}"
-    for name in (ACTION, EVENT_ID):
-        text = event.get(name)
-        if text is not None and type(text) is not str:
-            return f"{name} must be a string, got {quoted(text)}"
+    get = event.get
+    # bool is a subclass of int, and no number: hence `type() is`, not isinstance. Written out, because this is the
+    # one loop over events that there is.
+    user, item, timestamp = get(USER_ID), get(ITEM_ID), get(TIMESTAMP_MS)
+    if (type(user) is not str or not user) and (problem := problem_of_id(USER_ID, user)):
+        return problem
+    if (type(item) is not str or not item) and (problem := problem_of_id(ITEM_ID, item)):
+        return problem
+    if type(timestamp) is not int or timestamp > INT64_MAX:
+        if timestamp is None:
+            return f"{TIMESTAMP_MS} is missing"
+        if type(timestamp) is not float or not is_whole(timestamp):
+            return f"{TIMESTAMP_MS} must be a 64-bit integer, got {quoted(timestamp)}"
+    weight, value, action, event_id = get(WEIGHT), get(VALUE), get(ACTION), get(EVENT_ID)
+    if weight is not None and type(weight) is not float and type(weight) is not int:
+        return f"{WEIGHT} must be a number, got {quoted(weight)}"
+    if value is not None and type(value) is not float and type(value) is not int:
+        return f"{VALUE} must be a number, got {quoted(value)}"
+    if action is not None and type(action) is not str:
+        return f"{ACTION} must be a string, got {quoted(action)}"
+    if event_id is not None and type(event_id) is not str:
+        return f"{EVENT_ID} must be a string, got {quoted(event_id)}"
     return ""
 
 
