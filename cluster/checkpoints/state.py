@@ -30,6 +30,7 @@ from model.key_index import KeyIndex
 
 # True of the writing, not of the state.
 _NOT_STATE = ("format", "kind", "follows", "written_ms", "chain", "checksum", "files", "config", "workers")
+_IDENTITIES = ("topic_ids", "catalogue_ids")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_state(checkpoint: Checkpoint) -> State:
     table_files = [ITEMS, CATALOGUE_USERS, *_own(checkpoint, "admission-"), *_own(checkpoint, WAITING)]
     partitions = partitions_in(checkpoint)
     return State(
-        {k: v for k, v in checkpoint.manifest.items() if k not in _NOT_STATE},
+        _of_state(checkpoint.manifest),
         _flat(checkpoint.manifest.get("config", {})),
         {
             f"{file}:{name}": tensor
@@ -74,6 +75,14 @@ def read_state(checkpoint: Checkpoint) -> State:
         {p: merged_ledger(checkpoint, p) for p in partitions},
         {file: read_table(checkpoint.file(file)) for file in table_files},
     )
+
+
+def _of_state(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a manifest is state; the ids of topics are not: two topics may hold the same messages."""
+    state = {k: v for k, v in manifest.items() if k not in _NOT_STATE}
+    if "stream" in state:
+        state["stream"] = {k: v for k, v in state["stream"].items() if k not in _IDENTITIES}
+    return state
 
 
 def digest(state: State) -> str:

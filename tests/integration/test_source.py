@@ -13,6 +13,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from streaming.codec import ARROW, ENCODING_HEADER, encode_events
 from streaming.config import StreamConfig
 from streaming.partitioner import partition_of_users
+from streaming.position import Gap
 from streaming.source import (
     BrokerUnavailable,
     KafkaSource,
@@ -261,7 +262,7 @@ def test_what_retention_removed_is_passed_over_by_choice_and_counted(stream_fact
         admin.delete_records({TopicPartition(config.interactions_topic, 0): 3})
     with KafkaSource(config, [0], {0: Position(1, 1)}) as source:
         assert source.positions() == {0: (goes_on, 0)}
-        assert source.gaps == {0: [(1, goes_on, 0)]}
+        assert source.gaps == {0: [Gap(1, goes_on, 0)]}
         _send(config, 1, messages=1, rows=2)
         _wait(lambda: source.ready_rows()[0] == 2 * (6 - goes_on))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.training.stream_state import StreamState, merged
+from cluster.training.stream_state import Epoch, StreamState, merged
 from streaming.admission import Admission
 from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLetter
@@ -42,3 +42,16 @@ def test_the_manifest_has_what_all_ranks_know(state):
     other.count_dead(_letters(1, 9))
     whole = merged([state.to_json(), other.to_json()])
     assert (whole["skipped"], whole["behind"], whole["dead"]) == ({"0": 15}, {"0": (20, 1000)}, {"1": 1})
+
+
+def test_a_topic_created_anew_leaves_the_watermark_and_the_epochs_of_the_earlier_one_behind():
+    state = StreamState(Admission(StreamConfig()), 2)
+    state.epochs.append(Epoch(1, {0: 500}))
+    state.admission.watermark_ms |= {0: 9000, 1: 8000}
+    state.dead |= {0: 3}
+    assert state.note_gaps({0: [Gap(0, 0, 0, is_anew=True)]}) == {0: 0}
+    assert (state.skipped, state.behind, state.earlier_epochs) == ({0: 0}, {0: (0, 0)}, {0: 1})
+    assert (state.dead, state.dead_before) == ({}, {0: 3})
+    assert state.admission.watermark_ms == {1: 8000}
+    state.note_gaps({0: [Gap(0, 0, 0, is_anew=True)]})  # noted already
+    assert state.skipped == {0: 0}
