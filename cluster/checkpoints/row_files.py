@@ -71,9 +71,10 @@ class RowPart:
         }
 
 
-def row_columns(table: ShardedEmbedding, local: Int64Array) -> pa.Table:
-    """Copies of rows with their optimizer state, frequency and last-seen time."""
-    return _later(table, local)()
+def row_columns(table: ShardedEmbedding, local: Int64Array, *, state: bool = True) -> pa.Table:
+    """Copies of rows with their frequency, last-seen time and, with `state`, what their optimizer knows."""
+    tables, ids = table.keys_of(local)
+    return _columns(table, local, pa.array(tables), pa.array(ids), state)
 
 
 def _later(table: ShardedEmbedding, local: Int64Array) -> Callable[[], pa.Table]:
@@ -82,7 +83,9 @@ def _later(table: ShardedEmbedding, local: Int64Array) -> Callable[[], pa.Table]
     return partial(_columns, table, local, pa.array(tables), pa.array(ids))
 
 
-def _columns(table: ShardedEmbedding, local: Int64Array, tables: pa.Array, ids: pa.Array) -> pa.Table:
+def _columns(
+    table: ShardedEmbedding, local: Int64Array, tables: pa.Array, ids: pa.Array, state: bool = True
+) -> pa.Table:
     where = torch.from_numpy(local).to(table.device)
     columns: dict[str, pa.Array] = {
         "table": tables,
@@ -91,15 +94,19 @@ def _columns(table: ShardedEmbedding, local: Int64Array, tables: pa.Array, ids: 
         "frequency": pa.array(table.frequency_C[local]),
         "last_seen_ms": pa.array(table.last_seen_ms_C[local]),
     }
-    for name, tensor in table.state.items():
+    for name, tensor in table.state.items() if state else ():
         columns[f"state.{name}"] = _column(tensor.index_select(0, where))
     return pa.table(columns)
 
 
-def save_rows(directory: Path, table: ShardedEmbedding, rank: int, world: int) -> FileEntry:
-    """Write every row of this rank into a folder."""
+def save_rows(
+    directory: Path, table: ShardedEmbedding, rank: int, world: int, *, state: bool = True
+) -> FileEntry:
+    """Write every row of this rank into a folder; without `state`, nobody can train on from there."""
     low, high = bucket_range(rank, world)
-    return write_table(directory / f"{PREFIX}{low:04d}-{high:04d}.arrow", row_columns(table, table.rows()))
+    return write_table(
+        directory / f"{PREFIX}{low:04d}-{high:04d}.arrow", row_columns(table, table.rows(), state=state)
+    )
 
 
 def load_rows(
@@ -110,6 +117,7 @@ def load_rows(
     *,
     attributes: AttributeChange = UNCHANGED,
     advice: str = START_ANEW,
+    state: bool = True,
 ) -> None:
     """Read the rows whose buckets this rank owns, from files written by any number of ranks.
 
@@ -120,6 +128,7 @@ def load_rows(
         world: how many there are.
         attributes: a change of the user attributes since the files were written; their rows get other keys.
         advice: what can be done about rows that do not fit, for the error.
+        state: whether the optimizer's state is read; without it, it is zero.
     Raises:
         CheckpointError: rows of another dimension or row optimizer; ends with `advice`.
     """
@@ -142,7 +151,7 @@ def load_rows(
                 rows = rows.set_column(rows.column_names.index("table"), "table", pa.array(tables))
             buckets = buckets_of(tables, ids)
             wanted &= (buckets >= low) & (buckets < high)
-            _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice)
+            _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice, state)
 
 
 def waiting_tables(table: ShardedEmbedding, rank: int, world: int) -> dict[str, pa.Table]:
@@ -235,7 +244,7 @@ def _keys(rows: pa.Table | pa.RecordBatch) -> tuple[Int16Array, Int64Array]:
     )
 
 
-def _insert(rows: pa.RecordBatch, table: ShardedEmbedding, file: RowFile, advice: str) -> None:
+def _insert(rows: pa.RecordBatch, table: ShardedEmbedding, file: RowFile, advice: str, state: bool) -> None:
     if rows.num_rows == 0:
         return
     width = rows.schema.field("value").type.list_size
@@ -244,7 +253,7 @@ def _insert(rows: pa.RecordBatch, table: ShardedEmbedding, file: RowFile, advice
             f"{file} holds rows of dimension {width}, but model.dim is {table.dim}; set it back or {advice}"
         )
     missing = [name for name in table.state if f"state.{name}" not in rows.schema.names]
-    if missing:
+    if missing and state:
         raise CheckpointError(
             f"{file} has no optimizer state {missing[0]!r}: it was written with another "
             f"train.row_optimizer; set it back or {advice}"
@@ -252,10 +261,16 @@ def _insert(rows: pa.RecordBatch, table: ShardedEmbedding, file: RowFile, advice
     table.load(
         *_keys(rows),
         _tensor(rows["value"]),
-        {name: _tensor(rows[f"state.{name}"]) for name in table.state},
+        {name: _state(rows, name, tensor, state) for name, tensor in table.state.items()},
         rows["frequency"].to_numpy(),
         rows["last_seen_ms"].to_numpy(),
     )
+
+
+def _state(rows: pa.RecordBatch, name: str, like: torch.Tensor, read: bool) -> torch.Tensor:
+    if read:
+        return _tensor(rows[f"state.{name}"])
+    return torch.zeros(rows.num_rows, *like.shape[1:], dtype=like.dtype)
 
 
 def _row_bytes(table: ShardedEmbedding) -> int:

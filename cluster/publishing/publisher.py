@@ -195,7 +195,7 @@ class Publisher:
         try:
             with share_folder(folder):
                 write_part(self._part(folder), ids, vectors)
-                save_rows(folder, table, self._comm.rank, self._comm.world)
+                save_rows(folder, table, self._comm.rank, self._comm.world, state=False)
                 if self._comm.rank == 0:
                     save_towers(folder, model, None)
                     self._write_query_side(folder, catalogue)

@@ -130,7 +130,7 @@ class Recommender:
             init_std=self._model_config.init_std,
             limits=TableConfig(admit_after=float(saved.get("admit_after", 1.0))),
         )
-        load_rows([version.file(name) for name in version.files(ROWS)], self._table, 0, 1)
+        load_rows([version.file(name) for name in version.files(ROWS)], self._table, 0, 1, state=False)
         # The version's own attributes: the settings may have changed since it was published.
         self._catalogue = Catalogue(replace(self._config.stream, user_attributes=saved["user_attributes"]))
         self._catalogue.apply(read_catalogue(version))

@@ -154,3 +154,16 @@ def test_rows_of_another_row_optimizer_are_refused_by_the_settings_name(tmp_path
     file = tmp_path / save_rows(tmp_path, _trained(written), 0, 1).name
     with pytest.raises(CheckpointError, match=r"train\.row_optimizer"):
         load_rows([file], _table(wanted), 0, 1)
+
+
+def test_a_versions_rows_are_read_without_what_their_optimizer_knew(tmp_path):
+    whole, loaded = _trained(), _table()
+    file = tmp_path / save_rows(tmp_path, whole, 0, 1, state=False).name
+    load_rows([file], loaded, 0, 1, state=False)
+    keys = whole.keys_of(whole.rows())
+    assert torch.equal(loaded.values_CD[loaded.index.find(*keys)], whole.values_CD[whole.index.find(*keys)])
+    assert not any(tensor.any() for tensor in loaded.state.values())
+    with_state = row_columns(whole, whole.rows())
+    assert file.stat().st_size < 0.6 * with_state.nbytes
+    with pytest.raises(CheckpointError, match="no optimizer state"):
+        load_rows([file], _table(), 0, 1)
