@@ -135,15 +135,18 @@ def _come_to_the_end(scene: Scene) -> None:
 def _count(scene: Scene, result: Result) -> None:
     """Both counts, and what else can be asked of a run that has ended."""
     used = scene.folder / "used.csv"
-    result.audit = scene.answer("checkpoint audit", "--users", used) or {}
-    letters = scene.answer("dead-letters list", "--samples", 1) or {}
-    status = scene.answer("status") or {}
-    scene.answer("checkpoint verify")
+    audit, letters, status, _ = scene.answers(
+        ("checkpoint audit", "--users", used),
+        ("dead-letters list", "--samples", 1),
+        ("status",),
+        ("checkpoint verify",),
+    )
+    result.audit = audit or {}
     topic = count_topic(scene.bootstrap_servers, "interactions")
     found = compare(
         topic.by_user,
         read_used(used) if used.exists() else {},
-        dead_letters=int(letters.get("letters", -1)),
+        dead_letters=int((letters or {}).get("letters", -1)),
         hostile=topic.hostile,
     )
     result.events, result.users, result.lost, result.doubled = (
@@ -154,9 +157,9 @@ def _count(scene: Scene, result: Result) -> None:
     )
     result.dead_letters, result.messages = found.dead_letters, dict(topic.messages)
     scene.problems += found.problems()
-    if (state := (status.get("progress") or {}).get("state")) != "finished":
+    if (state := ((status or {}).get("progress") or {}).get("state")) != "finished":
         scene.problem(f"status says that the run is {state}, not finished")
-    if not status.get("index_current"):
+    if not (status or {}).get("index_current"):
         scene.problem("no index version went live")
 
 

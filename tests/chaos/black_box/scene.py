@@ -71,15 +71,18 @@ class Scene:
         self._commands.append(command)
         return command
 
-    def answer(self, verb: str, *words: object) -> Any:
-        """Run a verb to its end; what it wrote with --json. A status other than 0 is a problem."""
-        out = self.folder / f"{'-'.join(verb.split())}-{len(self._commands):02d}.json"
-        command = self.freshet(verb, "--json", out, *words)
-        if command.wait(self.patience_s) != 0:
-            self.problem(
-                f"{command.name()} ended with {command.status} (log: {command.log}): {command.tail(2)}"
-            )
-        return read_json(out)
+    def answers(self, *questions: tuple[object, ...]) -> list[Any]:
+        """Run verbs side by side; what each wrote with --json. A status other than 0 is a problem."""
+        asked = []
+        for verb, *words in questions:
+            out = self.folder / f"{len(self._commands):02d}-{'-'.join(str(verb).split())}.json"
+            asked.append((self.freshet(str(verb), "--json", out, *words), out))
+        for command, _ in asked:
+            if command.wait(self.patience_s) != 0:
+                self.problem(
+                    f"{command.name()} ended with {command.status} (log: {command.log}): {command.tail(2)}"
+                )
+        return [read_json(out) for _, out in asked]
 
     # The stage
 
