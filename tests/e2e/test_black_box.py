@@ -1,7 +1,7 @@
 """The proof from outside, in short: one round by the command itself, as `make chaos MODE=black-box` starts it.
 
 A Ray that was started by `ray start`, a broker, a stream in both wire forms with hostile messages, `freshet train` of
-which a worker, then Kafka, then the command itself is killed; then both counts.
+which a worker, then Kafka, then the command itself is killed, with two refreshes beside it; then both counts.
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.timeout(900)
 
-STRIKES = ["worker", "broker", "driver"]
+STRIKES = ["worker", "refresh", "broker", "driver"]
 
 
 @pytest.fixture(scope="module")
