@@ -2,3 +2,9 @@
 
 Composes streaming, model and retrieval, none of which knows the others.
 """
+
+from pathlib import Path
+
+from compiled.cache import ensure_cache
+
+ensure_cache(Path(__file__).parent)

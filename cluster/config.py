@@ -123,6 +123,13 @@ class TrainConfig:
             "help": "how often a lost worker group is started again, counted anew after each new checkpoint; 0: never"
         },
     )
+    stop_within_s: float = field(
+        default=10.0,
+        metadata={
+            "help": "after SIGTERM or Ctrl-C, how long a run may take to commit its last checkpoint and end; then it "
+            "ends without"
+        },
+    )
     collective_timeout_s: float = field(
         default=120.0, metadata={"help": "after this a rank gives up waiting for the others"}
     )
@@ -144,6 +151,7 @@ class TrainConfig:
             "row_learning_rate",
             "checkpoint_every_s",
             "resize_check_s",
+            "stop_within_s",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")

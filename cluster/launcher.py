@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from cluster import ray_logging
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
@@ -26,12 +25,19 @@ from cluster.checkpoints.storage import open_storage
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import device_of_group, process_group_backend, resolve_device
+from cluster.driver import Driver
+from cluster.group import GroupTrainer, OneMachineTorchConfig
+from cluster.ray_instance import RayInstance
+from cluster.stop_request import StopRequest
+from cluster.stopping import StopWatcher, stop_is_asked
 from cluster.training.compatibility import require_resumable, require_same, require_same_towers
+from cluster.training.control import NoStop
 from cluster.training.quarantine import PoisonedTraining
 from cluster.training.starting_point import find_starting_point
 from cluster.training.telemetry import ProgressFile
 from retrieval.durable_files import make_private, replace_durably
 from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
+from streaming.outage import patiently
 from streaming.parquet_source import ParquetSource, ParquetUnusable
 from streaming.source import BrokerRefused, PositionLost, TopicMissing, partitions_of
 
@@ -44,6 +50,10 @@ _RAY_TRAIN_ENV = {
 # What Ray Train knows of the cluster's room is up to 20 s old. A group of a range of workers that it started for a node
 # that has gone meanwhile is given up after this and counted anew; the default is 60 s.
 _RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+_ENDED = ("stopped", "finished")
+_FAILED_WHILE_STOPPING = (
+    "stopped, but the workers failed before the last checkpoint: the next run goes on from the one before it"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -58,10 +68,13 @@ class TrainingStopped(RuntimeError):
     """A worker met something that a restart cannot mend; the message is the worker's."""
 
 
-def run_training(config: FreshetConfig, *, take_over: bool = False) -> TrainingSummary:
-    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`) or for ever on a live topic.
+def run_training(
+    config: FreshetConfig, stop: StopRequest | None = None, *, take_over: bool = False
+) -> TrainingSummary:
+    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`), a stop is asked for, or for ever.
 
-    What can be refused before Ray starts is refused before Ray starts.
+    What can be refused before Ray starts is refused before Ray starts. A stop ends the present step and commits a last
+    checkpoint; the summary's `state` is then `stopped`.
 
     Args:
         config: settings.
@@ -72,14 +85,16 @@ def run_training(config: FreshetConfig, *, take_over: bool = False) -> TrainingS
         streaming.source.BrokerUnavailable, TopicMissing, ParquetUnusable: nothing to read from.
         CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
             `train.init_from` names nothing that this run can start from; or the newest was trained with other sizes.
-        TrainingStopped: a worker said that trying again cannot help.
+        TrainingStopped: a worker said that trying again cannot help, or a stop could not commit its checkpoint.
+        StopTimedOut: a stop was asked for, but the workers did not end within `train.stop_within_s`.
+        HeadLost: Ray's head is gone.
         ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
     """
-    config = _with_absolute_paths(config)
+    config, stop = _with_absolute_paths(config), stop or StopRequest()
     if config.stream.parquet:
         ParquetSource(config.stream, [], {})  # looks whether there are files
     else:
-        partitions_of(config.stream, config.stream.interactions_topic)
+        patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
     storage, run_id = _storage(config), uuid.uuid4().hex
     if take_over:
         _refuse_what_cannot_start(config)  # nobody is evicted by a run that cannot start
@@ -87,8 +102,20 @@ def run_training(config: FreshetConfig, *, take_over: bool = False) -> TrainingS
         _refuse_what_cannot_start(config)
         progress = ProgressFile(storage)
         progress.write({"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
-        _fit_while_it_moves_on(config, storage, run_id)
-        return TrainingSummary(progress.read() or {})
+        _fit_while_it_moves_on(config, storage, run_id, stop)
+        return TrainingSummary(_last_word(progress, stop))
+
+
+def _last_word(progress: ProgressFile, stop: StopRequest) -> dict[str, Any]:
+    """Of the workers, or of their driver if it has stopped them before they could say so."""
+    last = progress.read() or {}
+    if stop.asked and last.get("state") not in _ENDED:
+        unsaved = last.get("state") == "training"
+        last = {**last, "state": "stopped", "stop_error": _FAILED_WHILE_STOPPING if unsaved else ""}
+        progress.write(last)
+    if last.get("stop_error"):
+        raise TrainingStopped(str(last["stop_error"]))
+    return last
 
 
 def _refuse_what_cannot_start(config: FreshetConfig) -> None:
@@ -99,24 +126,36 @@ def _refuse_what_cannot_start(config: FreshetConfig) -> None:
         require_resumable(newest, config)
 
 
-def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str) -> None:
+def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, stop: StopRequest) -> None:
     """Ray Train counts failures over the whole run; one that goes on for ever has some every month.
 
     So `train.max_restarts` is for failures without a new checkpoint between them: when Ray Train gives up a run that
     has committed one meanwhile, it starts over, with all its restarts.
     """
     store, restarts = CheckpointStore(config.checkpoint_location), config.train.max_restarts
-    while True:
+
+    def state() -> str:
+        return str((ProgressFile(storage).read() or {}).get("state"))
+
+    while not stop.asked:
         before = store.names()[-1:]
+        driver = Driver(
+            run_id,
+            lambda: _start_ray(config),
+            stop,
+            stop_within_s=config.train.stop_within_s,
+            can_finish=lambda: state() != "starting",
+            stopped=lambda: state() in _ENDED,
+        )
         failure: ray.train.TrainingFailedError | None = None
         try:
-            _fit(config, _train_on_worker, {"run_id": run_id}, max_failures=restarts)
+            _fit(driver, config, _train_on_worker, {"run_id": run_id}, max_failures=restarts)
         except ray.train.TrainingFailedError as error:
             failure = error
         stopped = stop_reason(storage, run_id)
         if stopped is not None:
             raise TrainingStopped(stopped) from failure
-        if failure is None:
+        if failure is None or stop.asked:
             return
         owner = Owner.found_in(store.storage)
         evicted = owner is not None and owner.run_id != run_id  # then the new checkpoints are its successor's
@@ -144,11 +183,16 @@ def _absolute(location: str) -> str:
     return location if not location or "://" in location else str(Path(location).expanduser().resolve())
 
 
-def run_refresh(config: FreshetConfig, checkpoint: str | Path | None = None) -> dict[str, Any]:
+def run_refresh(
+    config: FreshetConfig, checkpoint: str | Path | None = None, stop: StopRequest | None = None
+) -> dict[str, Any] | None:
     """Re-embed the whole catalogue from a checkpoint (by default the newest) across the workers, and publish.
 
+    Returns:
+        What was published; None if a stop was asked for before.
     Raises:
         CheckpointError: there is no such checkpoint.
+        HeadLost: Ray's head is gone.
     """
     config = _with_absolute_paths(config)
     _storage(config)
@@ -158,18 +202,28 @@ def run_refresh(config: FreshetConfig, checkpoint: str | Path | None = None) -> 
         require_same_towers(opened, config, "take another checkpoint")
         with holding(opened.storage, opened.name, "freshet refresh"):
             try:
-                return _refresh(config, opened)
+                return _refresh(config, opened, stop or StopRequest())
             except ray.train.TrainingFailedError:
                 if checkpoint is not None or not _is_removed(opened):
                     raise
         _log.warning("%s was removed while it was read, so the refresh takes the newest one", opened.location)
 
 
-def _refresh(config: FreshetConfig, opened: Checkpoint) -> dict[str, Any]:
-    report_path = Path(config.storage_path) / f".refresh-{uuid.uuid4().hex}.json"
+def _refresh(config: FreshetConfig, opened: Checkpoint, stop: StopRequest) -> dict[str, Any] | None:
+    run_id = uuid.uuid4().hex
+    report_path = Path(config.storage_path) / f".refresh-{run_id}.json"
     extra = {"checkpoint": opened.location, "report": str(report_path)}
-    _fit(config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)
-    return _take_report(report_path)
+    # Nothing of a refresh is kept but the version, which its last act puts live.
+    driver = Driver(
+        run_id,
+        lambda: _start_ray(config),
+        stop,
+        stop_within_s=config.train.stop_within_s,
+        can_finish=lambda: False,
+        stopped=lambda: False,
+    )
+    ended = _fit(driver, config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)
+    return _take_report(report_path) if ended else None
 
 
 def _is_removed(checkpoint: Checkpoint) -> bool:
@@ -202,25 +256,27 @@ def _storage(config: FreshetConfig) -> Path:
 
 
 def _fit(
+    driver: Driver,
     config: FreshetConfig,
     function: Callable[[dict[str, Any]], None],
     extra: Mapping[str, str],
     *,
     max_failures: int,
-) -> None:
+) -> bool:
+    """Whether it came to its end by itself, as `Driver.run` says."""
     train = config.train
     wanted = _RAY_TRAIN_ENV | (_RAY_TRAIN_ELASTIC_ENV if _is_elastic(train) else {})
     os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
     make_private(Path(config.storage_path) / "ray")  # Ray would make it for everybody
-    started = _start_ray(config)
-    try:
+
+    def fit() -> None:
         device = _device_of_workers(config)
-        config = replace(config, device=device)
-        TorchTrainer(
+        group = OneMachineTorchConfig if not os.environ.get("RAY_ADDRESS") else TorchConfig
+        GroupTrainer(
             function,
-            train_loop_config={"config": config, **extra},
+            train_loop_config={"config": replace(config, device=device), **extra},
             scaling_config=_scaling(train, device == "cuda"),
-            torch_config=TorchConfig(
+            torch_config=group(
                 backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
             ),
             run_config=ray.train.RunConfig(
@@ -228,9 +284,8 @@ def _fit(
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
             ),
         ).fit()
-    finally:
-        if started:
-            ray.shutdown()
+
+    return driver.run(fit)
 
 
 def _device_of_workers(config: FreshetConfig) -> Literal["cpu", "cuda"]:
@@ -262,27 +317,17 @@ def _scaling(train: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
     )
 
 
-def _start_ray(config: FreshetConfig) -> bool:
-    """Join the cluster that RAY_ADDRESS names, or start one here; whether one was started."""
+def _start_ray(config: FreshetConfig) -> RayInstance:
+    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process has one already."""
     if ray.is_initialized():
-        return False
+        return RayInstance.present()
     threads = str(config.train.threads_per_worker)
-    environment = {"env_vars": {**_RAY_TRAIN_ENV, "OMP_NUM_THREADS": threads}}
+    environment: dict[str, Any] = {"env_vars": {**_RAY_TRAIN_ENV, "OMP_NUM_THREADS": threads}}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=environment, log_to_driver=True)
-        return True
-    # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
-    # `ray start` there would demand it.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        return RayInstance.join(runtime_env=environment, log_to_driver=True)
     wanted = worker_range(config.train.workers)[0] * config.train.cpus_per_worker
-    ray.init(
-        address="local",  # else it would join, or fail to join, what a `ray start` on this machine left noted
-        num_cpus=max(os.cpu_count() or 1, int(wanted + 0.999)),
-        include_dashboard=False,
-        runtime_env={**environment, "worker_process_setup_hook": ray_logging.SETUP_HOOK},
-        log_to_driver=True,
-    )
-    return True
+    environment["worker_process_setup_hook"] = ray_logging.SETUP_HOOK
+    return RayInstance.start(int(wanted + 0.999), runtime_env=environment, log_to_driver=True)
 
 
 def _train_on_worker(settings: dict[str, Any]) -> None:
@@ -293,7 +338,11 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     storage, run_id = Path(config.storage_path), settings["run_id"]
     if stop_reason(storage, run_id) is not None:
         return  # Ray starts the group again after any failure; this one would only fail again
+    if stop_is_asked(run_id):
+        return
+    ray_logging.quiet()
     comm = Collectives()
+    notice = StopWatcher(run_id) if comm.rank == 0 else NoStop()
     try:
         # Beside the driver's: while either lives, the run does.
         place = open_storage(config.checkpoint_location)
@@ -304,6 +353,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             resolve_device(config.device, ray.train.get_context().get_local_rank()),
             run_id=run_id,
             on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
+            stop=notice,
         )
         with signs:
             worker.train()

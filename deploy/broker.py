@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deploy.errors import CommandError
 from deploy.output import write_json
-from deploy.signals import stop_on_sigterm
+from deploy.signals import stop_on_signals
 from deploy.terminal import say
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_broker(
     from streaming.topics import create_topics
 
     broker = LocalBroker.from_config(broker_settings(config, data_dir, port), progress=_fetching)
-    with stop_on_sigterm(), broker:
+    with stop_on_signals(status=0), broker:
         servers = broker.bootstrap_servers
         if partitions:
             create_topics(replace(config.stream, bootstrap_servers=servers), partitions)

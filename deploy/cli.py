@@ -103,7 +103,8 @@ def demo(
     workers, publishes index versions as it goes, counts that every event was trained exactly once,
     and recommends movies for three users. Takes two to four minutes on two cores.
 
-    With `stream.bootstrap_servers=HOST:PORT` it uses that cluster instead of starting one.
+    With `stream.bootstrap_servers=HOST:PORT` it uses that cluster instead of starting one. Ctrl-C ends it with status
+    130, SIGTERM with 143, and stops what it has started.
     """
     from deploy.demo import run_demo
     from deploy.demo_settings import DemoOptions
@@ -127,7 +128,7 @@ def broker(
     ] = None,
     partitions: Annotated[int, typer.Option(help="Make the topics, with so many partitions; 0 = don't.")] = 4,
 ) -> None:
-    """A local Apache Kafka in the foreground, for trying things out; Ctrl-C stops it.
+    """A local Apache Kafka in the foreground, for trying things out; Ctrl-C or SIGTERM stops it, with status 0.
 
     Needs neither Java nor Maven: what it takes comes with the extra `broker`, and Kafka is fetched once.
     """
@@ -184,8 +185,12 @@ def train(
 ) -> None:
     """Train on the stream, commit checkpoints and publish index versions; goes on from the last checkpoint.
 
-    Never ends on a live topic, unless `--until`, `train.stop_after_rows` or `train.bounded=true` says where. It is the
-    entrypoint of the Ray job too:
+    Never ends on a live topic, unless `--until`, `train.stop_after_rows` or `train.bounded=true` says where.
+
+    SIGTERM or Ctrl-C stops it: the step ends, a last checkpoint is committed, and the exit status is 0, or 1 if no
+    checkpoint could be committed within `train.stop_within_s`. A second Ctrl-C ends it at once, with status 130.
+
+    It is the entrypoint of the Ray job too:
 
     `ray job submit --working-dir . -- python -m deploy train storage_path=/shared/movies`
     """
@@ -216,11 +221,18 @@ def replay(
     partitions: Annotated[int, typer.Option(min=1, help="Of the interactions topic, if it is missing.")] = 4,
     wire: Annotated[Literal["arrow", "json"], typer.Option(help="Many events a message, or one.")] = "arrow",
 ) -> None:
-    """Send a data set into Kafka as a live stream: events in time order, items and users before them."""
+    """Send a data set into Kafka as a live stream: events in time order, items and users before them.
+
+    Ctrl-C ends it with status 130, SIGTERM with 143.
+    """
     from deploy.output import write_json
     from deploy.replaying import run_replay
+    from deploy.signals import stop_on_signals
 
-    result = run_replay(settings(config, overrides), dataset, seconds, events, partitions, wire, _console())
+    with stop_on_signals():
+        result = run_replay(
+            settings(config, overrides), dataset, seconds, events, partitions, wire, _console()
+        )
     write_json(json, result)
     _print_fields(result)
 
@@ -237,7 +249,8 @@ def refresh(
 ) -> None:
     """Embed the whole catalogue again from a checkpoint, across the cluster, and publish it as a version.
 
-    A version that misses a gate (recall, coverage, …) is not promoted: the live one stays, and this says why.
+    A version that misses a gate (recall, coverage, …) is not promoted: the live one stays, and this says why. Ctrl-C
+    ends it with status 130, SIGTERM with 143, and leaves the live version as it is.
     """
     from deploy.output import write_json
     from deploy.training import refresh as run_refresh

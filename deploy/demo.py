@@ -34,7 +34,7 @@ from deploy.recommending import recommend_to
 from deploy.replaying import ReplayThread, fetch_dataset, first_events, recent_users
 from deploy.report import print_report
 from deploy.screen import DemoView
-from deploy.signals import stop_on_sigterm
+from deploy.signals import stop_on_signals
 from deploy.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def run_demo(options: DemoOptions, json_path: Path | None) -> int:
     display = Display(DemoView(produced=0))
     demo = Demo(options, display)
     try:
-        with display, stop_on_sigterm():
+        with display, stop_on_signals():
             figures = demo.run()
     except Exception as error:
         # What was measured until then is worth keeping; the error itself is told by the caller.

@@ -85,8 +85,8 @@ class DemoFigures:
         self.index_versions, self.index_kind = progress.index_versions, str(index.get("kind") or "")
         self.index_nlist, self.index_nprobe = int(index.get("nlist") or 0), int(index.get("nprobe") or 0)
         self.index_recall, self.index_items = _known(index.get("recall")), int(index.get("items") or 0)
-        self.freshness_p50_s = _known(progress.freshness.get("p50_s"))
-        self.freshness_p99_s = _known(progress.freshness.get("p99_s"))
+        self.freshness_p50_s = _known(progress.freshness.get("run_p50_s"))
+        self.freshness_p99_s = _known(progress.freshness.get("run_p99_s"))
         self.checkpoint_step = progress.checkpoint_step
 
     def take_accounting(self, accounting: Mapping[str, Any]) -> None:

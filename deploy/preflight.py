@@ -28,16 +28,17 @@ def absolute_storage(config: FreshetConfig) -> FreshetConfig:
 
 
 def check_stream(config: FreshetConfig) -> None:
-    """Ask the broker for the interactions topic, unless files are read in its place.
+    """Ask the broker for the interactions topic, unless files are read in its place; a broker that is away is awaited.
 
     Raises:
-        BrokerUnavailable: nobody answers at `stream.bootstrap_servers`.
+        BrokerUnavailable: nobody has answered at `stream.bootstrap_servers` for `stream.broker_patience_s`.
         TopicMissing: the topic is not there.
     """
+    from streaming.outage import patiently
     from streaming.source import partitions_of
 
     if not config.stream.parquet:
-        partitions_of(config.stream, config.stream.interactions_topic)
+        patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
 
 
 def check_storage(config: FreshetConfig) -> None:

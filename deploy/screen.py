@@ -141,9 +141,17 @@ def index_text(progress: Progress) -> str:
 
 
 def freshness_text(progress: Progress) -> str:
-    """From the broker's append to servable, in seconds."""
+    """From the broker's append to servable, in seconds: of the versions of the last minutes, and of all."""
     freshness = progress.freshness
-    return f"p50 {number(freshness.get('p50_s'), 1)} s · p99 {number(freshness.get('p99_s'), 1)} s"
+    minutes = float(freshness.get("window_s") or 300.0) / 60
+    late = _percentiles(freshness.get("p50_s"), freshness.get("p99_s"))
+    whole = _percentiles(freshness.get("run_p50_s"), freshness.get("run_p99_s"))
+    return f"{late} in {minutes:.0f} min, {whole} since the start"
+
+
+def _percentiles(p50_s: float | None, p99_s: float | None) -> str:
+    p50, p99 = (number(value, 0 if (value or 0) >= 100 else 1) for value in (p50_s, p99_s))
+    return f"p50 {p50} p99 {p99} s"
 
 
 def lag_text(progress: Progress) -> str:
@@ -157,10 +165,10 @@ def _index_panel(progress: Progress) -> RenderableType:
     rows = [
         ("live", index_text(progress)),
         ("published", f"{progress.index_versions} versions, {progress.index.get('kind') or '–'}"),
-        ("freshness", f"{freshness_text(progress)}, from the broker's append to servable"),
+        ("freshness", freshness_text(progress)),
         ("checkpoint", "none yet" if step is None else f"step {step:,}"),
     ]
-    return panel(_grid(rows, ("left", "left")), "index and checkpoint")
+    return panel(_grid(rows, ("left", "left")), "index, checkpoint, freshness (from append to servable)")
 
 
 def render(view: DemoView) -> RenderableType:

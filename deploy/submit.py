@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shlex
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 NO_AGENT = "No available agent"
 AGENT_TIMEOUT_S = 30.0
+STOP_MARGIN_S = 5.0
 # What the workers do not need, beside what .gitignore names (Ray reads that itself).
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "docs", "tests/benchmarks"]
 
@@ -191,7 +193,9 @@ def submit_verb(
     inside = config_inside(config_file, working_dir)
     command = entrypoint(interpreter_for(address, python), verb, inside, arguments)
     client = connect(address)
-    job_id = submit(client, command, working_dir)
+    # Ray kills a job 3 s after it has asked it to stop, unless the job's environment says otherwise.
+    patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(config.train.stop_within_s + STOP_MARGIN_S))}
+    job_id = submit(client, command, working_dir, patience)
     say(f"submitted {job_id}: {command}")
     status = "SUBMITTED"
     try:

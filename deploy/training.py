@@ -13,9 +13,11 @@ from deploy.output import plain
 from deploy.preflight import check_checkpoint, check_storage, check_stream
 from deploy.progress import parse_progress
 from deploy.screen import DemoView
+from deploy.signals import ask_on_signals
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
+    from cluster.stop_request import StopRequest
 
 POLL_S = 0.5
 
@@ -23,8 +25,9 @@ POLL_S = 0.5
 class ProgressFollower:
     """Shows a run's `progress.json` from a thread while the trainer holds the main one."""
 
-    def __init__(self, storage_path: Path, display: Display) -> None:
+    def __init__(self, storage_path: Path, display: Display, stop: StopRequest) -> None:
         self._storage_path = storage_path
+        self._stop = stop
         self._display = display
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -44,7 +47,13 @@ class ProgressFollower:
 
         # What another run left there, or still writes, is not this run's progress.
         other = (read_progress(self._storage_path) or {}).get("run_id")
+        stopping = False
         while not self._ended.wait(POLL_S):
+            if self._stop.asked and not stopping:
+                stopping = True
+                self._display.say(
+                    "stopping: a last checkpoint is committed first; Ctrl-C ends at once, without"
+                )
             record = read_progress(self._storage_path) or {}
             if record.get("run_id", other) != other:
                 now = parse_progress(record)
@@ -56,22 +65,27 @@ class ProgressFollower:
 
 
 def train(config: FreshetConfig, *, take_over: bool = False) -> dict[str, Any]:
-    """Train on the stream until it ends (or for ever); returns the summary as plain data.
+    """Train on the stream until it ends, or a signal asks to stop; returns the summary as plain data.
 
     With `take_over`, a run that is alive on the same storage is evicted.
 
     Raises:
         BrokerUnavailable, TopicMissing, StorageUnusable: found before Ray starts.
+        SystemExit: with status 0, a signal came before the run began.
     """
-    check_storage(config)
-    check_stream(config)
-    from cluster.launcher import run_training
+    from cluster.stop_request import StopRequest
 
-    view = DemoView(title="Freshet training", planned=config.train.stop_after_rows)
-    display = Display(view)
-    # Ray prints into the same terminal, so lines here, not panels.
-    with ProgressFollower(Path(config.storage_path), display):
-        summary: dict[str, Any] = plain(run_training(config, take_over=take_over).progress)
+    stop = StopRequest()
+    with ask_on_signals(stop, status=0):
+        check_storage(config)
+        check_stream(config)
+        from cluster.launcher import run_training
+
+        view = DemoView(title="Freshet training", planned=config.train.stop_after_rows)
+        display = Display(view)
+        # Ray prints into the same terminal, so lines here, not panels.
+        with ProgressFollower(Path(config.storage_path), display, stop):
+            summary: dict[str, Any] = plain(run_training(config, stop, take_over=take_over).progress)
     return summary
 
 
@@ -80,11 +94,19 @@ def refresh(config: FreshetConfig, checkpoint: Path | None) -> dict[str, Any]:
 
     Raises:
         NotACheckpoint, StorageUnusable: found before Ray starts.
+        SystemExit: a signal came before there was a version.
     """
-    check_storage(config)
-    if checkpoint is not None:
-        check_checkpoint(checkpoint)
-    from cluster.launcher import run_refresh
+    from cluster.stop_request import StopRequest
 
-    result: dict[str, Any] = plain(run_refresh(config, checkpoint))
-    return result
+    stop = StopRequest()
+    with ask_on_signals(stop):
+        check_storage(config)
+        if checkpoint is not None:
+            check_checkpoint(checkpoint)
+        from cluster.launcher import run_refresh
+
+        result = run_refresh(config, checkpoint, stop)
+    if result is None:
+        raise SystemExit(stop.status)
+    refreshed: dict[str, Any] = plain(result)
+    return refreshed

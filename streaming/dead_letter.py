@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kafka import KafkaProducer
@@ -117,9 +117,11 @@ class DeadLetterWriter:
             if self._kept_bytes > _MOST_KEPT_BYTES:
                 self.flush()
 
-    def flush(self) -> None:
+    def flush(self, timeout_s: float | None = None) -> None:
         """Waits until every letter is acknowledged.
 
+        Args:
+            timeout_s: wait no longer than this where it is less than the timeouts of `stream`.
         Raises:
             DeadLettersDelayed: the brokers did not answer within `stream.request_timeout_s`; the letters are kept.
             DeadLettersLost: the brokers refused one; names the topic.
@@ -127,7 +129,7 @@ class DeadLetterWriter:
         if not self._kept:
             return
         try:
-            self._flush()
+            self._flush(_hurried(self._config, timeout_s))
         except (KafkaError, BrokerUnavailable, BrokerRefused) as error:
             # A producer that lost its brokers for long does not come back: the next flush opens another one.
             self.close()
@@ -142,18 +144,18 @@ class DeadLetterWriter:
             self._producer.close(timeout=1)
             self._producer = None
 
-    def _flush(self) -> None:
+    def _flush(self, config: StreamConfig) -> None:
         if self._producer is None:
-            self._producer = self._open()
+            self._producer = self._open(config)
         handed = [(letter, future or self._hand_over(letter)) for letter, future in self._kept]
         self._kept = deque(handed)
-        self._producer.flush(timeout=self._config.request_timeout_s)
+        self._producer.flush(timeout=config.request_timeout_s)
         # Taken off one by one: where one fails, it and what is behind it stay.
         while self._kept:
-            self._await(*self._kept[0])
+            self._await(*self._kept[0], config.request_timeout_s)
             self._kept_bytes -= self._kept.popleft()[0].size
 
-    def _await(self, letter: DeadLetter, future: Any) -> None:
+    def _await(self, letter: DeadLetter, future: Any, timeout_s: float) -> None:
         """Waits for one acknowledgement; a letter too long for the topic is sent alone, then shorter and shorter.
 
         Raises:
@@ -165,14 +167,14 @@ class DeadLetterWriter:
             try:
                 if future is None:
                     raise KafkaTimeoutError("it could not be handed over")
-                future.get(timeout=self._config.request_timeout_s)
+                future.get(timeout=timeout_s)
                 return
             except (MessageSizeTooLargeError, RecordListTooLargeError):
                 # The topic may have been made with a lower limit than stream.max_message_bytes.
                 if longest == 0:
                     raise
                 future = self._hand_over(letter, longest)
-                self._producer.flush(timeout=self._config.request_timeout_s)
+                self._producer.flush(timeout=timeout_s)
                 longest = min(longest, len(letter.value)) // 2
 
     @property
@@ -199,12 +201,12 @@ class DeadLetterWriter:
             f"{self._config.bootstrap_servers} (stream.bootstrap_servers): {error}"
         )
 
-    def _open(self) -> KafkaProducer:
-        self._create_topic()
-        timeout_ms = int(self._config.request_timeout_s * 1000)
+    def _open(self, config: StreamConfig) -> KafkaProducer:
+        self._create_topic(config)
+        timeout_ms = int(config.request_timeout_s * 1000)
         try:
             return KafkaProducer(
-                **client_arguments(self._config),
+                **client_arguments(config),
                 acks="all",
                 # A letter sent twice overwrites itself, and an idempotent producer would not survive a refusal.
                 enable_idempotence=False,
@@ -219,12 +221,12 @@ class DeadLetterWriter:
         except KafkaError as error:
             raise unavailable(self._config, error) from error
 
-    def _create_topic(self) -> None:
-        name = self._config.dead_letters
-        limits = {"cleanup.policy": "compact", "max.message.bytes": str(self._config.max_message_bytes)}
+    def _create_topic(self, config: StreamConfig) -> None:
+        name = config.dead_letters
+        limits = {"cleanup.policy": "compact", "max.message.bytes": str(config.max_message_bytes)}
         settings = {"num_partitions": 1, "replication_factor": -1, "configs": limits}
-        deadline = time.monotonic() + _TOPIC_TIMEOUT_S
-        with admin_client(self._config) as admin:
+        deadline = time.monotonic() + min(_TOPIC_TIMEOUT_S, config.request_timeout_s)
+        with admin_client(config) as admin:
             if partition_counts(admin, [name]):
                 return
             try:
@@ -240,3 +242,14 @@ class DeadLetterWriter:
                 if time.monotonic() > deadline:
                     raise DeadLettersLost(f"The dead-letter topic {name!r} cannot be used: {reason}")
                 time.sleep(0.05)
+
+
+def _hurried(config: StreamConfig, timeout_s: float | None) -> StreamConfig:
+    """The settings, with no timeout longer than this."""
+    if timeout_s is None:
+        return config
+    return replace(
+        config,
+        request_timeout_s=min(config.request_timeout_s, timeout_s),
+        connect_timeout_s=min(config.connect_timeout_s, timeout_s),
+    )

@@ -60,10 +60,10 @@ class GroupOffsets:
             self._thread = threading.Thread(target=self._tell, args=(dict(positions),), daemon=True)
             self._thread.start()
 
-    def close(self) -> None:
-        """Wait for what goes on."""
+    def close(self, wait_s: float | None = None) -> None:
+        """Wait for what goes on; by default for up to `stream.connect_timeout_s`."""
         if self._thread is not None:
-            self._thread.join(self._config.connect_timeout_s)
+            self._thread.join(self._config.connect_timeout_s if wait_s is None else wait_s)
 
     def _tell(self, positions: Mapping[int, Position]) -> None:
         try:

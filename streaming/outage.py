@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 _RETRY_S = 0.5
+_SAY_AGAIN_S = 60.0
 _Answer = TypeVar("_Answer")
 
 
@@ -30,7 +31,7 @@ def patiently(config: StreamConfig, ask: Callable[[], _Answer]) -> _Answer:
         except BrokerUnavailable as error:
             if outage.silent_s > config.broker_patience_s:
                 raise
-            outage.missed(str(error))
+            outage.missed(str(error).rstrip("."))
             time.sleep(_RETRY_S)
         else:
             outage.answered()
@@ -43,7 +44,7 @@ class Outage:
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
         self._heard_s = time.monotonic()
-        self._is_away = False
+        self._said_s: float | None = None
 
     @property
     def silent_s(self) -> float:
@@ -52,11 +53,11 @@ class Outage:
 
     def answered(self) -> None:
         """They were heard of now."""
-        if self._is_away:
+        if self._said_s is not None:
             _log.warning(
                 "the brokers at %s are back after %.0f s", self._config.bootstrap_servers, self.silent_s
             )
-        self._heard_s, self._is_away = time.monotonic(), False
+        self._heard_s, self._said_s = time.monotonic(), None
 
     def probe(self, ask: Callable[[], object]) -> None:
         """Asks them something.
@@ -84,8 +85,12 @@ class Outage:
         self.missed(f"no broker answers at {where} ({type(error).__name__})")
 
     def missed(self, what: str) -> None:
-        """They did not answer; said once."""
-        if not self._is_away:
-            patience_s = self._config.broker_patience_s
-            _log.warning("%s: waiting for up to %g s (stream.broker_patience_s)", what, patience_s)
-        self._is_away = True
+        """They did not answer; said at once, and again each minute."""
+        now, patience_s = time.monotonic(), self._config.broker_patience_s
+        if self._said_s is None:
+            _log.warning("%s; waiting for up to %g s (stream.broker_patience_s)", what, patience_s)
+        elif now - self._said_s >= _SAY_AGAIN_S:
+            _log.warning("still no broker at %s after %.0f s", self._config.bootstrap_servers, self.silent_s)
+        else:
+            return
+        self._said_s = now

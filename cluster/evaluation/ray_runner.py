@@ -7,7 +7,6 @@ folder, and a task that dies leaves nothing behind.
 from __future__ import annotations
 
 import os
-import secrets
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from cluster.evaluation.cell import Cell, CellResult, run_cell
 from cluster.evaluation.data import Tables
 from cluster.evaluation.fitting import PassReport
 from cluster.evaluation.grid import CellEvent, Tell, failure
+from cluster.ray_instance import RayInstance
 
 POLL_S = 0.5
 # A node that goes takes its tasks with it; an error that a cell raises is not tried again.
@@ -38,20 +38,20 @@ class OnRay:
 
     def __init__(self, tables: Tables, *, workers: int, threads: int, address: str = "") -> None:
         self.tables, self.workers, self.threads, self.address = tables, workers, threads, address
-        self._started = False
+        self._ray: RayInstance | None = None
         self._authentication = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")}
 
     def run(self, cells: Sequence[Cell], tell: Tell) -> None:
         """See Runner."""
         if not ray.is_initialized():
-            _start(self.address, self.workers * self.threads)
-            self._started = True
+            self._ray = _start(self.address, self.workers * self.threads)
         _Run(self, cells, tell).until_done()
 
     def close(self) -> None:
         """See Runner. A Ray that others started stays."""
-        if self._started:
-            ray.shutdown()
+        if self._ray is not None:
+            self._ray.close()
+            self._ray = None
             # Of this run alone: a Ray that is started next in this environment would demand the token.
             for name, value in self._authentication.items():
                 if value is None:
@@ -150,13 +150,9 @@ def _resource(name: str) -> float:
     return resources.get(name, 0.0)
 
 
-def _start(address: str, cpus: int) -> None:
+def _start(address: str, cpus: int) -> RayInstance:
     """Join the cluster at the address, or start one here."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address := address or os.environ.get("RAY_ADDRESS", ""):
-        ray.init(address=address, **quiet)
-        return
-    # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
-    # `ray start` there would demand it.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, **quiet)
+        return RayInstance.join(address=address, **quiet)
+    return RayInstance.start(cpus, **quiet)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,6 +32,46 @@ class FreshnessHistogram:
             return None
         place = int(np.searchsorted(np.cumsum(self.counts), share * total))
         return float(_EDGES_S[min(place, _EDGES_S.shape[0] - 1)])
+
+
+class Freshness:
+    """Freshness of late and of the whole run, apart: what waited in the topic at the start stands in the run's alone.
+
+    Args:
+        window_s: how long a version counts as of late.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, window_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run = FreshnessHistogram()
+        self._window_s, self._clock = window_s, clock
+        self._recent: deque[tuple[float, FreshnessHistogram]] = deque()
+
+    def add(self, ages_s: npt.NDArray[np.float64]) -> None:
+        """Count the events of a version that is live now: ages in seconds, float64 (E,)."""
+        version = FreshnessHistogram()
+        version.add(ages_s)
+        self.run.counts += version.counts
+        self._recent.append((self._clock(), version))
+
+    @property
+    def recent(self) -> FreshnessHistogram:
+        """Of the versions of the last `window_s` seconds."""
+        while self._recent and self._recent[0][0] < self._clock() - self._window_s:
+            self._recent.popleft()
+        counts = [version.counts for _, version in list(self._recent)]
+        return FreshnessHistogram(np.sum(counts, axis=0) if counts else None)
+
+    def figures(self) -> dict[str, float | None]:
+        """For `progress.json`: percentiles in seconds of the last `window_s`, and `run_…` of the whole run."""
+        recent = self.recent
+        return {
+            "window_s": self._window_s,
+            "p50_s": recent.percentile_s(0.5),
+            "p99_s": recent.percentile_s(0.99),
+            "run_p50_s": self.run.percentile_s(0.5),
+            "run_p99_s": self.run.percentile_s(0.99),
+        }
 
 
 class UnpublishedAppends:

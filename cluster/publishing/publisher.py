@@ -27,7 +27,7 @@ from cluster.checkpoints.row_files import save_rows
 from cluster.checkpoints.tower_files import save_towers
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.freshness import FreshnessHistogram, UnpublishedAppends
+from cluster.publishing.freshness import Freshness, UnpublishedAppends
 from cluster.publishing.index_device import index_settings
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.storage_trouble import StorageTrouble
@@ -68,7 +68,7 @@ class Publisher:
         self.storage = Path(config.storage_path)
         self.store = VersionStore(self.storage / "index")
         self.unpublished = UnpublishedAppends()
-        self.freshness = FreshnessHistogram()
+        self.freshness = Freshness()
         self.last: PublishReport | None = None
         self.published = 0
         self.error: BaseException | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,30 @@ from cluster.collectives import Collectives
 from cluster.config import TrainConfig
 
 
+class StopNotice(Protocol):
+    """What rank 0 knows of a wish to stop."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to end with its present step; does not block."""
+
+    def close(self) -> None:
+        """It is not asked again."""
+
+
+class NoStop:
+    """Of a rank, or a run, that nobody asks to stop."""
+
+    asked = False
+
+    def close(self) -> None:
+        """See StopNotice."""
+
+
 @dataclass
 class Report:
-    """What one rank tells the others. Wishes (`*_due`, `*_found`, `catalogue_waiting`, `linger_over`): rank 0's."""
+    """What one rank tells the others. Wishes (`*_due`, `*_found`, `*_asked`, `catalogue_waiting`, `linger_over`): rank
+    0's."""
 
     ready_rows: float = 0
     batch_full: float = 0
@@ -39,6 +61,7 @@ class Report:
     """1 if this rank's part of the checkpoint that is on its way is written."""
     publish_due: float = 0
     growth_found: float = 0
+    stop_asked: float = 0
     failed: float = 0
 
 
@@ -55,6 +78,8 @@ class Decision:
     drained: bool
     """Every rank has read its share to the end."""
     stop: bool
+    asked: bool
+    """The run stops because somebody asked it to, before its end."""
     step: bool
     failed: bool
     totals: Report
@@ -79,15 +104,17 @@ def decide(reports: list[Report], config: TrainConfig) -> Decision:
     everyone = len(reports)
     drained = totals.finished == everyone and totals.ready_rows == 0
     enough = 0 < config.stop_after_rows <= totals.rows_read
+    asked = bool(first.stop_asked) and not (drained or enough)
     lingered = bool(first.linger_over) and not config.bounded
     return Decision(
         catalogue=bool(first.catalogue_waiting),
-        publish=bool(first.publish_due),
-        checkpoint=bool(first.checkpoint_due),
+        publish=bool(first.publish_due) and not asked,
+        checkpoint=bool(first.checkpoint_due) and not asked,
         checkpoint_ready=totals.checkpoint_ready == everyone,
         bound=bool(first.growth_found),
         drained=drained,
-        stop=drained or enough,
+        stop=drained or enough or asked,
+        asked=asked,
         step=totals.ready_rows > 0 and (totals.batch_full == everyone or lingered),
         failed=totals.failed > 0,
         totals=totals,

@@ -83,11 +83,18 @@ class ProgressReporter:
         if self._comm.rank == 0:
             self._write("finished", run, totals, publisher)
 
+    def stopped(self, run: TrainingRun, totals: Report, publisher: Publisher, error: str) -> None:
+        """Write the last word of a run that was asked to stop; `error` says why its last checkpoint is missing."""
+        if self._comm.rank == 0:
+            self._write("stopped", run, totals, publisher, error)
+
     def metrics(self) -> dict[str, float]:
         """A few numbers for Ray's own tracking."""
         return {"events": float(self._events), **{f"loss_{name}": v for name, v in self._losses.items()}}
 
-    def _write(self, state: str, run: TrainingRun, totals: Report, publisher: Publisher) -> None:
+    def _write(
+        self, state: str, run: TrainingRun, totals: Report, publisher: Publisher, error: str = ""
+    ) -> None:
         self._written_s = time.monotonic()
         self.last = {
             **self._static,
@@ -104,7 +111,8 @@ class ProgressReporter:
             "lag_events": None if math.isnan(totals.lag_events) else round(totals.lag_events),
             "messages_skipped": int(totals.skipped),
             "notice": run.notice,
-            "error": "; ".join(filter(None, (self.checkpoint_problem, publisher.problem))),
+            "error": "; ".join(filter(None, (error, self.checkpoint_problem, publisher.problem))),
+            "stop_error": error,
             "loss": dict(self._losses),
             "examples_per_s": self._rate(),
             "mean_examples_per_s": self._mean_rate(),
@@ -112,10 +120,7 @@ class ProgressReporter:
             "progressive": run.curve.to_json(),
             "checkpoint": self._checkpoint,
             "index": self._index(publisher),
-            "freshness": {
-                "p50_s": publisher.freshness.percentile_s(0.5),
-                "p99_s": publisher.freshness.percentile_s(0.99),
-            },
+            "freshness": publisher.freshness.figures(),
         }
         self._file.write(self.last)
 

@@ -24,13 +24,14 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher, Snapshot
 from cluster.training.catalogue_feed import CatalogueFeed
-from cluster.training.control import Decision, Report, agree
+from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
 from cluster.training.guarded_step import GuardedStep
 from cluster.training.intake import Intake
 from cluster.training.joining import join_run
 from cluster.training.progress_report import ProgressReporter
 from cluster.training.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
 from cluster.training.run import TrainingRun, partitions_of_rank
+from cluster.training.since import Since
 from cluster.training.starting_point import find_starting_point, start_from
 from cluster.training.stream_state import Epoch, saved_stream
 from cluster.training.worker_state import checkpointer_of, restore_checkpoint
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 _IDLE_WAIT_S = 0.02
 _LETTERS_RETRY_S = 0.5
 _STORAGE_RETRY_S = 1.0
+_STOP_OFFSETS_S = 1.0
 
 
 class Worker:
@@ -57,6 +59,7 @@ class Worker:
         *,
         run_id: str = "",
         on_checkpoint: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+        stop: StopNotice | None = None,
         at: Hook = nothing,
     ) -> None:
         torch.set_num_threads(config.train.threads_per_worker)
@@ -74,6 +77,8 @@ class Worker:
         self.progress = ProgressReporter(storage, run_id, comm)
         self._group_offsets = GroupOffsets(config.stream)
         self._on_checkpoint, self._at = on_checkpoint, at
+        self._notice = stop or NoStop()
+        self._since = Since()
         self._resumed = False
         self._validation = np.zeros(4)
         self._validated_at = 0
@@ -81,7 +86,7 @@ class Worker:
         self._last_step_s = self._last_checkpoint_s = self._last_publish_s = time.monotonic()
 
     def train(self) -> dict[str, Any]:
-        """Run until the stream ends or `train.stop_after_rows`; returns the last progress (rank 0)."""
+        """Run until the stream ends, `train.stop_after_rows`, or a stop is asked for; the last progress (rank 0)."""
         self._checkpointer = self._resume()
         self._intake.choose_range(self.run, resumed=self._resumed)
         self._feed = CatalogueFeed(self.config.stream, self.comm, self.run)
@@ -95,6 +100,7 @@ class Worker:
                     raise RuntimeError("publishing failed on rank 0; see its log")
                 if decision.catalogue:
                     self._feed.apply(self.run)
+                    self._since.catalogue_changed()
                 if decision.publish:
                     self._publish()
                 if decision.checkpoint:
@@ -106,6 +112,8 @@ class Worker:
                 if decision.drained and self._intake.growth is not None:
                     self._grow(self._intake.growth.partitions)
                     continue
+                if decision.asked:
+                    return self._stop(decision)
                 if decision.stop:
                     return self._finish(decision)
                 self._checkpointer.copy_some()
@@ -114,8 +122,9 @@ class Worker:
                 else:
                     self.run.batcher.wait_full(self._quota, _IDLE_WAIT_S)
         finally:
+            self._notice.close()
             self._checkpointer.close()
-            self._group_offsets.close()
+            self._group_offsets.close(_STOP_OFFSETS_S if self._notice.asked else None)
             self._intake.close()
             self.run.close()
 
@@ -154,7 +163,7 @@ class Worker:
         If the storage does not take it, on whichever rank, the next turn of the loop tries again.
         """
         old = self.run
-        self._until_letters_arrived()
+        self._until_letters_arrived("stream.broker_patience_s", self.config.stream.broker_patience_s)
         try:
             told = self._checkpointer.finish(old.step)
         except CheckpointError as error:
@@ -204,14 +213,18 @@ class Worker:
             report.linger_over = float(now - self._last_step_s >= train.linger_s)
             report.catalogue_waiting = float(self._feed.waiting(now))
             report.checkpoint_due = float(
-                self._checkpointer.idle and now - self._last_checkpoint_s >= train.checkpoint_every_s
+                self._checkpointer.idle
+                and now - self._last_checkpoint_s >= train.checkpoint_every_s
+                and self._since.unsaved
             )
             report.publish_due = float(
                 0 < train.publish_every_s <= now - self._last_publish_s
                 and not self.publisher.busy
                 and self._worth_publishing
+                and self._lacks_version
             )
             report.growth_found = float(self._intake.growth_found)
+            report.stop_asked = float(self._notice.asked)
             report.failed = float(self.publisher.error is not None)
         return report
 
@@ -225,9 +238,15 @@ class Worker:
         """A run that was started from a checkpoint has steps behind it before it knows of any item."""
         return self.run.step > 0 and self.run.catalogue.item_ids.shape[0] > 0
 
+    @property
+    def _lacks_version(self) -> bool:
+        """Whether the last version, if it could be written, is not of what there is now (rank 0)."""
+        return self._since.unpublished or bool(self.publisher.problem)
+
     def _absorb(self, decision: Decision) -> None:
         self.run.curve.add(self._validated_at, decision.validation)
         self._validation = np.zeros(4)
+        self._since.seen(self.run.step, decision.totals)
         self.progress.checkpoint_problem = self._checkpointer.problem
         self.progress.update(self.run, decision.totals, self.publisher)
 
@@ -282,42 +301,46 @@ class Worker:
     def _begin_checkpoint(self) -> None:
         self._last_checkpoint_s = time.monotonic()
         if self._letters_arrived():
+            self._since.saving()
             self._checkpointer.begin(self.run.step)
 
     def _advance_checkpoint(self) -> None:
         if self._letters_arrived():  # what a snapshot counts as a dead letter is in its topic
             self._tell(self._checkpointer.advance())
 
-    def _letters_arrived(self) -> bool:
+    def _letters_arrived(self, timeout_s: float | None = None) -> bool:
         """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""
         self.run.note_gaps()
         self._feed.send_dead_letters(self.run)
         delayed: DeadLettersDelayed | None = None
         try:
-            self.run.dead_letters.flush()
+            self.run.dead_letters.flush(timeout_s)
         except DeadLettersDelayed as error:
             delayed = error
             _log.warning("the checkpoint waits: %s", error)
         return not self.comm.exchange(np.array([float(delayed is not None)])).any()
 
-    def _until_letters_arrived(self) -> None:
+    def _until_letters_arrived(self, patience: str, patience_s: float) -> None:
         """Collective. A last checkpoint waits for its dead letters.
 
+        Args:
+            patience: the setting that bounds the wait, for the error.
+            patience_s: the bound.
         Raises:
-            BrokerUnavailable: the brokers stayed away for longer than `stream.broker_patience_s`.
+            BrokerUnavailable: the brokers stayed away for longer.
         """
-        patience_s = self.config.stream.broker_patience_s
         started = time.monotonic()
-        while not self._letters_arrived():
+        while not self._letters_arrived(patience_s):
             waited_s = self.comm.exchange(np.array([time.monotonic() - started])).max()
             if waited_s > patience_s:
                 raise BrokerUnavailable(
-                    f"dead letters could not be written for {waited_s:.0f} s (stream.broker_patience_s={patience_s:g})"
+                    f"dead letters could not be written for {waited_s:.0f} s (setting: {patience})"
                 )
             time.sleep(_LETTERS_RETRY_S)
 
     def _tell(self, committed: Checkpoint | None) -> None:
         if committed is not None:
+            self._since.saved()
             self._at("offsets")
             self.progress.checkpointed(committed)
             if not self.config.stream.parquet:
@@ -327,6 +350,8 @@ class Worker:
 
     def _publish(self) -> None:
         snapshot = self._snapshot()
+        if snapshot is not None:
+            self._since.published()
         if self.comm.rank == 0 and snapshot is not None:
             self.publisher.build_in_background(snapshot)
         self._last_publish_s = time.monotonic()
@@ -347,15 +372,31 @@ class Worker:
 
     def _finish(self, decision: Decision) -> dict[str, Any]:
         """The last checkpoint and the last version hold everything that was read."""
-        self._until_letters_arrived()
+        self._until_letters_arrived("stream.broker_patience_s", self.config.stream.broker_patience_s)
         self._tell(self._checkpointer.finish(self.run.step))
         if self.comm.rank == 0:
             self.publisher.wait()
-        if self._worth_publishing:
+        lacking = self.comm.exchange(np.array([float(self._lacks_version)]))[0, 0]
+        if self._worth_publishing and lacking:
             snapshot = self._snapshot()
             if self.comm.rank == 0 and snapshot is not None:
                 self.publisher.build_in_background(snapshot)
                 self.publisher.wait()
         self.comm.gather_objects(None)
         self.progress.finished(self.run, decision.totals, self.publisher)
+        return self.progress.last
+
+    def _stop(self, decision: Decision) -> dict[str, Any]:
+        """As somebody asked: a last checkpoint of what came since the one before; no version, which may take long."""
+        error = ""
+        try:
+            if self.comm.exchange(np.array([float(self._since.unsaved)]))[0, 0]:
+                self._until_letters_arrived("train.stop_within_s", self.config.train.stop_within_s / 3)
+                self._since.saving()
+                self._tell(self._checkpointer.finish(self.run.step))
+        except (BrokerUnavailable, CheckpointError) as failed:
+            error = f"stopped without a last checkpoint, the next run goes on from the one before: {failed}"
+            _log.error("%s", error)
+        self.comm.gather_objects(None)
+        self.progress.stopped(self.run, decision.totals, self.publisher, error)
         return self.progress.last

@@ -41,7 +41,7 @@ class RaysRounds:
         self._storage, self._checkpoints, self._stop = storage, checkpoints, stop
         self.failures = []
 
-    def __call__(self, config, function, extra, *, max_failures):
+    def __call__(self, driver, config, function, extra, *, max_failures):
         self.failures.append(max_failures)
         done = sum(self._checkpoints[: len(self.failures) - 1])
         if len(self.failures) > len(self._checkpoints):
@@ -138,12 +138,13 @@ def _refresh(tmp_path, monkeypatch, during):
     store, read = CheckpointStore(config.checkpoint_location), []
     _committed(store, 1)
 
-    def fit(config, function, extra, *, max_failures):
+    def fit(driver, config, function, extra, *, max_failures):
         read.append(Path(extra["checkpoint"]).name)
         if len(read) == 1:
             during(store)
             raise ray.train.WorkerGroupError("a worker failed", {0: RuntimeError("no such file")})
         Path(extra["report"]).write_text("{}")
+        return True
 
     monkeypatch.setattr(launcher, "_fit", fit)
     for check in ("require_same", "require_same_towers"):
@@ -202,11 +203,11 @@ def test_only_their_owner_enters_the_folder_that_ray_keeps(tmp_path, monkeypatch
         def fit(self):
             pass
 
-    monkeypatch.setattr(launcher, "TorchTrainer", Trainer)
-    monkeypatch.setattr(launcher, "_start_ray", lambda config: False)
+    monkeypatch.setattr(launcher, "GroupTrainer", Trainer)
     monkeypatch.setattr(launcher, "_device_of_workers", lambda config: "cpu")
+    driver = SimpleNamespace(run=lambda work: work())
     config = FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu")
-    launcher._fit(config, launcher._train_on_worker, {}, max_failures=0)
+    launcher._fit(driver, config, launcher._train_on_worker, {}, max_failures=0)
     assert (tmp_path / "run" / "ray").stat().st_mode & 0o777 == 0o700
 
 
@@ -267,6 +268,8 @@ def test_files_are_found_by_workers_whose_folder_is_another(tmp_path, monkeypatc
     config.stream.parquet = "events.parquet"
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(launcher, "_fit", lambda config, *_, **__: seen.append(config.stream.parquet))
+    monkeypatch.setattr(
+        launcher, "_fit", lambda _driver, config, *_, **__: seen.append(config.stream.parquet)
+    )
     run_training(config)
     assert seen == [str(tmp_path / "events.parquet")]

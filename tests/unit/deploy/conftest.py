@@ -52,7 +52,13 @@ def progress_record() -> Callable[..., dict[str, Any]]:
                 "nprobe": 9,
                 "recall": 0.987,
             },
-            "freshness": {"p50_s": 7.1, "p99_s": 13.9},
+            "freshness": {
+                "window_s": 300,
+                "p50_s": 4.2,
+                "p99_s": 9.5,
+                "run_p50_s": 7.1,
+                "run_p99_s": 13.9,
+            },
             "error": None,
         }
         return record | changes

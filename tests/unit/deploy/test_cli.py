@@ -60,7 +60,12 @@ def test_the_help_answers_without_loading_torch_ray_or_faiss():
         (["status", "storage_path=/nowhere/at/all"], 1, "storage_path"),
         (["refresh", "--checkpoint", "/nowhere"], 1, "/nowhere is not a checkpoint"),
         (
-            ["train", "stream.bootstrap_servers=127.0.0.1:9", "stream.connect_timeout_s=1"],
+            [
+                "train",
+                "stream.bootstrap_servers=127.0.0.1:9",
+                "stream.connect_timeout_s=1",
+                "stream.broker_patience_s=0",
+            ],
             1,
             "stream.bootstrap_servers",
         ),
@@ -113,7 +118,7 @@ def test_who_is_alive_is_evicted_only_when_that_is_asked_for(monkeypatch):
 def test_a_submitted_job_and_the_demos_trainer_evict_too(monkeypatch, tmp_path):
     said = []
     monkeypatch.setattr("deploy.submit.connect", lambda address: None)
-    monkeypatch.setattr("deploy.submit.submit", lambda client, command, folder: said.append(command) or "job")
+    monkeypatch.setattr("deploy.submit.submit", lambda client, command, *_: said.append(command) or "job")
     monkeypatch.setattr("deploy.demo.run_demo", lambda options, path: said.append(options.take_over) or 0)
     for arguments in ([], ["--take-over"]):
         assert CliRunner().invoke(app, ["submit", "train", "--no-wait", *arguments]).exit_code == 0

@@ -27,7 +27,7 @@ def test_the_screen_shows_every_figure_of_the_progress(progress_record):
         ["6.123", "5.500", "0.310", "0.410", "1.200", "2.200", "1.900", "1,043"],
         [".150", ".100", ".070", "6,000 events"],
         ["v6", "1,682 items", "recall@10 .987", "nprobe 9 of 41", "6 versions", "ivf_fp16"],
-        ["p50 7.1 s", "p99 13.9 s", "step 240"],
+        ["p50 4.2 p99 9.5 s in 5 min", "p50 7.1 p99 13.9 s since the start", "step 240"],
     ):
         for part in shown:
             assert part in text

@@ -36,7 +36,7 @@ class FakeClient:
 def client(monkeypatch) -> FakeClient:
     fake = FakeClient()
     monkeypatch.setattr(submit, "connect", lambda address: fake)
-    config = SimpleNamespace(storage_path="/shared/movies")
+    config = SimpleNamespace(storage_path="/shared/movies", train=SimpleNamespace(stop_within_s=10.0))
     monkeypatch.setattr(submit, "load_config", lambda file, overrides: config)
     return fake
 
@@ -80,6 +80,9 @@ def test_the_job_is_followed_and_its_logs_are_printed(client, tmp_path, capsys):
     environment = client.submitted["runtime_env"]
     assert environment["working_dir"] == str(tmp_path)
     assert ".venv" in environment["excludes"]
+    assert environment["env_vars"] == {
+        "RAY_JOB_STOP_WAIT_TIME_S": "15"
+    }  # Ray would kill it 3 s after the signal
     assert "step 1\nstep 2\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "job.json").read_text())["status"] == "SUCCEEDED"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cluster.publishing.freshness import FreshnessHistogram, UnpublishedAppends
+from cluster.publishing.freshness import Freshness, FreshnessHistogram, UnpublishedAppends
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,3 +68,21 @@ def test_after_a_drain_nothing_is_thinned_until_the_limit_is_reached_again():
     appends.drain()
     appends.add(np.arange(9))
     assert appends.drain().tolist() == list(range(9))
+
+
+def test_what_waited_at_the_start_stands_in_the_runs_figures_and_leaves_those_of_late():
+    now_s = [0.0]
+    freshness = Freshness(window_s=300, clock=lambda: now_s[0])
+    assert freshness.figures()["p50_s"] is None
+    freshness.add(np.full(900, 5000.0))
+    now_s[0] = 10.0
+    freshness.add(np.full(100, 2.0))
+    mixed = freshness.figures()
+    assert mixed["p50_s"] == mixed["run_p50_s"] > 4000
+    now_s[0] = 301.0
+    later = freshness.figures()
+    assert later["p99_s"] == pytest.approx(2.0, rel=0.13)
+    assert later["run_p50_s"] == mixed["run_p50_s"]
+    now_s[0] = 400.0
+    silent = freshness.figures()
+    assert (silent["p50_s"], silent["run_p50_s"]) == (None, mixed["run_p50_s"])

@@ -126,7 +126,7 @@ def test_storage_that_fails_costs_the_version_and_with_room_again_the_next_attem
     live = Searcher(tmp_path / "index").version
     assert live is not None
     assert live == publisher.last.version
-    assert publisher.freshness.counts.sum() == 4  # what was trained meanwhile is in the last one
+    assert publisher.freshness.run.counts.sum() == 4  # what was trained meanwhile is in the last one
     assert not [
         p.name for p in (tmp_path / "index").iterdir() if p.name.startswith((".building", ".CURRENT"))
     ]

@@ -41,3 +41,17 @@ def test_only_the_clock_of_rank_0_decides_on_checkpoints_and_versions():
     assert (ignored.checkpoint, ignored.publish) == (False, False)
     heeded = decide([wish, Report()], TrainConfig())
     assert (heeded.checkpoint, heeded.publish) == (True, True)
+
+
+def test_a_stop_that_rank_0_was_asked_for_ends_the_run_before_its_end_and_begins_nothing_more():
+    asked = Report(stop_asked=1, checkpoint_due=1, publish_due=1, ready_rows=5)
+    decision = decide([asked, Report(ready_rows=5)], TrainConfig())
+    assert (decision.stop, decision.asked) == (True, True)
+    assert (decision.checkpoint, decision.publish) == (False, False)
+    assert not decide([Report(), asked], TrainConfig()).stop
+
+
+def test_a_run_that_has_read_all_finishes_also_when_it_is_asked_to_stop():
+    done = Report(finished=1, stop_asked=1)
+    decision = decide([done, done], TrainConfig(bounded=True))
+    assert (decision.stop, decision.asked) == (True, False)

@@ -1,0 +1,57 @@
+"""A folder for Numba's cache where Numba itself finds none: a read-only installation, and no home to write to.
+
+Numba keeps compiled functions beside their source, or below the user's cache folder, and refuses to import a function
+that it could keep in neither. What it reads back it executes, so a folder in its place must be nobody else's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+_VARIABLE = "NUMBA_CACHE_DIR"
+
+
+def ensure_cache(package: Path) -> None:
+    """Set NUMBA_CACHE_DIR, for this process and those that it starts, if a package's functions could not be kept.
+
+    Must run before the first of them is compiled.
+    """
+    chosen = os.environ.get(_VARIABLE, "")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "numba"
+    places = [Path(chosen)] if chosen else []
+    if any(_writable(place) for place in (*places, package / "__pycache__", home)):
+        return
+    os.environ[_VARIABLE] = str(_private_folder())
+    if "numba" in sys.modules:  # it has read its environment already
+        sys.modules["numba"].config.CACHE_DIR = os.environ[_VARIABLE]
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _private_folder() -> Path:
+    """The user's own below the temporary folder, or one for this process where somebody else has that name."""
+    folder = Path(tempfile.gettempdir()) / f"freshet-numba-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        found = None
+    ours = found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if ours and found is not None and stat.S_IMODE(found.st_mode) == 0o700 and _writable(folder):
+        return folder
+    fresh = Path(tempfile.mkdtemp(prefix="freshet-numba-"))
+    atexit.register(shutil.rmtree, fresh, ignore_errors=True)
+    return fresh

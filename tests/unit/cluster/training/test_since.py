@@ -1,0 +1,51 @@
+"""When there is something for another checkpoint, or another version."""
+
+from cluster.training.control import Report
+from cluster.training.since import Since
+
+
+def test_an_idle_run_makes_one_checkpoint_and_one_version_of_what_there_is():
+    since = Since()
+    assert since.unsaved
+    assert since.unpublished
+    since.seen(3, Report(rows_read=10))
+    since.saving()
+    since.saved()
+    since.published()
+    since.seen(3, Report(rows_read=10, lag_messages=7, ready_rows=2))
+    assert not since.unsaved
+    assert not since.unpublished
+
+
+def test_a_step_a_row_without_a_step_and_a_change_of_the_catalogue_are_each_something_new():
+    since = Since()
+
+    def up_to_date():
+        since.saving()
+        since.saved()
+        since.published()
+        assert not since.unsaved
+        assert not since.unpublished
+
+    up_to_date()
+    since.seen(1, Report(rows_read=5))
+    assert since.unsaved
+    assert since.unpublished
+    up_to_date()
+    since.seen(1, Report(rows_read=6))  # a negative: nothing was trained, but histories and positions moved
+    assert since.unsaved
+    assert not since.unpublished
+    up_to_date()
+    since.catalogue_changed()
+    assert since.unsaved
+    assert since.unpublished
+
+
+def test_a_checkpoint_that_was_not_committed_leaves_what_it_was_to_hold_unsaved():
+    since = Since()
+    since.seen(1, Report(rows_read=5))
+    since.saving()
+    assert since.unsaved
+    since.seen(2, Report(rows_read=9))
+    since.saved()
+    assert since.unsaved
