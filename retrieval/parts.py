@@ -69,7 +69,7 @@ def read_ids(path: Path) -> Int64Array:
 def _read(path: Path) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise IndexInputError(f"{path} is not a part that can be read: {error}") from error
     names, types = table.schema.names, table.schema.types
     vectors = names == ["item_id", "vector"] and pa.types.is_fixed_size_list(types[1])
