@@ -5,6 +5,6 @@ Composes streaming, model and retrieval, none of which knows the others.
 
 from pathlib import Path
 
-from compiled.cache import ensure_cache
+from cluster.numba_cache import ensure_cache
 
 ensure_cache(Path(__file__).parent)

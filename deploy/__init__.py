@@ -2,3 +2,5 @@
 
 The only package that reads settings files and talks to a terminal.
 """
+
+import cluster  # noqa: F401  first of all: it finds a place for Numba's cache

@@ -2,9 +2,3 @@
 
 Knows nothing of the model or of ranks: what leaves is an Arrow RecordBatch (`schema.TRAINING_BATCH_SCHEMA`).
 """
-
-from pathlib import Path
-
-from compiled.cache import ensure_cache
-
-ensure_cache(Path(__file__).parent)

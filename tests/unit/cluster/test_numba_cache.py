@@ -12,9 +12,9 @@ import pytest
 
 CAP_DAC_OVERRIDE = 1
 PR_CAPBSET_DROP = 24
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 USE = (
-    "import os, streaming.hashing, model.metrics; from streaming.partitioner import partition_of_users; "
+    "import os, cluster, streaming.hashing, model.metrics; from streaming.partitioner import partition_of_users; "
     + (
         "import numpy as np; print(partition_of_users(np.arange(3), 2).shape, os.environ.get('NUMBA_CACHE_DIR'))"
     )
@@ -42,7 +42,7 @@ def read_only(folder):
 @pytest.fixture
 def installed(tmp_path):
     """A copy of the packages, and a home, both without the right to write."""
-    for package in ("streaming", "model", "retrieval", "compiled"):
+    for package in ("cluster", "streaming", "model", "retrieval"):
         for source in (ROOT / package).rglob("*"):
             if source.suffix in (".py", ".lock", ".toml"):
                 target = tmp_path / "site" / source.relative_to(ROOT)

@@ -1,1 +1,0 @@
-"""Where Numba keeps what it has compiled; the lowest layer, imported by every package that has such functions."""
