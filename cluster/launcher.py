@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,10 @@ class TrainingSummary:
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
+class ControllerLost(RuntimeError):
+    """Ray Train's controller, which starts the workers again, has died itself."""
+
+
 class TrainingStopped(RuntimeError):
     """A worker met something that a restart cannot mend; the message is the worker's."""
 
@@ -87,7 +91,7 @@ def run_training(
             `train.init_from` names nothing that this run can start from; or the newest was trained with other sizes.
         TrainingStopped: a worker said that trying again cannot help, or a stop could not commit its checkpoint.
         StopTimedOut: a stop was asked for, but the workers did not end within `train.stop_within_s`.
-        HeadLost: Ray's head is gone.
+        HeadLost, ControllerLost: Ray's head is gone, or Ray Train's controller.
         ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
     """
     config, stop = _with_absolute_paths(config), stop or StopRequest()
@@ -192,7 +196,7 @@ def run_refresh(
         What was published; None if a stop was asked for before.
     Raises:
         CheckpointError: there is no such checkpoint.
-        HeadLost: Ray's head is gone.
+        HeadLost, ControllerLost: Ray's head is gone, or Ray Train's controller.
     """
     config = _with_absolute_paths(config)
     _storage(config)
@@ -272,20 +276,33 @@ def _fit(
     def fit() -> None:
         device = _device_of_workers(config)
         group = OneMachineTorchConfig if not os.environ.get("RAY_ADDRESS") else TorchConfig
-        GroupTrainer(
-            function,
-            train_loop_config={"config": replace(config, device=device), **extra},
-            scaling_config=_scaling(train, device == "cuda"),
-            torch_config=group(
-                backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
-            ),
-            run_config=ray.train.RunConfig(
-                storage_path=str(Path(config.storage_path) / "ray"),
-                failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            ),
-        ).fit()
+        with _controller_named():
+            GroupTrainer(
+                function,
+                train_loop_config={"config": replace(config, device=device), **extra},
+                scaling_config=_scaling(train, device == "cuda"),
+                torch_config=group(
+                    backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
+                ),
+                run_config=ray.train.RunConfig(
+                    storage_path=str(Path(config.storage_path) / "ray"),
+                    failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                ),
+            ).fit()
 
     return driver.run(fit)
+
+
+@contextmanager
+def _controller_named() -> Iterator[None]:
+    """What Ray says of its controller's end fills a screen, and names no remedy."""
+    try:
+        yield
+    except ray.exceptions.RayActorError as error:
+        raise ControllerLost(
+            f"Ray Train's controller is gone ({type(error).__name__}): start the command again, it goes on from the "
+            "newest checkpoint"
+        ) from error
 
 
 def _device_of_workers(config: FreshetConfig) -> Literal["cpu", "cuda"]:

@@ -16,7 +16,15 @@ from cluster.checkpoints.claim import StorageInUse, claimed_by_run
 from cluster.checkpoints.hold import Holds
 from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.launcher import TrainingStopped, _scaling, run_refresh, run_training
+from cluster.launcher import (
+    ControllerLost,
+    TrainingStopped,
+    _controller_named,
+    _scaling,
+    run_refresh,
+    run_training,
+)
+from deploy.errors import report
 from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
 from streaming.parquet_source import ParquetUnusable
@@ -273,3 +281,16 @@ def test_files_are_found_by_workers_whose_folder_is_another(tmp_path, monkeypatc
     )
     run_training(config)
     assert seen == [str(tmp_path / "events.parquet")]
+
+
+def test_the_end_of_ray_trains_controller_is_one_line_of_ours(capsys):
+    with pytest.raises(ControllerLost) as lost, _controller_named():
+        raise ray.exceptions.ActorDiedError
+    assert report(lost.value) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        "freshet: error: Ray Train's controller is gone (ActorDiedError): start the command again, it goes on from the "
+        "newest checkpoint\n"
+    )
+    with pytest.raises(ControllerLost), _controller_named():
+        raise ray.exceptions.ActorUnavailableError("Socket closed", None)
