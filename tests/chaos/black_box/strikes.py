@@ -156,9 +156,8 @@ def _ask_to_stop(scene: Scene, number: signal.Signals) -> None:
     scene.stop_seconds.append(round(time.monotonic() - started, 1))
     scene.must_be_gone(pids, f"{number.name} asked them to stop")
     last = scene.progress()["step"]
-    newest = max(
-        (entry["step"] for entry in scene.answer("checkpoint list") or [] if "step" in entry), default=0
-    )
+    [checkpoints] = scene.answers(("checkpoint list",))
+    newest = max((entry.get("step", 0) for entry in checkpoints or []), default=0)
     if newest < last:
         scene.problem(f"{number.name}: the last checkpoint is of step {newest}, training had come to {last}")
 
