@@ -57,7 +57,7 @@ def _in_one_copy(tensors: Sequence[Tensor], device: torch.device | str) -> list[
         starts.append(end)
         size = tensor.numel() * tensor.element_size()
         end += -(-size // _ALIGNED_TO) * _ALIGNED_TO
-    host = torch.empty(end, dtype=torch.uint8, pin_memory=True)
+    host = torch.empty(end, dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
     for tensor, start in zip(tensors, starts, strict=True):
         flat = tensor.contiguous().view(-1).view(torch.uint8)
         host[start : start + flat.shape[0]].copy_(flat)

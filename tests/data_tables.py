@@ -28,7 +28,13 @@ def tables_of(events: Sequence[Event], **columns: pa.Array) -> Tables:
 
 
 def random_tables(
-    seed: int = 0, *, users: int = 30, items: int = 20, events: int = 400, step_ms: int = 60_000
+    seed: int = 0,
+    *,
+    users: int = 30,
+    items: int = 20,
+    events: int = 400,
+    step_ms: int = 60_000,
+    first_ms: int = 0,
 ) -> Tables:
     """Walks over a circle of items, so that what comes next can be learnt; categories, attributes, shared times."""
     rng = np.random.default_rng(seed)
@@ -38,7 +44,7 @@ def random_tables(
     for n, u in enumerate(user):
         at[u] = (at[u] + rng.choice([1, 2], p=[0.8, 0.2])) % items
         item[n] = 100 + at[u]
-    time = np.sort(rng.integers(0, events // 2, events)) * step_ms
+    time = first_ms + np.sort(rng.integers(0, events // 2, events)) * step_ms
     drawn = tables_of(list(zip((user + 1).tolist(), item.tolist(), time.tolist(), strict=True)))
     names = [["even" if i % 2 == 0 else "odd", f"third {i % 3}"] for i in range(items)]
     catalogue = pa.table(

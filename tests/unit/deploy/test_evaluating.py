@@ -43,20 +43,20 @@ TINY = [
 PRESETS = Path(__file__).parents[3] / "deploy" / "configs"
 
 
+FIRST_S = int(np.datetime64("2024-01-01", "s").astype(int))
+DAY_S = 86_400
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A data set laid out like those that users have."""
-    tables = random_tables()
+    tables = random_tables(first_ms=1000 * FIRST_S)
     data = tmp_path / "circle"
     data.mkdir()
     pq.write_table(tables.interactions, data / "interactions.parquet")
     pq.write_table(tables.items, data / "items.parquet")
     pq.write_table(tables.users, data / "users.parquet")
     return data
-
-
-FIRST_S = int(np.datetime64("2024-01-01", "s").astype(int))
-DAY_S = 86_400
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import pytest
 from deploy.status import NothingThere, checkpoint_offsets, collect_status, print_status
 from deploy.terminal import Terminal
 
-WRITTEN_MS = int((time.time() - 200) * 1000)
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, progress_record):
@@ -24,7 +22,7 @@ def run(tmp_path, monkeypatch, progress_record):
             "step": step,
             "positions": {"0": [20, 3], "1": [25, 0]},
             "rows_read": 2400,
-            "written_ms": WRITTEN_MS,
+            "written_ms": int((time.time() - 200) * 1000),
             "stream": {"origin": {"1": 5}},
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -7,6 +7,7 @@ import pytest
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
 from cluster.training import joining, worker
 from cluster.training.joining import join_run
 from cluster.training.worker import Worker
@@ -52,7 +53,8 @@ def test_a_growing_topic_waits_for_room_for_the_checkpoint_between(monkeypatch, 
     growing = Worker.__new__(Worker)
     growing.run = before = Run()
     growing._checkpointer = Full()
-    growing._until_letters_arrived = lambda: None
+    growing.config = FreshetConfig()
+    growing._until_letters_arrived = lambda setting, patience_s: None
     monkeypatch.setattr(worker, "_STORAGE_RETRY_S", 0.0)
     started = time.monotonic()
     growing._grow(8)

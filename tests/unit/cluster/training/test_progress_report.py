@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from cluster.collectives import Collectives
-from cluster.publishing.freshness import FreshnessHistogram
+from cluster.publishing.freshness import Freshness
 from cluster.training.control import Report
 from cluster.training.progress_report import ProgressReporter
 from cluster.training.progressive import Curve
@@ -23,7 +23,7 @@ RUN = SimpleNamespace(
 
 
 def _publisher():
-    return SimpleNamespace(last=None, published=0, problem="", freshness=FreshnessHistogram())
+    return SimpleNamespace(last=None, published=0, problem="", freshness=Freshness())
 
 
 def _told(storage, **totals):
