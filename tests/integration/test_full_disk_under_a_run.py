@@ -38,7 +38,7 @@ class _Disk(threading.Thread):
                 lambda said: "index versions" in said["error"] and "checkpoint" in said["error"]
             )
         self.told = self.seen["error"]
-        self._wait(lambda said: said["error"] == "" and said["step"] > self.seen["step"])
+        self._wait(lambda said: said["error"] == "")  # also if nothing is left to train on meanwhile
         produce(self._config.stream, events(300, first=600))
 
     def _wait(self, holds):
