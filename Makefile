@@ -12,8 +12,8 @@ NAME ?=
 KILLS ?= 500
 ROUNDS ?= 16
 MODE ?=
-# Test processes side by side; each has a Kafka broker of its own (350 MB).
-JOBS ?= 2
+# Test processes side by side (each with a Kafka broker of its own, 350 MB); 0: one after another in this one.
+JOBS ?= 0
 REPORT ?= chaos.json
 
 FRESHET := $(BIN)/freshet
@@ -44,11 +44,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## The whole loop on this machine: Kafka, training, refreshes, recommendations (ARGS="--chaos").
 	$(FRESHET) demo $(ARGS)
 
-test: install  ## Every test that needs no GPU (ARGS="-k name", JOBS=2 side by side).
+test: install  ## Every test that needs no GPU (ARGS="-k name", JOBS=2: two side by side).
 	$(BIN)/pytest -m "not gpu" -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-fast: install  ## Unit and property tests only.
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/property $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/property $(ARGS)
 
 chaos: install  ## Kills, full disks, flipped bits under the worker loop (KILLS=500), or from outside (MODE=black-box ROUNDS=16).
 ifeq ($(MODE),black-box)

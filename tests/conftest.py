@@ -15,18 +15,16 @@ from streaming.config import StreamConfig
 StreamFactory = Callable[..., StreamConfig]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """What pytest-xdist keeps on one worker: the files that share a broker or ranks, and everything that starts Ray.
 
     Two Rays that start at the same time on one machine compete for ports. Unit and property tests go wherever
     there is room.
     """
-    for item in items:
-        folder = item.path.relative_to(config.rootpath / "tests").parts[0]
-        if folder in ("integration", "e2e") and item.get_closest_marker("xdist_group") is None:
-            name = "ray" if folder == "e2e" else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(name))
+    folder = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+    if folder in ("integration", "e2e") and item.get_closest_marker("xdist_group") is None:
+        name = "ray" if folder == "e2e" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")
