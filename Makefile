@@ -45,10 +45,10 @@ demo: install  ## The whole loop on this machine: Kafka, training, refreshes, re
 	$(FRESHET) demo $(ARGS)
 
 test: install  ## Every test that needs no GPU (ARGS="-k name", JOBS=2: two side by side).
-	$(BIN)/pytest -m "not gpu" -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest -m "not gpu" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: install  ## Unit and property tests only.
-	$(BIN)/pytest -n 2 --dist loadgroup tests/unit tests/property $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property $(ARGS)
 
 chaos: install  ## Kills, full disks, flipped bits under the worker loop (KILLS=500), or from outside (MODE=black-box ROUNDS=16).
 ifeq ($(MODE),black-box)

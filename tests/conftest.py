@@ -15,18 +15,6 @@ from streaming.config import StreamConfig
 StreamFactory = Callable[..., StreamConfig]
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """What pytest-xdist keeps on one worker: the files that share a broker or ranks, and everything that starts Ray.
-
-    Two Rays that start at the same time on one machine compete for ports. Unit and property tests go wherever
-    there is room.
-    """
-    folder = item.path.relative_to(item.config.rootpath / "tests").parts[0]
-    if folder in ("integration", "e2e") and item.get_closest_marker("xdist_group") is None:
-        name = "ray" if folder == "e2e" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """A running broker with `.bootstrap_servers`; leave it running (a chaos test starts its own)."""

@@ -27,7 +27,6 @@ CONFIG = with_settings(
     },
 )
 TABLES = random_tables()
-pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture
