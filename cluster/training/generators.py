@@ -15,6 +15,11 @@ def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
+def drawn_on_gpu(states: Mapping[str, torch.Tensor]) -> bool:
+    """Whether dropout drew from a GPU's generator when these states were saved."""
+    return "cuda" in states
+
+
 def restore_generators(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Set torch's default generators to earlier states; one without a state is left alone."""
     torch.set_rng_state(states["cpu"])

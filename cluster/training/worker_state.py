@@ -40,7 +40,7 @@ from cluster.checkpoints.user_files import LedgerPart, UserPart, load_users, mer
 from cluster.checkpoints.writing import Checkpointer, FullPolicy, Part, Snapshot
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.training.generators import generator_states, restore_generators
+from cluster.training.generators import drawn_on_gpu, generator_states, restore_generators
 from cluster.training.progressive import Curve, ProgressiveValidation
 from cluster.training.run import TrainingRun, seed_dropout
 from cluster.training.stream_state import load_moved_users, merged, saved_stream
@@ -213,8 +213,17 @@ def _rng_file(rank: int) -> str:
 
 
 def _restore_generators(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
-    """The same number of ranks goes on drawing; another one starts from the step, so as not to draw again."""
+    """The same ranks on the same type of device draw on; others are seeded by the step, so as not to draw again."""
     if int(checkpoint.manifest["workers"]) != comm.world:
         seed_dropout(run.config.seed, comm.rank, run.step)
         return
-    restore_generators(read_tensors(checkpoint.file(_rng_file(comm.rank))), run.device)
+    states = read_tensors(checkpoint.file(_rng_file(comm.rank)))
+    if drawn_on_gpu(states) == (run.device.type == "cuda"):
+        restore_generators(states, run.device)
+        return
+    seed_dropout(run.config.seed, comm.rank, run.step)
+    before, now = ("a GPU", "a CPU") if drawn_on_gpu(states) else ("a CPU", "a GPU")
+    notice = f"resumed on {now} from a checkpoint written on {before}: dropout draws other masks from here on"
+    run.notice = "; ".join(filter(None, (run.notice, notice)))
+    if comm.rank == 0:
+        _log.info("%s: %s", checkpoint.location, notice)
