@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.background import Background
 from deploy.terminal import line
 
 if TYPE_CHECKING:
@@ -60,33 +59,23 @@ def recent_users(dataset: Dataset, count: int, at_least: int = 20) -> list[int]:
     return (active or newest_first)[:count]
 
 
-class ReplayThread:
+class ReplayThread(Background):
     """A replay beside other work; its failure is raised by `check`."""
 
     def __init__(self, stream: StreamConfig, dataset: Dataset, seconds: float, seed: int) -> None:
+        super().__init__("replay", join_s=10.0)
         self.produced = 0
         self.finished = False
         self._stream, self._dataset, self._seconds, self._seed = stream, dataset, seconds, seed
-        self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10.0)
 
     def check(self) -> None:
         """Raise what ended the replay, if it failed."""
         if self._error is not None:
             raise self._error
 
-    def _run(self) -> None:
+    def work(self) -> None:
+        """Send the data set, until it is sent or the block ends."""
         from streaming.producer import replay
 
         try:
@@ -96,7 +85,7 @@ class ReplayThread:
                 duration_s=self._seconds,
                 seed=self._seed,
                 progress=self._advance,
-                stop=self._stop,
+                stop=self.ended,
             )
         except Exception as error:
             self._error = error

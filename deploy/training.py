@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from cluster.background import Background
 from deploy.display import Display
 from deploy.narration import narrate
 from deploy.output import plain
@@ -22,33 +21,21 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 
 
-class ProgressFollower:
+class ProgressFollower(Background):
     """Shows a run's `progress.json` from a thread while the trainer holds the main one."""
 
     def __init__(self, storage_path: Path, display: Display, stop: StopRequest) -> None:
-        self._storage_path = storage_path
-        self._stop = stop
-        self._display = display
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        super().__init__("progress")
+        self._storage_path, self._display, self._stop = storage_path, display, stop
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
+    def work(self) -> None:
+        """Show it until the block ends."""
         from cluster.training.telemetry import read_progress
 
         # What another run left there, or still writes, is not this run's progress.
         other = (read_progress(self._storage_path) or {}).get("run_id")
         stopping = False
-        while not self._ended.wait(POLL_S):
+        while not self.ended.wait(POLL_S):
             if self._stop.asked and not stopping:
                 stopping = True
                 self._display.say(

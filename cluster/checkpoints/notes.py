@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from pyarrow import fs
 
+from cluster.background import Background
 from retrieval.durable_files import make_private, replace_durably
 
 FOLDER = "claims"
@@ -130,7 +130,7 @@ class ObjectNotes:
         return sorted(f"{FOLDER}/{e.base_name}" for e in found if e.type == fs.FileType.File)
 
 
-class Heartbeat:
+class Heartbeat(Background):
     """Touches a note from a thread while its block runs.
 
     Args:
@@ -143,24 +143,19 @@ class Heartbeat:
     def __init__(
         self, notes: Notes, name: str, goes_on: Callable[[], bool] = lambda: True, *, removes: bool = True
     ) -> None:
+        super().__init__(f"heartbeat {name}")
         self._notes, self._name, self._goes_on, self._removes = notes, name, goes_on, removes
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {name}", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         if self._removes:
             with suppress(OSError):
                 self._notes.remove(self._name)
 
-    def _beat(self) -> None:
+    def work(self) -> None:
+        """Touch the note until the block ends."""
         failed = False
         while True:
             try:
@@ -172,5 +167,5 @@ class Heartbeat:
                 if not failed:
                     _log.warning("no sign of life can be given in %s: %s", self._name, error)
                 failed = True
-            if self._ended.wait(BEAT_S):
+            if self.ended.wait(BEAT_S):
                 return
