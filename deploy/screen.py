@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -81,7 +82,7 @@ def _grid(rows: Iterable[Sequence[RenderableType]], justify: Sequence[str] = ("l
 
 def _stream_panel(view: DemoView) -> RenderableType:
     progress, total = view.progress, max(view.planned, 1)
-    counts = {"in": progress.rows_read, "trained": progress.events_trained}
+    counts = {"read": progress.rows_read, "trained": progress.events_trained}
     if view.produced is not None:
         counts = {"produced": view.produced, **counts}
     bars: list[tuple[RenderableType, ...]] = [
@@ -91,11 +92,16 @@ def _stream_panel(view: DemoView) -> RenderableType:
     rows = [
         *bars,
         *((name, number(count), "") for name, count in progress.set_aside.items() if count),
-        ("lag", number(progress.lag_events), "events, about"),
+        ("lag", _about(progress.lag_events), "events"),
         ("dead letters", number(progress.dead_letters), ""),
         ("known items", number(progress.known_items), ""),
     ]
     return panel(_grid(rows), "stream")
+
+
+def _about(events: int | None) -> str:
+    """An estimate; that nothing waits is known."""
+    return f"{'~' if events else ''}{number(events)}"
 
 
 def _training_panel(progress: Progress) -> RenderableType:
@@ -127,7 +133,7 @@ def _curve_panel(view: DemoView) -> RenderableType:
         for (name, style, hits), curve_points in zip(series, points, strict=True)
     ]
     scored = curve.sample_size()
-    return panel(_grid(rows), f"progressive HR@10 on {scored:,} events, scored before they were trained on")
+    return panel(_grid(rows), f"progressive HR@10 on {scored:,} events, each scored before it was trained on")
 
 
 def index_text(progress: Progress) -> str:
@@ -172,14 +178,27 @@ def _index_panel(progress: Progress) -> RenderableType:
 
 
 def render(view: DemoView) -> RenderableType:
-    """The whole screen: 80 columns wide, 26 lines high with its messages."""
+    """The whole screen: 80 columns wide, with as many of the newest messages as the terminal has lines for."""
     head = line((view.title, "bold"), f"  {view.stage}  ", (duration(view.elapsed_s), "dim"))
     top = Table.grid(expand=True)
     top.add_column(ratio=1)
     top.add_column(ratio=1)
     top.add_row(_stream_panel(view), _training_panel(view.progress))
-    log = stacked(view.messages[-MESSAGES_SHOWN:], "dim", ellipsis=True)
-    return Group(head, top, _curve_panel(view), _index_panel(view.progress), log)
+    return _Screen(Group(head, top, _curve_panel(view), _index_panel(view.progress)), tuple(view.messages))
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """Panels, and below them what has happened. A screen that were too high would lose its newest line."""
+
+    panels: RenderableType
+    messages: Sequence[str]
+
+    def __rich_console__(self, console: Any, options: ConsoleOptions) -> RenderResult:
+        yield self.panels
+        room = options.max_height - len(console.render_lines(self.panels, options, pad=False))
+        if shown := self.messages[-min(room, MESSAGES_SHOWN) :] if room > 0 else ():
+            yield stacked(shown, "dim", ellipsis=True)
 
 
 def plain_line(view: DemoView) -> str:
@@ -188,7 +207,7 @@ def plain_line(view: DemoView) -> str:
     parts = [
         view.stage,
         ("" if view.produced is None else f"produced {view.produced:,} ")
-        + f"in {progress.rows_read:,} trained {progress.events_trained:,}"
+        + f"read {progress.rows_read:,} trained {progress.events_trained:,}"
         + set_aside_text(progress.set_aside),
         lag_text(progress),
         f"loss {number(progress.loss.get('total'), 3)}",

@@ -13,8 +13,8 @@ from deploy.terminal import Terminal
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
 
 
-def screen_text(view: DemoView, width: int = 80) -> str:
-    console = Terminal(width=width, record=True, file=io.StringIO())
+def screen_text(view: DemoView, width: int = 80, height: int = 40) -> str:
+    console = Terminal(width=width, height=height, record=True, file=io.StringIO())
     console.print(render(view))
     return console.export_text()
 
@@ -23,7 +23,7 @@ def test_the_screen_shows_every_figure_of_the_progress(progress_record):
     view = DemoView("Freshet demo", "streaming", 71.2, 64_000, 100_000, parse_progress(progress_record()))
     text = screen_text(view)
     for shown in (
-        ["64,000", "60,123", "59,976", "75,123 events, about", "dead letters"],
+        ["64,000", "60,123", "59,976", "~75,123 events", "dead letters"],
         ["6.123", "5.500", "0.310", "0.410", "1.200", "2.200", "1.900", "1,043"],
         [".150", ".100", ".070", "6,000 events"],
         ["v6", "1,682 items", "recall@10 .987", "nprobe 9 of 41", "6 versions", "ivf_fp16"],
@@ -63,9 +63,24 @@ def test_the_screen_shows_only_the_newest_messages(progress_record):
     assert "message 20" not in text
 
 
+def test_a_terminal_of_24_lines_shows_the_newest_messages_below_all_panels(progress_record):
+    messages = [f"message {n}" for n in range(50)]
+    for counts, shown in (({}, 4), ({"events_negative": 7, "events_ignored": 8}, 2)):
+        view = DemoView(produced=1, progress=parse_progress(progress_record(**counts)), messages=messages)
+        lines = screen_text(view, height=24).rstrip("\n").split("\n")
+        assert len(lines) == 24
+        assert lines[-shown:] == messages[-shown:]
+        assert lines[-shown - 1].startswith("╰")
+
+
+def test_a_terminal_that_is_too_low_for_the_panels_shows_no_message(progress_record):
+    view = DemoView(progress=parse_progress(progress_record()), messages=["message"])
+    assert "message" not in screen_text(view, height=18)
+
+
 def test_the_plain_line_has_the_figures_and_restarts_only_if_there_were_some(progress_record):
     line = plain_line(DemoView(produced=64_000, progress=parse_progress(progress_record())))
-    assert "produced 64,000 in 60,123 trained 59,976" in line
+    assert "produced 64,000 read 60,123 trained 59,976" in line
     assert "HR@10 .150 (popularity .070, co-occurrence .100)" in line
     assert "restarts" not in line
     again = plain_line(DemoView(progress=parse_progress(progress_record(restarts=1))))
@@ -75,7 +90,7 @@ def test_the_plain_line_has_the_figures_and_restarts_only_if_there_were_some(pro
 def test_nothing_is_said_of_producing_where_nobody_produces_here(progress_record):
     view = DemoView(progress=parse_progress(progress_record()))
     assert "produced" not in screen_text(view)
-    assert "in 60,123 trained 59,976" in plain_line(view)
+    assert "read 60,123 trained 59,976" in plain_line(view)
     assert "produced" not in plain_line(view)
 
 
