@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from cluster.evaluation.config import FitConfig, PopularityConfig, ProtocolConfig, WalsConfig
 from cluster.tables.config import TableConfig
-from model.config import ModelConfig
+from model.config import ModelConfig, Precision
 from retrieval.config import IndexConfig
 from streaming.broker import BrokerConfig
 from streaming.config import StreamConfig
@@ -222,6 +222,13 @@ class FreshetConfig:
     popularity: PopularityConfig = field(default_factory=PopularityConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
+    precision: Precision = field(
+        default="fp32",
+        metadata={
+            "help": "the towers' matrix products: fp32; tf32 (GPUs only, encoding included); bf16 (training only); "
+            "weights, losses and rows are float32 in all three"
+        },
+    )
     storage_path: str = field(
         default="runs/freshet", metadata={"help": "folder of checkpoints, index versions and progress"}
     )
@@ -231,6 +238,8 @@ class FreshetConfig:
         """Refuse values that cannot work, naming the setting."""
         if not self.storage_path.strip():
             raise ValueError(f"storage_path must name a folder, got {self.storage_path!r}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be fp32, tf32 or bf16, got {self.precision!r}")
 
     @property
     def checkpoint_location(self) -> str:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Precision = Literal["fp32", "tf32", "bf16"]
+"""How the towers' matrix products are computed: see `model/precision.py`."""
+
 
 @dataclass
 class ModelConfig:

@@ -1,4 +1,4 @@
-"""Many small tensors to a device in one copy: each copy stops the host for longer than its bytes take."""
+"""Many small tensors to a device, or from it, in one copy: each copy stops the host for longer than its bytes take."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def to_device(parts: _Part, device: torch.device | str) -> _Part:
     moved = iter(_in_one_copy(list(_tensors(parts)), device))
     rebuilt: _Part = _rebuilt(parts, moved)
     return rebuilt
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one device and type on the CPU, in one copy, for which the host waits; on the CPU as they are."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

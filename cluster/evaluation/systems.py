@@ -83,7 +83,7 @@ class System:
         return key.startswith((*_ALWAYS, *self.reads))
 
 
-_TOWERS = ("model.", "fit.", "device")
+_TOWERS = ("model.", "fit.", "device", "precision")
 
 
 def _towers(

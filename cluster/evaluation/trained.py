@@ -19,6 +19,7 @@ from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.train_step import StepRefused, TrainStep
 from model.features import KeyCollector, item_inputs, query_inputs
+from model.precision import use_precision
 from model.recommender import Float32Array, Int64Array
 from model.two_tower import TwoTower
 from streaming.catalogue import Catalogue
@@ -59,6 +60,7 @@ class TrainedRecommender:
         self._config = replace(config, model=model.config, train=train)
         self._catalogue, self._device = catalogue, device
         self.model = model.to(device)
+        use_precision(self.model, config.precision)
         self.table = ShardedEmbedding(
             model.config.dim,
             comm,

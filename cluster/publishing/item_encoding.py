@@ -37,8 +37,8 @@ def encode_owned_items(
         chunk = mine[start : start + _CHUNK_ITEMS]
         keys = KeyCollector()
         items = item_inputs(chunk, catalogue.categories, keys, np.zeros(chunk.shape[0], np.bool_))
-        rows_UD = table.lookup(*keys.keys(), create=False).rows_UD
-        parts.append(model.encode_items(rows_UD, items.to(table.device)).vectors_CD)
+        lookup, items = table.lookup_with(items, *keys.keys(), create=False)
+        parts.append(model.encode_items(lookup.rows_UD, items).vectors_CD)
     return mine, torch.cat(parts)
 
 

@@ -9,6 +9,7 @@ which starts with nothing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,16 @@ Float64Array = npt.NDArray[np.float64]
 # Bits of a row's mark: it changed since `take_changes`; it had not been there then.
 _CHANGED, _NEW = np.uint8(1), np.uint8(2)
 _FIRST_ROOM = 1024
+
+
+@dataclass(frozen=True)
+class FreshRows:
+    """New rows whose values are still to be filled in."""
+
+    rows: Tensor
+    """int64 (K,), local numbers."""
+    values_KD: Tensor
+    """float32, what they start from."""
 
 
 class LocalRows:
@@ -74,14 +85,24 @@ class LocalRows:
 
     def add(self, tables: Int16Array, ids: Int64Array, time_ms: int = 0) -> Int64Array:
         """Local numbers of keys that this rank owns; new rows, last seen at `time_ms`, start from (seed, table, id)."""
+        local, fresh = self.make(tables, ids, time_ms)
+        if fresh.rows.shape[0]:
+            self.fill(to_device(fresh, self.device))
+        return local
+
+    def make(self, tables: Int16Array, ids: Int64Array, time_ms: int = 0) -> tuple[Int64Array, FreshRows]:
+        """As `add`, but the values of new rows are the caller's to `fill` in, on the rows' device."""
         local, made = self.index.get_or_add(tables, ids)
+        new = local[made]
         if made.shape[0]:
             self._make_room(self.index.top)
-            new = local[made]
-            self.put(new, self.initial(tables[made], ids[made]))
             self.last_seen_ms_C[new] = time_ms
             self.changed_C[new] = _CHANGED | _NEW
-        return local
+        return local, FreshRows(torch.from_numpy(new), self.initial(tables[made], ids[made]))
+
+    def fill(self, fresh: FreshRows) -> None:
+        """Set what new rows start from; on the rows' device."""
+        self.values_CD.index_copy_(0, fresh.rows, fresh.values_KD)
 
     def remove(self, tables: Int16Array, ids: Int64Array) -> int:
         """Forget keys that this rank owns, with all that their rows carry; how many there were."""

@@ -16,7 +16,7 @@ Rows are removed by `sweep` and `forget` only, between steps: a lookup made befo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from torch import Tensor
 from cluster.collectives import Collectives
 from cluster.tables.buckets import buckets_of, owners_of, shared_keys, sort_by_owner
 from cluster.tables.config import TableConfig
-from cluster.tables.local_rows import Int16Array, Int64Array, LocalRows
+from cluster.tables.local_rows import FreshRows, Int16Array, Int64Array, LocalRows
 from cluster.tables.row_optimizer import RowOptimizer
 from cluster.tables.surplus import as_orders, lowest
 from cluster.tables.waiting_keys import WaitingKeys
@@ -37,6 +37,8 @@ from model.transfer import to_device
 
 BoolArray = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
+
+_Inputs = TypeVar("_Inputs")
 
 _ENDLESS = (ITEM, USER, SOURCE)
 """Tables whose ids keep coming: the ones that are admitted, expire and are evicted."""
@@ -133,6 +135,24 @@ class ShardedEmbedding(LocalRows):
             drawn_U: keys that no event has: they get rows, but are neither seen nor counted. Default: none.
             time_ms: latest event time of the step on all ranks.
         """
+        return self.lookup_with((), tables, ids, create=create, drawn_U=drawn_U, time_ms=time_ms)[0]
+
+    def lookup_with(
+        self,
+        inputs: _Inputs,
+        tables: Int16Array,
+        ids: Int64Array,
+        *,
+        create: bool = True,
+        drawn_U: BoolArray | None = None,
+        time_ms: int = 0,
+    ) -> tuple[Lookup, _Inputs]:
+        """Collective. `lookup`, and other tensors of the host on the rows' device, all in one copy.
+
+        Args:
+            inputs: what `to_device` takes.
+            tables, ids, create, drawn_U, time_ms: as for `lookup`.
+        """
         comm = self._collectives
         order_U, send_W = sort_by_owner(tables, ids, comm.world)
         tags_U = tables.astype(np.int64)
@@ -144,19 +164,22 @@ class ShardedEmbedding(LocalRows):
         rows_UD[0] = 0.0
         own_order = torch.from_numpy(order_U if comm.world > 1 else order_U[:0])
         if create:
-            asked = self._rows_to_train(tables_R, ids_R, tags_R < _DRAWN // 2, time_ms)
-            order, index_R = to_device((own_order, torch.from_numpy(asked.local_R)), self.device)
+            asked, fresh = self._rows_to_train(tables_R, ids_R, tags_R < _DRAWN // 2, time_ms)
+            parts = own_order, torch.from_numpy(asked.local_R), fresh, inputs
+            order, index_R, fresh, inputs = to_device(parts, self.device)
+            for rows in fresh:
+                self.fill(rows)
             if comm.world == 1:
                 torch.index_select(self.values_CD, 0, index_R, out=rows_UD[1:])
             else:
                 self._send_back(self.values_CD.index_select(0, index_R), rows_UD, order, send, receive)
         else:
-            local_R, found_RD, order = self._rows_to_read(tables_R, ids_R, own_order)
+            local_R, found_RD, (order, inputs) = self._rows_to_read(tables_R, ids_R, (own_order, inputs))
             asked = Asked(local_R, np.zeros(local_R.shape[0], np.bool_), (tables_R[:0], ids_R[:0]))
             index_R = order[:0]
             self._send_back(found_RD, rows_UD, order, send, receive)
         rows_UD.requires_grad_(create)
-        return Lookup(rows_UD, order, index_R, send, receive, asked, time_ms, self._removals)
+        return Lookup(rows_UD, order, index_R, send, receive, asked, time_ms, self._removals), inputs
 
     def apply_gradients(self, lookup: Lookup, learning_rate: float) -> None:
         """Collective. Send row gradients to their owners, add up what the ranks sent, step once per row.
@@ -261,27 +284,28 @@ class ShardedEmbedding(LocalRows):
 
     def _rows_to_train(
         self, tables_R: Int16Array, ids_R: Int64Array, seen_R: BoolArray, time_ms: int
-    ) -> Asked:
+    ) -> tuple[Asked, list[FreshRows]]:
         """Local rows of the keys, made where they are missing: own ones, or the shared one of a key that waits."""
         if not self.limits.has_shared_rows:
-            return Asked(self.add(tables_R, ids_R, time_ms), seen_R, (tables_R[:0], ids_R[:0]))
+            local_R, fresh = self.make(tables_R, ids_R, time_ms)
+            return Asked(local_R, seen_R, (tables_R[:0], ids_R[:0])), [fresh]
         local_R = self.index.find(tables_R, ids_R)
         waits_R = (local_R < 0) & np.isin(tables_R, _ENDLESS)
         own_R = ~waits_R
-        local_R[own_R] = self.add(tables_R[own_R], ids_R[own_R], time_ms)
-        local_R[waits_R] = self.add(*shared_keys(tables_R[waits_R], ids_R[waits_R]), time_ms)
+        local_R[own_R], own = self.make(tables_R[own_R], ids_R[own_R], time_ms)
+        local_R[waits_R], shared = self.make(*shared_keys(tables_R[waits_R], ids_R[waits_R]), time_ms)
         counted = np.flatnonzero(waits_R & seen_R & (tables_R != ITEM))
         each = counted[KeyIndex().get_or_add(tables_R[counted], ids_R[counted])[1]]
-        return Asked(local_R, seen_R, (tables_R[each], ids_R[each]))
+        return Asked(local_R, seen_R, (tables_R[each], ids_R[each])), [own, shared]
 
     def _rows_to_read(
-        self, tables_R: Int16Array, ids_R: Int64Array, own_order: Tensor
-    ) -> tuple[Int64Array, Tensor, Tensor]:
+        self, tables_R: Int16Array, ids_R: Int64Array, inputs: _Inputs
+    ) -> tuple[Int64Array, Tensor, _Inputs]:
         """Values as training would see them: own row, shared row, or what either would start from.
 
         Returns:
-            Local rows, -1 where there is none; the values, float32 (R, D); `own_order` on the rows' device, which so
-            takes no copy of its own.
+            Local rows, -1 where there is none; the values, float32 (R, D); `inputs` on the rows' device, which so take
+            no copy of their own.
         """
         local_R = self.index.find(tables_R, ids_R)
         if self.limits.has_shared_rows:
@@ -293,13 +317,13 @@ class ShardedEmbedding(LocalRows):
         missing, known = np.flatnonzero(local_R < 0), np.flatnonzero(local_R >= 0)
         fresh = self.initial(tables_R[missing], ids_R[missing])
         places = tuple(map(torch.from_numpy, (missing, known, local_R[known])))
-        (missing_at, known_at, rows), fresh, order = to_device((places, fresh, own_order), self.device)
+        (missing_at, known_at, rows), fresh, inputs = to_device((places, fresh, inputs), self.device)
         if missing.shape[0] == 0:
-            return local_R, self.values_CD.index_select(0, rows), order
+            return local_R, self.values_CD.index_select(0, rows), inputs
         rows_RD = self.values_CD.new_empty(local_R.shape[0], self.dim)
         rows_RD.index_copy_(0, missing_at, fresh)
         rows_RD.index_copy_(0, known_at, self.values_CD.index_select(0, rows))
-        return local_R, rows_RD, order
+        return local_R, rows_RD, inputs
 
     def _see(self, rows_T: Int64Array, lookup: Lookup) -> None:
         """Note that a step's events have these rows, and the keys that wait for one."""

@@ -30,6 +30,7 @@ from model.baselines.cooccurrence import StreamingCooccurrence
 from model.baselines.popularity import StreamingPopularity
 from model.key_index import KeyIndex, hash_keys
 from model.metrics import full_ranks
+from model.transfer import to_device, to_host
 from model.two_tower import TwoTower
 from streaming.catalogue import Catalogue
 
@@ -121,10 +122,8 @@ class ProgressiveValidation:
         totals[0] = chosen.shape[0]
         findable = chosen[~unheard_I[target_E[chosen]]]
         if chosen.shape[0]:
-            queries_ED = self._queries(prepared)
-            self._remember(queries_ED[torch.from_numpy(chosen)].numpy())
-            queries = queries_ED[torch.from_numpy(findable)]
-            found_EK = (queries.to(known_ID.device) @ known_ID.T).cpu().numpy()
+            queries_ED, found_EK = self._scores(prepared, known_ID, chosen, findable)
+            self._remember(queries_ED)
             scores_EI = np.zeros((findable.shape[0], len(self._positions)), np.float32)
             scores_EI[:, column_I] = found_EK
             scores = [scores_EI, *self._baselines(recent_ER[findable])]
@@ -167,9 +166,17 @@ class ProgressiveValidation:
         self.cooccurrence.items = int(arrays["cooccurrence.items"][0])
 
     @torch.no_grad()
-    def _queries(self, prepared: PreparedStep) -> torch.Tensor:
-        """Query vectors of this rank's events on the CPU; the model is in evaluation mode."""
-        return self.model.encode_queries(prepared.lookup.rows_UD.detach(), prepared.queries).vectors_ED.cpu()
+    def _scores(
+        self, prepared: PreparedStep, known_ID: torch.Tensor, chosen: Int64Array, findable: Int64Array
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Query vectors of some events, and the known items' scores for others; the model is in evaluation mode."""
+        encoded = self.model.encode_queries(prepared.lookup.rows_UD.detach(), prepared.queries)
+        places = torch.from_numpy(chosen), torch.from_numpy(findable)
+        wanted, scored = to_device(places, encoded.vectors_ED.device)
+        queries_ED = encoded.vectors_ED.index_select(0, wanted)
+        found_EK = encoded.vectors_ED.index_select(0, scored) @ known_ID.T
+        queries, found = to_host([queries_ED, found_EK])
+        return queries.numpy(), found.numpy()
 
     def _baselines(self, recent_ER: Int64Array) -> list[npt.NDArray[np.float32]]:
         if not self._config.evaluation.baselines:

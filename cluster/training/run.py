@@ -18,6 +18,7 @@ from cluster.training.progressive import Curve, ProgressiveValidation
 from cluster.training.stream_state import StreamState
 from cluster.training.train_step import TrainStep
 from model.cl_epidtn import cl_epidtn
+from model.precision import use_precision
 from model.two_tower import TwoTower
 from streaming.admission import Admission
 from streaming.batcher import Batcher
@@ -77,6 +78,7 @@ class TrainingRun:
         """Collective. A run that has seen nothing yet; towers start from the seed, the same on every rank."""
         torch.manual_seed(config.seed)
         model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
+        use_precision(model, config.precision)
         seed_dropout(config.seed, comm.rank)
         table = ShardedEmbedding(
             config.model.dim,

@@ -43,7 +43,6 @@ from model.features import (
 )
 from model.frequency import combined_log_q
 from model.tower_optimizer import TowerOptimizer
-from model.transfer import to_device
 from model.two_tower import Targets, TwoTower
 from streaming.catalogue import Catalogue
 from streaming.quoting import described
@@ -132,7 +131,6 @@ class TrainStep:
         tables, ids = keys.keys()
         drawn_U = (tables == ITEM) & ~np.isin(ids, agreed.ids_T)
         drawn_U[:of_events] = False
-        lookup = self.table.lookup(tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms)
         targets = Targets(
             target_E=torch.from_numpy(candidates.positions(runs.targets_E)),
             log_q_M=self._log_q(mine, agreed),
@@ -141,7 +139,9 @@ class TrainStep:
             ),
             global_events=float(agreed.weight_T.sum()),
         )
-        queries, items, targets = to_device((queries, items, targets), self._device)
+        lookup, (queries, items, targets) = self.table.lookup_with(
+            (queries, items, targets), tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms
+        )
         return PreparedStep(runs, queries, items, targets, lookup, agreed, new_items)
 
     def train(self, prepared: PreparedStep, step: int, *, decay: float = 1.0) -> dict[str, float]:

@@ -7,8 +7,8 @@ The aim for a step with validation is 600 launches, 4 copies to the device and 2
 from tests.device_runs import config_of, train_and_score
 from tests.unit_runs import open_run
 
-WITH_VALIDATION = {"launches": 2100, "copies_to": 6, "copies_back": 2, "waits": 1}
-WITHOUT = {"launches": 1955, "copies_to": 3, "copies_back": 0, "waits": 1}
+WITH_VALIDATION = {"launches": 2100, "copies_to": 3, "copies_back": 1, "waits": 1}
+WITHOUT = {"launches": 1955, "copies_to": 1, "copies_back": 0, "waits": 1}
 
 
 def _counted(gpu, sample_fraction):

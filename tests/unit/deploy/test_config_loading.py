@@ -219,7 +219,7 @@ def test_every_setting_is_listed_once_with_its_type_default_and_meaning():
             assert setting.type_name
             assert len(setting.help.split()) >= 2, setting.key
             assert setting.help.count("(") == setting.help.count(")"), setting.key
-    assert set(described) == {"device", "storage_path", "seed"}
+    assert set(described) == {"device", "precision", "storage_path", "seed"}
     assert all(described[key].help for key in described)
 
 
