@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
 _VARIABLE = "NUMBA_CACHE_DIR"
@@ -35,14 +33,19 @@ def ensure_cache(package: Path) -> None:
 def _writable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
+        probe = folder / f".freshet-{os.getpid()}"
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o600))
+        probe.unlink()
     except OSError:
         return False
+    return True
 
 
 def _private_folder() -> Path:
     """The user's own below the temporary folder, or one for this process where somebody else has that name."""
+    import shutil  # both take longer than all else that runs before the command line answers signals
+    import tempfile
+
     folder = Path(tempfile.gettempdir()) / f"freshet-numba-{os.geteuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

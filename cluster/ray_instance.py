@@ -6,12 +6,14 @@ import os
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 
 from cluster import ray_logging
 from cluster.processes import Process, descendants, kill_all
@@ -48,7 +50,8 @@ class RayInstance:
     @staticmethod
     def join(**arguments: Any) -> RayInstance:
         """Join the cluster that RAY_ADDRESS or the argument `address` names."""
-        ray.init(**arguments)
+        with _own_handlers():
+            ray.init(**arguments)
         return RayInstance(own=False, processes=[])
 
     @staticmethod
@@ -60,7 +63,8 @@ class RayInstance:
         wanted = dict(runtime_env or {})
         wanted["env_vars"] = {**loopback_variables(), **wanted.get("env_vars", {})}
         before = {process.pid for process in descendants(os.getpid())}
-        with _unreachable_from_outside(), _without_signals(), ray_logging.starting_own_instance():
+        quietly = ray_logging.starting_own_instance()
+        with _without_signals(), _own_handlers(), _unreachable_from_outside(), quietly:
             ray.init(
                 address="local",  # else it would join, or fail to join, what a `ray start` on this machine left noted
                 num_cpus=max(os.cpu_count() or 1, cpus),
@@ -101,6 +105,24 @@ def _end_without_delay() -> None:
     for started in node.all_processes.values() if node is not None else ():
         for info in started:
             info.process.terminate = info.process.kill
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Ray's handlers of SIGTERM end the process with status 15, or print a stack and abort: ours stay.
+
+    The one in C++ can only be replaced afterwards, and only on the main thread; a driver in another thread leaves that
+    to its main thread (cluster/driver.py).
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    install, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = install
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 """`python -m deploy` is the command `freshet`."""
 
-from deploy.cli import main
+from deploy.entry import main
 
 main()

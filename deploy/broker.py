@@ -59,12 +59,8 @@ def run_broker(
         write_json(json_path, ready)
         say(f"Apache Kafka is ready: stream.bootstrap_servers={servers} (log: {broker.log_path})")
         say("Ctrl-C stops it.")
-        try:
-            while broker.running:
-                time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            say("stopping")
-            return
+        while broker.running:
+            time.sleep(POLL_S)
     raise BrokerDied(f"Apache Kafka on {servers} ended by itself (log: {broker.log_path})")
 
 

@@ -16,7 +16,7 @@ from deploy.evaluation_progress import EvaluationDisplay
 from deploy.evaluation_report import Report, build_report, print_report
 from deploy.options import settings
 from deploy.output import plain, write_json
-from deploy.signals import stop_on_sigterm
+from deploy.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -51,7 +51,7 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Te
     tables = load_tables(options.data, console)
     prepare(tables, config)  # what cannot be split is told now
     evaluation = Evaluation(options, systems, config, points, tables, console)
-    with stop_on_sigterm():
+    with stop_on_signals():
         try:
             return evaluation.run(tuned, json_path)
         finally:

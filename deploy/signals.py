@@ -24,20 +24,6 @@ _SAME_PRESS_S = 0.3
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises SystemExit(143); only on the main thread."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def stop_on_signals(*, status: int | None = None) -> Iterator[None]:
     """Within it SIGTERM and SIGINT raise SystemExit, once; only on the main thread.
 
@@ -45,11 +31,20 @@ def stop_on_signals(*, status: int | None = None) -> Iterator[None]:
         status: the exit status; by default 128 + the signal's number.
     """
 
+    chosen: list[int] = []
+
     def stop(number: int) -> None:
-        raise SystemExit(128 + number if status is None else status)
+        chosen.append(128 + number if status is None else status)
+        raise SystemExit(chosen[0])
 
     with _handling(stop, at_once=lambda: None):
-        yield
+        try:
+            yield
+        except SystemExit:
+            # A handler that runs inside a call of Ray's comes out of it as another exit, with status 1.
+            if chosen:
+                raise SystemExit(chosen[0]) from None
+            raise
 
 
 @contextmanager

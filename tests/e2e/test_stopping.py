@@ -1,4 +1,5 @@
-"""`freshet train` on its own Ray, with a real broker: stopped under load, idle, while it starts, without its head."""
+"""Verbs on their own Ray, with a real broker, stopped: `train` under load, idle, while it starts, without its head;
+`refresh`, `replay` and `demo` in the midst of their work."""
 
 import json
 import os
@@ -20,6 +21,7 @@ from cluster.processes import descendants
 from cluster.training.accounting import verify_exactly_once
 from cluster.training.telemetry import read_progress
 from deploy.children import Child
+from streaming.consumer import TopicMissing, end_offsets
 from tests.local_ray import free_port, wait_until
 from tests.worker_runs import config_of, events, produce
 
@@ -31,14 +33,14 @@ DUMPS = ("*** SIG", "Traceback", "Reporting training result", "PlacementGroupCle
 
 
 class Run:
-    """One `freshet train`, as from a terminal: the leader of a process group of its own."""
+    """One verb, as from a terminal: the leader of a process group of its own."""
 
-    def __init__(self, config, name):
+    def __init__(self, config, name, verb="train", *options):
         self.folder = Path(config.storage_path)
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = self.folder / "settings.yaml"
         settings.write_text(yaml.safe_dump(asdict(config)))
-        command = [sys.executable, "-m", "deploy", "train", "--config", str(settings)]
+        command = [sys.executable, "-m", "deploy", verb, "--config", str(settings), *options]
         self.child = Child(name, command, self.folder / f"{name}.log")
 
     def __enter__(self):
@@ -238,3 +240,51 @@ def test_a_run_waits_for_a_broker_that_is_away_says_so_once_and_can_be_stopped(l
     assert took_s < STOP_S
     assert log.count("No Kafka broker answers") == 1
     assert len(log.splitlines()) < 5, log
+
+
+def test_a_refresh_that_is_stopped_ends_with_143_and_leaves_the_live_version_and_no_trace(live_config):
+    current = Path(live_config.storage_path) / "index" / "CURRENT"
+    before = current.read_text()
+    with Run(live_config, "refresh", "refresh") as run:
+        run.wait(lambda: any(p.name.startswith("ray::RayTrain") for p in descendants(run.child.pid)))
+        ended = run.stop(signal.SIGTERM)
+        assert_stopped(run, ended, 128 + signal.SIGTERM)
+    assert current.read_text() == before
+    assert [*run.folder.glob(".refresh-*"), *run.folder.glob("checkpoints/claims/*.hold.json")] == []
+
+
+def test_a_replay_that_is_stopped_ends_with_130(live_config, tmp_path):
+    stream = replace(live_config.stream, interactions_topic="stopping.replayed")
+    config = replace(live_config, stream=stream, storage_path=str(tmp_path / "run"))
+    with Run(config, "replay", "replay", "--seconds", "600") as run:
+        run.wait(lambda: sum(ends_of(stream)) > 0)
+        ended = run.stop(signal.SIGINT)
+        assert_stopped(run, ended, 128 + signal.SIGINT)
+
+
+def test_a_demo_that_is_stopped_under_load_ends_with_130_and_its_trainer_commits(live_config, tmp_path):
+    options = ("--dir", str(tmp_path / "demo"), "--seconds", "600", "train.checkpoint_every_s=3600")
+    with Run(replace(live_config, storage_path=str(tmp_path / "run")), "demo", "demo", *options) as run:
+        latest = tmp_path / "demo" / "latest"
+        run.wait(lambda: (read_progress(latest) or {}).get("step", 0) >= 2)
+        ended = run.stop(signal.SIGINT)
+        assert_stopped(run, ended, 128 + signal.SIGINT)
+    said = read_progress(latest)
+    assert (said["state"], said["stop_error"]) == ("stopped", "")
+    assert CheckpointStore(str(latest / "checkpoints")).newest().manifest["rows_read"] == said["rows_read"]
+
+
+def assert_stopped(run, ended, status):
+    found, took_s, left = ended
+    assert found == status, run.log[-4000:]
+    assert took_s < STOP_S
+    assert left == []
+    assert [text for text in (*DUMPS, "freshet: error") if text in run.log] == []
+
+
+def ends_of(stream):
+    """Where each partition of the stream's events ends; nothing before there is a topic."""
+    try:
+        return end_offsets(stream, stream.interactions_topic).values()
+    except TopicMissing:
+        return []

@@ -14,7 +14,10 @@ from urllib.request import urlopen
 import pyarrow as pa
 import pytest
 
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.training.telemetry import read_progress
 from deploy.children import Child
+from deploy.submit import connect, use_local_token
 from streaming.producer import EventProducer
 from streaming.topics import create_topics
 from tests.local_ray import free_port
@@ -132,3 +135,37 @@ def test_plain_ray_job_submit_of_the_verb_works_too(cluster, stream, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     progress = json.loads((tmp_path / "run" / "progress.json").read_text())
     assert progress["events_trained"] == EVENTS
+
+
+def test_ray_job_stop_lets_a_live_run_commit_all_that_it_has_read(cluster, stream, tmp_path):
+    report, storage = tmp_path / "job.json", tmp_path / "run"
+    submit = ["submit", "train", "--no-wait", "--address", cluster, "--json", str(report)]
+    live = [
+        *stream,
+        *BOUNDED,
+        "train.bounded=false",
+        "train.checkpoint_every_s=3600",
+        f"storage_path={storage}",
+    ]
+    submitted = run([sys.executable, "-m", "deploy", *submit, *live])
+    assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
+
+    use_local_token(cluster)
+    jobs, job = connect(cluster), json.loads(report.read_text())["job"]
+    until(lambda: (read_progress(storage) or {}).get("rows_read") == EVENTS, jobs, job)
+    [worker] = read_progress(storage)["pids"]
+    jobs.stop_job(job)
+    until(lambda: jobs.get_job_status(job).is_terminal(), jobs, job)
+
+    assert jobs.get_job_status(job) == "STOPPED"
+    assert read_progress(storage)["state"] == "stopped"
+    assert CheckpointStore(str(storage / "checkpoints")).newest().manifest["rows_read"] == EVENTS
+    assert "Traceback" not in (log := jobs.get_job_logs(job)), log[-4000:]
+    until(lambda: not Path(f"/proc/{worker}").exists(), jobs, job)
+
+
+def until(holds, jobs, job, timeout_s=180):
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, jobs.get_job_logs(job)[-4000:]
+        time.sleep(0.2)

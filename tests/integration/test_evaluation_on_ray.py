@@ -36,6 +36,15 @@ def on_ray():
     runner.close()
 
 
+@pytest.fixture
+def sigterms():
+    """How often this process got SIGTERM, which it survives."""
+    found = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
+    yield found
+    signal.signal(signal.SIGTERM, before)
+
+
 def _run_or_die(cell, tables, board):
     """What a task does, but for one cell, which takes its process down, and one that raises."""
     if cell.system == "markov":
@@ -47,7 +56,7 @@ def _run_or_die(cell, tables, board):
 
 
 def test_cells_on_ray_give_what_they_give_here_and_a_dead_worker_costs_only_its_cell(
-    tmp_path, on_ray, monkeypatch
+    tmp_path, sigterms, on_ray, monkeypatch
 ):
     cells = cells_of(chosen("popularity,dssm"), (1, 2), CONFIG, TABLES.fingerprint())
     here = run_grid(cells, InProcess(TABLES), CellFiles(tmp_path / "here"), lambda event: None)
@@ -61,6 +70,9 @@ def test_cells_on_ray_give_what_they_give_here_and_a_dead_worker_costs_only_its_
     assert kinds.count("finished") == 3
     assert set(kinds) <= {"started", "pass", "finished"}
     assert all(CellFiles(tmp_path / "there").load(cell) for cell in cells)
+
+    os.kill(os.getpid(), signal.SIGTERM)  # Ray's own handler would print a stack and abort
+    assert sigterms == [signal.SIGTERM]
 
     monkeypatch.setattr(ray_runner, "_run_on_ray", _run_or_die)
     doomed = cells_of(chosen("markov,cooccurrence,epidtn"), (1,), CONFIG, TABLES.fingerprint())
