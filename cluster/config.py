@@ -244,4 +244,13 @@ class FreshetConfig:
     @property
     def checkpoint_location(self) -> str:
         """Where checkpoints lie: `train.checkpoint_path`, or a folder in `storage_path`."""
-        return self.train.checkpoint_path or str(Path(self.storage_path) / "checkpoints")
+        return self.train.checkpoint_path or self._own_checkpoints
+
+    @property
+    def claimed_locations(self) -> list[str]:
+        """Where a run's claims lie: for all that it writes into `storage_path`, and where its checkpoints are."""
+        return list(dict.fromkeys([self._own_checkpoints, self.checkpoint_location]))
+
+    @property
+    def _own_checkpoints(self) -> str:
+        return str(Path(self.storage_path) / "checkpoints")

@@ -7,7 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +102,9 @@ def run_training(
     storage, run_id = _storage(config), uuid.uuid4().hex
     if take_over:
         _refuse_what_cannot_start(config)  # nobody is evicted by a run that cannot start
-    with claimed_by_run(open_storage(config.checkpoint_location), run_id, take_over=take_over):
+    with ExitStack() as claims:
+        for place in config.claimed_locations:
+            claims.enter_context(claimed_by_run(open_storage(place), run_id, take_over=take_over))
         _refuse_what_cannot_start(config)
         progress = ProgressFile(storage)
         progress.write({"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
@@ -361,9 +363,6 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     comm = Collectives()
     notice = StopWatcher(run_id) if comm.rank == 0 else NoStop()
     try:
-        # Beside the driver's: while either lives, the run does.
-        place = open_storage(config.checkpoint_location)
-        signs = signs_of_life(place, run_id) if comm.rank == 0 else nullcontext()
         worker = Worker(
             config,
             comm,
@@ -372,7 +371,10 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
             stop=notice,
         )
-        with signs:
+        with ExitStack() as signs:
+            if comm.rank == 0:  # beside the driver's: while either lives, the run does
+                for place in config.claimed_locations:
+                    signs.enter_context(signs_of_life(open_storage(place), run_id))
             worker.train()
     except StorageTaken as error:
         if error.by != run_id:  # a group of this run that was cut off ends alone, the run goes on

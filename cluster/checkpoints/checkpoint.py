@@ -135,14 +135,29 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """All checkpoints of one run, in a folder or under a URI (by default `storage_path/checkpoints`)."""
+    """All checkpoints of one run, in a folder or under a URI (by default `storage_path/checkpoints`).
+
+    Args:
+        root: the place.
+        keep: see `prune`.
+        claimed: further places that a run which writes here claims (`FreshetConfig.claimed_locations`).
+        advice: what to do about checkpoints that cannot be read.
+        at: called at each step of a commit.
+    """
 
     def __init__(
-        self, root: str | Path, keep: int = 3, *, advice: str = START_ANEW, at: Hook = nothing
+        self,
+        root: str | Path,
+        keep: int = 3,
+        *,
+        claimed: Iterable[str | Path] = (),
+        advice: str = START_ANEW,
+        at: Hook = nothing,
     ) -> None:
         self.storage = open_storage(root)
+        self._claimed = [self.storage, *(open_storage(place) for place in claimed if place != root)]
         self._keep, self._advice, self._at = keep, advice, at
-        self._claim: Claim | None = None
+        self._claims: list[Claim] = []
         self._holds = Holds(self.storage)
         self._last: Checkpoint | None = None  # found or committed here: what the next one follows
 
@@ -152,7 +167,7 @@ class CheckpointStore:
         Raises:
             cluster.checkpoints.claim.StorageTaken: the place is another run's by now.
         """
-        self._claim = join(self.storage, run_id)
+        self._claims = [join(storage, run_id) for storage in self._claimed]
 
     def check_claim(self) -> None:
         """See that nobody has taken the place over.
@@ -160,8 +175,8 @@ class CheckpointStore:
         Raises:
             cluster.checkpoints.claim.StorageTaken: somebody has.
         """
-        if self._claim is not None:
-            self._claim.check()
+        for claim in self._claims:
+            claim.check()
 
     @property
     def where(self) -> str:

@@ -29,7 +29,9 @@ EXPIRY_S = 30.0
 """A run that has given no sign of life for so long is dead, if nothing nearer says so."""
 _CLAIM = "claim.json"
 _POLL_S = 0.2
-_TWO_PLACES = "two runs need two places: setting storage_path or train.checkpoint_path"
+_TWO_PLACES = (
+    "each run needs a place of its own: settings storage_path and, where it is set, train.checkpoint_path"
+)
 _log = logging.getLogger(__name__)
 
 

@@ -68,7 +68,10 @@ class Worker:
         self.config, self.comm, self.device = config, comm, device
         storage = Path(config.storage_path)
         self.checkpoints = CheckpointStore(
-            config.checkpoint_location, config.train.checkpoints_to_keep, at=at
+            config.checkpoint_location,
+            config.train.checkpoints_to_keep,
+            claimed=config.claimed_locations,
+            at=at,
         )
         self.publisher = Publisher(comm, config, self.checkpoints.check_claim)
         join_run(self.checkpoints, run_id, comm)  # first of all: who was evicted writes nothing

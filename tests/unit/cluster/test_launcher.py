@@ -1,6 +1,7 @@
 """What the launcher asks Ray Train for, and how long it goes on asking."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -188,6 +189,28 @@ def test_a_storage_whose_run_is_alive_is_refused_before_anything_is_written(tmp_
         run_training(config, take_over=True)
     assert rounds.failures == [2]
     run_training(config)  # what has ended is in nobody's way
+
+
+@pytest.mark.parametrize("first_elsewhere", [False, True])
+def test_two_runs_with_one_storage_path_are_refused_wherever_their_checkpoints_lie(
+    tmp_path, monkeypatch, first_elsewhere
+):
+    # They would publish into one index and write one progress.json.
+    rounds, config = _run(tmp_path, monkeypatch)
+    elsewhere = replace(config, train=replace(config.train, checkpoint_path=str(tmp_path / "elsewhere")))
+    first, second = (elsewhere, config) if first_elsewhere else (config, elsewhere)
+    meanwhile = []
+
+    def fit(*arguments, **options):
+        with pytest.raises(StorageInUse, match=r"in use by run .* settings storage_path and"):
+            run_training(second)
+        meanwhile.append(len(list(tmp_path.glob("elsewhere/**/*.alive"))))
+
+    monkeypatch.setattr(launcher, "_fit", fit)
+    run_training(first)
+    assert meanwhile == [int(first_elsewhere)]  # the refused one has claimed nothing
+    monkeypatch.setattr(launcher, "_fit", rounds)
+    run_training(second)
 
 
 def test_a_run_that_was_evicted_does_not_count_its_successors_checkpoints_as_its_own(tmp_path, monkeypatch):

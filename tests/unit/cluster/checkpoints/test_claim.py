@@ -6,6 +6,7 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken, claimed_by_run
 from cluster.checkpoints.storage import nothing, open_storage
+from cluster.config import FreshetConfig, TrainConfig
 
 
 def _write(store, step):
@@ -116,3 +117,19 @@ def test_a_claim_that_cannot_be_understood_is_nobodys(place, content):
     place.mkdir()
     (place / "claim.json").write_text(content)
     _group(place, "one").check_claim()
+
+
+def test_a_run_whose_storage_path_was_taken_over_stops_though_its_checkpoints_lie_elsewhere(tmp_path, place):
+    config = FreshetConfig(
+        storage_path=str(tmp_path), train=TrainConfig(checkpoint_path=str(tmp_path / "own"))
+    )
+    assert config.claimed_locations == [str(place), str(tmp_path / "own")]
+    older = CheckpointStore(config.checkpoint_location, claimed=config.claimed_locations)
+    for location in config.claimed_locations:
+        _begin(location, "tuesday")
+    older.join("tuesday")
+    older.commit(*_write(older, 1), {})
+    _begin(place, "wednesday")
+    for act in (older.check_claim, lambda: older.begin(2)):
+        with pytest.raises(StorageTaken, match=r"taken over by run wednesday"):
+            act()
