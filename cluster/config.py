@@ -130,6 +130,13 @@ class TrainConfig:
             "ends without"
         },
     )
+    storage_patience_s: float = field(
+        default=60.0,
+        metadata={
+            "help": "how long the last checkpoint of a run waits for a storage that is full or away (after SIGTERM or "
+            "Ctrl-C: a third of train.stop_within_s at most)"
+        },
+    )
     collective_timeout_s: float = field(
         default=120.0, metadata={"help": "after this a rank gives up waiting for the others"}
     )
@@ -164,6 +171,7 @@ class TrainConfig:
             "max_restarts",
             "checkpoint_full_every",
             "checkpoint_full_share",
+            "storage_patience_s",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")

@@ -35,6 +35,7 @@ from cluster.collectives import Collectives
 from retrieval.durable_files import FileEntry
 
 _SLICES_AHEAD = 8
+_ELSEWHERE = "on another rank"
 _log = logging.getLogger(__name__)
 
 
@@ -218,10 +219,14 @@ class Checkpointer:
         self._complete()
         self.begin(step)
         committed = self._complete()
-        if self._comm.exchange(np.array([float(self._failed)])).sum() > 0:
+        problems = self._comm.gather_objects(self.problem if self._failed else "")
+        if any(problems):
+            # That of a rank whose storage failed, before those of the ranks that heard of it.
+            problem = min(filter(None, problems), key=lambda text: text.endswith(_ELSEWHERE))
             raise CheckpointError(
-                f"the last checkpoint could not be written to {self._store.where}; see the log "
-                "(setting: storage_path or train.checkpoint_path)"
+                f"the last checkpoint could not be written ({problem}): nothing is lost, the next run goes on from the "
+                "one before it; make room, wait longer (train.storage_patience_s), or set another place "
+                "(storage_path or train.checkpoint_path)"
             )
         return committed
 
@@ -324,7 +329,7 @@ class Checkpointer:
             self.problem = f"a checkpoint could not be written to {self._store.where}: {error}"
             _log.error("%s; the next is full", self.problem)
         elif not self.problem:
-            self.problem = f"a checkpoint could not be written to {self._store.where} on another rank"
+            self.problem = f"a checkpoint could not be written to {self._store.where} {_ELSEWHERE}"
         if now is not None:
             self._comm.gather_objects(None)  # nobody writes into it any more
             if self._comm.rank == 0:

@@ -28,6 +28,7 @@ from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
 from cluster.training.guarded_step import GuardedStep
 from cluster.training.intake import Intake
 from cluster.training.joining import join_run
+from cluster.training.last_checkpoint import commit_last
 from cluster.training.progress_report import ProgressReporter
 from cluster.training.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
 from cluster.training.run import TrainingRun, partitions_of_rank
@@ -376,7 +377,7 @@ class Worker:
     def _finish(self, decision: Decision) -> dict[str, Any]:
         """The last checkpoint and the last version hold everything that was read."""
         self._until_letters_arrived("stream.broker_patience_s", self.config.stream.broker_patience_s)
-        self._tell(self._checkpointer.finish(self.run.step))
+        self._tell(self._commit_last(decision, self.config.train.storage_patience_s))
         if self.comm.rank == 0:
             self.publisher.wait()
         lacking = self.comm.exchange(np.array([float(self._lacks_version)]))[0, 0]
@@ -389,14 +390,27 @@ class Worker:
         self.progress.finished(self.run, decision.totals, self.publisher)
         return self.progress.last
 
+    def _commit_last(self, decision: Decision, patience_s: float) -> Checkpoint | None:
+        def waiting() -> bool:
+            self.progress.checkpoint_problem = self._checkpointer.problem
+            self.progress.update(self.run, decision.totals, self.publisher)
+            return decision.asked or not self._notice.asked
+
+        committed = commit_last(
+            self._checkpointer, self.run.step, self.comm, patience_s=patience_s, waiting=waiting
+        )
+        self.progress.checkpoint_problem = ""
+        return committed
+
     def _stop(self, decision: Decision) -> dict[str, Any]:
         """As somebody asked: a last checkpoint of what came since the one before; no version, which may take long."""
         error = ""
         try:
             if self.comm.exchange(np.array([float(self._since.unsaved)]))[0, 0]:
-                self._until_letters_arrived("train.stop_within_s", self.config.train.stop_within_s / 3)
+                patience_s = self.config.train.stop_within_s / 3
+                self._until_letters_arrived("train.stop_within_s", patience_s)
                 self._since.saving()
-                self._tell(self._checkpointer.finish(self.run.step))
+                self._tell(self._commit_last(decision, min(patience_s, self.config.train.storage_patience_s)))
         except (BrokerUnavailable, CheckpointError) as failed:
             error = f"stopped without a last checkpoint, the next run goes on from the one before: {failed}"
             _log.error("%s", error)
