@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from streaming.config import StreamConfig
 from streaming.dead_letter import DeadLetter, DeadLettersDelayed, DeadLettersLost, DeadLetterWriter
@@ -97,7 +97,14 @@ def test_a_letter_fits_into_the_shortest_message_that_the_settings_allow(stream_
     assert len(_read(config, 1)) == 1
 
 
-def test_a_letter_that_is_refused_is_an_error(stream_factory, topic_factory):
+def test_a_letter_that_is_refused_is_an_error(stream_factory, topic_factory, monkeypatch):
+    flush = KafkaProducer.flush
+
+    def late(producer, timeout=None):
+        time.sleep(0.1)  # the client waits 20 ms for further letters before it sends, so this one is older than that
+        return flush(producer, timeout)
+
+    monkeypatch.setattr(KafkaProducer, "flush", late)
     # A topic that takes no message that is older than a millisecond.
     topic = topic_factory(configs={"message.timestamp.before.max.ms": "1"})
     config = stream_factory(partitions=0, dead_letter_topic=topic)
