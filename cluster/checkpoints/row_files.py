@@ -22,6 +22,7 @@ import torch
 from cluster.checkpoints.array_files import read_table, write_table
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
+from cluster.checkpoints.row_copies import RowCopies
 from cluster.checkpoints.storage import StoredFile
 from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -58,9 +59,10 @@ class RowPart:
         """
         rows = self._table.rows()
         at_once = max(_LEAST_ROWS, _SLICE_BYTES // _row_bytes(self._table))
+        copies = RowCopies.beside_training(self._table.device, at_once * _row_bytes(self._table))
         for start in range(0, max(1, rows.shape[0]), at_once):
             some = rows[start : start + at_once]
-            yield f"{self._stem}.arrow", _later(self._table, some[self._table.untouched(some)])
+            yield f"{self._stem}.arrow", _later(self._table, some[self._table.untouched(some)], copies)
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""
@@ -74,29 +76,37 @@ class RowPart:
 def row_columns(table: ShardedEmbedding, local: Int64Array, *, state: bool = True) -> pa.Table:
     """Copies of rows with their frequency, last-seen time and, with `state`, what their optimizer knows."""
     tables, ids = table.keys_of(local)
-    return _columns(table, local, pa.array(tables), pa.array(ids), state)
+    return _columns(table, local, pa.array(tables), pa.array(ids), RowCopies(None, 0), state)
 
 
-def _later(table: ShardedEmbedding, local: Int64Array) -> Callable[[], pa.Table]:
+def _later(table: ShardedEmbedding, local: Int64Array, copies: RowCopies) -> Callable[[], pa.Table]:
     """The same, but for the keys as the rows are when it is called."""
     tables, ids = table.keys_of(local)
-    return partial(_columns, table, local, pa.array(tables), pa.array(ids))
+    return partial(_columns, table, local, pa.array(tables), pa.array(ids), copies)
 
 
 def _columns(
-    table: ShardedEmbedding, local: Int64Array, tables: pa.Array, ids: pa.Array, state: bool = True
+    table: ShardedEmbedding,
+    local: Int64Array,
+    tables: pa.Array,
+    ids: pa.Array,
+    copies: RowCopies,
+    state: bool = True,
 ) -> pa.Table:
-    where = torch.from_numpy(local).to(table.device)
-    columns: dict[str, pa.Array] = {
-        "table": tables,
-        "id": ids,
-        "value": _column(table.values_CD.index_select(0, where)),
-        "frequency": pa.array(table.frequency_C[local]),
-        "last_seen_ms": pa.array(table.last_seen_ms_C[local]),
-    }
-    for name, tensor in table.state.items() if state else ():
-        columns[f"state.{name}"] = _column(tensor.index_select(0, where))
-    return pa.table(columns)
+    tensors = {"value": table.values_CD}
+    if state:
+        tensors |= {f"state.{name}": tensor for name, tensor in table.state.items()}
+    found = dict(zip(tensors, map(_column, copies.read(list(tensors.values()), local)), strict=True))
+    return pa.table(
+        {
+            "table": tables,
+            "id": ids,
+            "value": found.pop("value"),
+            "frequency": pa.array(table.frequency_C[local]),
+            "last_seen_ms": pa.array(table.last_seen_ms_C[local]),
+            **found,
+        }
+    )
 
 
 def save_rows(
@@ -279,7 +289,7 @@ def _row_bytes(table: ShardedEmbedding) -> int:
 
 
 def _column(rows: torch.Tensor) -> pa.Array:
-    host = rows.detach().cpu().contiguous()
+    host = rows.contiguous()
     if host.dim() == 1:
         return pa.array(host.numpy())
     return pa.FixedSizeListArray.from_arrays(pa.array(host.numpy().reshape(-1)), host.shape[1])

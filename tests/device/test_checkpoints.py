@@ -1,13 +1,17 @@
 """A checkpoint written from the device is that of the CPU: restored on either, and written again, it is the same."""
 
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.row_copies import RowCopies
 from cluster.collectives import Collectives
 from cluster.training.worker_state import checkpointer_of, save_checkpoint
+from tests.device.pretended_device import DeviceTensor, host
 from tests.device_runs import config_of, differing, state_of, train_and_score
 from tests.unit_runs import CPU, open_run, small_config
 
@@ -67,3 +71,33 @@ def test_rows_that_a_thread_copies_while_they_are_trained_on_are_those_of_the_co
         checkpointer.close()
     assert frozen is not None
     assert differing(frozen, state_of(open_run(config, committed, device=CPU))) == []
+
+
+class _Stream:
+    """A stand-in for a stream of CUDA: notes what is asked of it."""
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    def wait_stream(self, other):
+        self.asked.append(f"wait for {other}")
+
+    def synchronize(self):
+        self.asked.append("synchronize")
+
+
+def test_slices_on_a_stream_of_their_own_are_the_rows(gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "training")
+    monkeypatch.setattr(
+        DeviceTensor, "record_stream", lambda tensor, stream: asked.append("record"), raising=False
+    )
+    values, state = torch.randn(50, 6).to(gpu.device), torch.randn(50).to(gpu.device)
+    copies, rows = RowCopies(_Stream(asked), 40 * 24), np.array([3, 1, 49])
+    first = copies.read([values, state], rows)
+    second = copies.read([values, state], np.arange(40))
+    assert asked == 2 * ["wait for training", *(2 * ["record", "synchronize"])]
+    for found, where in ((first, rows), (second, np.arange(40))):  # the buffer was used again for the second
+        assert torch.equal(found[0], host(values)[where])
+        assert torch.equal(found[1], host(state)[where])
