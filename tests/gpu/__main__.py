@@ -2,6 +2,7 @@
 
     python -m tests.gpu [--report gpu-report.json] [--seconds 420] [--only tests|figures]
 
+Both run in processes of their own (`child.py`), so a crash costs what it happened in and not the rest.
 FRESHET_TEST_DEVICE=cpu rehearses it on a CPU, at small sizes; what cannot run there is listed as such.
 """
 
@@ -12,13 +13,20 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
+from tests.gpu.log import BROKEN, Log
 
+_MOST_CHILDREN = 8
+_SHARE_OF_TESTS = 0.65
+"""Of --seconds; no further test is begun after it, so that there is time for figures."""
+_LATEST_S = 130.0
+"""How much later a process is killed that hangs where pytest's own limit does not reach."""
 _PACKAGES = (
     "torch",
     "numpy",
@@ -29,39 +37,6 @@ _PACKAGES = (
     "faiss-cpu",
     "nvidia-nccl-cu13",
 )
-
-
-class Outcomes:
-    """A pytest plugin: what became of each test."""
-
-    def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test's call, or what kept it from being called."""
-        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
-            outcome = "could not run" if report.outcome == "skipped" else report.outcome
-            self.found.append(
-                {
-                    "test": report.nodeid.removeprefix("tests/gpu/"),
-                    "outcome": outcome,
-                    "seconds": round(report.duration, 2),
-                    "why": _last_line(report) if outcome != "passed" else "",
-                }
-            )
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that could not be imported."""
-        if report.failed:
-            why = str(report.longrepr).strip().splitlines()[-1]
-            self.found.append({"test": report.nodeid, "outcome": "failed", "seconds": 0.0, "why": why[:300]})
-
-
-def _last_line(report: pytest.TestReport) -> str:
-    if isinstance(report.longrepr, tuple):
-        return str(report.longrepr[2])
-    lines = [line for line in str(report.longrepr).splitlines() if line.startswith("E ")]
-    return (lines[0] if lines else str(report.longrepr).strip()[-200:])[:300]
 
 
 def no_gpu() -> str:
@@ -117,27 +92,48 @@ def main() -> int:
         print(f"make test-gpu: {reason}", file=sys.stderr)
         return 1
     started, report = time.monotonic(), {"machine": machine(), "tests": [], "figures": []}
-
-    def write() -> None:
-        report["seconds"] = round(time.monotonic() - started, 1)
-        Path(asked.report).write_text(json.dumps(report, indent=1) + "\n")
-
-    if asked.only != "figures":
-        outcomes = Outcomes()
-        arguments = ["tests/gpu", "-q", "--tb=short", "-p", "no:cacheprovider", "--timeout=120"]
-        report["status_of_pytest"] = int(pytest.main(arguments, [outcomes]))
-        report["tests"] = outcomes.found
-        write()
-    if asked.only != "tests":
-        from tests.gpu.figures import measured
-
-        for figure in measured(deadline=started + asked.seconds):
-            report["figures"].append(figure)
-            write()
+    with TemporaryDirectory() as folder:
+        log = Log(Path(folder) / "log")
+        for kind, share in (("tests", _SHARE_OF_TESTS), ("figures", 1.0)):
+            if asked.only in (None, kind):
+                in_children(kind, log, started + (1.0 if asked.only else share) * asked.seconds)
+                report["tests"] = [e for e in log.entries() if "test" in e]
+                report["figures"] = [e for e in log.entries() if "figure" in e]
+                report["seconds"] = round(time.monotonic() - started, 1)
+                Path(asked.report).write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
     return int(
         any(t["outcome"] == "failed" for t in report["tests"]) or any("why" in f for f in report["figures"])
     )
+
+
+def child(kind: str, log: Log, until: float) -> list[str]:
+    """The command of a process that runs what the log has not."""
+    return [sys.executable, "-m", "tests.gpu.child", kind, str(log.path), str(until)]
+
+
+def in_children(kind: str, log: Log, until: float) -> None:
+    """Run tests or figures to their end, in as many processes as it takes: each that dies costs what it was at."""
+    for _ in range(_MOST_CHILDREN):
+        try:
+            left_s = max(0.0, until - time.monotonic())
+            status = subprocess.run(child(kind, log, until), timeout=left_s + _LATEST_S).returncode
+            how = f"its process ended with status {status}"
+        except subprocess.TimeoutExpired:
+            status, how = 1, "it did not end in time and was killed"
+        at = log.unfinished()
+        if at is None and status == 0:
+            return
+        if at is not None or status != BROKEN:
+            _note_death(kind, log, at, how)
+        if at is None and status != BROKEN:
+            return  # outside of any test or figure: it would only die again
+
+
+def _note_death(kind: str, log: Log, at: str | None, how: str) -> None:
+    name = (at or kind).removeprefix("tests/gpu/")
+    what = {"test": name, "outcome": "failed", "seconds": 0.0} if kind == "tests" else {"figure": name}
+    log.add(ended=at, why=how, **what)
 
 
 def table(report: dict[str, Any]) -> str:

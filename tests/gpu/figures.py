@@ -35,19 +35,19 @@ INDEXED = 5_000 if REHEARSAL else 10_000_000
 Figure = dict[str, Any]
 
 
-def measured(deadline: float) -> Iterator[Figure]:
-    """Every figure, as soon as it is there; a failed one and one for which there is no time say why."""
-    rates: dict[str, float] = {}
-    for name, measure in _ALL.items():
-        if time.monotonic() > deadline:
-            yield {"figure": name, "why": "not measured: the time was up"}
-            continue
-        try:
-            yield from measure(rates)
-        except Exception as error:  # the next figure is worth having all the same
-            yield {"figure": name, "why": f"failed: {error!r}"[:300]}
-        if DEVICE.type == "cuda":
-            torch.cuda.empty_cache()
+def measured(group: str, rates: dict[str, float]) -> Iterator[Figure]:
+    """The figures of a group, each as soon as it is there; what failed says why.
+
+    Args:
+        group: of `GROUPS`.
+        rates: what the machine can do; the group `rates` fills it.
+    """
+    try:
+        yield from GROUPS[group](rates)
+    except Exception as error:  # the next group is worth having all the same
+        yield {"figure": group, "why": f"failed: {error!r}"[:300]}
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _sync() -> None:
@@ -302,7 +302,7 @@ def _index(rates: dict[str, float]) -> Iterator[Figure]:
             yield _figure(f"search on the {side}, nprobe {nprobe}, recall {recall:.3f}", rate, "queries/s")
 
 
-_ALL: dict[str, Callable[[dict[str, float]], Iterator[Figure]]] = {
+GROUPS: dict[str, Callable[[dict[str, float]], Iterator[Figure]]] = {
     "rates": _rates,
     "rows": _rows,
     "steps": _steps,

@@ -53,11 +53,12 @@ def test_beyond_the_limits_of_a_gpu_the_cpu_answers(real_gpu):
         index._index.search(queries[:4], 3000)
 
 
-def test_a_version_is_tuned_gated_and_served_by_many_threads(real_gpu, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_version_is_tuned_gated_and_served_by_many_threads(real_gpu, tmp_path, kind):
     vectors, queries = clustered(20_000, 64)
     store, part = VersionStore(tmp_path / "index"), tmp_path / "part.arrow"
     write_part(part, np.arange(vectors.shape[0]) * 10, vectors)
-    config = IndexConfig(device="cuda")
+    config = IndexConfig(kind=kind, device="cuda")
     report = publish(store, [part], queries, config, extra_files={}, metadata={}, seed=1)
     assert report.version is not None
     assert report.recall >= 0.95

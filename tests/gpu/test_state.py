@@ -9,7 +9,10 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig
+from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.worker_state import checkpointer_of, save_checkpoint
+from model.features import ITEM
 from tests.device_runs import (
     config_of,
     differing,
@@ -38,6 +41,20 @@ def test_a_table_ends_with_the_rows_of_one_on_the_cpu(device, kind, limits):
     assert torch.equal(found["keys"], wanted["keys"])
     for name in wanted:
         assert distance(found[name], wanted[name]) < 1e-4, name
+
+
+def test_growing_holds_one_tensor_twice_not_all_of_them(real_gpu):
+    table = ShardedEmbedding(128, Collectives(), row_optimizer("adam"), seed=1, device=real_gpu)
+    table.add(np.full(1 << 18, ITEM, np.int16), np.arange(1 << 18))
+    table.values_CD.fill_(1.5)
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    table.add(np.full(1, ITEM, np.int16), np.array([1 << 20]))
+    assert table.values_CD.shape[0] == (1 << 18) * 3 // 2
+    assert bool((table.values_CD[: 1 << 18] == 1.5).all())
+    # Values and two moments: what is left is half as large again, and one old tensor beside it.
+    assert torch.cuda.max_memory_allocated() <= held * (1.5 + 1 / 3) * 1.05
 
 
 @pytest.mark.parametrize("kind", ["adam", "adagrad"])

@@ -1,14 +1,17 @@
 """Towers, losses and whole steps on the device against the CPU in the same process."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from model.augmentation import RandomKey
 from tests.device_runs import VARIANTS, config_of, differing, distance, state_of, train_and_score
+from tests.gpu.conftest import REHEARSAL
 from tests.unit_runs import CPU, QUOTA, open_run, small_config
 
-STEPS, FEW = 50, 4
+STEPS, FEW = (5 if REHEARSAL else 50), 4
 """So few events of each partition a step that the log lasts for all steps."""
 
 
@@ -60,6 +63,18 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_dropout_included(device):
         train_and_score(run, 8)
         states.append(state_of(run))
     assert differing(*states) == []
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("tf32", 1e-2), ("bf16", 3e-2)])
+def test_a_lower_precision_loses_about_what_float32_loses(device, precision, tolerance):
+    config = config_of("two layers", dim=64)
+    wanted = train_and_score(open_run(config, device=CPU), 5)
+    lower = replace(config, precision=precision)
+    found = train_and_score(open_run(lower, device=device), 5)
+    open_run(config, device=device)  # TF32 is off again
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine["total"] == pytest.approx(theirs["total"], rel=tolerance)
 
 
 def test_random_views_are_the_same_bits_on_every_device(device):
