@@ -307,7 +307,7 @@ class Checkpointer:
             try:
                 committed = self._store.commit(now.writing, files, self._describe(told), now.parent)
             except OSError as error:
-                self.problem = f"checkpoint {now.writing.name} was not committed: {error}"
+                self.problem = f"{self._store.where}/{now.writing.name} was not committed: {error}"
                 _log.error("%s; the next is full", self.problem)
                 self._failed = True
             else:

@@ -122,7 +122,7 @@ def test_a_disk_that_is_full_inside_a_write_costs_the_checkpoint_and_nothing_is_
         assert disk.refused > at
     with pytest.raises(
         CheckpointError,
-        match=rf"last checkpoint could not be written .*{tmp_path}.*\[Errno 28\].*storage_path",
+        match=rf"last checkpoint could not be written .*{tmp_path}.*storage_path",
     ):
         checkpointer.finish(run.step)
     assert CheckpointStore(tmp_path).names() == [first.name]
