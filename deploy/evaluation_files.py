@@ -38,6 +38,7 @@ def write_cells(path: Path, cells: Sequence[Cell], outcome: GridOutcome) -> None
                 **result.figures,
                 "validation_hr@10": result.validation,
                 "best_pass": fitted.best_pass,
+                "refused_steps": fitted.refused_steps,
                 "passes": len(fitted.validation),
                 "train_s": fitted.train_s,
                 "examples_per_s": fitted.examples_per_s,

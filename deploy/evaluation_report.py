@@ -115,6 +115,7 @@ def row_as_json(row: Row) -> dict[str, Any]:
         "train_s": row.train_s,
         "examples_per_s": row.examples_per_s,
         "validation_hr@10": row.validation,
+        "refused_steps": row.refused_steps,
         "best_pass": [result.fitted.best_pass for result in row.results],
         "cells": [result.key for result in row.results],
         "cl_epidtn_against_it": {metric: asdict(found) for metric, found in row.comparisons.items()},
@@ -202,6 +203,13 @@ def legend(report: Report, left_out: Collection[str] = ()) -> list[str]:
         lines.append(
             f"{outdated} of {cells} cells were measured by other code than is here now; "
             "remove their files to measure them again"
+        )
+    refused = {row.system: row.refused_steps for row in report.rows if row.refused_steps}
+    if refused:
+        counts = ", ".join(f"{system} {steps}" for system, steps in refused.items())
+        lines.append(
+            f"training steps left out, because a loss or a gradient was not finite: {counts}; "
+            "lower fit.learning_rate or fit.row_learning_rate"
         )
     return lines
 

@@ -30,6 +30,8 @@ class Fitted:
     train_s: float = 0.0
     """Wall seconds of training, validation not included."""
     examples: int = 0
+    refused_steps: int = 0
+    """Steps from which nothing was learnt, because a loss or a gradient was not finite."""
 
     @property
     def examples_per_s(self) -> float:
@@ -96,6 +98,7 @@ def fit(
         for batch in reader.batches(number):
             terms = recommender.train_on(batch, decay=decay(config, step, total))
             losses.append(terms.get("total", math.nan))
+            fitted.refused_steps += "refused" in terms
             step += 1
         recommender.end_pass()
         fitted.train_s += time.perf_counter() - started

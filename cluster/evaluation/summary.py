@@ -42,6 +42,11 @@ class Row:
         """How many seeds have a result."""
         return len(self.results)
 
+    @property
+    def refused_steps(self) -> int:
+        """How many training steps were left out, over all seeds."""
+        return sum(result.fitted.refused_steps for result in self.results)
+
     def mean(self, figure: str) -> float:
         """Over seeds."""
         return float(np.mean([result.figures[figure] for result in self.results]))

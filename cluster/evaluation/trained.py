@@ -17,7 +17,8 @@ from cluster.config import FreshetConfig
 from cluster.evaluation.config import FitConfig
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.train_step import StepRefused, TrainStep
+from cluster.training.refusal import StepRefused
+from cluster.training.train_step import TrainStep
 from model.features import KeyCollector, item_inputs, query_inputs
 from model.precision import use_precision
 from model.recommender import Float32Array, Int64Array
@@ -73,13 +74,13 @@ class TrainedRecommender:
         self._step = 0
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See Recommender: one optimizer step; one that is refused is left out, with a warning."""
+        """See Recommender: one optimizer step; one that is refused is left out, with a warning and "refused": 1."""
         step, self._step = self._step, self._step + 1
         try:
             return self._train_step.train(self._train_step.prepare(batch, step), step, decay=decay)
         except StepRefused as refused:
             _log.warning("step %d: %s", step, refused)
-            return refused.losses
+            return {**refused.losses, "refused": 1.0}
 
     def end_pass(self) -> None:
         """See Recommender: a step has been done for every batch, nothing is left to do."""

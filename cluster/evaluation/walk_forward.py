@@ -71,7 +71,7 @@ def walk(
             )
             for again in range(passes):
                 for batch in reader.batches(config.passes + 1 + number * passes + again):
-                    recommender.train_on(batch, decay=config.walk_rate)
+                    fitted.refused_steps += "refused" in recommender.train_on(batch, decay=config.walk_rate)
                 fitted.examples += reader.targets
             recommender.end_pass()
             fitted.train_s += time.perf_counter() - started

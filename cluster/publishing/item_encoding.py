@@ -33,12 +33,18 @@ def encode_owned_items(
     most = int(comm.exchange(np.array([mine.shape[0]], np.float64)).max())
     model.eval()
     parts = [torch.zeros(0, model.config.dim, device=table.device)]
+    failure: Exception | None = None
     for start in range(0, most, _CHUNK_ITEMS):
         chunk = mine[start : start + _CHUNK_ITEMS]
         keys = KeyCollector()
         items = item_inputs(chunk, catalogue.categories, keys, np.zeros(chunk.shape[0], np.bool_))
         lookup, items = table.lookup_with(items, *keys.keys(), create=False)
-        parts.append(model.encode_items(lookup.rows_UD, items).vectors_CD)
+        try:
+            parts.append(model.encode_items(lookup.rows_UD, items).vectors_CD)
+        except Exception as error:  # the other ranks wait for this one's lookups
+            failure = error
+    if failure is not None:
+        raise failure
     return mine, torch.cat(parts)
 
 

@@ -25,6 +25,7 @@ from cluster.config import FreshetConfig
 from cluster.publishing.item_encoding import encode_owned_items, gather_known_items
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.candidates import Runs
+from cluster.training.refusal import together
 from cluster.training.train_step import PreparedStep
 from model.baselines.cooccurrence import StreamingCooccurrence
 from model.baselines.popularity import StreamingPopularity
@@ -103,11 +104,17 @@ class ProgressiveValidation:
         return totals
 
     def rank(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
-        """Collective. (sample, hits, popularity hits, co-occurrence hits) of this rank's events of the step."""
+        """Collective. (sample, hits, popularity hits, co-occurrence hits) of this rank's events of the step.
+
+        Raises:
+            StepRefused: on every rank, if some rank cannot encode its items. What this rank's events alone lead to is
+                raised on this rank alone, after the last message.
+        """
         if self._config.evaluation.sample_fraction == 0:
             return np.zeros(1 + len(SYSTEMS))
-        ids, vectors = encode_owned_items(self.model, self.table, self.catalogue, self._comm)
-        known_ID = gather_known_items(ids, vectors, self.catalogue, self.table, self._comm)
+        with together(self._comm, lambda: self._comm.decline(self.table.device)):
+            ids, vectors = encode_owned_items(self.model, self.table, self.catalogue, self._comm)
+            known_ID = gather_known_items(ids, vectors, self.catalogue, self.table, self._comm)
         column_I = self._follow_catalogue()
         runs = prepared.runs
         target_E, recent_ER = self._dense(runs.targets_E), self._recent_items(runs)

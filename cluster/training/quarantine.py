@@ -26,8 +26,8 @@ class Quarantined:
         reasons: why, one for each of them.
         events: how many they are on all ranks.
         reason: of the first one on any rank.
-        is_step: the step as a whole could not be trained: nothing was left of it, or too many events for each to be
-            looked for. The same on every rank, as are `events` and `reason`.
+        is_step: the step as a whole could not be trained: nothing was left of it. The same on every rank, as are
+            `events` and `reason`.
     """
 
     batch: pa.RecordBatch

@@ -9,8 +9,8 @@ gradient of one process that saw everything.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from cluster.training.candidates import (
     uniform_negatives,
 )
 from cluster.training.generators import generator_states, restore_generators
+from cluster.training.refusal import StepRefused, first_failure, may_be_of_events, together
 from model.features import (
     ITEM,
     ItemInputs,
@@ -43,26 +44,9 @@ from model.features import (
 )
 from model.frequency import combined_log_q
 from model.tower_optimizer import TowerOptimizer
-from model.two_tower import Targets, TwoTower
+from model.two_tower import LossTerms, Targets, TwoTower
 from streaming.catalogue import Catalogue
 from streaming.quoting import described
-
-
-class StepRefused(RuntimeError):
-    """A step was not applied, and no rank's towers, rows or frequencies have changed: raised on every rank or on none.
-
-    Attributes:
-        reason: what its events led to, the same on every rank.
-        losses: the loss terms, as far as the step came to any.
-    """
-
-    def __init__(self, reason: str, losses: Mapping[str, float]) -> None:
-        super().__init__(reason, losses)
-        self.reason, self.losses = reason, losses
-
-    def __str__(self) -> str:
-        """What a person reads."""
-        return f"a training step was refused: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -120,41 +104,46 @@ class TrainStep:
             StepRefused: the events of some rank are not such as can be trained on.
         """
         inputs, agreed = self._agree(batch)
-        runs, keys, queries = inputs.runs, inputs.keys, inputs.queries
         known_before = self.catalogue.item_ids.shape[0] if known_before is None else known_before
-        self.catalogue.add_items(agreed.ids_T)
-        new_items = self.catalogue.item_ids[known_before:]
-        candidates = self._candidates(agreed, step)
-        mine, is_target = candidates.of_rank(self._comm.rank)
-        of_events = len(keys)
-        items = item_inputs(mine, self.catalogue.categories, keys, is_target)
-        tables, ids = keys.keys()
-        drawn_U = (tables == ITEM) & ~np.isin(ids, agreed.ids_T)
-        drawn_U[:of_events] = False
-        targets = Targets(
-            target_E=torch.from_numpy(candidates.positions(runs.targets_E)),
-            log_q_M=self._log_q(mine, agreed),
-            drop_EM=torch.from_numpy(
-                negatives_to_drop(runs, candidates, past_only=self._config.model.history_mask == "past")
-            ),
-            global_events=float(agreed.weight_T.sum()),
-        )
+        keys, slot = inputs.keys, "log q"
+        with together(self._comm, lambda: self._comm.decline(torch.device("cpu"), slot)):
+            self.catalogue.add_items(agreed.ids_T)
+            candidates = self._candidates(agreed, step)
+            mine, is_target = candidates.of_rank(self._comm.rank)
+            of_events = len(keys)
+            items = item_inputs(mine, self.catalogue.categories, keys, is_target)
+            tables, ids = keys.keys()
+            drawn_U = (tables == ITEM) & ~np.isin(ids, agreed.ids_T)
+            drawn_U[:of_events] = False
+            target_E, drop_EM = self._targets(inputs.runs, candidates)
+            log_q_M, _ = self._comm.gather_rows(self._log_q(mine, agreed), slot)
+        targets = Targets(target_E, log_q_M, drop_EM, float(agreed.weight_T.sum()))
         lookup, (queries, items, targets) = self.table.lookup_with(
-            (queries, items, targets), tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms
+            (inputs.queries, items, targets), tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms
         )
-        return PreparedStep(runs, queries, items, targets, lookup, agreed, new_items)
+        new_items = self.catalogue.item_ids[known_before:]
+        return PreparedStep(inputs.runs, queries, items, targets, lookup, agreed, new_items)
 
-    def train(self, prepared: PreparedStep, step: int, *, decay: float = 1.0) -> dict[str, float]:
+    def train(
+        self,
+        prepared: PreparedStep,
+        step: int,
+        *,
+        decay: float = 1.0,
+        score: Callable[[], object] = lambda: None,
+    ) -> dict[str, float]:
         """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks.
 
         Args:
             prepared: the batch.
             step: counts from 0.
             decay: factor of both learning rates, beside the warm-up.
+            score: collective, is called before the forward pass; refuses the step where it fails.
         Raises:
-            StepRefused: a loss or a gradient is not finite; nothing has changed but the state of dropout.
+            StepRefused: a loss or a gradient is not finite, or some rank cannot find it; nothing has changed but the
+                state of dropout.
         """
-        losses = self._find_gradients(prepared, step)
+        losses = self._find_gradients(prepared, step, score)
         rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
         self.optimizer.step(self._config.train.learning_rate * rate)
         self.table.apply_gradients(prepared.lookup, self._config.train.row_learning_rate * rate)
@@ -163,14 +152,23 @@ class TrainStep:
             self.table.sweep(prepared.global_targets.latest_ms)
         return losses
 
-    def probe(self, batch: pa.RecordBatch, step: int) -> str:
+    def probe(
+        self,
+        batch: pa.RecordBatch,
+        step: int,
+        *,
+        known_before: int | None = None,
+        score: Callable[[PreparedStep], object] = lambda prepared: None,
+    ) -> str:
         """Why a step of these events would be refused, "" if it would not; nothing is learnt from it.
 
         What stays of it are the events' items in the catalogue and rows that are what training would start from.
+        Arguments as of `prepare` and `train`.
         """
         generators = generator_states(self._device)
         try:
-            self._find_gradients(self.prepare(batch, step), step)
+            prepared = self.prepare(batch, step, known_before=known_before)
+            self._find_gradients(prepared, step, lambda: score(prepared))
         except StepRefused as refused:
             return refused.reason
         finally:
@@ -183,14 +181,14 @@ class TrainStep:
         try:
             inputs = self._local_inputs(batch)
             mine = target_rows(inputs.runs.targets_E, inputs.weight_E, inputs.latest_ms)
-        except MemoryError:
-            raise
         except Exception as error:
-            # Whatever it is, it came of this rank's events alone, and the other ranks wait for this one.
+            if not may_be_of_events(error, self._comm):
+                raise
+            # It came of this rank's events alone, and the other ranks wait for this one.
             failure, mine = described(error), FAILED
         agreed = gather_targets(self._comm, mine)
         if inputs is None or agreed is None:
-            raise StepRefused(next(filter(None, self._comm.gather_objects(failure))), {})
+            raise StepRefused(first_failure(self._comm, failure), {})
         return inputs, agreed
 
     def _local_inputs(self, batch: pa.RecordBatch) -> _LocalInputs:
@@ -203,24 +201,30 @@ class TrainStep:
         times = batch.column("times_ms").flatten().to_numpy()
         return _LocalInputs(Runs.of(batch), weight_E, int(times.max(initial=0)), keys, queries)
 
-    def _find_gradients(self, prepared: PreparedStep, step: int) -> dict[str, float]:
+    def _find_gradients(
+        self, prepared: PreparedStep, step: int, score: Callable[[], object]
+    ) -> dict[str, float]:
         """Forward and backward of all ranks; leaves gradients, or refuses the step."""
-        if not self.model.training:  # walking all modules takes as long as a small matrix product
-            self.model.train()
         gather = CrossRankGather(self._comm, self._device)
-        terms = self.model(
-            prepared.lookup.rows_UD,
-            prepared.queries,
-            prepared.items,
-            prepared.targets,
-            gather,
-            seed=self._config.seed,
-            step=step,
-        )
-        self.optimizer.clear_gradients()
-        gather.close(terms.total).backward()  # type: ignore[no-untyped-call]
+        with together(self._comm, lambda: self._decline(gather)):
+            score()
+            if not self.model.training:  # walking all modules takes as long as a small matrix product
+                self.model.train()
+            terms = self.model(
+                prepared.lookup.rows_UD,
+                prepared.queries,
+                prepared.items,
+                prepared.targets,
+                gather,
+                seed=self._config.seed,
+                step=step,
+            )
+            self.optimizer.clear_gradients()
+            loss = gather.close(terms.total)
+        failure = self._backward(loss, gather)
         names, local = zip(*terms.detached().items(), strict=True)
-        sums = self._reduce_dense(torch.stack([*local, _not_finite(prepared.lookup)]))
+        wrong = loss.new_full((), math.nan) if failure else _not_finite(prepared.lookup)
+        sums = self._reduce_dense(torch.stack([*local, wrong]))
         clip = self._config.train.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
         # All from sums over the ranks, so every rank refuses or none; read at once, so the host waits once.
@@ -230,8 +234,33 @@ class TrainStep:
             said = ", ".join(
                 f"{name} {value:g}" for name, value in losses.items() if not math.isfinite(value)
             )
-            raise StepRefused(f"{said or 'a gradient'} is not finite", losses)
+            failure = first_failure(self._comm, failure)
+            raise StepRefused(failure or f"{said or 'a gradient'} is not finite", losses)
         return losses
+
+    def _decline(self, gather: CrossRankGather) -> None:
+        """This rank's part in what the others do, after an error before the backward pass."""
+        if not gather.complete:
+            gather.decline()
+        gather.drain()
+        self._reduce_dense(torch.full((len(fields(LossTerms)) + 1,), math.nan, device=self._device))
+
+    def _backward(self, loss: Tensor, gather: CrossRankGather) -> str:
+        """Gradients, or why there are none: then the sums over the ranks are not finite, as which all hear of it."""
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if not may_be_of_events(error, self._comm):
+                raise
+            gather.drain()
+            return described(error)
+        return ""
+
+    def _targets(self, runs: Runs, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """`target_E` and `drop_EM` of the model's targets."""
+        past_only = self._config.model.history_mask == "past"
+        drop_EM = negatives_to_drop(runs, candidates, past_only=past_only)
+        return torch.from_numpy(candidates.positions(runs.targets_E)), torch.from_numpy(drop_EM)
 
     def _candidates(self, agreed: GlobalTargets, step: int) -> Candidates:
         negatives = uniform_negatives(
@@ -244,7 +273,7 @@ class TrainStep:
         return choose_candidates(agreed.ids_T, negatives, self.table.owners(_item_tables(ids), ids))
 
     def _log_q(self, mine: npt.NDArray[np.int64], agreed: GlobalTargets) -> Tensor:
-        """log Q of every candidate: each owner knows the frequencies of its own, this step's events included."""
+        """log Q of this rank's candidates, whose frequencies it knows, this step's events included."""
         frequency = self.table.frequencies(_item_tables(mine), mine)
         place = np.searchsorted(agreed.ids_T, mine)
         place_in = np.minimum(place, max(agreed.ids_T.shape[0] - 1, 0))
@@ -259,8 +288,7 @@ class TrainStep:
             self.catalogue.item_ids.shape[0],
             self._config.model.uniform_negatives,
         )
-        gathered, _ = self._comm.gather_rows(torch.from_numpy(log_q), "log q")
-        return gathered
+        return torch.from_numpy(log_q)
 
     def _reduce_dense(self, terms: Tensor) -> Tensor:
         """Sum the towers' gradients, and the loss terms beside them, over ranks in one message."""

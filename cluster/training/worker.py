@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
@@ -25,7 +26,7 @@ from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher, Snapshot
 from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
-from cluster.training.guarded_step import GuardedStep
+from cluster.training.guarded_step import GuardedStep, StepOutcome
 from cluster.training.intake import Intake
 from cluster.training.joining import join_run
 from cluster.training.last_checkpoint import commit_last
@@ -263,11 +264,18 @@ class Worker:
         run.ledger.add_set_aside(run.batcher.set_aside)
         self._last_step_s = time.monotonic()
         guarded = GuardedStep(run.train_step, self.comm, self.device, run.progressive)
-        try:
-            outcome = guarded.train(batch, run.step)
-        except Exception as error:
-            error.add_note(f"in training step {run.step} of {describe_places(batch)}")
-            raise
+        left: pa.RecordBatch | None = batch
+        while left is not None:  # once, but for events that can be trained on in smaller steps only
+            try:
+                outcome = guarded.train(left, run.step)
+            except Exception as error:
+                error.add_note(f"in training step {run.step} of {describe_places(left)}")
+                raise
+            self._account_for(outcome)
+            left = outcome.left
+
+    def _account_for(self, outcome: StepOutcome) -> None:
+        run = self.run
         if outcome.quarantined is not None:
             self._quarantine(outcome.quarantined)
         else:
@@ -275,7 +283,7 @@ class Worker:
         if outcome.events == 0:
             return
         if outcome.validation is not None:
-            self._validation = outcome.validation
+            self._validation = self._validation + outcome.validation
         self._validated_at = run.events_trained
         run.ledger.add_batch(outcome.trained)
         run.events_trained += outcome.events

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cluster.training.train_step import StepRefused
+from cluster.training.refusal import StepRefused
 from tests.device.pretended_device import DeviceTensor
 from tests.device_runs import VARIANTS, config_of, differing, distance, gradients, state_of, train_and_score
 from tests.unit_runs import CPU, open_run, small_config

@@ -287,6 +287,20 @@ def test_an_interruption_says_how_to_go_on(folder, monkeypatch):
     assert "interrupted with 1 of 2 cells; the same command goes on from here" in done.output
 
 
+def test_training_steps_that_were_left_out_are_counted_in_the_report_and_said(folder):
+    done = _evaluate(folder, "--models", "dssm,popularity", "fit.learning_rate=1e30", "fit.gradient_clip=0")
+    assert done.exit_code == 0, done.output
+    dssm, popularity = json.loads((folder.parent / "out" / "results.json").read_text())["results"]
+    assert dssm["refused_steps"] > 0
+    assert popularity["refused_steps"] == 0
+    with (folder.parent / "out" / "cells.csv").open() as file:
+        assert [int(cell["refused_steps"]) > 0 for cell in csv.DictReader(file)] == [True, False]
+    said = (
+        f"training steps left out, because a loss or a gradient was not finite: dssm {dssm['refused_steps']};"
+    )
+    assert said in " ".join(done.output.split())
+
+
 def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(folder):
     _evaluate(folder, "--models", "epidtn,popularity")
     folder_of_results = folder.parent / "out"

@@ -60,8 +60,8 @@ class Scripted:
         self.passes = state
 
 
-def _fit(script, passes=0, **settings):
-    recommender = Scripted(script)
+def _fit(script, passes=0, kind=Scripted, **settings):
+    recommender = kind(script)
     config = FitConfig(**({"passes": len(script), "batch_targets": 64} | settings))
     reports = []
     fitted = fit(
@@ -86,6 +86,16 @@ def test_a_fit_ends_in_the_state_of_its_best_pass():
     assert (recommender.loaded, recommender.passes) == ([2], 2)
     assert [r.best for r in reports] == pytest.approx([0.1, 0.3, 0.3])
     assert [(r.number, r.passes, r.loss) for r in reports] == [(n, 3, 1.0) for n in (1, 2, 3)]
+
+
+def test_steps_that_were_refused_are_counted():
+    class Refusing(Scripted):
+        def train_on(self, batch, *, decay):
+            refused = {"refused": 1.0} if len(self.rows) % 3 == 0 else {}
+            return super().train_on(batch, decay=decay) | refused
+
+    recommender, fitted, _ = _fit([0.5, 0.6], kind=Refusing)
+    assert fitted.refused_steps == -(-len(recommender.rows) // 3) > 1
 
 
 def test_the_first_of_two_equal_passes_is_the_best_and_the_last_one_needs_no_way_back():
