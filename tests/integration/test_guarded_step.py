@@ -148,8 +148,9 @@ def _train_each(rank, faults, config):
 
 def test_two_ranks_find_the_same_events_as_one_and_go_on_with_the_same_towers():
     config = replace(CONFIGS["default"], model=replace(CONFIGS["default"].model, dropout=0.0))
-    of_ranks = run_on_ranks(_train_each, 2, FAULTS, config)
-    for (weight, place), *ranks in zip(FAULTS, *of_ranks, strict=True):
+    faults = [fault for fault in FAULTS if fault[0] != -1.0]
+    of_ranks = run_on_ranks(_train_each, 2, faults, config, timeout_s=400)
+    for (weight, place), *ranks in zip(faults, *of_ranks, strict=True):
         alone, _, reasons, trained = _train(0, weight, config, place)
         assert {place for _, bad, _, _ in ranks for place in bad} == BAD
         assert sum(len(bad) for _, bad, _, _ in ranks) == 4
