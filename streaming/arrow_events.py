@@ -69,7 +69,7 @@ class _UnreadableError(ValueError):
 
 
 def _read(value: bytes, place: Place | None = None) -> pa.RecordBatch:
-    if place is not None:
+    if place is not None and not place.extents_known:
         require_declared(value, place.max_message_rows, place.max_decoded_bytes)
     with pa.ipc.open_stream(value) as reader:
         batches = list(reader)

@@ -23,7 +23,12 @@ _MOST_HEADER_BYTES = 65_536
 _HEADER_COST = 8
 # An element costs this much as soon as it is used, also where no buffer holds it.
 _ELEMENT_BYTES = 8
+# What a stream may have behind its last message: how writers end it, or nothing.
+_ENDS = (b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00\x00\x00\x00", b"")
+# The last schema message that was read. Producers send the same one again and again.
+_last_schema = [b""]
 _U16, _I32, _U32, _I64 = (struct.Struct(f"<{kind}") for kind in "HiIq")
+_U32_PAIR = struct.Struct("<II")
 
 
 class ArrowLimitError(ValueError):
@@ -37,10 +42,12 @@ class Extent:
     Attributes:
         rows: of all its record batches.
         size: bytes of their buffers and of the dictionaries, decompressed, at least.
+        is_refused: whether it says nothing that may be decoded; it is then one row of its own length.
     """
 
     rows: int
     size: int
+    is_refused: bool = False
 
 
 def declared(value: bytes) -> Extent:
@@ -51,6 +58,8 @@ def declared(value: bytes) -> Extent:
     """
     rows = size = dictionaries = 0
     try:
+        if (plain := _of_one_batch(value)) is not None:
+            return plain
         for kind, header, start, cost in _messages(value):
             if kind == _SCHEMA:
                 continue
@@ -87,6 +96,9 @@ def require_declared(value: bytes, most_rows: int, most_bytes: int) -> Extent:
     return extent
 
 
+_plain_schemas: list[pa.Schema] = []
+
+
 def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
     """Checks the columns of events: what texts come to that rows share, in dictionaries and behind views.
 
@@ -97,6 +109,19 @@ def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
     Raises:
         ArrowLimitError: they come to more (names the setting), or a required column can only hold nulls.
     """
+    if _plain_schemas and columns.schema.equals(_plain_schemas[0]):
+        return
+    if not any(
+        pa.types.is_null(kind)
+        or pa.types.is_nested(kind)
+        or pa.types.is_dictionary(kind)
+        or _is_view(kind)
+        or pa.types.is_run_end_encoded(kind)
+        or isinstance(kind, pa.BaseExtensionType)
+        for kind in columns.schema.types
+    ):
+        _plain_schemas[:] = [columns.schema]
+        return
     total = 0
     for name, column in zip(columns.schema.names, columns.columns, strict=True):
         if name in REQUIRED_COLUMNS and pa.types.is_null(column.type):
@@ -202,15 +227,17 @@ class _Table:
             raise ValueError("a header without its content")
         return _Table(self._data, at + _read(_U32, self._data, at))
 
-    def pairs(self, number: int) -> list[tuple[int, int]]:
-        """A vector of structures of two int64."""
+    def pairs(self, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A vector of structures of two int64: the first ones, and the second ones."""
         at = self._field(number)
         if not at:
-            return []
+            return (), ()
         at += _read(_U32, self._data, at)
         count = _read(_U32, self._data, at)
-        numbers = np.frombuffer(self._data, "<i8", 2 * count, at + 4).tolist()
-        return list(zip(numbers[::2], numbers[1::2], strict=True))
+        if count > len(self._data):
+            raise ValueError("it ends too early")
+        numbers = struct.unpack_from(f"<{2 * count}q", self._data, at + 4)
+        return numbers[::2], numbers[1::2]
 
 
 def _messages(value: bytes) -> Iterator[tuple[int, _Table, int, int]]:
@@ -230,20 +257,45 @@ def _messages(value: bytes) -> Iterator[tuple[int, _Table, int, int]]:
         if len(data) < length:
             raise ValueError("it ends too early")
         message = _Table(data, _read(_U32, data, 0))
-        at += length
+        is_first, at = at <= _U32_PAIR.size, at + length
+        body = message.int64(3)
         yield message.byte(1), message.table(2), at, _HEADER_COST * length
-        at += message.int64(3)
+        if is_first and message.byte(1) == _SCHEMA and not body:
+            _last_schema[:] = [value[:at]]
+        at += body
+
+
+def _of_one_batch(value: bytes) -> Extent | None:
+    """The same as the walk, in a third of its time, of what nearly every message is: the last schema and one batch.
+
+    None if it is anything else.
+    """
+    schema = _last_schema[0]
+    if not schema or not value.startswith(schema):
+        return None
+    continuation, length = _U32_PAIR.unpack_from(value, len(schema))
+    start = len(schema) + _U32_PAIR.size + length
+    if continuation != _CONTINUATION or not 0 < length <= _MOST_HEADER_BYTES or len(value) < start:
+        return None
+    data = value[start - length : start]
+    message = _Table(data, _read(_U32, data, 0))
+    if message.byte(1) != _BATCH:
+        return None
+    after = start + message.int64(3)
+    if value[after:] not in _ENDS:
+        return None
+    batch = message.table(2)
+    return Extent(batch.int64(0), _decoded_bytes(value, batch, start) + _HEADER_COST * length)
 
 
 def _decoded_bytes(value: bytes, batch: _Table, start: int) -> int:
     """Of a record batch whose body begins at `start`."""
-    elements = [length for length, _ in batch.pairs(1)]
-    buffers = batch.pairs(2)
+    elements, _ = batch.pairs(1)
+    offsets, sizes = batch.pairs(2)
     if batch.has(3):
-        sizes = [_decompressed_bytes(value, start + offset, length) for offset, length in buffers if length]
-    else:
-        sizes = [length for _, length in buffers]
-    if min(elements + sizes, default=0) < 0:
+        compressed = zip(offsets, sizes, strict=True)
+        sizes = tuple(_decompressed_bytes(value, start + at, length) for at, length in compressed if length)
+    if min(elements, default=0) < 0 or min(sizes, default=0) < 0:
         raise ValueError("a negative length")
     return max(sum(sizes), _ELEMENT_BYTES * sum(elements))
 
@@ -257,5 +309,4 @@ def _decompressed_bytes(value: bytes, at: int, length: int) -> int:
 def _read(kind: struct.Struct, data: bytes, at: int) -> int:
     if at < 0:
         raise IndexError(f"an offset of {at}")
-    found: int = kind.unpack_from(data, at)[0]
-    return found
+    return kind.unpack_from(data, at)[0]  # type: ignore[no-any-return]

@@ -65,8 +65,10 @@ def extent_of(message: Message, place: Place) -> Extent:
     One that will be refused is one row of its own length.
     """
     value = message.value or b""
-    refused = Extent(1, len(value))
-    if encoding_of(message) != ARROW or _is_refused(message, place.max_message_bytes):
+    refused = Extent(1, len(value), is_refused=True)
+    if encoding_of(message) != ARROW:
+        return Extent(1, len(value))
+    if _is_refused(message, place.max_message_bytes):
         return refused
     try:
         return require_declared(value, place.max_message_rows, place.max_decoded_bytes)

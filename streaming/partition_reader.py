@@ -138,6 +138,7 @@ class PartitionReader:
             grown: asks how many partitions the topic has now.
         """
         chosen: list[Message] = []
+        checked = True
         if self._anew is not None:
             return Stretch(Decoded(), 0, 0, 0)  # who takes may turn over at any moment
         self._drop_beyond_end()
@@ -147,20 +148,22 @@ class PartitionReader:
             if ready >= needed and (ready + extent.rows > rows or decoded + extent.size > size):
                 break
             chosen.append(message)
+            checked &= not extent.is_refused
             self._waiting.popleft()
             self.waiting_bytes -= held_bytes(message)
             ready, decoded = ready + extent.rows, decoded + extent.size
         if not chosen:
             nothing_left = not self._waiting and not self.held
             return Stretch(Decoded(), self._reached if nothing_left else self.queue.fetched, 0, 0)
-        return self._decode(chosen, decoded - self.queue.size, grown)
+        return self._decode(chosen, decoded - self.queue.size, grown, checked)
 
     def _drop_beyond_end(self) -> None:
         while self._end is not None and self._waiting and self._waiting[-1][0].offset >= self._end:
             self.waiting_bytes -= held_bytes(self._waiting.pop()[0])
 
-    def _decode(self, messages: list[Message], size: int, grown: Callable[[], int]) -> Stretch:
-        decoded = decode_messages(messages, self._place, self._watermark_ms)
+    def _decode(self, messages: list[Message], size: int, grown: Callable[[], int], checked: bool) -> Stretch:
+        place = replace(self._place, extents_known=checked)
+        decoded = decode_messages(messages, place, self._watermark_ms)
         if decoded.strays:
             messages = self._before_growth(messages, grown)
             if self.held:

@@ -74,6 +74,7 @@ class Place:
         max_decoded_bytes: messages that decode to more are not decoded, and the originals of rows that cannot be used
             are kept up to so many bytes; 0 for any number.
         max_message_rows: messages of more rows are not decoded; 0 for any number.
+        extents_known: whether `extent_of` was asked of the messages, and refused none.
         topic_id: of the topic; empty where the broker gives none.
         max_weight: most that an event's weight may be, also times that of its action.
         max_value: most that its value may be, on either side of 0.
@@ -88,6 +89,7 @@ class Place:
     max_message_bytes: int = 0
     max_decoded_bytes: int = 0
     max_message_rows: int = 0
+    extents_known: bool = False
     topic_id: str = ""
     max_weight: float = math.inf
     max_value: float = math.inf

@@ -93,6 +93,48 @@ def _never_raises(value):
     assert decoded.rows.num_rows <= 65_536
 
 
+def _outcome(value):
+    try:
+        return declared(value)
+    except ArrowLimitError:
+        return "refused"
+
+
+def test_a_schema_that_was_seen_before_changes_nothing_of_what_a_message_declares(monkeypatch):
+    rng = np.random.default_rng(1)
+    values = [*BOMBS.values(), *(encode_events(_events(rows)) for rows in (0, 1, 500))]
+    values += [ipc(_events(7), "zstd"), ipc(pa.RecordBatch.from_pydict({}))]
+    for value in list(values):
+        for _ in range(20):
+            changed = bytearray(value[:4096]) + value[4096:]
+            for at in rng.integers(0, min(len(value), 2048), 2):
+                changed[at] = rng.integers(0, 256)
+            values.append(bytes(changed))
+    for value in values:
+        monkeypatch.setattr("streaming.arrow_limits._last_schema", [b""])
+        assert _outcome(value) == _outcome(value) == _outcome(value)
+
+
+def test_a_schema_with_a_body_behind_it_is_read_anew_each_time(monkeypatch):
+    """What reads the body as the next message would be told of a small batch where a large one follows."""
+    remembered = [b""]
+    monkeypatch.setattr("streaming.arrow_limits._last_schema", remembered)
+    value = bytearray(encode_events(_events(1)))
+    assert _outcome(bytes(value)) != "refused"
+    assert remembered[0]
+    assert bytes(value).startswith(remembered[0])
+    header = (
+        int.from_bytes(value[8:12], "little") + 8
+    )  # of the message: its table, whose fields come by way of a list
+    places = header - int.from_bytes(value[header : header + 4], "little", signed=True)
+    field = int.from_bytes(value[places + 4 + 6 : places + 12], "little")
+    assert field, "pyarrow writes the length of a schema's body, which is 0"
+    value[header + field] = 8
+    remembered[:] = [b""]
+    _outcome(bytes(value))
+    assert remembered == [b""]
+
+
 def test_texts_that_rows_share_are_decoded_where_they_come_to_little():
     shared = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0], pa.int32()), pa.array(["view", "buy"]))
     views = pa.array(["a", None, "a long text that does not fit into a view", "b"], pa.string_view())
