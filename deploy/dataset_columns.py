@@ -39,14 +39,14 @@ class DatasetFile:
         return DatasetError(f"{self.path}: {problem}")
 
     def as_type(self, name: str, kind: pa.DataType) -> pa.ChunkedArray:
-        """A column cast to a type.
+        """A column cast to a type; an empty text is an absent one.
 
         Raises:
             DatasetError: its values are of another kind.
         """
         column = whole_numbers(decoded(self.table[name]))
         try:
-            return column.cast(kind)
+            return without_empty(column.cast(kind))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise self.error(f"column {name} must be {kind}, not {column.type}: {reason}") from error
@@ -67,8 +67,7 @@ class DatasetFile:
             return self._whole_ids(name, column)
         if not is_text(kind):
             raise self.error(f"column {name} must hold whole numbers or texts, not {kind}")
-        texts = column.cast(pa.string())
-        return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+        return without_empty(column.cast(pa.string()))
 
     def times(self) -> pa.ChunkedArray:
         """Event times, int64 ms, from `timestamp_ms`, else `timestamp`; null where there is none.
@@ -136,6 +135,13 @@ class DatasetFile:
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without dictionary encoding (pandas' categories)."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def without_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts with null for the empty ones; any other column as it is."""
+    if not is_text(column.type):
+        return column
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
 
 
 def whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deploy.dataset_columns import DatasetFile, Say, decoded, is_list, whole_numbers
+from deploy.dataset_columns import DatasetFile, Say, decoded, is_list, whole_numbers, without_empty
 from deploy.dataset_fetching import DatasetError, FetchProgress, default_cache_dir, fetch_ml_100k
 from streaming.schema import ACTION, ATTRIBUTES, CATEGORIES, ITEM_ID, TIMESTAMP_MS, TITLE, USER_ID, VALUE
 
@@ -173,7 +173,7 @@ def _categories(file: DatasetFile, names: Sequence[str] | None) -> pa.ChunkedArr
     if "genres" in file.names:
         return _listed(file, "genres")
     columns = [n for n in ("category", "subcategory", "category_l1", "brand") if n in file.names]
-    values = [whole_numbers(decoded(file.table[n])).to_pylist() for n in columns]
+    values = [without_empty(whole_numbers(decoded(file.table[n]))).to_pylist() for n in columns]
     rows = zip(*values, strict=True) if columns else [()] * file.table.num_rows
     lists = [
         [_category_name(n, v, names) for n, v in zip(columns, row, strict=True) if v is not None]
@@ -187,7 +187,7 @@ def _listed(file: DatasetFile, name: str) -> pa.ChunkedArray:
     column = decoded(file.table[name])
     if is_list(column.type):
         lists = file.as_type(name, pa.list_(pa.string())).combine_chunks()
-        return pa.chunked_array([_without_nulls(lists)])
+        return pa.chunked_array([_without_absent(lists)])
     texts = file.as_type(name, pa.string())
     if name == CATEGORIES and not any("|" in text for text in texts.to_pylist() if text):
         one_each = [[text] if text else [] for text in texts.to_pylist()]
@@ -195,11 +195,11 @@ def _listed(file: DatasetFile, name: str) -> pa.ChunkedArray:
     return pa.chunked_array([_split_genres(texts)])
 
 
-def _without_nulls(lists: pa.ListArray) -> pa.ListArray:
+def _without_absent(lists: pa.ListArray) -> pa.ListArray:
     values = lists.flatten()
-    if not values.null_count:
+    known = pc.fill_null(pc.not_equal(values, ""), False)
+    if pc.all(known).as_py() is not False:
         return lists
-    known = pc.is_valid(values)
     row = np.asarray(pc.list_parent_indices(lists).filter(known))
     return _lists_of(values.filter(known), row, len(lists))
 

@@ -226,6 +226,10 @@ def test_items_and_users_without_an_id_are_left_out_and_the_last_of_several_coun
         (["Science Fiction", None], [["Science Fiction"], []]),
         (["Drama|Film Noir", "Crime"], [["Drama", "Film Noir"], ["Crime"]]),
         (pa.array([["a", None], None]), [["a"], []]),
+        (pa.array([["a", ""], [""]]), [["a"], []]),
+        (["Drama|", ""], [["Drama"], []]),
+        (["", "x"], [[], ["x"]]),
+        (["", None], [[], []]),
         (pa.array([["a"], ["b", "c"]], pa.large_list(pa.large_string())), [["a"], ["b", "c"]]),
         (pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2)), [["a", "b"], ["c", "d"]]),
         (pa.array(["x", "x"]).dictionary_encode(), [["x"], ["x"]]),
@@ -246,6 +250,27 @@ def test_missing_numbers_make_no_category_and_no_age_group(tmp_path):
     assert dataset.items["categories"].to_pylist() == [["brand 3"], []]
     assert dataset.users["age_group"].to_pylist() == ["25-34", None, None]
     assert dataset.users["income"].to_pylist() == ["2", None, "2"]
+
+
+def test_an_empty_text_is_absent_everywhere(tmp_path):
+    events = EVENTS | {"action": ["", "look"]}
+    items = {"item_id": [1, 2], "title": ["", "two"], "brand": ["", "x"], "category": ["", None]}
+    users = {"user_id": [1, 2], "gender": ["", "F"], "income": pa.array(["", "low"]).dictionary_encode()}
+    dataset = load(write(tmp_path, interactions=events, items=items, users=users))
+    assert dataset.interactions["action"].to_pylist() == [None, "look"]
+    assert dataset.items.to_pylist() == [
+        {"item_id": 1, "title": None, "categories": []},
+        {"item_id": 2, "title": "two", "categories": ["brand x"]},
+    ]
+    assert dataset.users.to_pylist() == [
+        {"user_id": 1, "gender": None, "income": None},
+        {"user_id": 2, "gender": "F", "income": "low"},
+    ]
+    genres = {"item_id": [1, 2], "genres": ["", "Drama"]}
+    assert load(write(tmp_path, interactions=EVENTS, items=genres)).items["categories"].to_pylist() == [
+        [],
+        ["Drama"],
+    ]
 
 
 def test_a_user_column_that_is_no_attribute_is_left_out_and_said(tmp_path):
