@@ -7,7 +7,9 @@ A file has no broker time: what a copy of it says was modified when is no proper
 `stream.max_future_s` does not apply, and what a row is judged to be depends on the files' content alone.
 """
 
+import hashlib
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +34,8 @@ from streaming.validation import Decoded, ParsedEvents, Place, judge
 EVENTS_FILE, ITEMS_FILE, USERS_FILE = "interactions.parquet", "items.parquet", "users.parquet"
 """Of a data set; in any folder the last two hold no events."""
 _BLOCKS_KEPT = 4
+# Of a Parquet file: the length of its footer, and "PAR1".
+_FOOTER_END = 8
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ class _RowGroup:
     offset: int
     timestamp: int
     rows: int
+    identity: str
+    """Of the file's content: files of one name in two folders have letters of their own."""
     value: bytes | None = None
     headers: Sequence[tuple[str, bytes]] | None = None
 
@@ -178,7 +184,7 @@ class ParquetSource:
         mine_N = np.flatnonzero(parsed.key_N % stream.parquet_partitions == partition)
         place = Place.of(stream, group.file.name, partition, stream.parquet_partitions)
         # A file has no time of append that an event could be ahead of.
-        place = replace(place, max_future_ms=0)
+        place = replace(place, max_future_ms=0, topic_id=group.identity)
         known_ms = self._watermark_ms.get(partition, 0)
         decoded = judge(_only(parsed, mine_N), place, known_ms)
         self._watermark_ms[partition] = max(known_ms, decoded.latest_ms)
@@ -245,11 +251,22 @@ def _row_groups(where: str) -> list[_RowGroup]:
         try:
             footer = pq.ParquetFile(file).metadata
             rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+            identity = _identity(file)
         except (pa.ArrowException, OSError) as error:
             raise ParquetUnusable(f"{file} cannot be read: {error} (setting: stream.parquet)") from error
         written_ms = int(file.stat().st_mtime * 1000)
-        groups += [_RowGroup(file, n, len(groups) + n, written_ms, count) for n, count in enumerate(rows)]
+        first = len(groups)
+        groups += [_RowGroup(file, n, first + n, written_ms, count, identity) for n, count in enumerate(rows)]
     return groups
+
+
+def _identity(file: Path) -> str:
+    """A hash of what its footer says: sizes, places and statistics of all columns."""
+    with file.open("rb") as opened:
+        opened.seek(-_FOOTER_END, os.SEEK_END)
+        length = int.from_bytes(opened.read(4), "little")
+        opened.seek(-_FOOTER_END - length, os.SEEK_END)
+        return hashlib.sha256(opened.read(length)).hexdigest()[:8]
 
 
 def _only(parsed: ParsedEvents, at_M: npt.NDArray[np.int64]) -> ParsedEvents:

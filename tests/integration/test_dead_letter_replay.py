@@ -4,8 +4,11 @@ import json
 import multiprocessing
 import os
 from collections import Counter
+from dataclasses import replace
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 from kafka import KafkaProducer
 from typer.testing import CliRunner
 
@@ -78,6 +81,38 @@ def test_letters_are_listed_by_reason_edited_in_a_file_or_by_options_and_replaye
         if b"dead-letter:" in r.value
     ]
     assert Counter(event["item_id"] for event in back) == {9: 20, "something": 1}
+
+
+def test_letters_of_rows_of_files_are_mended_and_come_back_by_the_topic(stream_factory, tmp_path):
+    stream = stream_factory(2)
+    for first, folder in ((0, "monday"), (40, "tuesday")):  # both name their file interactions.parquet
+        (tmp_path / folder).mkdir()
+        rows = pa.Table.from_batches([events(40, first=first)])
+        seconds = pa.array(rows["timestamp_ms"].to_numpy() / 1000)
+        bad = pa.array([None if n in (3, 4, 17) else n for n in range(40)], pa.int64())
+        rows = rows.drop(["timestamp_ms"]).append_column("timestamp", seconds).set_column(1, "item_id", bad)
+        pq.write_table(rows, tmp_path / folder / "interactions.parquet", row_group_size=15)
+        files = replace(stream, parquet=str(tmp_path / folder), parquet_partitions=3)
+        (progress,) = train(0, config_of(files, tmp_path / f"{folder}-run"))
+        assert progress["events_trained"] == 37
+    assert len(read_letters(stream)) == 6
+    for _ in range(2):
+        _run(stream, "replay", "--set", "item_id=9", "--json", str(tmp_path / "replay.json"))
+    replayed = json.loads((tmp_path / "replay.json").read_text())
+    assert (replayed["replayed"], replayed["already"], replayed["unusable"]) == (0, 6, 0)
+    config = config_of(stream, tmp_path / "live")
+    (progress,) = train(0, config)
+    accounting = verify_exactly_once(config)
+    assert accounting.exactly_once, accounting
+    assert progress["events_trained"] == accounting.events_trained == 6
+    back = [orjson.loads(record.value) for record in records_of(stream, stream.interactions_topic)]
+    assert {event["item_id"] for event in back} == {9}
+    times = [START_MS + 1000 * n for n in (3, 4, 17, 43, 44, 57)]
+    assert sorted(event["timestamp_ms"] for event in back) == times
+    # A run over a file again writes its letters again: they stay marked.
+    monday = replace(stream, parquet=str(tmp_path / "monday"), parquet_partitions=3)
+    train(0, config_of(monday, tmp_path / "again"))
+    assert [letter.replayed for letter in read_letters(stream)] == [True] * 6
 
 
 def _replay_and_die(stream: StreamConfig) -> None:
