@@ -68,8 +68,9 @@ def _in_one_copy(tensors: Sequence[Tensor], device: torch.device | str) -> list[
         end += -(-size // _ALIGNED_TO) * _ALIGNED_TO
     host = torch.empty(end, dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
     for tensor, start in zip(tensors, starts, strict=True):
-        flat = tensor.contiguous().view(-1).view(torch.uint8)
-        host[start : start + flat.shape[0]].copy_(flat)
+        if tensor.numel():  # one without elements may have strides that no view of bytes can have
+            flat = tensor.contiguous().view(-1).view(torch.uint8)
+            host[start : start + flat.shape[0]].copy_(flat)
     there = host.to(device, non_blocking=True)
     return [
         there[start : start + tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)

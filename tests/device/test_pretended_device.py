@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.transfer import to_device, to_host
 from tests.device.pretended_device import DeviceTensor, Refused, host
 
 
@@ -109,3 +110,14 @@ def test_it_is_there_in_threads_too(gpu):
     thread.start()
     thread.join()
     assert host(made[0]).tolist() == [2, 2]
+
+
+def test_tensors_without_elements_travel_too(gpu):
+    strange = torch.from_numpy(np.ones(3, np.int64)[:0]).as_strided((0,), (0,))
+    there, other = to_device((strange, torch.arange(2)), gpu.device)
+    assert there.shape == (0,)
+    assert host(other).tolist() == [0, 1]
+    assert [part.tolist() for part in to_host([torch.ones(2, 1).to(gpu.device), there.float()])] == [
+        [[1], [1]],
+        [],
+    ]
