@@ -12,8 +12,10 @@ from typing import Any
 from rich.table import Table
 
 from deploy.figures import DemoFigures
-from deploy.screen import number, rate, set_aside_text
-from deploy.terminal import Terminal
+from deploy.screen import counted, number, rate, set_aside_text
+from deploy.terminal import Terminal, line, stacked
+
+_WATCHED_COLUMNS = 45
 
 
 def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
@@ -26,12 +28,12 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
             "events",
             f"{f.events_produced:,} produced, {f.events_trained:,} trained"
             f"{set_aside_text({'negatives': f.events_negative, 'ignored': f.events_ignored})}, {f.events_lost:,} lost, "
-            f"{f.events_doubled:,} doubled, {f.dead_letters:,} dead letters",
+            f"{f.events_doubled:,} doubled, {counted(f.dead_letters, 'dead letter')}",
         ),
         (
             "training",
-            f"{f.steps:,} steps, {f.workers} workers, {number(f.examples_per_s)} examples/s, "
-            f"{f.restarts} restarts",
+            f"{counted(f.steps, 'step')}, {counted(f.workers, 'worker')}, {number(f.examples_per_s)} examples/s, "
+            f"{counted(f.restarts, 'restart')}",
         ),
         (
             "progressive HR@10",
@@ -41,7 +43,7 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
         ("  on", f"{f.progressive_sample:,} events of the second half, each scored before it was trained on"),
         (
             "index",
-            f"{f.index_versions} versions, {f.index_kind}, {number(f.index_items)} items, "
+            f"{counted(f.index_versions, 'version')}, {f.index_kind}, {number(f.index_items)} items, "
             f"recall@10 {rate(f.index_recall)} at nprobe {f.index_nprobe} of {f.index_nlist}",
         ),
         (
@@ -91,11 +93,12 @@ def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
     """Print one user's recommendations, with what they watched last above them."""
     whom = "this history" if entry["user_id"] is None else f"user {entry['user_id']}"
     table = Table(title=f"for {whom}", title_justify="left", title_style="bold", box=None)
-    table.add_column("", justify="right", style="dim")
-    table.add_column("recommended", no_wrap=True, overflow="ellipsis")
-    table.add_column("score", justify="right")
+    # Only titles give way where the terminal is narrow.
+    table.add_column("", justify="right", style="dim", no_wrap=True)
+    table.add_column("recommended")
+    table.add_column("score", justify="right", no_wrap=True)
     for place, item in enumerate(entry["items"], start=1):
-        table.add_row(str(place), item["title"], number(item["score"], 3))
+        table.add_row(str(place), stacked([item["title"]], ellipsis=True), number(item["score"], 3))
     console.print()
     if entry.get("watched_last"):
         console.print("watched last: " + _titles(entry["watched_last"]), style="dim")
@@ -103,7 +106,11 @@ def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
 
 
 def _titles(titles: Sequence[str]) -> str:
-    return " · ".join(titles)
+    """Side by side, each cut where it is too long to be one of three on a line or two."""
+    texts = [line(title) for title in titles]
+    for text in texts:
+        text.truncate(_WATCHED_COLUMNS, overflow="ellipsis")
+    return " · ".join(text.plain for text in texts)
 
 
 def _short(path: Path) -> Path:

@@ -58,6 +58,11 @@ def number(value: float | None, digits: int = 0) -> str:
     return f"{value:,.{digits}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 worker`, `2,000 workers`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def rate(value: float | None, digits: int = 3) -> str:
     """A share such as a hit rate or a recall, without a leading zero: `.097`."""
     text = number(value, digits)
@@ -170,7 +175,7 @@ def _index_panel(progress: Progress) -> RenderableType:
     step = progress.checkpoint_step
     rows = [
         ("live", index_text(progress)),
-        ("published", f"{progress.index_versions} versions, {progress.index.get('kind') or '–'}"),
+        ("published", f"{counted(progress.index_versions, 'version')}, {progress.index.get('kind') or '–'}"),
         ("freshness", freshness_text(progress)),
         ("checkpoint", "none yet" if step is None else f"step {step:,}"),
     ]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from deploy.errors import CommandError
 from deploy.progress import Progress, parse_progress
-from deploy.screen import freshness_text, number, rate, set_aside_text
+from deploy.screen import counted, freshness_text, number, rate, set_aside_text
 from deploy.terminal import Terminal
 from deploy.times import ago, local_time
 
@@ -171,14 +171,15 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         ("state", _state(status, progress)),
         (
             "trained",
-            f"{progress.events_trained:,} events in {progress.step:,} steps"
+            f"{counted(progress.events_trained, 'event')} in {counted(progress.step, 'step')}"
             f"{set_aside_text(progress.set_aside)}, "
-            f"{progress.dead_letters:,} dead letters, {progress.restarts} restarts",
+            f"{counted(progress.dead_letters, 'dead letter')}, {counted(progress.restarts, 'restart')}",
         ),
-        ("speed", f"{number(progress.examples_per_s)} examples/s on {progress.workers} workers"),
+        ("speed", f"{number(progress.examples_per_s)} examples/s on {counted(progress.workers, 'worker')}"),
         (
             "HR@10",
-            f"{rate(curve.rate(curve.hits))} on {curve.sample_size():,} events before they were trained on",
+            f"{rate(curve.rate(curve.hits))} on {counted(curve.sample_size(), 'event')}, "
+            "each scored before it was trained on",
         ),
         ("checkpoints", _checkpoints_text(status["checkpoints"])),
         ("index", f"{', '.join(versions) or 'no versions'}; live: {status['index_current'] or 'none'}"),
@@ -195,7 +196,7 @@ def _checkpoints_text(checkpoints: list[dict[str, Any]]) -> str:
     written_ms = checkpoints[-1].get("written_ms")
     if not written_ms:
         return names
-    return f"{names}; newest of {local_time(written_ms / 1000)}, {ago(written_ms / 1000)}"
+    return f"{names}; the newest written {local_time(written_ms / 1000)}, {ago(written_ms / 1000)}"
 
 
 def _lag_text(status: dict[str, Any]) -> str:
@@ -203,14 +204,16 @@ def _lag_text(status: dict[str, Any]) -> str:
     if messages is None:
         return f"unknown: {status['broker']}"
     if events is None:
-        return f"{messages:,} messages behind the newest checkpoint, with how many events is not known yet"
+        return f"{counted(messages, 'message')} behind the newest checkpoint; their events are not known yet"
     about = "about " if events else ""
-    return f"{about}{events:,} events behind the newest checkpoint, in {messages:,} messages"
+    return (
+        f"{about}{counted(events, 'event')} behind the newest checkpoint, in {counted(messages, 'message')}"
+    )
 
 
 def _state(status: dict[str, Any], progress: Progress) -> str:
     if status["progress"] is None:
-        return "no progress was ever written"
+        return "no run has written its progress yet"
     when = f"as of {status['time']}, {ago(progress.time_s)}"
     if progress.error:
         return f"{progress.state} ({when}): {progress.error}"

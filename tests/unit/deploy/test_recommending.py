@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.cells import cell_len
 
 from deploy.errors import UsageError
 from deploy.figures import DemoFigures
@@ -55,6 +56,20 @@ def test_recommendations_are_printed_by_title():
     assert "for user 42" in text
     assert "watched last: Fargo (1996) · Heat (1995)" in text
     assert "Star Wars (1977)" in text
+
+
+@pytest.mark.parametrize("title", ["word " * 60, "x" * 300, "千と千尋の神隠し " * 20, "🎬" * 90])
+def test_a_title_that_is_too_long_is_cut_and_its_place_and_score_stay(title):
+    out = io.StringIO()
+    items = [{"title": title, "score": 0.5}] * 11
+    print_recommendations(
+        Terminal(file=out, width=80), {"user_id": 1, "watched_last": [title] * 3, "items": items}
+    )
+    lines = out.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert [line.split()[0] for line in lines[-11:]] == [str(n) for n in range(1, 12)]
+    assert all("…" in line and line.endswith(" 0.500 ") for line in lines[-11:])
+    assert " ".join(out.getvalue().split()).count("… ·") == 2
 
 
 def test_the_report_prints_the_figures_the_problems_and_how_to_go_on(tmp_path, monkeypatch):

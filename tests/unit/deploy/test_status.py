@@ -80,7 +80,9 @@ def test_the_table_shows_it(run):
     ):
         assert part in text
     assert re.search(r"state +training \(as of \d{4}-\d\d-\d\d [\d:]{8}[+-]\d\d:\d\d, [4-9] s ago\)", text)
-    assert re.search(r"step-00000240; newest of \d{4}-\d\d-\d\d [\d:]{8}[+-]\d\d:\d\d, 3 min \d+ s ago", text)
+    assert re.search(
+        r"step-00000240; the newest written \d{4}-\d\d-\d\d [\d:]{8}[+-]\d\d:\d\d, 3 min \d+ s ago", text
+    )
 
 
 def test_before_the_first_checkpoint_the_lag_is_the_whole_topic(run, tmp_path, monkeypatch, progress_record):
@@ -96,7 +98,7 @@ def test_before_the_first_checkpoint_the_lag_is_the_whole_topic(run, tmp_path, m
     assert status["lag_events"] is None
     out = io.StringIO()
     print_status(Terminal(file=out, width=160), status)
-    assert "40 messages behind the newest checkpoint, with how many events is not known yet" in out.getvalue()
+    assert "40 messages behind the newest checkpoint; their events are not known yet" in out.getvalue()
 
 
 def test_of_files_the_run_knows_the_lag(run, monkeypatch):
