@@ -194,7 +194,7 @@ def print_difference(console: Terminal, found: dict[str, Any]) -> None:
             console.print(f"{kind:10} {name}: {old} -> {new}")
     for table, change in found["rows"].items():
         what = f"{change['added']:,} added, {change['removed']:,} removed, {change['changed']:,} changed"
-        console.print(f"rows       table {table}: {what}, at most by {change['largest_change']:.3g}")
+        console.print(f"rows       table {table}: {what}, largest change {change['largest_change']:.3g}")
     users = found["users"]
     console.print(
         f"users      {users['added']:,} added, {users['removed']:,} removed, {users['changed']:,} changed"

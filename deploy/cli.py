@@ -69,15 +69,17 @@ def _print_fields(result: dict[str, Any]) -> None:
     from deploy.terminal import say
     from deploy.times import local_time
 
-    for name, value in result.items():
-        # What is nested is for the JSON file.
-        if isinstance(value, dict | list):
-            continue
-        if name == "time_s":
-            name, value = "time", local_time(value)
+    # What is nested is for the JSON file.
+    shown = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
+    if "time_s" in shown:
+        shown = {"time": local_time(shown.pop("time_s")), **shown}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
         if isinstance(value, float):
             value = f"{value:,.3f}"
-        say(f"{name:22} {value}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        say(f"{name:{width}}  {value}")
 
 
 @app.command(epilog="**Example:** `freshet demo --chaos --json demo.json`")

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from deploy.errors import CommandError
 from deploy.output import whole_file
+from deploy.screen import counted
 from deploy.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ def list_letters(
 
 def print_letters(console: Terminal, found: dict[str, Any]) -> None:
     """A table of reasons, and the samples."""
-    console.print(f"{found['letters']:,} dead letters in {found['topic']}, {found['replayed']:,} replayed")
+    console.print(
+        f"{counted(found['letters'], 'dead letter')} in {found['topic']}, {found['replayed']:,} replayed"
+    )
+    if not found["reasons"]:
+        return
     table = Table(box=None, pad_edge=False)
     for name in ("count", "reason", "sample"):
         table.add_column(name, overflow="fold")
