@@ -53,6 +53,10 @@ class Collectives:
         """Whether the process group is gone, as Ray does away with it when another rank has died."""
         return self.active and not dist.is_initialized()
 
+    def explains(self, error: Exception) -> bool:
+        """Whether an error only says that another rank has died: what happened is that rank's to tell."""
+        return self.lost or isinstance(error, dist.DistError) or "gloo/transport/" in str(error)
+
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum over ranks, in place; the same bits on every rank."""
         if self.world > 1:

@@ -11,10 +11,21 @@ import ray
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from cluster import ray_logging
+
+
+class _QuietController(ControllerCallback):
+    """The controller is Ray's own process: where a cluster is joined, nothing of ours would run there."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """See ControllerCallback."""
+        ray_logging.quiet()
 
 
 class GroupTrainer(TorchTrainer):
-    """Without Ray Train's cleaner of placement groups.
+    """With a controller that prints no tracebacks of its ranks, and without Ray Train's cleaner of placement groups.
 
     The cleaner outlives a controller that was killed, and asks the dashboard of the machine each second whether it
     lives: with the tracebacks of a refusal where that is another Ray's. Our driver ends when its controller does, and
@@ -24,7 +35,8 @@ class GroupTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         # Of Ray Train V2, which is what runs; what type checkers see is V1's.
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+        kept = [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+        return [_QuietController(), *kept]
 
 
 class OneMachineTorchConfig(TorchConfig):

@@ -50,6 +50,8 @@ _RAY_TRAIN_ENV = {
 # What Ray Train knows of the cluster's room is up to 20 s old. A group of a range of workers that it started for a node
 # that has gone meanwhile is given up after this and counted anew; the default is 60 s.
 _RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+# Nobody announces that this machine goes; the watcher is a process of 200 MB for each group.
+_RAY_TRAIN_ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _ENDED = ("stopped", "finished")
 _FAILED_WHILE_STOPPING = (
     "stopped, but the workers failed before the last checkpoint: the next run goes on from the one before it"
@@ -271,13 +273,15 @@ def _fit(
 ) -> bool:
     """Whether it came to its end by itself, as `Driver.run` says."""
     train = config.train
+    joins = bool(os.environ.get("RAY_ADDRESS"))
     wanted = _RAY_TRAIN_ENV | (_RAY_TRAIN_ELASTIC_ENV if _is_elastic(train) else {})
+    wanted |= {} if joins else _RAY_TRAIN_ONE_MACHINE_ENV
     os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
     make_private(Path(config.storage_path) / "ray")  # Ray would make it for everybody
 
     def fit() -> None:
         device = _device_of_workers(config)
-        group = OneMachineTorchConfig if not os.environ.get("RAY_ADDRESS") else TorchConfig
+        group = TorchConfig if joins else OneMachineTorchConfig
         with _controller_named():
             GroupTrainer(
                 function,
@@ -350,16 +354,15 @@ def _start_ray(config: FreshetConfig) -> RayInstance:
 
 
 def _train_on_worker(settings: dict[str, Any]) -> None:
+    ray_logging.quiet()  # before Faiss is imported: on a cluster that is joined there was no hook
     from cluster.training.worker import Worker
 
-    logging.getLogger("kafka").setLevel(logging.ERROR)
     config: FreshetConfig = settings["config"]
     storage, run_id = Path(config.storage_path), settings["run_id"]
     if stop_reason(storage, run_id) is not None:
         return  # Ray starts the group again after any failure; this one would only fail again
     if stop_is_asked(run_id):
         return
-    ray_logging.quiet()
     comm = Collectives()
     notice = StopWatcher(run_id) if comm.rank == 0 else NoStop()
     try:
@@ -379,8 +382,10 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     except StorageTaken as error:
         if error.by != run_id:  # a group of this run that was cut off ends alone, the run goes on
             _note_stop(storage, run_id, error)
+        ray_logging.quiet_traceback()
         raise
     except DeadLettersDelayed:
+        ray_logging.quiet_traceback()
         raise  # brokers that are away may come back
     except (
         BrokerRefused,
@@ -395,6 +400,11 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         # Without its group a rank gets a ValueError of torch's, which says nothing about the settings.
         if not (comm.lost and isinstance(error, ValueError)):
             _note_stop(storage, run_id, error)
+        ray_logging.quiet_traceback()
+        raise
+    except Exception as error:
+        if comm.explains(error):
+            ray_logging.quiet_traceback()
         raise
 
 
@@ -416,6 +426,7 @@ def stop_reason(storage: Path, run_id: str) -> str | None:
 
 
 def _refresh_on_worker(settings: dict[str, Any]) -> None:
+    ray_logging.quiet()
     from cluster.training.refresh import refresh_from
 
     config: FreshetConfig = settings["config"]

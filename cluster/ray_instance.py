@@ -50,7 +50,7 @@ class RayInstance:
     @staticmethod
     def join(**arguments: Any) -> RayInstance:
         """Join the cluster that RAY_ADDRESS or the argument `address` names."""
-        with _own_handlers():
+        with _own_handlers(), ray_logging.joining():
             ray.init(**arguments)
         return RayInstance(own=False, processes=[])
 

@@ -17,7 +17,14 @@ _LEVELS = {
     str(Path(ray.__file__).parent / "train/v2/_internal/execution/context.py"): logging.WARNING,
     # One line for each instruction set that it tries.
     "faiss": logging.WARNING,
+    # What a rank has raised, with its traceback, which the rank has printed already; the run says that it starts again.
+    "ray.train.v2._internal.execution.failure_handling.default": logging.WARNING,
+    # That a worker which has crashed cannot be shut down gracefully, with a traceback.
+    "ray.train.v2._internal.callbacks.backend_setup": logging.ERROR,
+    # A connection that was lost, several times with a traceback: `streaming.outage` says that, in one line.
+    "kafka": logging.CRITICAL,
 }
+_RAISED_BY_A_RANK = "ray.train.v2._internal.util"
 _OWN_INSTANCE_LEVELS = {
     # That SIGTERM is not handled by Ray: our driver handles it.
     "ray._private.worker": logging.ERROR,
@@ -32,6 +39,11 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def quiet_traceback() -> None:
+    """Called by a rank that raises on purpose, or because it has lost the others: the reason is told elsewhere."""
+    logging.getLogger(_RAISED_BY_A_RANK).setLevel(logging.CRITICAL)
+
+
 @contextmanager
 def starting_own_instance() -> Iterator[None]:
     """Around `ray.init` of an instance of our own: without warnings of what we chose."""
@@ -43,3 +55,18 @@ def starting_own_instance() -> Iterator[None]:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def joining() -> Iterator[None]:
+    """Around `ray.init` of a cluster that is there: it says where that is, not that SIGTERM is left to our driver."""
+    logger = logging.getLogger("ray._private.worker")
+
+    def keeps(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("SIGTERM handler is not set")
+
+    logger.addFilter(keeps)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keeps)

@@ -43,8 +43,12 @@ class StorageTaken(RuntimeError):
     """
 
     def __init__(self, message: str, by: str) -> None:
-        super().__init__(message)
+        super().__init__(message, by)  # both, or it could not be read in another process
         self.by = by
+
+    def __str__(self) -> str:
+        """What a person reads."""
+        return str(self.args[0])
 
 
 class StorageInUse(RuntimeError):

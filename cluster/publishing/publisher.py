@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.checkpoints.catalogue_files import save_catalogue
+from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.row_files import save_rows
 from cluster.checkpoints.tower_files import save_towers
 from cluster.collectives import Collectives
@@ -221,6 +222,8 @@ class Publisher:
         except (OSError, VersionError) as error:
             self.unpublished.add(snapshot.append_ms)
             self._trouble.failed(error)
+        except StorageTaken as error:  # no bug: it ends the run with one line
+            self.error = error
         except Exception as error:  # the thread must not die in silence: `wait` and the worker loop raise it
             _log.exception("publishing step %s failed", snapshot.metadata.get("step"))
             self.error = error

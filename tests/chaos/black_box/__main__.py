@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strikes", default="", help=f"only these of {', '.join(GOES_ON | ENDS)}")
     parser.add_argument("--per-round", type=int, default=2, help="strikes of a round before its last one")
     parser.add_argument("--rate", type=float, default=150.0, help="events a second, beside the replay")
+    parser.add_argument("--replayed", type=int, default=4000, help="events of the replay")
+    parser.add_argument("--replay-seconds", type=float, default=30.0, help="how long it takes")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds that anything may take")
     parser.add_argument("--folder", type=Path, help="where the rounds' files and logs go")
     parser.add_argument("--script", default="", help="one round of just these strikes, on a shared Ray")
@@ -89,7 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = folder / f"round-{number:02d}"
         print(f"round {number}: {', '.join(plan.strikes)}; {plan}", file=sys.stderr, flush=True)
         result = play(
-            plan, where, patience_s=arguments.patience, rate=arguments.rate, replayed=4000, replay_s=30
+            plan,
+            where,
+            patience_s=arguments.patience,
+            rate=arguments.rate,
+            replayed=arguments.replayed,
+            replay_s=arguments.replay_seconds,
         )
         report.rounds.append(result)
         report.seconds = round(time.monotonic() - started, 1)

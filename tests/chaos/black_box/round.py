@@ -105,6 +105,7 @@ def play(
             result.struck.append(name)
         _come_to_the_end(scene)
         _count(scene, result)
+        scene.look_at_screens()
     except RoundEnded as ended:
         scene.problem(str(ended))
     finally:

@@ -18,6 +18,11 @@ PARTITIONS = 4
 WORKERS = 2
 _RAY_STARTED = "Ray runtime started."
 _STOP_S = 60.0
+# What Ray and other libraries would print among a run's own lines.
+_NOISE = (
+    *("PlacementGroupCleaner", "SIGTERM handler", "Could not load library", "Reporting training result"),
+    *("Traceback (most recent call last)", "KafkaConnection"),
+)
 
 Progress = dict[str, Any]
 
@@ -90,6 +95,8 @@ class Scene:
         """Broker, replay and feeder; and a Ray, if it is shared. The trainer comes last."""
         self.settings = self.folder / "settings.yaml"
         self._write_settings("127.0.0.1:1")
+        if self._shared_ray:
+            self._begin_ray()  # it takes as long as Kafka, so both start side by side
         self.start_broker()
         self._write_settings(self.bootstrap_servers)
         write_dataset(self.folder / "data", events, self._seed)
@@ -100,7 +107,7 @@ class Scene:
         self.feeder = Feeder(self.bootstrap_servers, "interactions", PARTITIONS, self._rate, self._seed)
         self.feeder.start()
         if self._shared_ray:
-            self.start_ray()
+            self._await_ray()
         self.start_trainer()
 
     def _write_settings(self, servers: str) -> None:
@@ -136,12 +143,20 @@ class Scene:
 
     def start_ray(self) -> None:
         """`ray start --head` with room for a trainer, a successor and a refresh."""
+        self._begin_ray()
+        self._await_ray()
+
+    def _begin_ray(self) -> None:
         # Ray's sockets lie below its temporary folder, and their paths must be short.
         temporary = Path(tempfile.mkdtemp(prefix="fr", dir="/tmp"))
         log = self.folder / f"{len(self._commands):02d}-ray.log"
         self.ray, self._environment = ray_head(log, 3 * WORKERS, temporary)
         self._commands.append(self.ray)
-        self.wait(lambda: _RAY_STARTED in log.read_text(), self.ray, "has started")
+
+    def _await_ray(self) -> None:
+        started: Command | None = self.ray
+        assert started is not None
+        self.wait(lambda: _RAY_STARTED in started.log.read_text(), started, "has started")
 
     def start_trainer(self, *words: object) -> None:
         """`freshet train`, as it is started for the first time and again after it has ended."""
@@ -229,6 +244,13 @@ class Scene:
         if left:
             self.problem(f"{len(left)} processes live on after {why}: {_described(left)}")
             send(left, signal.SIGKILL)
+
+    def look_at_screens(self) -> None:
+        """What the commands have printed is theirs, not what libraries say to their developers."""
+        for command in self._commands:
+            found = [noise for noise in _NOISE if noise in command.text()]
+            if found and command is not self.ray:
+                self.problem(f"{command.name()} prints {', '.join(found)} (log: {command.log})")
 
     def close(self) -> None:
         """End what still runs, by process id."""
