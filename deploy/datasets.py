@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 
 from deploy.dataset_columns import DatasetFile, Say, decoded, is_list, whole_numbers, without_empty
 from deploy.dataset_fetching import DatasetError, FetchProgress, default_cache_dir, fetch_ml_100k
+from model.reserved_memory import machine_bytes
+from streaming.config import StreamConfig
+from streaming.parquet_limits import RowGroupTooLarge, read_row_group
 from streaming.schema import ACTION, ATTRIBUTES, CATEGORIES, ITEM_ID, TIMESTAMP_MS, TITLE, USER_ID, VALUE
 
 __all__ = ["POS", "Dataset", "DatasetError", "fetch", "load"]
@@ -69,7 +72,12 @@ def fetch(name: str, cache_dir: str | Path | None = None, progress: FetchProgres
     return folder
 
 
-def load(folder: str | Path, say: Say = lambda sentence: None) -> Dataset:
+def load(
+    folder: str | Path,
+    say: Say = lambda sentence: None,
+    *,
+    most_bytes: int = StreamConfig.max_row_group_bytes,
+) -> Dataset:
     """Reads a data set from a folder.
 
     Rows without a user, an item or a time are left out, and so are those of items.parquet and users.parquet without an
@@ -78,16 +86,18 @@ def load(folder: str | Path, say: Say = lambda sentence: None) -> Dataset:
     Args:
         folder: with interactions.parquet.
         say: told in one sentence each what was left out and what looks wrong.
+        most_bytes: that a row group may decode to (`stream.max_row_group_bytes`).
     Raises:
-        DatasetError: there is no interactions.parquet, or a column that is needed is missing, empty or of a wrong type.
+        DatasetError: there is no interactions.parquet, a column that is needed is missing, empty or of a wrong type, or
+            a file decodes to more than it may or than half of this machine's memory.
     """
     folder = Path(folder)
     meta = _meta(folder / "meta.json")
-    interactions = _read(folder / "interactions.parquet", (USER_ID, ITEM_ID), say)
+    interactions = _read(folder / "interactions.parquet", (USER_ID, ITEM_ID), say, most_bytes)
     if interactions is None:
         raise DatasetError(f"{folder} has no interactions.parquet: give the folder of a data set.")
-    items = _read(folder / "items.parquet", (ITEM_ID,), say)
-    users = _read(folder / "users.parquet", (USER_ID,), say)
+    items = _read(folder / "items.parquet", (ITEM_ID,), say, most_bytes)
+    users = _read(folder / "users.parquet", (USER_ID,), say, most_bytes)
     return Dataset(
         str(meta.get("name", folder.name)),
         _interactions(interactions),
@@ -109,18 +119,35 @@ def _meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _read(path: Path, needed: Sequence[str], say: Say) -> DatasetFile | None:
+def _read(path: Path, needed: Sequence[str], say: Say, most_bytes: int) -> DatasetFile | None:
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = _read_bounded(path, most_bytes)
+    except (pa.ArrowException, RowGroupTooLarge, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if missing := [name for name in needed if name not in table.column_names]:
         raise DatasetError(
             f"{path} has no column {', '.join(missing)} (it has {', '.join(table.column_names)})"
         )
     return DatasetFile(path, table, say)
+
+
+def _read_bounded(path: Path, most_bytes: int) -> pa.Table:
+    """A file row group by row group, so that what it declares or repeats is seen before it is in memory."""
+    with pq.ParquetFile(path) as opened:
+        groups, empty = opened.metadata.num_row_groups, opened.schema_arrow.empty_table()
+    room = machine_bytes() // 2
+    tables = [empty]
+    for group in range(groups):
+        tables.append(read_row_group(path, group, most_bytes))
+        room -= tables[-1].nbytes
+        if room < 0:
+            raise DatasetError(
+                f"{path} decodes to more than half of this machine's {machine_bytes() / 2**30:.1f} GiB of memory "
+                f"(row group {group} of {groups}): give a part of it, or use a larger machine"
+            )
+    return pa.concat_tables(tables)
 
 
 def _interactions(file: DatasetFile) -> pa.Table:

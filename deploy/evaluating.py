@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cluster.evaluation.grid import GridOutcome, Runner
     from cluster.evaluation.systems import System
     from deploy.terminal import Terminal
+    from streaming.config import StreamConfig
 
 FAILED_STATUS = 1
 Tuned = Mapping[str, Mapping[str, Any]]
@@ -48,7 +49,7 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Te
         raise UsageError(f"--seeds must be at least 1, got {options.seeds}")
     require_matplotlib()
     require_packages(systems)
-    tables = load_tables(options.data, console)
+    tables = load_tables(options.data, console, config.stream)
     prepare(tables, config)  # what cannot be split is told now
     evaluation = Evaluation(options, systems, config, points, tables, console)
     with stop_on_signals():
@@ -58,12 +59,12 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Te
             evaluation.runner.close()
 
 
-def load_tables(name_or_folder: str, console: Terminal) -> Tables:
+def load_tables(name_or_folder: str, console: Terminal, stream: StreamConfig) -> Tables:
     """A data set by name or from its folder."""
     from cluster.evaluation.data import Tables
     from deploy.replaying import fetch_dataset
 
-    dataset = fetch_dataset(name_or_folder, console.print)
+    dataset = fetch_dataset(name_or_folder, console.print, stream)
     return Tables(dataset.name, dataset.interactions, dataset.items, dataset.users)
 
 

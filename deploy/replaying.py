@@ -29,12 +29,16 @@ def fetch_folder(name: str, say: Callable[[str], None]) -> Path:
     return Path(fetch(name, progress=say))
 
 
-def fetch_dataset(name_or_folder: str, progress: Callable[[str], None]) -> Dataset:
-    """A data set by name, or from a folder laid out like one."""
+def fetch_dataset(
+    name_or_folder: str, progress: Callable[[str], None], stream: StreamConfig | None = None
+) -> Dataset:
+    """A data set by name, or from a folder laid out like one; `stream` bounds what its files may decode to."""
     from deploy.datasets import load
 
     folder = Path(name_or_folder)
-    return load(folder if folder.is_dir() else fetch_folder(name_or_folder, progress), progress)
+    if not folder.is_dir():
+        folder = fetch_folder(name_or_folder, progress)
+    return load(folder, progress, **({} if stream is None else {"most_bytes": stream.max_row_group_bytes}))
 
 
 def first_events(dataset: Dataset, events: int) -> Dataset:
@@ -118,7 +122,7 @@ def run_replay(
 
     # The broker first: a data set is not worth fetching for nobody.
     create_topics(config.stream, partitions)
-    dataset = first_events(fetch_dataset(name_or_folder, console.print), events)
+    dataset = first_events(fetch_dataset(name_or_folder, console.print, config.stream), events)
     catalogue = publish_catalogue(config.stream, dataset.items, dataset.users)
     total = dataset.interactions.num_rows
     with console.status(line("replaying")) as spinner:

@@ -1,11 +1,14 @@
 """A data set laid out like MovieLens-1M, through the topics: what of it reaches the training batch and the model."""
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from deploy.datasets import load
+from deploy.cli import app
+from deploy.datasets import DatasetError, load
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
 from streaming.batcher import Batcher
@@ -15,6 +18,7 @@ from streaming.hashing import attribute_id, category_id
 from streaming.history import UserStore
 from streaming.producer import publish_catalogue, replay
 from streaming.source import KafkaSource, end_offsets
+from tests.worker_runs import records_of
 
 # Per user: gender, age and occupation as the file has them, and the texts that the stream carries.
 USERS = {
@@ -107,3 +111,62 @@ def test_low_ratings_are_negatives_of_the_later_events_and_unknown_ones_are_not(
     batch, _ = _batch(config, dataset)
     found = sorted((row["user_id"], row["items"], row["negatives"]) for row in batch.to_pylist())
     assert found == [(1, [5], []), (1, [5, 7], [8]), (2, [7], []), (4, [5], []), (9, [5], [])]
+
+
+SECONDS = [1_700_000_000, 1_700_000_001, 1_700_000_002]
+TIMES = {
+    "float seconds": ("timestamp", pa.array(SECONDS, pa.float64())),
+    "a half": ("timestamp", pa.array([s + 0.5 for s in SECONDS])),
+    "int seconds": ("timestamp", pa.array(SECONDS)),
+    "uint seconds": ("timestamp", pa.array(SECONDS, pa.uint32())),
+    "int milliseconds": ("timestamp_ms", pa.array([1000 * s for s in SECONDS])),
+    "float milliseconds": ("timestamp_ms", pa.array([1000.0 * s for s in SECONDS])),
+    **{
+        f"timestamp[{unit}]": (
+            "timestamp",
+            pa.array(SECONDS).cast(pa.timestamp("s")).cast(pa.timestamp(unit)),
+        )
+        for unit in ("s", "ms", "us", "ns")
+    },
+    "with a zone": (
+        "timestamp",
+        pa.array(SECONDS).cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("us", "UTC")),
+    ),
+}
+
+
+def _write_events(folder, name, column, item=7):
+    folder.mkdir(exist_ok=True)
+    columns = {"user_id": [1, 2, 3], "item_id": [item] * 3, name: column}
+    pq.write_table(pa.table(columns), folder / "interactions.parquet")
+
+
+def _replayed(stream, folder):
+    names = ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic")
+    settings = [f"stream.{name}={getattr(stream, name)}" for name in names]
+    return CliRunner().invoke(app, ["replay", "--dataset", str(folder), "--wire", "json", *settings])
+
+
+def test_replay_sends_times_of_any_type_as_milliseconds(stream_factory, tmp_path):
+    stream = stream_factory(4)
+    for item, (name, column) in enumerate(TIMES.values()):
+        _write_events(tmp_path / "data", name, column, item)
+        result = _replayed(stream, tmp_path / "data")
+        assert result.exit_code == 0, result.output
+    events = [orjson.loads(record.value) for record in records_of(stream, stream.interactions_topic)]
+    assert all(type(event["timestamp_ms"]) is int for event in events)
+    for item, kind in enumerate(TIMES):
+        after_ms = 500 if kind == "a half" else 0
+        sent = sorted(event["timestamp_ms"] for event in events if event["item_id"] == item)
+        assert sent == [1000 * second + after_ms for second in SECONDS], kind
+
+
+def test_times_that_are_none_are_one_line_and_nothing_is_sent(stream_factory, tmp_path):
+    stream = stream_factory(4)
+    for column in (["2024-02-29"] * 3, [True] * 3, [None] * 3, [float("nan")] * 3, [[1]] * 3):
+        _write_events(tmp_path / "data", "timestamp", column)
+        result = _replayed(stream, tmp_path / "data")
+        assert isinstance(result.exception, DatasetError)
+        assert "interactions.parquet: column timestamp" in str(result.exception)
+        assert "\n" not in str(result.exception)
+    assert records_of(stream, stream.interactions_topic) == []

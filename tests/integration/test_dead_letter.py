@@ -101,7 +101,9 @@ def test_a_letter_that_is_refused_is_an_error(stream_factory, topic_factory, mon
     flush = KafkaProducer.flush
 
     def late(producer, timeout=None):
-        time.sleep(0.1)  # the client waits 20 ms for further letters before it sends, so this one is older than that
+        time.sleep(
+            0.1
+        )  # the client waits 20 ms for further letters before it sends, so this one is older than that
         return flush(producer, timeout)
 
     monkeypatch.setattr(KafkaProducer, "flush", late)

@@ -289,6 +289,31 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_a_few_kilobytes_that_decodes_to_gigabytes_is_refused_before_it_is_read(tmp_path):
+    rows = 2_000
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 1_000_000]))
+    columns = {"user_id": range(rows), "item_id": range(rows), "timestamp": [1_700_000_000] * rows}
+    write(tmp_path, interactions={**{n: list(c) for n, c in columns.items()}, "action": text})
+    before = pa.total_allocated_bytes()
+    with pytest.raises(
+        DatasetError, match=r"interactions.parquet cannot be read: .*stream.max_row_group_bytes=1073741824"
+    ) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert pa.total_allocated_bytes() - before < 64 << 20
+
+
+def test_row_groups_that_together_take_more_than_half_of_the_memory_are_refused(tmp_path, monkeypatch):
+    rows = 30_000
+    columns = {name: list(range(1, rows + 1)) for name in ("user_id", "item_id", "timestamp")}
+    pq.write_table(pa.table(columns), tmp_path / "interactions.parquet", row_group_size=10_000)
+    monkeypatch.setattr("deploy.datasets.machine_bytes", lambda: 1 << 20)
+    with pytest.raises(DatasetError, match=r"more than half of this machine's .* \(row group 2 of 3\)"):
+        load(tmp_path)
+    monkeypatch.setattr("deploy.datasets.machine_bytes", lambda: 2 << 20)
+    assert load(tmp_path).interactions.num_rows == rows
+
+
 def test_a_meta_file_that_is_no_json_is_named(tmp_path):
     write(tmp_path, interactions=EVENTS)
     (tmp_path / "meta.json").write_text("{")

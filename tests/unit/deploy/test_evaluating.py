@@ -26,7 +26,7 @@ from cluster.evaluation.summary import COMPARED
 from cluster.evaluation.systems import chosen
 from deploy.cli import app
 from deploy.config_loading import load_config
-from deploy.datasets import load
+from deploy.datasets import DatasetError, load
 from deploy.errors import report
 from deploy.evaluation_report import build_report, print_report
 from deploy.terminal import Terminal
@@ -299,6 +299,36 @@ def test_training_steps_that_were_left_out_are_counted_in_the_report_and_said(fo
         f"training steps left out, because a loss or a gradient was not finite: dssm {dssm['refused_steps']};"
     )
     assert said in " ".join(done.output.split())
+
+
+def test_times_of_any_type_give_the_same_result(folder):
+    events = pq.read_table(folder / "interactions.parquet")
+    times_ms = events["timestamp_ms"].to_numpy()
+    seconds_us = pa.array(times_ms * 1000).cast(pa.timestamp("us"))
+    kinds = {
+        "float seconds": ("timestamp", pa.array(times_ms / 1000)),
+        "int seconds": ("timestamp", pa.array(times_ms // 1000)),
+        **{
+            f"timestamp[{u}]": ("timestamp", seconds_us.cast(pa.timestamp(u), safe=False))
+            for u in ("s", "ms", "us", "ns")
+        },
+    }
+    results = []
+    for kind, (name, column) in kinds.items():
+        other = events.drop(["timestamp_ms"]).append_column(name, column)
+        pq.write_table(other, folder / "interactions.parquet")
+        done = _evaluate(folder, "--models", "popularity,markov", out=kind)
+        assert done.exit_code == 0, done.output
+        found = json.loads((folder.parent / kind / "results.json").read_text())["results"]
+        results.append([(row["model"], row["hr@10"], row["ndcg@10"]) for row in found])
+    assert all(result == results[0] for result in results)
+    text = events.drop(["timestamp_ms"]).append_column("timestamp", pa.array(["yesterday"] * len(events)))
+    pq.write_table(text, folder / "interactions.parquet")
+    with pytest.raises(
+        DatasetError,
+        match=r"interactions\.parquet: column timestamp must hold timestamps, dates or numbers, not string$",
+    ):
+        _evaluate(folder, "--models", "popularity", out="text")
 
 
 def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(folder):
