@@ -30,8 +30,10 @@ _DECLINED = -1
 class RankFailedError(RuntimeError):
     """A rank declined a gather, because it failed before it; raised on every rank."""
 
-    def __init__(self) -> None:
-        super().__init__("a rank failed before this message and declined to take part in it")
+    def __init__(
+        self, message: str = "a rank failed before this message and declined to take part in it"
+    ) -> None:
+        super().__init__(message)  # given again where the error is read in another process
 
 
 class Collectives:
