@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.errors import CommandError
+from deploy.terminal import say
+from retrieval.durable_files import open_to_others
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
+
+
+# What a run writes into storage_path; what else lies there is the user's.
+_WRITTEN = ("checkpoints", "index", ".publish", "progress.json", "stopped.json")
 
 
 class NotACheckpoint(CommandError):
@@ -52,9 +59,12 @@ def check_storage(config: FreshetConfig) -> None:
             f"storage_path={config.storage_path} is an address, but must be a folder; checkpoints alone may lie in an "
             "object store (setting: train.checkpoint_path)"
         )
-    _check_folder(Path(config.storage_path), "storage_path")
-    if config.train.checkpoint_path and "://" not in config.train.checkpoint_path:
-        _check_folder(Path(config.train.checkpoint_path).expanduser(), "train.checkpoint_path")
+    places = {"storage_path": config.storage_path, "train.checkpoint_path": config.train.checkpoint_path}
+    for setting, place in places.items():
+        if place and "://" not in place:
+            folder = Path(place).expanduser()
+            _check_folder(folder, setting)
+            _say_what_others_can_read(folder, setting, _WRITTEN if setting == "storage_path" else ())
 
 
 def _check_folder(path: Path, setting: str) -> None:
@@ -68,6 +78,17 @@ def _check_folder(path: Path, setting: str) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise StorageUnusable(f"{path} cannot be written: {reason} (setting: {setting})") from error
+
+
+def _say_what_others_can_read(folder: Path, setting: str, names: Collection[str]) -> None:
+    """Modes may be as they are on purpose, so that another user can serve: they are not changed."""
+    found = open_to_others(folder, names)
+    if found:
+        say(
+            f"{folder} ({setting}) holds {len(found)} files that other users of this machine can read, for example "
+            f"{found[0].relative_to(folder)}: `chmod -R go-rwx {folder}` keeps them out; new files are private",
+            to_stderr=True,
+        )
 
 
 def check_checkpoint(path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,32 @@ def make_private(folder: Path) -> None:
     if not folder.is_dir():
         make_private(folder.parent)
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def open_to_others(folder: Path, names: Collection[str] = ()) -> list[Path]:
+    """Files below a folder that other users of this machine can read: no folder from this one on keeps them out.
+
+    Args:
+        folder: where to look; the folders above it are not looked at.
+        names: only these files and folders in it; none: all.
+    """
+    found: list[Path] = []
+    for path, folders, files in os.walk(folder):
+        if not _lets_in(Path(path), stat.S_IXGRP, stat.S_IXOTH):
+            folders.clear()
+            continue
+        if names and Path(path) == folder:
+            folders[:], files = ([name for name in entries if name in names] for entries in (folders, files))
+        found += [file for name in files if _lets_in(file := Path(path, name), stat.S_IRGRP, stat.S_IROTH)]
+    return sorted(found)
+
+
+def _lets_in(path: Path, group: int, others: int) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:  # removed meanwhile
+        return False
+    return not stat.S_ISLNK(found.st_mode) and bool(found.st_mode & (group | others))
 
 
 def write_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:

@@ -60,3 +60,32 @@ def test_a_relative_storage_path_becomes_absolute_and_an_address_stays(tmp_path,
     assert absolute_storage(FreshetConfig(storage_path="s3://bucket/a")).storage_path == "s3://bucket/a"
     home = absolute_storage(FreshetConfig(storage_path="~/a")).storage_path
     assert home == str(Path.home() / "a")
+
+
+def test_what_others_can_read_of_an_earlier_run_is_said_in_one_line_and_left_as_it_is(tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    histories = run / "checkpoints" / "step-00000001" / "users.arrow"
+    for path, mode in ((histories, 0o644), (run / "settings.yaml", 0o644), (run / "progress.json", 0o600)):
+        path.touch()
+        path.chmod(mode)
+    check_storage(FreshetConfig(storage_path=str(run)))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for part in (
+        "(storage_path) holds 1 files",
+        "checkpoints/step-00000001/users.arrow",
+        f"chmod -R go-rwx {run}",
+    ):
+        assert part in said
+    assert histories.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("closed", ["checkpoints/step-00000001", "checkpoints", "."])
+def test_a_folder_on_the_way_that_keeps_others_out_is_enough(tmp_path, capsys, closed):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000001" / "users.arrow").touch()
+    (run / closed).chmod(0o700)
+    check_storage(FreshetConfig(storage_path=str(run)))
+    assert capsys.readouterr().err == ""
