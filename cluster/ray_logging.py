@@ -15,6 +15,8 @@ SETUP_HOOK = f"{__name__}.quiet"
 _LEVELS = {
     # Five lines of the metrics of each checkpoint, for each rank. Ray names this logger by its file.
     str(Path(ray.__file__).parent / "train/v2/_internal/execution/context.py"): logging.WARNING,
+    # A stack where a busy machine answers late; it asks again by itself.
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": logging.ERROR,
     # One line for each instruction set that it tries.
     "faiss": logging.WARNING,
     # What a rank has raised, with its traceback, which the rank has printed already; the run says that it starts again.

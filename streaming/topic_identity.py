@@ -7,14 +7,15 @@ from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 
 from streaming.consumer import topic_id
+from streaming.fetching_by_id import fetch_only
 
 
 class TopicIdentity:
     """Whether the topic that a consumer reads is still the one that it was.
 
-    A consumer asks by name, so it goes on at its offset in whatever has the name now. While it fetches, the deletion is
-    an error that makes it ask the brokers again, and `renewed` sees the new id; besides, a broker is asked now and
-    then, and where fetching had been interrupted.
+    The consumer fetches by the id (`fetch_only`), so it never goes on at its offset in what has the name by now. That
+    the topic is gone is an error of the next fetch, which makes it ask the brokers again, and `renewed` sees the new
+    id; besides, a broker is asked now and then and where fetching had been interrupted, for those that fetch by name.
 
     Args:
         consumer: has the topic's partitions assigned.
@@ -22,7 +23,7 @@ class TopicIdentity:
         every_s: how often a broker is asked.
 
     Attributes:
-        current: the id as of the last time that the caller set it; empty where brokers give none.
+        current: the id that is read, as of the last time that the caller set it; empty where brokers give none.
 
     Raises:
         KafkaError: no broker answered.
@@ -32,6 +33,16 @@ class TopicIdentity:
         self._consumer, self._topic, self._every_s = consumer, topic, every_s
         self.current = topic_id(consumer, topic, ask=True)
         self._asked_s = time.monotonic()
+
+    @property
+    def current(self) -> str:
+        """See the class."""
+        return self._current
+
+    @current.setter
+    def current(self, topic_id: str) -> None:
+        self._current = topic_id
+        fetch_only(self._consumer, self._topic, topic_id)
 
     def doubt(self) -> None:
         """The next `renewed` asks a broker."""
@@ -53,5 +64,6 @@ class TopicIdentity:
             return ""
         if ask:
             self._asked_s = now
-        self.current = self.current or found
+        if not self.current and found:
+            self.current = found
         return found if found != self.current else ""

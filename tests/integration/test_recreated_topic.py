@@ -15,7 +15,7 @@ from streaming.catalogue_reader import CatalogueReader
 from streaming.consumer import current_topic_id
 from streaming.dead_letter_replay import read_letters, replay_letters
 from streaming.producer import publish_catalogue
-from streaming.source import PositionLost, end_offsets
+from streaming.source import KafkaSource, PositionLost, end_offsets
 from streaming.topics import create_topics
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, events, newest, produce, send_raw, train, users_of
@@ -143,3 +143,33 @@ def test_a_catalogue_topic_created_anew_is_read_again_at_a_start_and_live(stream
     # Of a checkpoint that knew no ids, the position is taken at its word.
     with CatalogueReader(stream, positions) as reader:
         assert reader.read_to_end().items["title"].to_pylist() == ["e"]
+
+
+def test_nothing_of_a_new_topic_is_taken_for_the_earlier_ones_however_late_anybody_notices(stream_factory):
+    """Offset 40 is in both: a fetch by name would go on there."""
+    stream = stream_factory(1, lost_position="earliest", metadata_every_s=3600)
+    produce(stream, events(40), rows_per_message=1)
+    asked = []
+    with KafkaSource(stream, [0], {}) as source:
+        taken = take(source, 40)
+        notice, source._identity.renewed = source._identity.renewed, lambda: asked.append(1) or ""
+        recreate(stream, stream.interactions_topic)
+        produce(stream, events(100, first=40), rows_per_message=1)
+        # The silence itself is what is tested: several fetches are answered meanwhile.
+        assert not source.wait(2.0)
+        assert source.positions()[0].offset == 40
+        source._identity.renewed = notice
+        assert take(source, 100) == [f"e{n}" for n in range(40, 140)]
+    assert taken == [f"e{n}" for n in range(40)]
+    assert asked
+
+
+def take(source, count):
+    """The ids of so many events, in order."""
+    ids, deadline = [], time.monotonic() + 30
+    while len(ids) < count:
+        assert time.monotonic() < deadline, ids
+        source.wait(0.1)
+        source.ready_rows()  # between two takes a position may move into the new topic
+        ids += source.take({0: count - len(ids)}).rows["event_id"].to_pylist()
+    return ids
