@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from kafka import TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from streaming.catalogue_records import CatalogueUpdate, parse_items, parse_users
 from streaming.config import StreamConfig
@@ -206,11 +206,22 @@ class CatalogueReader:
             found = identity.renewed()
             if found:
                 polled = {at: records for at, records in polled.items() if at.topic != topic}
-                self._read_again(
-                    [at for at in self._next if at.topic == topic], "was deleted and created anew"
-                )
+                self._read_anew(topic)
                 identity.current = found
         return polled
+
+    def _read_anew(self, topic: str) -> None:
+        """A topic that was created anew, maybe with other partitions; the other one goes on where it is."""
+        numbers = self._consumer.partitions_for_topic(topic)
+        if not numbers:
+            raise UnknownTopicOrPartitionError(topic)  # the next poll comes here again
+        goes_on = {at: offset for at, offset in self._next.items() if at.topic != topic}
+        places = [TopicPartition(topic, number) for number in sorted(numbers)]
+        self._consumer.assign([*goes_on, *places])
+        for at, offset in goes_on.items():
+            self._consumer.seek(at, offset)
+        self._next = goes_on
+        self._read_again(places, "was deleted and created anew")
 
     def _read_again(self, places: Iterable[TopicPartition], why: str) -> None:
         """From the beginning, as of now; a topic without leaders is tried again with the next poll."""

@@ -3,7 +3,7 @@
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kafka import TopicPartition
@@ -253,7 +253,7 @@ class KafkaSource:
             known = known_partitions(self._config, self._consumer, self._topic)
             missing = sorted(set(self._partitions) - set(known))
             if missing:
-                raise TopicMissing(f"The topic {self._topic!r} has partitions {known}, but not {missing}")
+                raise self._too_few(known, missing)
             wanted = {p: start[p].offset if p in start else None for p in self._partitions}
             at = {TopicPartition(self._topic, p): offset for p, offset in wanted.items()}
             self._consumer.assign(list(at))
@@ -443,11 +443,10 @@ class KafkaSource:
             )
         places = {TopicPartition(self._topic, p): r.queue.fetched for p, r in self._readers.items()}
         try:
-            missing = set(self._partitions) - set(known_partitions(self._config, self._consumer, self._topic))
+            known = known_partitions(self._config, self._consumer, self._topic)
+            missing = sorted(set(self._partitions) - set(known))
             if missing:
-                raise TopicMissing(
-                    f"The topic {self._topic!r} was created anew without the partitions {sorted(missing)}"
-                )
+                raise self._too_few(known, missing)
             begin, _, _ = self._seek(places, self._readers)
         except KafkaError as error:
             if not error.retriable:
@@ -460,6 +459,14 @@ class KafkaSource:
         with self._changed:
             self._identity.current = anew
             self._changed.notify_all()
+
+    def _too_few(self, known: Sequence[int], missing: Sequence[int]) -> TopicMissing:
+        """A topic only loses partitions by being created anew."""
+        return TopicMissing(
+            f"The topic {self._topic!r} has {len(known)} partitions, without {', '.join(map(str, missing))}, from "
+            "which this run has read: it was created anew with fewer. Create it with as many or more, or start from an "
+            "empty storage_path (--init-from keeps what was learnt)"
+        )
 
     def _assigned(self) -> list[TopicPartition]:
         return [TopicPartition(self._topic, p) for p in self._partitions]

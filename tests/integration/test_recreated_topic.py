@@ -15,7 +15,7 @@ from streaming.catalogue_reader import CatalogueReader
 from streaming.consumer import current_topic_id
 from streaming.dead_letter_replay import read_letters, replay_letters
 from streaming.producer import publish_catalogue
-from streaming.source import KafkaSource, PositionLost, end_offsets
+from streaming.source import KafkaSource, PositionLost, TopicMissing, end_offsets
 from streaming.topics import create_topics
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, events, newest, produce, send_raw, train, users_of
@@ -25,13 +25,18 @@ def recreate(stream, topic, partitions=1):
     """Deletes a topic, waits until it is gone, and creates it under the same name."""
     before = current_topic_id(stream, topic)
     with KafkaAdminClient(bootstrap_servers=stream.bootstrap_servers) as admin:
-        admin.delete_topics([topic])
-        deadline = time.monotonic() + 20
-        while not admin.describe_topics([topic])[0]["error_code"]:
-            assert time.monotonic() < deadline, "the topic is not deleted"
-            time.sleep(0.02)
+        remove(admin, topic)
     create_topics(stream, partitions=partitions)
     assert before != current_topic_id(stream, topic) != ""
+
+
+def remove(admin, topic):
+    """Deletes a topic and waits until it is gone."""
+    admin.delete_topics([topic])
+    deadline = time.monotonic() + 20
+    while not admin.describe_topics([topic])[0]["error_code"]:
+        assert time.monotonic() < deadline, "the topic is not deleted"
+        time.sleep(0.02)
 
 
 def _bad(partition, partitions, n):
@@ -94,8 +99,11 @@ def test_a_letter_of_the_new_topic_is_not_taken_for_one_of_the_earlier_that_was_
     assert accounting.events_trained == 2 * 41
 
 
-def test_a_topic_created_anew_under_a_live_run_is_read_from_its_beginning(stream_factory, tmp_path):
-    stream = stream_factory(2, lost_position="earliest", metadata_every_s=0.5)
+@pytest.mark.parametrize("partitions", [2, 4])
+def test_a_topic_created_anew_under_a_live_run_is_read_from_its_beginning(
+    stream_factory, tmp_path, partitions
+):
+    stream = stream_factory(2, lost_position="earliest", metadata_every_s=0.5, growth_wait_s=1)
     produce(stream, events(200), rows_per_message=4)
     config = config_of(
         stream, tmp_path, bounded=False, stop_after_rows=1000, linger_s=0.1, checkpoint_every_s=0.2
@@ -106,7 +114,7 @@ def test_a_topic_created_anew_under_a_live_run_is_read_from_its_beginning(stream
         seen.append(progress["events"])
         if progress["events"] == 200 and len(seen) > 0 and "done" not in seen:
             seen.append("done")
-            recreate(stream, stream.interactions_topic, 2)
+            recreate(stream, stream.interactions_topic, partitions)
             produce(stream, events(800, first=200), rows_per_message=4)
 
     Worker(config, Collectives(), torch.device("cpu"), on_checkpoint=replace_topic).train()
@@ -115,6 +123,40 @@ def test_a_topic_created_anew_under_a_live_run_is_read_from_its_beginning(stream
     assert accounting.exactly_once, accounting
     assert accounting.events_trained == 1000
     assert accounting.events_in_topic == 800
+
+
+def test_a_topic_created_anew_with_fewer_partitions_is_one_line_that_says_so(stream_factory, tmp_path):
+    stream = stream_factory(3, lost_position="earliest")
+    produce(stream, events(60))
+    config = config_of(stream, tmp_path)
+    train(0, config)
+    recreate(stream, stream.interactions_topic, 2)
+    with pytest.raises(TopicMissing, match=r"has 2 partitions, without 2, .* anew with fewer.*--init-from"):
+        train(0, config)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_a_catalogue_topic_created_anew_with_other_partitions_is_read_whole(stream_factory, before, after):
+    stream = stream_factory(1, metadata_every_s=0.2)
+
+    def publish(partitions, titles):
+        with KafkaAdminClient(bootstrap_servers=stream.bootstrap_servers) as admin:
+            remove(admin, stream.items_topic)
+            admin.create_topics({stream.items_topic: {"num_partitions": partitions, "replication_factor": 1}})
+        ids = list(range(1, len(titles) + 1))
+        publish_catalogue(stream, pa.table({"item_id": ids, "title": titles}), None)
+
+    publish(before, ["a", "b"])
+    with CatalogueReader(stream) as reader:
+        assert sorted(reader.read_to_end().items["title"].to_pylist()) == ["a", "b"]
+        publish(after, wanted := ["c", "d", "e", "f", "g", "h"])
+        titles, deadline = [], time.monotonic() + 30
+        while len(titles) < len(wanted):
+            assert time.monotonic() < deadline, titles
+            update = reader.poll(timeout_ms=100)
+            titles += update.items["title"].to_pylist() if update else []
+        assert sorted(titles) == wanted
+        assert sorted(reader.positions()[stream.items_topic]) == list(range(after))
 
 
 def test_a_catalogue_topic_created_anew_is_read_again_at_a_start_and_live(stream_factory):
