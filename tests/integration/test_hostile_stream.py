@@ -9,12 +9,15 @@ import pyarrow as pa
 import pytest
 
 from cluster.checkpoints.state import digest, read_state
+from cluster.config import EvaluationConfig
 from cluster.training.accounting import verify_exactly_once
 from cluster.training.candidates import Runs
 from cluster.training.quarantine import PoisonedTraining
 from cluster.training.train_step import query_inputs
 from streaming.codec import ARROW, ENCODING_HEADER, encode_events
 from tests.ranks import run_on_ranks
+from tests.step_faults import WEIGHT as RAISING_WEIGHT
+from tests.step_faults import raising_at
 from tests.worker_runs import (
     START_MS,
     config_of,
@@ -162,6 +165,41 @@ def test_four_events_that_cannot_be_trained_on_are_quarantined_alone_and_a_cut_r
         why = "OverflowError: an event of item 9001" if event["item_id"] == RAISES else "is not finite"
         assert reason.startswith("quarantined: training step ")
         assert why in reason
+
+
+def _train_raising(rank, runs):
+    found = []
+    for place, config in runs.items():
+        with raising_at(place):
+            found += train(rank, config)
+    return found
+
+
+def test_an_event_that_raises_in_any_part_of_the_step_costs_itself_alone_on_two_ranks(
+    stream_factory, tmp_path
+):
+    stream = stream_factory(2)
+    produce(stream, events(60))
+    heavy = [_event(users_of(p, 2)[0], 100, weight=RAISING_WEIGHT, event_id=f"heavy {p}") for p in (0, 1)]
+    send_raw(stream, [_json(p, event) for p, event in enumerate(heavy)])
+    produce(stream, events(60, first=61))
+    runs = {
+        place: config_of(stream, tmp_path / str(n), batch_events=128)
+        for n, place in enumerate(
+            ("masks", "scoring", "between messages", "after the last message", "backward")
+        )
+    }
+    runs = {place: replace(config, evaluation=EvaluationConfig()) for place, config in runs.items()}
+    told = run_on_ranks(_train_raising, 2, runs, timeout_s=300)[0]
+    for progress, (place, config) in zip(told, runs.items(), strict=True):
+        accounting = verify_exactly_once(config)
+        assert accounting.exactly_once, (place, accounting)
+        assert (accounting.events_quarantined, accounting.events_trained) == (2, 120), place
+        assert progress["events_quarantined"] == 2
+    letters = records_of(stream, stream.dead_letters)
+    assert {orjson.loads(m.value)["event_id"] for m in letters} == {"heavy 0", "heavy 1"}
+    reasons = {dict(m.headers)["reason"].decode() for m in letters}
+    assert all("was refused (KeyError: 'an event of weight 77')" in reason for reason in reasons), reasons
 
 
 def test_poison_batch_after_poison_batch_stops_with_an_error_that_names_the_settings(
