@@ -204,7 +204,8 @@ class CrossRankGather:
 
     def __init__(self, collectives: Collectives, device: torch.device) -> None:
         self._collectives, self._device = collectives, device
-        self._token = torch.zeros((), device=device, requires_grad=True)
+        if collectives.world > 1:
+            self._token = torch.zeros((), device=device, requires_grad=True)
         self._calls = 0
         self._to_come: list[tuple[torch.Size, torch.dtype]] = []
         """What the backward pass has yet to sum over the ranks, the last first."""
@@ -226,7 +227,9 @@ class CrossRankGather:
         Raises:
             RankFailedError: a rank called `decline`.
         """
-        if not self.complete and self._collectives.world > 1:
+        if self._collectives.world == 1:
+            return loss
+        if not self.complete:
             # The first time, so that all ranks know for later steps that what comes next is the backward pass.
             calls = self._calls
             self._collectives.gather_rows(torch.empty(0, device=self._device), self._next_slot())

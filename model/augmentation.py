@@ -3,15 +3,21 @@
 Every random number is a hash of (seed, step, salt, entity, position): the same event, user or item gets the
 same view whatever rank it is on and wherever it stands in the batch.
 
-Shape letters: R rows of L tokens, N sequences, E entities, F fields, D columns.
+Shape letters: R rows of L tokens, N sequences, E entities, F fields, V fields of all views, D columns.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from numba import njit
 from torch import Tensor
+
+from model.key_index import mix64
 
 INPUT_MASK, SEQUENCE_VIEW, ATTRIBUTE_VIEW, ITEM_VIEW, DROPOUT_VIEW = 1, 16, 32, 48, 64
 """Salts. A view adds its number (0 or 1)."""
@@ -27,6 +33,7 @@ def _signed(value: int) -> int:
 
 _FIRST_FACTOR = _signed(0xBF58476D1CE4E5B9)
 _SECOND_FACTOR = _signed(0x94D049BB133111EB)
+_LOWEST = -(1 << 63)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
@@ -57,17 +64,65 @@ class RandomKey:
 
     def uniform(self, salt: int, entity: Tensor, position: Tensor) -> Tensor:
         """Numbers in [0, 1), float32, of the broadcast shape of two int64 tensors; 24 random bits each."""
-        base = _mix64_of_int(_mix64_of_int(_mix64_of_int(self.seed) + self.step * _GOLDEN) + salt * _GOLDEN)
-        hashed = _mix64(_mix64(entity + _signed(base)) + position * _signed(_GOLDEN))
+        hashed = _mix64(self.hashed(salt, entity) + position * _signed(_GOLDEN))
         return _shifted(hashed, 40).to(torch.float32) * (1.0 / (1 << 24))
 
-    def dropout(self, salt: int, entity_E: Tensor, x_ED: Tensor, ratio: float) -> Tensor:
-        """Inverted dropout whose zeros are a function of the entity: x · 1[u ≥ ratio] / (1 − ratio)."""
-        if ratio == 0.0:
-            return x_ED
-        columns_D = torch.arange(x_ED.shape[1], device=x_ED.device)
-        uniform_ED = self.uniform(DROPOUT_VIEW + salt, entity_E.unsqueeze(1), columns_D)
-        return x_ED * (uniform_ED >= ratio).to(x_ED.dtype).mul_(1.0 / (1.0 - ratio))
+    def hashed(self, salt: int, entity: Tensor) -> Tensor:
+        """What the numbers of an entity start from, int64 like `entity`."""
+        base = _mix64_of_int(_mix64_of_int(_mix64_of_int(self.seed) + self.step * _GOLDEN) + salt * _GOLDEN)
+        return _mix64(entity + _signed(base))
+
+    def dropout_starts(self, salt: int, entity_E: Tensor, fields: int, dim: int) -> Tensor:
+        """For `view_factors`: where the numbers of each field of D columns start, int64 (E, F)."""
+        first_F = torch.arange(fields) * dim
+        return self.hashed(DROPOUT_VIEW + salt, entity_E).unsqueeze(1) + first_F * _signed(_GOLDEN)
+
+
+def view_factors(start_V: Tensor, kept_V: Tensor, dim: int, ratio: float) -> Tensor:
+    """Inverted dropout of fields that a view keeps or hides: kept · 1[u ≥ ratio] / (1 − ratio), float32 (V, D).
+
+    The zeros are a function of entity and column: u is `RandomKey.uniform` of the entity at the columns of all its
+    fields side by side.
+
+    Args:
+        start_V: int64, `dropout_starts`.
+        kept_V: bool or float32, whether the view keeps the field.
+        dim: columns of a field.
+        ratio: the share to drop.
+    """
+    scale = 1.0 / (1.0 - ratio)
+    threshold = int(np.ceil(np.float64(np.float32(ratio)) * (1 << 24))) << 40
+    if start_V.device.type == "cpu":
+        factors_VD = np.empty((start_V.shape[0], dim), np.float32)
+        kept = kept_V.numpy().astype(np.float32) * np.float32(scale)
+        _factors(factors_VD, start_V.numpy().view(np.uint64), kept, np.uint64(threshold))
+        return torch.from_numpy(factors_VD)
+    # Only the top 24 bits count, which the last step of the hash leaves as they are.
+    x = start_V.unsqueeze(1) + _column_hashes(dim, start_V.device)
+    x = (x ^ _shifted(x, 30)) * _FIRST_FACTOR
+    x = (x ^ _shifted(x, 27)) * _SECOND_FACTOR
+    # int64 compares with a sign: turn it round for the comparison without one that is meant.
+    return ((x ^ _LOWEST) >= threshold + _LOWEST) * (kept_V * scale).unsqueeze(1)
+
+
+@lru_cache(maxsize=8)
+def _column_hashes(dim: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(dim, device=device) * _signed(_GOLDEN)
+
+
+@njit(cache=True, nogil=True)
+def _factors(
+    factors_VD: npt.NDArray[np.float32],
+    start_V: npt.NDArray[np.uint64],
+    kept_V: npt.NDArray[np.float32],
+    threshold: np.uint64,
+) -> None:
+    for v in range(factors_VD.shape[0]):
+        x = start_V[v]
+        for d in range(factors_VD.shape[1]):
+            factors_VD[v, d] = kept_V[v] if mix64(x) >= threshold else np.float32(0.0)
+            x += np.uint64(0x9E3779B97F4A7C15)
 
 
 def masked_tokens(uniform_RL: Tensor, sequence_RL: Tensor, sequences: int, ratio: float) -> Tensor:

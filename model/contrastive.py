@@ -1,11 +1,15 @@
 """The contrastive part of CL-EPIDTN: two random views of each user's sequence, attributes and of each item.
 
-Shape letters: N sequences in R rows of L tokens, S distinct users, C items, T anchors of all ranks, F attributes,
-D columns.
+What is random is drawn on the host (`view_draws`); the towers encode the views along with what the main loss reads, and
+`ContrastiveLosses` compares them.
+
+Shape letters: N sequences in R rows of L tokens, S distinct users, T target items of this rank, F attributes, V fields
+of all views, P anchors of all ranks, D columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from model.augmentation import (
     ATTRIBUTE_VIEW,
+    INPUT_MASK,
     ITEM_VIEW,
     SEQUENCE_VIEW,
     RandomKey,
@@ -21,10 +26,11 @@ from model.augmentation import (
     masked_tokens,
 )
 from model.config import ModelConfig
-from model.features import ItemInputs, QueryInputs
+from model.features import QueryInputs
 from model.losses import info_nce
-from model.towers import AttributeTower, HistoryTower, ItemTower, UserTower
-from model.two_tower import Gather, token_uniform
+from model.two_tower import Gather
+
+VIEWS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,68 @@ class Views:
     second_SD: Tensor
     id_S: Tensor
     """int64, distinct over all ranks."""
-    group_S: Tensor
-    """int64; equal groups are no negatives of each other."""
+    group_S: Tensor | None = None
+    """int64; equal groups are no negatives of each other. None: no two are equal."""
     negative_SD: Tensor | None = None
     """float32, what the user did not like, encoded (h⁻ of Eq. 21)."""
     has_negative_S: Tensor | None = None
+
+
+def input_mask(key: RandomKey, queries: QueryInputs, ratio: float) -> Tensor:
+    """Tokens of the main loss's input to hide, bool (R, L)."""
+    # Padding has a number too, but no token.
+    return (_token_uniform(key, INPUT_MASK, queries) < ratio) & (queries.history.sequence_RL >= 0)
+
+
+def sequence_masks(key: RandomKey, queries: QueryInputs, ratio: float) -> list[Tensor]:
+    """Tokens that each view of the sequences hides, bool (R, L) each (Eq. 17)."""
+    rows = queries.history
+    return [
+        masked_tokens(
+            _token_uniform(key, SEQUENCE_VIEW + view, queries),
+            rows.sequence_RL,
+            rows.length_N.shape[0],
+            ratio,
+        )
+        for view in VIEWS
+    ]
+
+
+def attribute_draws(
+    key: RandomKey, user_S: Tensor, fields: int, config: ModelConfig
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each view of S users: where the dropout of each field starts and whether it is kept, flat (S F)."""
+    starts, kept = [], []
+    for view in VIEWS:
+        salt = ATTRIBUTE_VIEW + view
+        uniform_SF = key.uniform(salt, user_S.unsqueeze(1), torch.arange(fields))
+        kept_SF = kept_fields(uniform_SF, config.attribute_mask_ratio)
+        starts.append(key.dropout_starts(salt, user_S, fields, config.dim).flatten())
+        kept.append(kept_SF.flatten())
+    return starts, kept
+
+
+def item_draws(key: RandomKey, item_T: Tensor, config: ModelConfig) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each view of T items: where the dropout of id and categories starts and whether each is kept, flat (T 2)."""
+    starts, kept = [], []
+    for view in VIEWS:
+        salt = ITEM_VIEW + view
+        uniform_T = key.uniform(salt, item_T, torch.zeros_like(item_T))
+        keep_id_T, keep_category_T = kept_item_fields(uniform_T, config.item_mask_ratio)
+        starts.append(key.dropout_starts(salt, item_T, 2, config.dim).flatten())
+        kept.append(torch.stack([keep_id_T, keep_category_T], dim=1).flatten())
+    return starts, kept
+
+
+def _token_uniform(key: RandomKey, salt: int, queries: QueryInputs) -> Tensor:
+    """A random number for each token of the sequences, float32 (R, L): a function of its user and its place."""
+    rows = queries.history
+    if queries.user_N.shape[0] == 0:
+        return torch.zeros(rows.token_RL.shape)
+    sequence_RL = rows.sequence_RL.clamp_min(0)
+    return key.uniform(
+        salt, queries.user_N[sequence_RL], queries.first_position_N[sequence_RL] + rows.within_RL
+    )
 
 
 class ContrastiveLosses:
@@ -47,132 +110,41 @@ class ContrastiveLosses:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-
-    def views(
-        self,
-        user_tower: UserTower,
-        item_tower: ItemTower,
-        rows_UD: Tensor,
-        queries: QueryInputs,
-        items: ItemInputs,
-        key: RandomKey,
-    ) -> list[Views | None]:
-        """Both views of this rank's users and items: of sequences, attributes, items; None where a weight is 0.
-
-        All local work, apart from what is gathered: ranks that wait for each other once wait less than ranks
-        that wait before every term.
-        """
-        config = self._config
         alpha = config.contrastive_weight
-        return [
-            self._sequence(user_tower.history, rows_UD, queries, key)
-            if alpha * config.contrastive_sequence_weight > 0
-            else None,
-            self._attribute(user_tower.attributes, rows_UD, queries, key)
-            if alpha * config.contrastive_attribute_weight > 0
-            else None,
-            self._item(item_tower, rows_UD, items, key)
-            if alpha * config.contrastive_item_weight > 0
-            else None,
-        ]
+        self.sequence_weight = alpha * config.contrastive_sequence_weight
+        self.attribute_weight = alpha * config.contrastive_attribute_weight
+        self.item_weight = alpha * config.contrastive_item_weight
 
     def losses(
-        self, views: list[Views | None], gather: Gather, zero: Tensor
+        self, views: Sequence[Views | None], gather: Gather, zero: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sequence, attribute and item losses; a term that is None is `zero` and gathers nothing."""
-        config = self._config
-        weights = (
-            config.contrastive_sequence_weight,
-            config.contrastive_attribute_weight,
-            config.contrastive_item_weight,
-        )
+        weights = (self.sequence_weight, self.attribute_weight, self.item_weight)
         terms = [
-            zero if view is None else config.contrastive_weight * weight * self._agreement(view, gather)
+            zero if view is None else self._agreement(view, gather, weight)
             for weight, view in zip(weights, views, strict=True)
         ]
         return terms[0], terms[1], terms[2]
 
-    def _sequence(self, tower: HistoryTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey) -> Views:
-        """Eqs. 21, 22 on [mean ⊕ last] of each user's last sequence; explicit negatives give h⁻."""
-        anchor_S, rows = queries.anchor_sequence_S, queries.history
-        user_S, length_S = queries.user_N[anchor_S], rows.length_N[anchor_S]
-        item_ID = tower.item_vectors(rows_UD, queries)
-        views = []
-        for view in (0, 1):
-            hidden_RL = masked_tokens(
-                token_uniform(key, SEQUENCE_VIEW + view, queries),
-                rows.sequence_RL,
-                rows.length_N.shape[0],
-                self._config.sequence_mask_ratio,
-            )
-            last, mean = tower.read(tower.states(item_ID, rows, hidden_RL), rows, anchor_S, length_S)
-            views.append(torch.cat([mean, last], dim=1))
-        negatives = queries.negatives
-        if negatives.token_RL.shape[0] == 0:
-            return Views(views[0], views[1], user_S, user_S)
-        count_S = negatives.length_N[anchor_S]
-        last, mean = tower.read(tower.states(item_ID, negatives, None), negatives, anchor_S, count_S)
-        return Views(views[0], views[1], user_S, user_S, torch.cat([mean, last], dim=1), count_S > 0)
-
-    def _attribute(
-        self, tower: AttributeTower, rows_UD: Tensor, queries: QueryInputs, key: RandomKey
-    ) -> Views:
-        """Eq. 23 on MLP_user(z_u) of each user as of its last event."""
-        fields_SFD = tower.embed(rows_UD, queries, queries.anchor_event_S)
-        user_S = queries.user_E[queries.anchor_event_S]
-        views = [self._user_view(tower, fields_SFD, user_S, key, ATTRIBUTE_VIEW + view) for view in (0, 1)]
-        group_S = queries.group_E[queries.anchor_event_S]
-        return Views(views[0], views[1], user_S, group_S)
-
-    def _user_view(
-        self, tower: AttributeTower, fields_SFD: Tensor, user_S: Tensor, key: RandomKey, salt: int
-    ) -> Tensor:
-        count = fields_SFD.shape[1]
-        uniform_SF = key.uniform(salt, user_S.unsqueeze(1), torch.arange(count, device=user_S.device))
-        kept_SF = kept_fields(uniform_SF, self._config.attribute_mask_ratio)
-        masked_SFD = fields_SFD * kept_SF.unsqueeze(2)
-        dropped = key.dropout(salt, user_S, masked_SFD.flatten(1), self._config.view_dropout)
-        out: Tensor = tower(dropped.view_as(fields_SFD))[0]
-        return out
-
-    def _item(self, tower: ItemTower, rows_UD: Tensor, items: ItemInputs, key: RandomKey) -> Views:
-        """Eq. 24 on p_i of each distinct item."""
-        chosen = items.targets_only() if self._config.contrastive_items == "targets" else items
-        id_CD, category_CD = tower.embed(rows_UD, chosen)
-        views = [
-            self._item_view(tower, id_CD, category_CD, chosen.id_C, key, ITEM_VIEW + view) for view in (0, 1)
-        ]
-        return Views(views[0], views[1], chosen.id_C, chosen.id_C)
-
-    def _item_view(
-        self, tower: ItemTower, id_CD: Tensor, category_CD: Tensor, item_C: Tensor, key: RandomKey, salt: int
-    ) -> Tensor:
-        uniform_C = key.uniform(salt, item_C, torch.zeros_like(item_C))
-        keep_id_C, keep_category_C = kept_item_fields(uniform_C, self._config.item_mask_ratio)
-        fields = torch.cat(
-            [id_CD * keep_id_C.unsqueeze(1), category_CD * keep_category_C.unsqueeze(1)], dim=1
-        )
-        dropped = key.dropout(salt, item_C, fields, self._config.view_dropout)
-        out: Tensor = tower(*dropped.chunk(2, dim=1))[0]
-        return out
-
-    def _agreement(self, views: Views, gather: Gather) -> Tensor:
-        """InfoNCE of local anchors against the second views of all ranks; equal groups are no negatives."""
-        # One message for both: the two int64 travel as the bits of four float32, which a copy does not change.
-        bits_S4 = torch.stack([views.id_S, views.group_S], dim=1).view(torch.float32)
-        gathered = gather(torch.cat([views.second_SD, bits_S4], dim=1))
-        second_TD = gathered[:, :-4]
-        id_T, group_T = gathered[:, -4:].detach().contiguous().view(torch.int64).unbind(1)
+    def _agreement(self, views: Views, gather: Gather, weight: float) -> Tensor:
+        """Weighted InfoNCE of local anchors against the second views of all ranks; equal groups are no negatives."""
+        # One message for all: an int64 travels as the bits of two float32, which a copy does not change.
+        keys = [views.id_S] if views.group_S is None else [views.id_S, views.group_S]
+        bits = [key.view(torch.float32).view(-1, 2) for key in keys]
+        gathered = gather(torch.cat([views.second_SD, *bits], dim=1))
+        second_PD, bits_P = torch.split(gathered, [views.second_SD.shape[1], 2 * len(keys)], dim=1)
         if views.first_SD.shape[0] == 0:
             return views.first_SD.sum() * 0.0
-        positive_S = (views.id_S.unsqueeze(1) == id_T).to(torch.uint8).argmax(dim=1)
-        same_ST = views.group_S.unsqueeze(1) == group_T
+        keys_P = bits_P.detach().contiguous().view(torch.int64).unbind(1)
+        positive_S = (views.id_S.unsqueeze(1) == keys_P[0]).max(dim=1).indices
+        same_SP = views.group_S.unsqueeze(1) == keys_P[1] if views.group_S is not None else None
         return info_nce(
             views.first_SD,
-            second_TD,
+            second_PD,
             positive_S,
-            same_ST,
+            same_SP,
             self._config.contrastive_temperature,
             views.negative_SD,
             views.has_negative_S,
+            weight,
         )

@@ -10,14 +10,30 @@ Shape letters: U keys of a step, D columns of all members, E events, C candidate
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.features import ItemInputs, QueryInputs
-from model.two_tower import Gather, ItemEncoding, LossTerms, QueryEncoding, Targets, TwoTower, no_gather
+from model.two_tower import (
+    Gather,
+    ItemEncoding,
+    LossTerms,
+    QueryEncoding,
+    StepPlan,
+    Targets,
+    TwoTower,
+    no_gather,
+)
+
+
+@dataclass(frozen=True)
+class MemberPlans(StepPlan):
+    """The members' own."""
+
+    of_members: tuple[StepPlan, ...]
 
 
 class Ensemble(TwoTower):
@@ -33,13 +49,18 @@ class Ensemble(TwoTower):
         of_member = replace(config, dim=config.dim // config.members, members=1)
         self.members = nn.ModuleList(make(of_member) for _ in range(config.members))
 
-    def encode_queries(
-        self, rows_UD: Tensor, queries: QueryInputs, hidden_RL: Tensor | None = None
-    ) -> QueryEncoding:
+    def plan(self, queries: QueryInputs, items: ItemInputs, *, seed: int, step: int) -> MemberPlans:
+        """See TwoTower: one for each member."""
+        return MemberPlans(
+            tuple(
+                member.plan(queries, items, seed=self._seed(seed, k), step=step)  # type: ignore[operator]
+                for k, member in enumerate(self.members)
+            )
+        )
+
+    def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
         """See TwoTower; of unit norm with similarity=cosine."""
-        parts = [
-            member.encode_queries(own, queries, hidden_RL).vectors_ED for member, own in self._own(rows_UD)
-        ]
+        parts = [member.encode_queries(own, queries).vectors_ED for member, own in self._own(rows_UD)]
         return QueryEncoding(self._joined(parts))
 
     def encode_items(self, rows_UD: Tensor, items: ItemInputs) -> ItemEncoding:
@@ -57,13 +78,18 @@ class Ensemble(TwoTower):
         *,
         seed: int = 0,
         step: int = 0,
+        plan: StepPlan | None = None,
     ) -> LossTerms:
         """See TwoTower: the sums of the members' terms; their random views differ."""
+        plans = plan.of_members if isinstance(plan, MemberPlans) else [None] * self.config.members
         terms = [
-            member(own, queries, items, targets, gather, seed=seed * self.config.members + k, step=step)
+            member(own, queries, items, targets, gather, seed=self._seed(seed, k), step=step, plan=plans[k])
             for k, (member, own) in enumerate(self._own(rows_UD))
         ]
         return LossTerms(*(torch.stack(same).sum(0) for same in zip(*map(_values, terms), strict=True)))
+
+    def _seed(self, seed: int, member: int) -> int:
+        return seed * self.config.members + member
 
     def _own(self, rows_UD: Tensor) -> list[tuple[TwoTower, Tensor]]:
         """Each member with its columns; contiguous, since many small reads follow."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.key_index import KeyIndex, hash_keys
-from model.token_rows import TokenRows, pack
+from model.token_rows import Reads, TokenRows, pack, reads_at, row_width
 from model.transfer import to_device
 
 Int16Array = npt.NDArray[np.int16]
@@ -80,17 +80,17 @@ class QueryInputs:
     """int64, raw user id."""
     first_position_N: Tensor
     """int64, events of the user before the sequence's first token: names a token for keyed randomness."""
-    item_row_I: Tensor
-    """int64, row of each distinct item; entry 0 is padding."""
-    category_row_IK: Tensor
-    source_row_I: Tensor
-    """int64, row of each distinct item's source embedding; 0 with model.source_items=0."""
-    source_category_row_IK: Tensor
-    """int64 (I, K), the same of its categories; K = 0 with model.source_categories off."""
+    rows_IK: Tensor
+    """int64, rows of each distinct item and of its categories, in this order; entry 0 is padding."""
+    source_rows_IK: Tensor
+    """int64, the same of its source embeddings: 0 with model.source_items=0, no categories (K = 1) with
+    model.source_categories off."""
     sequence_E: Tensor
     """int64, which sequence an event is in."""
     position_E: Tensor
     """int64, how many tokens of that sequence are the event's history."""
+    reads: Reads
+    """Where that history is, over the last model.history_length items."""
     user_E: Tensor
     user_row_E: Tensor
     """int64, row of the user id's embedding; 0 with model.user_id_embedding off."""
@@ -106,6 +106,11 @@ class QueryInputs:
     """int64, the last sequence of each distinct user."""
     anchor_event_S: Tensor
     """int64, the last event of each distinct user."""
+
+    @property
+    def item_row_I(self) -> Tensor:
+        """int64, row of each distinct item."""
+        return self.rows_IK[:, 0]
 
     def to(self, device: torch.device | str) -> QueryInputs:
         """The same on a device."""
@@ -124,16 +129,6 @@ class ItemInputs:
     """bool, whether the item is a target of the global step (and not only a uniform negative)."""
     target_T: Tensor
     """int64, places of the targets: an index by the mask would make the host wait for the device to count."""
-
-    def targets_only(self) -> ItemInputs:
-        """Without the uniform negatives."""
-        return ItemInputs(
-            id_C=self.id_C[self.target_T],
-            item_row_C=self.item_row_C[self.target_T],
-            category_row_CK=self.category_row_CK[self.target_T],
-            is_target_C=self.is_target_C[self.target_T],
-            target_T=torch.arange(self.target_T.shape[0], device=self.target_T.device),
-        )
 
     def to(self, device: torch.device | str) -> ItemInputs:
         """The same on a device."""
@@ -199,19 +194,22 @@ def query_inputs(
     source_category_IK = (
         category_IK if config.source_items and config.source_categories else category_IK[:, :0]
     )
+    # Of one width, so that one pass encodes both.
+    width = max(map(row_width, (rows.length_N, negative_length_N)))
+    history = pack(token_T[:items], rows.length_N, width)
+    places = (_tensor(sequence_E), _tensor(position_E))
     return QueryInputs(
-        history=pack(token_T[:items], rows.length_N),
-        negatives=pack(token_T[items:], negative_length_N),
+        history=history,
+        negatives=pack(token_T[items:], negative_length_N, width),
         user_N=_tensor(rows.user_N),
         first_position_N=_tensor(rows.events_before_N - rows.context_N),
-        item_row_I=_tensor(keys.add(ITEM, ids_I, valid_I)),
-        category_row_IK=_tensor(keys.add(CATEGORY, category_IK, category_IK != 0)),
-        source_row_I=_tensor(keys.add(SOURCE, ids_I, valid_I & (config.source_items > 0))),
-        source_category_row_IK=_tensor(
-            keys.add(SOURCE_CATEGORY, source_category_IK, source_category_IK != 0)
+        rows_IK=_bags(keys, (ITEM, CATEGORY), ids_I, valid_I, category_IK),
+        source_rows_IK=_bags(
+            keys, (SOURCE, SOURCE_CATEGORY), ids_I, valid_I & (config.source_items > 0), source_category_IK
         ),
-        sequence_E=_tensor(sequence_E),
-        position_E=_tensor(position_E),
+        sequence_E=places[0],
+        position_E=places[1],
+        reads=reads_at(history, *places, config.history_length),
         user_E=_tensor(rows.user_N[sequence_E]),
         user_row_E=_tensor(_user_rows(rows.user_N, keys, config)[sequence_E]),
         activity_row_E=_tensor(keys.add(ACTIVITY, bucket_E)),
@@ -265,6 +263,19 @@ class _Rows:
         """Items of the older half of each row that has four or more, one row after another, and how many of each."""
         half_N = np.where(self.length_N >= 4, self.length_N // 2, 0)
         return self.items[self.within_T < half_N[self.row_T]], half_N
+
+
+def _bags(
+    keys: KeyCollector,
+    tables: tuple[int, int],
+    ids_I: Int64Array,
+    valid_I: BoolArray,
+    category_IK: Int64Array,
+) -> Tensor:
+    """Rows of items and of their categories side by side, int64 (I, 1 + K)."""
+    item_row_I = keys.add(tables[0], ids_I, valid_I)
+    category_row_IK = keys.add(tables[1], category_IK, category_IK != 0)
+    return _tensor(np.concatenate([item_row_I[:, None], category_row_IK], axis=1))
 
 
 def _tensor(values: Int64Array) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.unit_norm import unit
+
 
 def in_batch_softmax(
     scores_EM: Tensor,
@@ -34,7 +36,7 @@ def in_batch_softmax(
     """
     logits_EM = (scores_EM - log_q_M).masked_fill_(drop_EM, -torch.inf)
     nll_E = F.cross_entropy(logits_EM, target_E, reduction="none") if target_E.shape[0] else logits_EM.sum(1)
-    return (nll_E * weight_E).sum() / max(global_events, 1e-12)
+    return nll_E @ weight_E / max(global_events, 1e-12)
 
 
 def pointwise(
@@ -74,18 +76,19 @@ def mimic(head_ED: Tensor, other_ED: Tensor, weight_E: Tensor, global_events: fl
         weight_E: float32.
         global_events: B, the sum of weights over all ranks.
     """
-    target_ED = F.normalize(other_ED.detach(), dim=1)
-    return ((head_ED - target_ED).square().sum(1) * weight_E).sum() / max(global_events, 1e-12)
+    target_ED = unit(other_ED.detach())
+    return (head_ED - target_ED).square().sum(1) @ weight_E / max(global_events, 1e-12)
 
 
 def info_nce(
     first_SD: Tensor,
     second_TD: Tensor,
     positive_S: Tensor,
-    same_ST: Tensor,
+    same_ST: Tensor | None,
     temperature: float,
     negative_SD: Tensor | None = None,
     has_negative_S: Tensor | None = None,
+    weight: float = 1.0,
 ) -> Tensor:
     """Agreement of two views of the same entity against other entities (Eqs. 19, 21–24), cosine similarity.
 
@@ -96,21 +99,24 @@ def info_nce(
         first_SD: float32, this rank's anchors in their first view.
         second_TD: float32, the second views of all ranks.
         positive_S: int64, the anchor's own place among T.
-        same_ST: bool, entities that are the same for this purpose (same user, same attributes): no negatives.
+        same_ST: bool, entities that are the same for this purpose (same attributes): no negatives; None where no
+            two are.
         temperature: τ.
         negative_SD: float32, z⁻, an explicit negative of each anchor (Eq. 21); None without any.
         has_negative_S: bool, which anchors have one.
+        weight: a factor of the loss.
     Returns:
         Scalar; 0 if no rank has an anchor.
     """
     if first_SD.shape[0] == 0:
         return first_SD.sum() * 0.0
-    unit_SD = F.normalize(first_SD, dim=1)
-    cosine_ST = unit_SD @ F.normalize(second_TD, dim=1).T
-    is_positive_ST = torch.arange(second_TD.shape[0], device=positive_S.device) == positive_S.unsqueeze(1)
-    logits_ST = (cosine_ST / temperature).masked_fill_(same_ST & ~is_positive_ST, -torch.inf)
+    unit_SD = unit(first_SD)
+    logits_ST = unit_SD @ unit(second_TD).T / temperature
+    if same_ST is not None:
+        is_positive_ST = torch.arange(second_TD.shape[0], device=positive_S.device) == positive_S.unsqueeze(1)
+        logits_ST = logits_ST.masked_fill_(same_ST & ~is_positive_ST, -torch.inf)
     if negative_SD is not None and has_negative_S is not None:
-        own_S = (unit_SD * F.normalize(negative_SD, dim=1)).sum(1) / temperature
+        own_S = (unit_SD * unit(negative_SD)).sum(1) / temperature
         own_S1 = own_S.masked_fill(~has_negative_S, -torch.inf).unsqueeze(1)
         logits_ST = torch.cat([logits_ST, own_S1], dim=1)
-    return F.cross_entropy(logits_ST, positive_S, reduction="sum") / second_TD.shape[0]
+    return F.cross_entropy(logits_ST, positive_S, reduction="sum") * (weight / second_TD.shape[0])

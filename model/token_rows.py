@@ -8,8 +8,9 @@ would compute it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -68,15 +69,88 @@ class TokenRows:
         return to_device(self, device)
 
 
-def pack(token_T: Int64Array, length_N: Int64Array) -> TokenRows:
+@dataclass(frozen=True)
+class Reads:
+    """Where Q events find what the tokens before them add up to."""
+
+    place_Q: Tensor
+    """int64, flat place of the last token before each event; 0 for an event without history."""
+    share_Q2: Tensor
+    """float32, factors of the window's sum (1 / its tokens) and of the last state (1); zeros without history."""
+
+
+def reads_at(rows: TokenRows, sequence_Q: Tensor, position_Q: Tensor, window: int) -> Reads:
+    """What an event reads that has so many tokens of a sequence before it.
+
+    Args:
+        rows: where the sequences are.
+        sequence_Q: int64, sequence of each event.
+        position_Q: int64, tokens before it.
+        window: W, how many of them count.
+    """
+    some_Q = (position_Q > 0).to(torch.float32)
+    mean_Q = some_Q / position_Q.clamp(1, window)
+    place_Q = (rows.start_N[sequence_Q] + position_Q - 1).clamp_min(0)
+    return Reads(place_Q, torch.stack([mean_Q, some_Q], dim=1))
+
+
+def stacked(parts: Sequence[TokenRows]) -> TokenRows:
+    """The rows of several under one another, all of one width; sequences are numbered through."""
+    width = parts[0].token_RL.shape[1]
+    sequences = rows = 0
+    sequence_RL, start_N = [], []
+    for part in parts:
+        sequence_RL.append(torch.where(part.sequence_RL < 0, -1, part.sequence_RL + sequences))
+        start_N.append(part.start_N + rows * width)
+        sequences, rows = sequences + part.length_N.shape[0], rows + part.token_RL.shape[0]
+    return TokenRows(
+        torch.cat([part.token_RL for part in parts]),
+        torch.cat(sequence_RL),
+        torch.cat([part.within_RL for part in parts]),
+        torch.cat(start_N),
+        torch.cat([part.length_N for part in parts]),
+    )
+
+
+def distances(length: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How far token j of a row stands before token i, for all rows of a length.
+
+    Returns:
+        The distance, int64 (L, L), from 0 to W−1; and where it would be outside of that, bool (L, L).
+    """
+    distance_LL, outside_LL, _ = _constants(-(-length // _ROW_TOKENS), window, device)
+    return distance_LL[:length, :length], outside_LL[:length, :length]
+
+
+def inside(length: int, window: int, device: torch.device) -> Tensor:
+    """1 where token j of a row is one of the last W that token i has seen, float32 (L, L); else 0."""
+    return _constants(-(-length // _ROW_TOKENS), window, device)[2][:length, :length]
+
+
+@lru_cache(maxsize=32)
+def _constants(blocks: int, window: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For rows of up to so many times 64 tokens: made once, read in every step."""
+    with torch.inference_mode(False):
+        at_L = torch.arange(blocks * _ROW_TOKENS, device=device)
+        distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)
+        outside_LL = (distance_LL < 0) | (distance_LL >= window)
+        return distance_LL.clamp_(0, window - 1), outside_LL, (~outside_LL).to(torch.float32)
+
+
+def row_width(length_N: Int64Array) -> int:
+    """How long the rows of these sequences are."""
+    return max(int(length_N.max(initial=0)), min(_ROW_TOKENS, int(length_N.sum())), 1)
+
+
+def pack(token_T: Int64Array, length_N: Int64Array, width: int = 0) -> TokenRows:
     """Sequences, longest first, into rows as long as the longest one (or 64), each row filled before the next.
 
     Args:
         token_T: int64, the sequences' tokens one after another.
         length_N: int64, tokens of each.
+        width: rows are at least as long.
     """
-    total, longest = int(length_N.sum()), int(length_N.max(initial=0))
-    width = max(longest, min(_ROW_TOKENS, total), 1)
+    total, width = int(length_N.sum()), max(row_width(length_N), width)
     order_N = np.argsort(-length_N, kind="stable")
     start_N, rows = _places(length_N, order_N, width)
     shape = (rows, width)

@@ -2,7 +2,7 @@
 
 Shape letters: U keys of a step (row 0 of rows_UD is zero), N sequences in R rows of L tokens, I distinct items of
 the sequences, K categories, E events, F user attributes (id and activity included), C items, A augmented width,
-B source items, D columns.
+B source items, Q events that read a sequence, D columns.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.dropout import Dropout
-from model.features import ItemInputs, QueryInputs
-from model.token_rows import TokenRows
-from model.transformer import SequenceEncoder, last_and_mean, last_states
+from model.features import QueryInputs
+from model.token_rows import Reads, TokenRows, distances
+from model.transformer import SequenceEncoder, last_states, mean_and_last
 
 _READS_FIELDS = ("augment.0.weight", "combine.0.weight")
 
@@ -30,11 +30,11 @@ def rows_of(rows_UD: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, rows_UD, padding_idx=0)
 
 
-def category_sum(rows_UD: Tensor, category_row_CK: Tensor) -> Tensor:
-    """The sum of an item's category rows, float32 (C, D); zero without categories."""
-    if category_row_CK.numel() == 0:
-        return rows_UD.new_zeros(category_row_CK.shape[0], rows_UD.shape[1])
-    return F.embedding_bag(category_row_CK, rows_UD, mode="sum", padding_idx=0)
+def sum_of_rows(rows_UD: Tensor, row_CK: Tensor) -> Tensor:
+    """The sum of an item's rows, such as those of its categories, float32 (C, D); zero without any."""
+    if row_CK.numel() == 0:
+        return rows_UD.new_zeros(row_CK.shape[0], rows_UD.shape[1])
+    return F.embedding_bag(row_CK, rows_UD, mode="sum", padding_idx=0)
 
 
 class ItemTower(nn.Module):
@@ -48,17 +48,17 @@ class ItemTower(nn.Module):
         )
         self.combine = two_layers(2 * dim + augmented, 2 * dim, dim, config.dropout)
 
-    def embed(self, rows_UD: Tensor, items: ItemInputs) -> tuple[Tensor, Tensor]:
-        """e_id and e_cat, float32 (C, D) each."""
-        return rows_of(rows_UD, items.item_row_C), category_sum(rows_UD, items.category_row_CK)
+    def embed(self, rows_UD: Tensor, item_row_C: Tensor, category_row_CK: Tensor) -> Tensor:
+        """e_id and e_cat, float32 (C, 2, D)."""
+        return torch.stack([rows_of(rows_UD, item_row_C), sum_of_rows(rows_UD, category_row_CK)], dim=1)
 
-    def forward(self, id_CD: Tensor, category_CD: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, fields_C2D: Tensor) -> tuple[Tensor, Tensor | None]:
         """p_i, float32 (C, D), and a_i, float32 (C, A); None without augmented vectors."""
-        fields = torch.cat([id_CD, category_CD], dim=1)
+        joined = fields_C2D.flatten(1)
         # Detached: neither the mimic loss nor the main one reaches the tables through a_i (MODEL.md 4).
-        augmented = self.augment(fields.detach()) if self.augment is not None else None
-        inputs = fields if augmented is None else torch.cat([fields, augmented], dim=1)
-        return self.combine(inputs) + id_CD + category_CD, augmented
+        augmented = self.augment(joined.detach()) if self.augment is not None else None
+        inputs = joined if augmented is None else torch.cat([joined, augmented], dim=1)
+        return self.combine(inputs) + fields_C2D.sum(1), augmented
 
 
 class AttributeTower(nn.Module):
@@ -73,22 +73,18 @@ class AttributeTower(nn.Module):
         self.augment = two_layers(width, dim, augmented, config.dropout) if config.augmented_vectors else None
         self.combine = two_layers(width + augmented, 2 * dim, dim, config.dropout)
 
-    def embed(self, rows_UD: Tensor, queries: QueryInputs, events: Tensor | None = None) -> Tensor:
-        """e_u before concatenation, float32 (E, F, D): [user id,] activity, then the configured attributes.
-
-        `events` (int64) picks some of the events; all by default.
-        """
+    def field_rows(self, queries: QueryInputs) -> Tensor:
+        """Rows of what `forward` reads of each event, int64 (E, F): [user id,] activity, the configured attributes."""
         columns = [queries.user_row_E.unsqueeze(1)] if self.with_user_id else []
         columns.append(queries.activity_row_E.unsqueeze(1))
         # A batch without rows does not know how many attributes there are: the shape comes from here.
         columns.append(
             queries.attribute_row_EF.reshape(queries.activity_row_E.shape[0], self.attribute_count)
         )
-        field_row_EF = torch.cat(columns, dim=1)
-        return rows_of(rows_UD, field_row_EF if events is None else field_row_EF[events])
+        return torch.cat(columns, dim=1)
 
     def first_weights(self) -> dict[str, Tensor]:
-        """The weights that read z_u, by name: F·D columns in the order of `embed`, then those of a_u if any."""
+        """The weights that read z_u, by name: F·D columns in the order of `field_rows`, then those of a_u if any."""
         return {name: w for name, w in self.named_parameters() if name in _READS_FIELDS}
 
     def forward(self, fields_EFD: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -110,26 +106,23 @@ class HistoryTower(nn.Module):
 
     def item_vectors(self, rows_UD: Tensor, queries: QueryInputs) -> Tensor:
         """e_id + e_cat of the distinct items, float32 (I, D); entry 0 is zero."""
-        return rows_of(rows_UD, queries.item_row_I) + category_sum(rows_UD, queries.category_row_IK)
+        return sum_of_rows(rows_UD, queries.rows_IK)
 
-    def states(self, item_ID: Tensor, rows: TokenRows, hidden_RL: Tensor | None) -> Tensor:
-        """Encoded tokens, float32 (R, L, D); the hidden ones enter as the learned MASK vector."""
-        token_RLD = F.embedding(rows.token_RL, item_ID, padding_idx=0)
-        if hidden_RL is not None:
-            token_RLD = torch.where(hidden_RL.unsqueeze(2), self.mask_D, token_RLD)
-        if self.encoder is None or token_RLD.shape[0] == 0:
-            return token_RLD
-        encoded: Tensor = self.encoder(token_RLD, rows)
-        return encoded
+    def read(self, item_ID: Tensor, rows: TokenRows, reads: Reads) -> Tensor:
+        """[mean over the window ⊕ last] of the encoded tokens before each event, float32 (Q, 2 D).
 
-    def read(
-        self, state_RLD: Tensor, rows: TokenRows, sequence_E: Tensor, position_E: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Last state and mean over the window before each position, float32 (E, D) each."""
-        if position_E.shape[0] == 0 or state_RLD.shape[0] == 0:
-            empty = state_RLD.new_zeros(position_E.shape[0], state_RLD.shape[2])
-            return empty, empty
-        return last_and_mean(state_RLD, rows, sequence_E, position_E, self.window)
+        Args:
+            item_ID: vectors of the tokens.
+            rows: the sequences; token I is the learned MASK vector.
+            reads: of the events.
+        """
+        if reads.place_Q.shape[0] == 0 or rows.token_RL.shape[0] == 0:
+            return item_ID.new_zeros(reads.place_Q.shape[0], 2 * item_ID.shape[1])
+        tokens = torch.cat([item_ID, self.mask_D.unsqueeze(0)])
+        state_RLD = F.embedding(rows.token_RL, tokens, padding_idx=0)
+        if self.encoder is not None:
+            state_RLD = self.encoder(state_RLD, rows)
+        return mean_and_last(state_RLD, rows, reads, self.window)
 
 
 class RecentSources(nn.Module):
@@ -150,21 +143,20 @@ class RecentSources(nn.Module):
         rows = queries.history
         if rows.token_RL.shape[0] == 0:
             return rows_UD.new_zeros(queries.position_E.shape[0], rows_UD.shape[1])
-        source_ID = rows_of(rows_UD, queries.source_row_I)
-        source_ID = source_ID + category_sum(rows_UD, queries.source_category_row_IK)
+        source_ID = sum_of_rows(rows_UD, queries.source_rows_IK)
         token_RLD = F.embedding(rows.token_RL, source_ID, padding_idx=0)
         mixed_RLD = self._filter(rows) @ token_RLD
-        out: Tensor = self.dropout(last_states(mixed_RLD, rows, queries.sequence_E, queries.position_E))
+        out: Tensor = self.dropout(last_states(mixed_RLD, queries.reads))
         return out
 
     def _filter(self, rows: TokenRows) -> Tensor:
         """What token i takes of token j: w of their distance, float32 (L, L) or (R, L, L)."""
-        at_L = torch.arange(rows.token_RL.shape[1], device=rows.token_RL.device)
-        distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)
-        outside_LL = (distance_LL < 0) | (distance_LL >= self.weight_B.shape[0])
-        weight_LL = self.weight_B[distance_LL.clamp(0, self.weight_B.shape[0] - 1)]
-        weight_LL = weight_LL.masked_fill(outside_LL, 0.0)
-        return weight_LL.masked_fill(rows.strange_RLL, 0.0) if rows.shared else weight_LL
+        window = self.weight_B.shape[0]
+        distance_LL, outside_LL = distances(rows.token_RL.shape[1], window, self.weight_B.device)
+        weight_LL = F.embedding(distance_LL, self.weight_B.unsqueeze(1)).squeeze(2)
+        if rows.shared:
+            return weight_LL.masked_fill(outside_LL | rows.strange_RLL, 0.0)
+        return weight_LL.masked_fill(outside_LL, 0.0)
 
 
 class UserTower(nn.Module):
@@ -178,11 +170,10 @@ class UserTower(nn.Module):
         self.skip = nn.Parameter(torch.tensor(config.state_skip)) if config.state_skip > 0 else None
         self.sources = RecentSources(config) if config.source_items > 0 else None
 
-    def combine(
-        self, attribute_ED: Tensor, mean_ED: Tensor, last_ED: Tensor, source_ED: Tensor | None
-    ) -> Tensor:
-        """p_u, float32 (E, D)."""
-        out: Tensor = self.project(torch.cat([attribute_ED, mean_ED, last_ED], dim=1))
+    def combine(self, attribute_ED: Tensor, history_E2D: Tensor, source_ED: Tensor | None) -> Tensor:
+        """p_u, float32 (E, D), of MLP_user(z_u), [mean ⊕ last] and the sources."""
+        out: Tensor = self.project(torch.cat([attribute_ED, history_E2D], dim=1))
         if self.skip is not None:
-            out = out + self.skip * last_ED
+            last_ED = history_E2D[:, attribute_ED.shape[1] :]
+            out = torch.addcmul(out, self.skip, last_ED)
         return out if source_ED is None else out + source_ED

@@ -1,6 +1,6 @@
 """The causal sequence encoder of the user tower, on prefix-packed sequences.
 
-Shape letters: N sequences, R rows that hold them, L tokens of a row, D columns, H heads, W window, E events.
+Shape letters: N sequences, R rows that hold them, L tokens of a row, D columns, H heads, W window, Q events.
 
 A sequence holds a user's context and then the run's items; every event in it reads the states before its own
 position, so one pass encodes all of them. Positions are relative (a learned bias per head and distance):
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.dropout import dropout
-from model.token_rows import TokenRows
+from model.token_rows import Reads, TokenRows, distances, inside
 
 
 class RelativeBias(nn.Module):
@@ -28,11 +28,9 @@ class RelativeBias(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         """float32 (H, L, L), −inf where token i must not see token j of its own sequence; `length` is L."""
-        at_L = torch.arange(length, device=self.bias_HW.device)
-        distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)
-        hidden_LL = (distance_LL < 0) | (distance_LL >= self.window)
-        bias_HLL = self.bias_HW[:, distance_LL.clamp(0, self.window - 1)]
-        return bias_HLL.masked_fill(hidden_LL, -torch.inf)
+        distance_LL, outside_LL = distances(length, self.window, self.bias_HW.device)
+        bias_HLL = F.embedding(distance_LL, self.bias_HW.T).permute(2, 0, 1)
+        return bias_HLL.masked_fill(outside_LL, -torch.inf)
 
 
 def attention(qkv_RLX: Tensor, bias_HLL: Tensor, apart_R1LL: Tensor | None) -> Tensor:
@@ -48,9 +46,9 @@ def attention(qkv_RLX: Tensor, bias_HLL: Tensor, apart_R1LL: Tensor | None) -> T
     """
     rows, length, width = qkv_RLX.shape
     heads = bias_HLL.shape[0]
-    query, key, value = (
-        qkv_RLX.view(rows, length, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    )
+    # In one copy: of each of the three both products would make one of their own.
+    qkv = qkv_RLX.view(rows, length, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).contiguous()
+    query, key, value = qkv.unbind(0)
     scores_RHLL = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
     scores_RHLL += bias_HLL
     if apart_R1LL is not None:
@@ -114,33 +112,24 @@ class SequenceEncoder(nn.Module):
         return out
 
 
-def last_and_mean(
-    state_RLD: Tensor, rows: TokenRows, sequence_E: Tensor, position_E: Tensor, window: int
-) -> tuple[Tensor, Tensor]:
-    """What an event with `position_E` tokens of history reads: the last state and the mean of the last W.
+def mean_and_last(state_RLD: Tensor, rows: TokenRows, reads: Reads, window: int) -> Tensor:
+    """What an event reads of its history: the mean of the last W states ⊕ the last state, float32 (Q, 2 D).
 
     Args:
         state_RLD: float32; a state has seen its sequence's tokens up to its own.
         rows: where the sequences are.
-        sequence_E: int64, sequence of each event.
-        position_E: int64, tokens before it; 0 gives zero vectors.
+        reads: of the events, with the same window; an event without history reads zeros.
         window: W.
-    Returns:
-        last and mean, float32 (E, D) each.
     """
     _, length, dim = state_RLD.shape
-    end_E = rows.start_N[sequence_E] + position_E
-    last_ED = last_states(state_RLD, rows, sequence_E, position_E)
-    count_E = position_E.clamp_max(window)
-    # sums_t = states before t, so that a window is one difference; a leading zero column per row.
-    sums = F.pad(state_RLD.cumsum(1), (0, 0, 1, 0)).view(-1, dim)
-    # A row's end and the next row's start are one place here but two there: the row is that of the last token.
-    row_E = (end_E - 1).clamp_min(0) // length
-    total_ED = sums[end_E + row_E] - sums[end_E + row_E - count_E]
-    return last_ED, total_ED / count_E.clamp_min(1).unsqueeze(1) * (count_E > 0).unsqueeze(1)
+    inside_LL = inside(length, window, state_RLD.device).to(state_RLD.dtype)
+    within = inside_LL.masked_fill(rows.strange_RLL, 0.0) if rows.shared else inside_LL
+    both = torch.cat([within @ state_RLD, state_RLD], dim=2).view(-1, 2 * dim)
+    read_Q2D = F.embedding(reads.place_Q, both).view(-1, 2, dim)
+    return (read_Q2D * reads.share_Q2.unsqueeze(2)).flatten(1)
 
 
-def last_states(state_RLD: Tensor, rows: TokenRows, sequence_E: Tensor, position_E: Tensor) -> Tensor:
-    """The state of the token before each event, float32 (E, D); zero for an event without history."""
-    before_E = (rows.start_N[sequence_E] + position_E - 1).clamp_min(0)
-    return state_RLD.reshape(-1, state_RLD.shape[2])[before_E] * (position_E > 0).unsqueeze(1)
+def last_states(state_RLD: Tensor, reads: Reads) -> Tensor:
+    """The state of the token before each event, float32 (Q, D); zero for an event without history."""
+    flat = state_RLD.reshape(-1, state_RLD.shape[2])
+    return F.embedding(reads.place_Q, flat) * reads.share_Q2[:, 1:]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.augmentation import INPUT_MASK, RandomKey
 from model.config import ModelConfig
 from model.features import ItemInputs, QueryInputs
 from model.losses import in_batch_softmax, pointwise
@@ -45,8 +44,6 @@ class QueryEncoding:
     vectors_ED: Tensor
     """float32: what is searched with."""
     augmented_EA: Tensor | None = None
-    state_RLD: Tensor | None = None
-    """float32, states of the sequences."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,11 @@ class LossTerms:
         return {name: value.detach() for name, value in vars(self).items()}
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """What a model works out of a step on the host, before its inputs go to the device; nothing, unless it says so."""
+
+
 def no_gather(x: Tensor) -> Tensor:
     """One process: what it has is all there is."""
     return x
@@ -88,15 +90,22 @@ class TwoTower(nn.Module):
         super().__init__()
         self.config = config
 
-    def encode_queries(
-        self, rows_UD: Tensor, queries: QueryInputs, hidden_RL: Tensor | None = None
-    ) -> QueryEncoding:
+    def plan(self, queries: QueryInputs, items: ItemInputs, *, seed: int, step: int) -> StepPlan:
+        """What `forward` needs of a step beside its inputs, which are on the CPU here, and so is the plan.
+
+        Args:
+            queries: this rank's events.
+            items: the candidates that this rank owns.
+            seed, step: key of everything random but dropout; the same on every rank.
+        """
+        return StepPlan()
+
+    def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
         """The query vector of each event as of just before it.
 
         Args:
             rows_UD: float32 (1 + U, D), row 0 zero.
             queries: sequences and events.
-            hidden_RL: bool, tokens to replace by MASK (training).
         """
         raise NotImplementedError
 
@@ -123,6 +132,7 @@ class TwoTower(nn.Module):
         *,
         seed: int = 0,
         step: int = 0,
+        plan: StepPlan | None = None,
     ) -> LossTerms:
         """This rank's share of the loss of a global step. Collective: every rank must call it.
 
@@ -133,10 +143,11 @@ class TwoTower(nn.Module):
             targets: of this rank's events among all candidates.
             gather: concatenation over ranks.
             seed, step: key of everything random but dropout; the same on every rank.
+            plan: of these inputs, seed and step; made here if the caller has none, on the CPU only.
         Raises:
             ValueError: the gathered candidates are not those of `targets`.
         """
-        query = self.encode_queries(rows_UD, queries, self._input_mask(queries, RandomKey(seed, step)))
+        query = self.encode_queries(rows_UD, queries)
         item_MD = gather(self.encode_items(rows_UD, items).vectors_CD)
         self._require_candidates(item_MD, targets)
         main = self._main(self.scores(query.vectors_ED, item_MD), queries, targets)
@@ -151,7 +162,7 @@ class TwoTower(nn.Module):
             )
         return in_batch_softmax(
             logits_EM,
-            targets.log_q_M * self.config.logq_strength,
+            weighted(targets.log_q_M, self.config.logq_strength),
             targets.target_E,
             targets.drop_EM,
             queries.weight_E,
@@ -160,9 +171,10 @@ class TwoTower(nn.Module):
 
     def _terms(self, rows_UD: Tensor, main: Tensor, *others: Tensor) -> LossTerms:
         """All terms and their sum; the zero row ties a rank without events to the graph."""
-        zero = rows_UD.new_zeros(())
-        rest = others or (zero,) * 5
-        total = main + sum(rest) + rows_UD[0].sum() * 0.0
+        rest = others or (main.new_zeros(()),) * 5
+        total = torch.stack([main, *rest]).sum()
+        if not total.requires_grad:
+            total = total + rows_UD[0].sum() * 0.0
         return LossTerms(total, main, *rest)
 
     def _require_candidates(self, item_MD: Tensor, targets: Targets) -> None:
@@ -170,13 +182,6 @@ class TwoTower(nn.Module):
             raise ValueError(
                 f"the ranks encoded {item_MD.shape[0]} candidates, the step has {targets.log_q_M.shape[0]}"
             )
-
-    def _input_mask(self, queries: QueryInputs, key: RandomKey) -> Tensor | None:
-        """Tokens of the main loss's input to hide, bool (R, L), in training."""
-        ratio = self.config.input_mask_ratio
-        if not self.training or ratio == 0.0:
-            return None
-        return token_uniform(key, INPUT_MASK, queries) < ratio
 
     def initialise(self) -> None:
         """Linear layers: normal(0, init_std), no bias."""
@@ -187,12 +192,6 @@ class TwoTower(nn.Module):
                     nn.init.zeros_(module.bias)
 
 
-def token_uniform(key: RandomKey, salt: int, queries: QueryInputs) -> Tensor:
-    """A random number for each token of the sequences, float32 (R, L): a function of its user and its place."""
-    rows = queries.history
-    if queries.user_N.shape[0] == 0:
-        return torch.zeros(rows.token_RL.shape, device=rows.token_RL.device)
-    sequence_RL = rows.sequence_RL.clamp_min(0)
-    return key.uniform(
-        salt, queries.user_N[sequence_RL], queries.first_position_N[sequence_RL] + rows.within_RL
-    )
+def weighted(x: Tensor, weight: float) -> Tensor:
+    """x · weight, without an operation for a weight of 1."""
+    return x if weight == 1.0 else x * weight

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from model import dropout, losses, metrics, transformer
-from model.augmentation import RandomKey
 from model.cl_epidtn import CLEPIDTN
 from model.config import ModelConfig
 from model.features import ITEM, ItemInputs, KeyCollector, QueryInputs, item_inputs, query_inputs
@@ -400,7 +399,8 @@ def check_pav_input_is_detached():
     augmented = reference.item_augmented(*fields)
 
     def item(id_D, category_D):
-        return (tower(id_D.unsqueeze(0), category_D.unsqueeze(0))[0][0] * torch.from_numpy(pull)).sum()
+        fields_12D = torch.stack([id_D, category_D]).unsqueeze(0)
+        return (tower(fields_12D)[0][0] * torch.from_numpy(pull)).sum()
 
     gradients_match(item, lambda *f: pull @ reference.item_output(*f, augmented), *fields)
 
@@ -474,10 +474,8 @@ def check_two_views_are_two_augmentations():
 
 
 def _views(step: Step):
-    model, key = step.model, RandomKey(step.reference.seed, step.reference.step)
-    return model.contrastive.views(
-        model.user_tower, model.item_tower, step.rows_UD, step.queries, step.items, key
-    )
+    plan = step.model.plan(step.queries, step.items, seed=step.reference.seed, step=step.reference.step)
+    return step.model.encode_step(step.rows_UD, step.queries, step.items, plan).views
 
 
 # --- where gradients stop and where they flow (MODEL.md 4) ----------------------------------------------------------

@@ -32,7 +32,7 @@ def encode_owned_items(
     # Looking up categories is collective: every rank makes as many calls as the one with the most items.
     most = int(comm.exchange(np.array([mine.shape[0]], np.float64)).max())
     model.eval()
-    parts = [torch.zeros(0, model.config.dim, device=table.device)]
+    parts: list[Tensor] = []
     failure: Exception | None = None
     for start in range(0, most, _CHUNK_ITEMS):
         chunk = mine[start : start + _CHUNK_ITEMS]
@@ -45,7 +45,9 @@ def encode_owned_items(
             failure = error
     if failure is not None:
         raise failure
-    return mine, torch.cat(parts)
+    if not parts:
+        return mine, torch.zeros(0, model.config.dim, device=table.device)
+    return mine, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def gather_known_items(

@@ -161,7 +161,7 @@ class ShardedEmbedding(LocalRows):
         send, receive, tags_R, ids_R = self._exchange_keys(tags_U, ids, order_U, send_W)
         tables_R = tags_R.astype(np.int16)
         rows_UD = torch.empty(1 + ids.shape[0], self.dim, device=self.device)
-        rows_UD[0] = 0.0
+        rows_UD[0].zero_()
         own_order = torch.from_numpy(order_U if comm.world > 1 else order_U[:0])
         if create:
             asked, fresh = self._rows_to_train(tables_R, ids_R, tags_R < _DRAWN // 2, time_ms)

@@ -44,7 +44,7 @@ from model.features import (
 )
 from model.frequency import combined_log_q
 from model.tower_optimizer import TowerOptimizer
-from model.two_tower import LossTerms, Targets, TwoTower
+from model.two_tower import LossTerms, StepPlan, Targets, TwoTower
 from streaming.catalogue import Catalogue
 from streaming.quoting import described
 
@@ -68,6 +68,7 @@ class PreparedStep:
     queries: QueryInputs
     items: ItemInputs
     targets: Targets
+    plan: StepPlan
     lookup: Lookup
     global_targets: GlobalTargets
     new_items: npt.NDArray[np.int64]
@@ -116,13 +117,14 @@ class TrainStep:
             drawn_U = (tables == ITEM) & ~np.isin(ids, agreed.ids_T)
             drawn_U[:of_events] = False
             target_E, drop_EM = self._targets(inputs.runs, candidates)
+            plan = self.model.plan(inputs.queries, items, seed=self._config.seed, step=step)
             log_q_M, _ = self._comm.gather_rows(self._log_q(mine, agreed), slot)
         targets = Targets(target_E, log_q_M, drop_EM, float(agreed.weight_T.sum()))
-        lookup, (queries, items, targets) = self.table.lookup_with(
-            (inputs.queries, items, targets), tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms
+        lookup, (queries, items, targets, plan) = self.table.lookup_with(
+            (inputs.queries, items, targets, plan), tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms
         )
         new_items = self.catalogue.item_ids[known_before:]
-        return PreparedStep(inputs.runs, queries, items, targets, lookup, agreed, new_items)
+        return PreparedStep(inputs.runs, queries, items, targets, plan, lookup, agreed, new_items)
 
     def train(
         self,
@@ -218,6 +220,7 @@ class TrainStep:
                 gather,
                 seed=self._config.seed,
                 step=step,
+                plan=prepared.plan,
             )
             self.optimizer.clear_gradients()
             loss = gather.close(terms.total)

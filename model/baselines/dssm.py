@@ -14,7 +14,7 @@ from torch import Tensor
 from model.baselines.plain_towers import compared, dense_tower, history_mean, user_field_count, user_fields
 from model.config import ModelConfig
 from model.features import ItemInputs, QueryInputs
-from model.towers import category_sum, rows_of
+from model.towers import rows_of, sum_of_rows
 from model.two_tower import ItemEncoding, QueryEncoding, TwoTower
 
 
@@ -37,11 +37,9 @@ class DSSM(TwoTower):
         self.user_tower = dense_tower(width, config)
         self.item_tower = dense_tower(2 * config.dim, config)
 
-    def encode_queries(
-        self, rows_UD: Tensor, queries: QueryInputs, hidden_RL: Tensor | None = None
-    ) -> QueryEncoding:
-        """See TwoTower; of unit norm with similarity=cosine. `hidden_RL` is not read."""
-        item_ID = rows_of(rows_UD, queries.item_row_I) + category_sum(rows_UD, queries.category_row_IK)
+    def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
+        """See TwoTower; of unit norm with similarity=cosine."""
+        item_ID = sum_of_rows(rows_UD, queries.rows_IK)
         mean_ED = history_mean(item_ID, queries, self.config.history_length)
         fields = user_fields(rows_UD, queries, self.config, self.attribute_count)
         vectors_ED = self.user_tower(torch.cat([fields, mean_ED], dim=1))
@@ -50,6 +48,6 @@ class DSSM(TwoTower):
     def encode_items(self, rows_UD: Tensor, items: ItemInputs) -> ItemEncoding:
         """See TwoTower; of unit norm with similarity=cosine."""
         id_CD = rows_of(rows_UD, items.item_row_C)
-        category_CD = category_sum(rows_UD, items.category_row_CK)
+        category_CD = sum_of_rows(rows_UD, items.category_row_CK)
         vectors_CD = self.item_tower(torch.cat([id_CD, category_CD], dim=1))
         return ItemEncoding(compared(vectors_CD, self.config))

@@ -23,8 +23,17 @@ from model.baselines.plain_towers import (
 )
 from model.config import ModelConfig
 from model.features import ItemInputs, QueryInputs
-from model.towers import category_sum, rows_of
-from model.two_tower import Gather, ItemEncoding, LossTerms, QueryEncoding, Targets, TwoTower, no_gather
+from model.towers import rows_of, sum_of_rows
+from model.two_tower import (
+    Gather,
+    ItemEncoding,
+    LossTerms,
+    QueryEncoding,
+    StepPlan,
+    Targets,
+    TwoTower,
+    no_gather,
+)
 
 INTERESTS = 4
 ROUTING_ITERATIONS = 3
@@ -110,11 +119,9 @@ class MIND(TwoTower):
         width = (user_field_count(config, attribute_count) + 1) * config.dim
         self.user_tower = dense_tower(width, config)
 
-    def encode_queries(
-        self, rows_UD: Tensor, queries: QueryInputs, hidden_RL: Tensor | None = None
-    ) -> QueryEncoding:
-        """See TwoTower: float32 (E, K · D), each D of unit norm with similarity=cosine. `hidden_RL` is not read."""
-        item_ID = rows_of(rows_UD, queries.item_row_I) + category_sum(rows_UD, queries.category_row_IK)
+    def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
+        """See TwoTower: float32 (E, K · D), each D of unit norm with similarity=cosine."""
+        item_ID = sum_of_rows(rows_UD, queries.rows_IK)
         interest_EKD = self.routing(item_ID, last_tokens(queries, self.config.history_length))
         fields = user_fields(rows_UD, queries, self.config, self.attribute_count)
         fields = fields.unsqueeze(1).expand(-1, self.interests, -1)
@@ -123,7 +130,7 @@ class MIND(TwoTower):
 
     def encode_items(self, rows_UD: Tensor, items: ItemInputs) -> ItemEncoding:
         """See TwoTower; of unit norm with similarity=cosine."""
-        vectors_CD = rows_of(rows_UD, items.item_row_C) + category_sum(rows_UD, items.category_row_CK)
+        vectors_CD = rows_of(rows_UD, items.item_row_C) + sum_of_rows(rows_UD, items.category_row_CK)
         return ItemEncoding(compared(vectors_CD, self.config))
 
     def scores(self, query_QD: Tensor, item_ID: Tensor) -> Tensor:
@@ -141,6 +148,7 @@ class MIND(TwoTower):
         *,
         seed: int = 0,
         step: int = 0,
+        plan: StepPlan | None = None,
     ) -> LossTerms:
         """See TwoTower; every candidate is compared with the interest that the event's own target chose."""
         query = self.encode_queries(rows_UD, queries)

@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.dropout import Dropout
 from model.features import QueryInputs
 from model.towers import rows_of
-from model.transformer import last_and_mean
+from model.transformer import mean_and_last
 
 
 def dense_tower(inputs: int, config: ModelConfig) -> nn.Sequential:
@@ -64,12 +64,12 @@ def history_mean(item_ID: Tensor, queries: QueryInputs, window: int) -> Tensor:
     Args:
         item_ID: float32, vectors of the sequences' distinct items; entry 0 is zero.
         queries: sequences and events.
-        window: how many items at most.
+        window: how many items at most, as in `queries.reads`.
     """
     if queries.position_E.shape[0] == 0 or queries.history.token_RL.shape[0] == 0:
         return item_ID.new_zeros(queries.position_E.shape[0], item_ID.shape[1])
     token_RLD = F.embedding(queries.history.token_RL, item_ID, padding_idx=0)
-    return last_and_mean(token_RLD, queries.history, queries.sequence_E, queries.position_E, window)[1]
+    return mean_and_last(token_RLD, queries.history, queries.reads, window)[:, : item_ID.shape[1]]
 
 
 def compared(vectors: Tensor, config: ModelConfig) -> Tensor:

@@ -22,7 +22,16 @@ from model.features import ItemInputs, QueryInputs
 from model.token_rows import TokenRows
 from model.towers import rows_of
 from model.transformer import RelativeBias, attention, last_states
-from model.two_tower import Gather, ItemEncoding, LossTerms, QueryEncoding, Targets, TwoTower, no_gather
+from model.two_tower import (
+    Gather,
+    ItemEncoding,
+    LossTerms,
+    QueryEncoding,
+    StepPlan,
+    Targets,
+    TwoTower,
+    no_gather,
+)
 
 NEGATIVE_DRAW = 128
 """Salt of the draws of SASRecBCE, beside those of model.augmentation."""
@@ -77,15 +86,13 @@ class SASRec(TwoTower):
         self.output_norm = nn.LayerNorm(config.dim)
         self.initialise()
 
-    def encode_queries(
-        self, rows_UD: Tensor, queries: QueryInputs, hidden_RL: Tensor | None = None
-    ) -> QueryEncoding:
-        """See TwoTower; of unit norm with similarity=cosine, zero without history. `hidden_RL` is not read."""
+    def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
+        """See TwoTower; of unit norm with similarity=cosine, zero without history."""
         rows = queries.history
         if queries.position_E.shape[0] == 0 or rows.token_RL.shape[0] == 0:
             return QueryEncoding(rows_UD.new_zeros(queries.position_E.shape[0], rows_UD.shape[1]))
         state_RLD = self._states(rows_of(rows_UD, queries.item_row_I), rows)
-        last_ED = last_states(state_RLD, rows, queries.sequence_E, queries.position_E)
+        last_ED = last_states(state_RLD, queries.reads)
         return QueryEncoding(compared(last_ED, self.config))
 
     def encode_items(self, rows_UD: Tensor, items: ItemInputs) -> ItemEncoding:
@@ -120,6 +127,7 @@ class SASRecBCE(SASRec):
         *,
         seed: int = 0,
         step: int = 0,
+        plan: StepPlan | None = None,
     ) -> LossTerms:
         """See TwoTower; the draws are a function of (seed, step, event)."""
         query_ED = self.encode_queries(rows_UD, queries).vectors_ED

@@ -35,10 +35,8 @@ class YouTubeDNN(TwoTower):
         width = (user_field_count(config, attribute_count) + 1) * config.dim
         self.user_tower = dense_tower(width, config)
 
-    def encode_queries(
-        self, rows_UD: Tensor, queries: QueryInputs, hidden_RL: Tensor | None = None
-    ) -> QueryEncoding:
-        """See TwoTower; of unit norm with similarity=cosine. `hidden_RL` is not read."""
+    def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
+        """See TwoTower; of unit norm with similarity=cosine."""
         item_ID = rows_of(rows_UD, queries.item_row_I)
         mean_ED = history_mean(item_ID, queries, self.config.history_length)
         fields = user_fields(rows_UD, queries, self.config, self.attribute_count)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.training.refusal import StepRefused
-from tests.device.pretended_device import DeviceTensor
+from model.augmentation import view_factors
+from tests.device.pretended_device import DeviceTensor, host
 from tests.device_runs import VARIANTS, config_of, differing, distance, gradients, state_of, train_and_score
 from tests.unit_runs import CPU, open_run, small_config
 
@@ -62,3 +64,13 @@ def test_a_step_that_is_refused_changes_nothing_on_the_device(gpu):
     with pytest.raises(StepRefused, match="not finite"):
         run.train_step.train(prepared, run.step)
     assert differing(before, state_of(run)) == []
+
+
+def test_the_views_dropout_is_the_same_on_the_device(gpu):
+    start = torch.arange(-300, 300) * 7_919_919_919_919 + 5
+    kept = start % 3 > 0
+    for ratio in (0.0, 0.3, 0.9):
+        wanted = view_factors(start, kept, 24, ratio)
+        found = view_factors(start.to(gpu.device), kept.to(gpu.device), 24, ratio)
+        assert torch.equal(host(found), wanted)
+        assert abs(float((wanted[kept] > 0).float().mean()) - (1 - ratio)) < 0.02

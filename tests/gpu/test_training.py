@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.augmentation import RandomKey
+from model.augmentation import RandomKey, view_factors
 from tests.device_runs import VARIANTS, config_of, differing, distance, state_of, train_and_score
 from tests.gpu.conftest import REHEARSAL
 from tests.unit_runs import CPU, QUOTA, open_run, small_config
@@ -81,3 +81,6 @@ def test_random_views_are_the_same_bits_on_every_device(device):
     entity, place = torch.arange(-500, 500).unsqueeze(1) * 7919, torch.arange(64)
     there = RandomKey(3, 17).uniform(16, entity.to(device), place.to(device))
     assert torch.equal(there.cpu(), RandomKey(3, 17).uniform(16, entity, place))
+    start, kept = entity.flatten() * -(2**40) + 5, entity.flatten() % 3 > 0
+    dropped = view_factors(start.to(device), kept.to(device), 64, 0.3)
+    assert torch.equal(dropped.cpu(), view_factors(start, kept, 64, 0.3))

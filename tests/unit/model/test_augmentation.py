@@ -3,7 +3,14 @@
 import numpy as np
 import torch
 
-from model.augmentation import RandomKey, kept_fields, kept_item_fields, masked_tokens
+from model.augmentation import (
+    DROPOUT_VIEW,
+    RandomKey,
+    kept_fields,
+    kept_item_fields,
+    masked_tokens,
+    view_factors,
+)
 from model.token_rows import pack
 from tests.reference_model import keyed_uniform
 
@@ -67,10 +74,23 @@ def test_an_item_view_hides_id_or_categories_with_the_given_chance_and_never_bot
     assert bool((keep_id | keep_category).all())
 
 
+def _dropped(entity, fields, dim, ratio, kept=None):
+    start = RandomKey(3, 4).dropout_starts(2, entity, fields, dim)
+    kept = torch.ones(start.shape, dtype=torch.bool) if kept is None else kept
+    return view_factors(start.flatten(), kept.flatten(), dim, ratio).view(entity.shape[0], fields * dim)
+
+
 def test_keyed_dropout_follows_the_entity_and_not_its_place_and_keeps_the_mean():
-    x, entity = torch.ones(400, 64), torch.arange(400)
-    dropped = RandomKey(3, 4).dropout(2, entity, x, 0.3)
-    assert torch.equal(RandomKey(3, 4).dropout(2, entity.flip(0), x, 0.3).flip(0), dropped)
+    entity = torch.arange(400)
+    dropped = _dropped(entity, 2, 32, 0.3)
+    assert torch.equal(_dropped(entity.flip(0), 2, 32, 0.3).flip(0), dropped)
     assert abs(float(dropped.mean()) - 1.0) < 0.02
     assert torch.allclose(dropped[dropped > 0], torch.tensor(1 / 0.7))
-    assert RandomKey(3, 4).dropout(2, entity, x, 0.0) is x
+    assert bool((_dropped(entity, 2, 32, 0.0) == 1.0).all())
+
+
+def test_keyed_dropout_is_of_the_keyed_numbers_and_of_the_fields_that_are_kept():
+    entity, kept = torch.arange(-20, 20), torch.arange(80).view(40, 2) % 3 > 0
+    uniform = RandomKey(3, 4).uniform(DROPOUT_VIEW + 2, entity.unsqueeze(1), torch.arange(10))
+    want = (uniform >= 0.4) & kept.repeat_interleave(5, dim=1)
+    assert torch.equal(_dropped(entity, 2, 5, 0.4, kept) > 0, want)

@@ -62,11 +62,11 @@ def test_every_event_points_at_its_row_its_history_and_its_features(
         whole = run.context + run.targets
         tokens = _tokens(inputs.history, n)
         assert [names[int(inputs.item_row_I[t])] for t in tokens] == [(ITEM, item) for item in whole]
-        assert [names[int(inputs.source_row_I[t])] for t in tokens] == [(SOURCE, item) for item in whole]
+        assert [names[int(inputs.source_rows_IK[t, 0])] for t in tokens] == [(SOURCE, item) for item in whole]
         for token, own in zip(tokens, item_categories(np.array(whole)).tolist(), strict=True):
             for table, rows in (
-                (CATEGORY, inputs.category_row_IK),
-                (SOURCE_CATEGORY, inputs.source_category_row_IK),
+                (CATEGORY, inputs.rows_IK[:, 1:]),
+                (SOURCE_CATEGORY, inputs.source_rows_IK[:, 1:]),
             ):
                 assert [names.get(r) for r in rows[token].tolist()] == [
                     (table, c) if c else None for c in own
@@ -85,8 +85,7 @@ def test_every_event_points_at_its_row_its_history_and_its_features(
             event += 1
     assert inputs.key_E.unique().shape[0] == event
     assert (inputs.history.token_RL != 0).sum() == sum(len(run.context + run.targets) for run in runs)
-    padding = (inputs.item_row_I[0], inputs.source_row_I[0], *inputs.category_row_IK[0])
-    assert [int(row) for row in padding] == [0] * 4
+    assert [*inputs.rows_IK[0].tolist(), *inputs.source_rows_IK[0].tolist()] == [0] * 6
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_what_is_switched_off_asks_for_no_row(runs_of, batch_of, item_categories
     keys = KeyCollector()
     inputs = query_inputs(batch_of(runs_of(3, 7, 6)), item_categories, keys, replace(config, **off))
     assert not absent & set(keys.keys()[0].tolist())
-    assert inputs.source_category_row_IK.shape[1] == 0
+    assert inputs.source_rows_IK.shape[1] == 1
     assert {ITEM, CATEGORY} <= set(keys.keys()[0].tolist())
 
 
@@ -173,8 +172,7 @@ def test_without_the_user_id_embedding_users_with_equal_attributes_are_one_group
 
 def test_only_targets_are_left_of_the_candidates_when_asked(item_categories):
     items = item_inputs(np.array([3, 4, 5]), item_categories, KeyCollector(), np.array([True, False, True]))
-    assert items.targets_only().id_C.tolist() == [3, 5]
-    assert items.targets_only().category_row_CK.shape == (2, 2)
+    assert items.id_C[items.target_T].tolist() == [3, 5]
 
 
 def test_the_paper_s_negative_sequence_is_the_older_half_of_the_row(

@@ -13,7 +13,17 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from model import augmentation, features, losses, metrics, towers, transformer, two_tower
+from model import (
+    augmentation,
+    contrastive,
+    features,
+    losses,
+    metrics,
+    token_rows,
+    towers,
+    transformer,
+    two_tower,
+)
 from model.cl_epidtn import CLEPIDTN
 from model.contrastive import ContrastiveLosses
 from tests import equations
@@ -93,10 +103,10 @@ IN_BATCH_SOFTMAX = _of(
         " - logits_EM.gather(1, target_E.unsqueeze(1)).squeeze(1))",
     ),
     ("another event's target", "target_E, reduction", "target_E.roll(1), reduction"),
-    ("no weight", "nll_E * weight_E", "nll_E"),
+    ("no weight", "nll_E @ weight_E", "nll_E.sum()"),
     ("mean over this rank's events", COUNT, "nll_E.shape[0]"),
     ("not divided", f" / {COUNT}", ""),
-    ("sign", "nll_E * weight_E", "-nll_E * weight_E"),
+    ("sign", "nll_E @ weight_E", "-nll_E @ weight_E"),
 )
 POINTWISE = _of(
     "check_pointwise",
@@ -116,11 +126,11 @@ MIMIC = _of(
     "check_mimic",
     losses.mimic,
     ("the other tower is trained", "other_ED.detach()", "other_ED"),
-    ("the target keeps its length", "F.normalize(other_ED.detach(), dim=1)", "other_ED.detach()"),
+    ("the target keeps its length", "unit(other_ED.detach())", "other_ED.detach()"),
     ("mean over columns", ".sum(1)", ".mean(1)"),
     ("away from the target", "head_ED - target_ED", "head_ED + target_ED"),
     ("absolute error", ".square()", ".abs()"),
-    ("no weight", ".sum(1) * weight_E)", ".sum(1))"),
+    ("no weight", ".sum(1) @ weight_E", ".sum()"),
     ("mean over this rank's events", COUNT, "weight_E.shape[0]"),
     ("the head is not trained", "(head_ED - ", "(head_ED.detach() + 0 * head_ED - "),
 )
@@ -129,18 +139,18 @@ INFO_NCE = _of(
     losses.info_nce,
     ("the same entity is a negative", ".masked_fill_(same_ST & ~is_positive_ST, -torch.inf)", ""),
     ("the positive is not in the denominator", "same_ST & ~is_positive_ST", "same_ST"),
-    ("no temperature", "(cosine_ST / temperature)", "cosine_ST"),
-    ("multiplied by the temperature", "cosine_ST / temperature", "cosine_ST * temperature"),
-    ("first view keeps its length", "unit_SD = F.normalize(first_SD, dim=1)", "unit_SD = first_SD"),
-    ("second view keeps its length", "F.normalize(second_TD, dim=1)", "second_TD"),
-    ("second view is frozen", "F.normalize(second_TD, dim=1)", "F.normalize(second_TD.detach(), dim=1)"),
-    ("first view is frozen", "F.normalize(first_SD, dim=1)", "F.normalize(first_SD.detach(), dim=1)"),
+    ("no temperature", "unit(second_TD).T / temperature", "unit(second_TD).T"),
+    ("multiplied by the temperature", "unit(second_TD).T / temperature", "unit(second_TD).T * temperature"),
+    ("first view keeps its length", "unit_SD = unit(first_SD)", "unit_SD = first_SD"),
+    ("second view keeps its length", "unit(second_TD)", "second_TD"),
+    ("second view is frozen", "unit(second_TD)", "unit(second_TD.detach())"),
+    ("first view is frozen", "unit(first_SD)", "unit(first_SD.detach())"),
     (
         "another anchor's positive",
         "logits_ST, positive_S, reduction",
         "logits_ST, positive_S.roll(1), reduction",
     ),
-    ("not divided", " / second_TD.shape[0]", ""),
+    ("not divided", "(weight / second_TD.shape[0])", "weight"),
     ("divided twice", 'reduction="sum"', 'reduction="mean"'),
 )
 EXPLICIT_NEGATIVE = _of(
@@ -148,29 +158,33 @@ EXPLICIT_NEGATIVE = _of(
     losses.info_nce,
     ("no explicit negative", "torch.cat([logits_ST, own_S1], dim=1)", "logits_ST"),
     ("explicit negative without temperature", ".sum(1) / temperature", ".sum(1)"),
-    ("explicit negative keeps its length", "F.normalize(negative_SD, dim=1)", "negative_SD"),
+    ("explicit negative keeps its length", "unit(negative_SD)", "negative_SD"),
     ("explicit negative where there is none", "own_S.masked_fill(~has_negative_S, -torch.inf)", "own_S"),
     (
         "another anchor's explicit negative",
-        "F.normalize(negative_SD, dim=1)",
-        "F.normalize(negative_SD.roll(1, 0), dim=1)",
+        "unit(negative_SD)",
+        "unit(negative_SD.roll(1, 0))",
     ),
-    ("explicit negative is frozen", "F.normalize(negative_SD,", "F.normalize(negative_SD.detach(),"),
+    ("explicit negative is frozen", "unit(negative_SD)", "unit(negative_SD.detach())"),
 )
 WEIGHTED_SUM = [
     *_of(
         "check_terms",
         CLEPIDTN,
-        ("no lambda 1", "user * self.config.mimic_user_weight", "user"),
-        ("no lambda 2", "other * self.config.mimic_item_weight", "other"),
-        ("lambda 2 for lambda 1", "self.config.mimic_user_weight", "self.config.mimic_item_weight"),
+        ("no lambda 1", "weighted(user, config.mimic_user_weight)", "user"),
+        ("no lambda 2", "weighted(other, config.mimic_item_weight)", "other"),
+        ("lambda 2 for lambda 1", "config.mimic_user_weight", "config.mimic_item_weight"),
         (
             "mimic of any candidate",
-            "augmented_MA[targets.target_E]",
+            "F.embedding(targets.target_E, augmented_MA)",
             "augmented_MA[: queries.weight_E.shape[0]]",
         ),
         ("mimic of the own tower", "mimic(head_ED, query.vectors_ED", "mimic(head_ED, target_ED"),
-        ("main loss sees masked tokens", "self._input_mask(queries, key)", "None"),
+        (
+            "main loss sees masked tokens",
+            "[input_mask(key, queries, input_mask_ratio)]",
+            "[queries.history.sequence_RL < -1]",
+        ),
         (
             "no mimic in the sum",
             "main, *mimics, *contrastive",
@@ -180,10 +194,10 @@ WEIGHTED_SUM = [
     *_of(
         "check_terms",
         two_tower,
-        ("main alone", "main + sum(rest)", "main"),
-        ("one term is lost", "main + sum(rest)", "main + sum(rest[:-1])"),
+        ("main alone", "[main, *rest]", "[main]"),
+        ("one term is lost", "[main, *rest]", "[main, *rest[:-1]]"),
         ("no temperature", "scores_EM / self.config.temperature", "scores_EM"),
-        ("full log q", "targets.log_q_M * self.config.logq_strength", "targets.log_q_M"),
+        ("full log q", "weighted(targets.log_q_M, self.config.logq_strength)", "targets.log_q_M"),
     ),
     *_of(
         "check_terms",
@@ -194,8 +208,8 @@ WEIGHTED_SUM = [
     *_of(
         "check_terms",
         ContrastiveLosses,
-        ("no alpha", "config.contrastive_weight * weight", "weight"),
-        ("no sub-weight", "config.contrastive_weight * weight", "config.contrastive_weight"),
+        ("no alpha", "alpha = config.contrastive_weight", "alpha = 1.0"),
+        ("no sub-weight", "alpha * config.contrastive_item_weight", "alpha"),
         (
             "weights of sequence and attributes are swapped",
             "zip(weights, views",
@@ -207,42 +221,56 @@ WEIGHTED_SUM = [
 VIEWS = [
     *_of(
         "check_terms",
-        ContrastiveLosses,
-        ("explicit negatives are not read", "negatives.token_RL.shape[0] == 0", "True"),
+        CLEPIDTN,
+        ("explicit negatives are not read", "if queries.negatives.token_RL.shape[0]:", "if False:"),
         (
             "no mean in the sequence view",
-            "views.append(torch.cat([mean,",
-            "views.append(torch.cat([0 * mean,",
+            "torch.split(read_Q2D,",
+            "torch.split(torch.cat([read_Q2D[:events], read_Q2D[events:]"
+            " * torch.arange(2 * config.dim).ge(config.dim)]),",
         ),
         (
             "no last state in the sequence view",
-            "views.append(torch.cat([mean, last]",
-            "views.append(torch.cat([mean, 0 * last]",
+            "torch.split(read_Q2D,",
+            "torch.split(torch.cat([read_Q2D[:events], read_Q2D[events:]"
+            " * torch.arange(2 * config.dim).lt(config.dim)]),",
         ),
-        ("the sequence view hides nothing", "rows, hidden_RL)", "rows, None)"),
-        ("attributes are not masked", "fields_SFD * kept_SF.unsqueeze(2)", "fields_SFD"),
+        (
+            "the sequence view hides nothing",
+            "sequence_masks(key, queries, config.sequence_mask_ratio)",
+            "sequence_masks(key, queries, 0.0)",
+        ),
         (
             "no dropout on attributes",
-            "dropped = key.dropout(salt, user_S, masked_SFD.flatten(1), self._config.view_dropout)",
-            "dropped = masked_SFD.flatten(1)",
+            "factor_VD[:of_users]",
+            "plan.kept_V[:of_users, None].expand(-1, config.dim)",
         ),
-        ("the item's id is not masked", "id_CD * keep_id_C.unsqueeze(1)", "id_CD"),
-        ("the item's categories are not masked", "category_CD * keep_category_C.unsqueeze(1)", "category_CD"),
         (
             "no dropout on items",
-            "dropped = key.dropout(salt, item_C, fields, self._config.view_dropout)",
-            "dropped = fields",
+            "factor_VD[of_users:]",
+            "plan.kept_V[of_users:, None].expand(-1, config.dim)",
         ),
-        ("uniform negatives are anchors", "items.targets_only() if", "items if"),
+        ("uniform negatives are anchors", 'self.config.contrastive_items == "candidates"', "True"),
     ),
     *_of(
         "check_terms",
-        ContrastiveLosses,
+        contrastive,
+        ("attributes are not masked", "kept_SF.flatten()", "torch.ones_like(kept_SF).flatten()"),
         (
-            "users of equal attributes are negatives",
-            "Views(views[0], views[1], user_S, group_S)",
-            "Views(views[0], views[1], user_S, user_S)",
+            "the item's id is not masked",
+            "[keep_id_T, keep_category_T]",
+            "[torch.ones_like(keep_id_T), keep_category_T]",
         ),
+        (
+            "the item's categories are not masked",
+            "[keep_id_T, keep_category_T]",
+            "[keep_id_T, torch.ones_like(keep_id_T)]",
+        ),
+    ),
+    *_of(
+        "check_terms",
+        CLEPIDTN,
+        ("users of equal attributes are negatives", "plan.user_S, plan.group_S", "plan.user_S, plan.user_S"),
         user_id_embedding=False,
     ),
     *_of(
@@ -278,12 +306,12 @@ VIEWS = [
         "check_terms",
         augmentation,
         ("ids are hidden twice as often", "return uniform_E >= ratio / 2", "return uniform_E >= ratio"),
-        ("dropout changes the mean", ".mul_(1.0 / (1.0 - ratio))", ""),
+        ("dropout changes the mean", "np.float32(scale)", "np.float32(1.0)"),
         item_mask_ratio=0.9,
     ),
     *_of(
         "check_two_views_are_two_augmentations",
-        ContrastiveLosses,
+        contrastive,
         ("both sequence views are one", "SEQUENCE_VIEW + view", "SEQUENCE_VIEW"),
         ("both attribute views are one", "ATTRIBUTE_VIEW + view", "ATTRIBUTE_VIEW"),
         ("both item views are one", "ITEM_VIEW + view", "ITEM_VIEW"),
@@ -293,28 +321,28 @@ VIEWS = [
         ContrastiveLosses,
         (
             "the other views are frozen",
-            "torch.cat([views.second_SD, bits",
-            "torch.cat([views.second_SD.detach(), bits",
+            "torch.cat([views.second_SD, *bits",
+            "torch.cat([views.second_SD.detach(), *bits",
         ),
-        (
-            "sequence views do not train items",
-            "tower.item_vectors(rows_UD, queries)",
-            "tower.item_vectors(rows_UD, queries).detach()",
-        ),
+    ),
+    *_of(
+        "check_gradients_flow",
+        CLEPIDTN,
+        ("sequence views do not train items", "read(item_ID, plan.rows", "read(item_ID.detach(), plan.rows"),
         (
             "explicit negatives are frozen",
-            "torch.cat([mean, last], dim=1), count_S > 0",
-            "torch.cat([mean, last], dim=1).detach(), count_S > 0",
+            "sequence_views[len(VIEWS)] if",
+            "sequence_views[len(VIEWS)].detach() if",
         ),
         (
             "item views do not train rows",
-            "tower.embed(rows_UD, chosen)",
-            "tower.embed(rows_UD.detach(), chosen)",
+            "with_views(fields_X2D,",
+            "with_views(torch.cat([fields_X2D[:candidates], fields_X2D[candidates:].detach()]),",
         ),
         (
             "attribute views do not train rows",
-            "tower.embed(rows_UD, queries, queries",
-            "tower.embed(rows_UD.detach(), queries, queries",
+            "with_views(fields_XFD,",
+            "with_views(torch.cat([fields_XFD[:events], fields_XFD[events:].detach()]),",
         ),
     ),
 ]
@@ -322,20 +350,20 @@ ITEM_TOWER = [
     *_of(
         "check_item_tower",
         towers.ItemTower,
-        ("no residual path", " + id_CD + category_CD", ""),
-        ("no category in the residual path", " + category_CD, augmented", ", augmented"),
+        ("no residual path", " + fields_C2D.sum(1)", ""),
+        ("no category in the residual path", "fields_C2D.sum(1)", "fields_C2D[:, 0]"),
         (
             "no augmented vector",
-            "torch.cat([fields, augmented], dim=1)",
-            "torch.cat([fields, 0 * augmented], dim=1)",
+            "torch.cat([joined, augmented], dim=1)",
+            "torch.cat([joined, 0 * augmented], dim=1)",
         ),
     ),
-    *_of("check_item_tower", towers.category_sum, ("mean of categories", 'mode="sum"', 'mode="mean"')),
-    *_of("check_item_tower", CLEPIDTN, ("no unit norm", "F.normalize(vectors, dim=1) if", "vectors if")),
+    *_of("check_item_tower", towers.sum_of_rows, ("mean of categories", 'mode="sum"', 'mode="mean"')),
+    *_of("check_item_tower", CLEPIDTN, ("no unit norm", "unit(vectors) if", "vectors if")),
     *_of(
         "check_pav_input_is_detached",
         towers.ItemTower,
-        ("the input of a_i is not detached", "fields.detach()", "fields"),
+        ("the input of a_i is not detached", "joined.detach()", "joined"),
     ),
 ]
 USER_TOWER = [
@@ -346,46 +374,57 @@ USER_TOWER = [
     ),
     *_of(
         "check_user_tower",
-        towers,
+        towers.AttributeTower,
         (
             "no augmented vector",
             "torch.cat([joined, augmented], dim=1)",
             "torch.cat([joined, 0 * augmented], dim=1)",
         ),
-        ("mean and last are swapped", "[attribute_ED, mean_ED, last_ED]", "[attribute_ED, last_ED, mean_ED]"),
-        ("the skip has no weight", "self.skip * last_ED", "last_ED"),
-        ("no sources", "out + source_ED", "out"),
-        ("one weight for all sources", "distance_LL.clamp(0, self.weight_B.shape[0] - 1)", "0 * distance_LL"),
+    ),
+    *_of(
+        "check_user_tower",
+        towers,
         (
-            "sources of later items",
-            "(distance_LL < 0) | (distance_LL >= self.weight_B",
-            "(distance_LL >= self.weight_B",
+            "mean and last are swapped",
+            "[attribute_ED, history_E2D]",
+            "[attribute_ED, history_E2D.roll(attribute_ED.shape[1], 1)]",
         ),
-        ("sources of other users", "if rows.shared else weight_LL", "if False else weight_LL"),
-        ("no categories in the sequence", "category_sum(rows_UD, queries.category_row_IK)", "0"),
-        ("no categories in the sources", "category_sum(rows_UD, queries.source_category_row_IK)", "0"),
+        ("the skip has no weight", "torch.addcmul(out, self.skip, last_ED)", "out + last_ED"),
+        ("no sources", "out + source_ED", "out"),
+        ("one weight for all sources", "F.embedding(distance_LL,", "F.embedding(0 * distance_LL,"),
+        ("sources of later items", "outside_LL | rows", "outside_LL.tril() | rows"),
+        ("sources of other users", "outside_LL | rows.strange_RLL", "outside_LL"),
+        ("no categories in the sequence", "queries.rows_IK", "queries.rows_IK[:, :1]"),
+        ("no categories in the sources", "queries.source_rows_IK", "queries.source_rows_IK[:, :1]"),
     ),
     *_of(
         "check_user_tower",
         transformer,
+        ("attention sees what comes later", "masked_fill(outside_LL,", "masked_fill(outside_LL.tril(),"),
         (
-            "attention sees what comes later",
-            "(distance_LL < 0) | (distance_LL >= self.window)",
-            "distance_LL >= self.window",
+            "attention sees beyond the window",
+            "masked_fill(outside_LL,",
+            "masked_fill(distances(length, self.window + 1, self.bias_HW.device)[1],",
         ),
-        ("attention sees beyond the window", "distance_LL >= self.window", "distance_LL > self.window"),
         ("attention sees other users", "scores_RHLL += apart_R1LL", "pass"),
         ("attention without its scale", " * query.shape[3] ** -0.5", ""),
-        ("attention without positions", "self.bias_HW[:, distance_LL", "0.0 * self.bias_HW[:, distance_LL"),
+        ("attention without positions", "F.embedding(distance_LL,", "0.0 * F.embedding(distance_LL,"),
         ("no norm before attention", "self.attention_norm(x_RLD)", "x_RLD"),
         ("no norm before the feed-forward part", "self.feed_forward_norm(x_RLD)", "x_RLD"),
         ("no residual path", "return x_RLD + self._drop", "return self._drop"),
         ("another activation", "F.gelu(", "F.relu("),
         ("no norm of the input", "self.input_norm(token_RLD)", "token_RLD"),
         ("no norm of the output", "self.output_norm(state_RLD)", "state_RLD"),
-        ("mean over all states", "position_E.clamp_max(window)", "position_E"),
-        ("a state too early", "+ position_E - 1).clamp_min(0)", "+ position_E - 2).clamp_min(0)"),
-        ("an event without history reads a state", "* (position_E > 0).unsqueeze(1)", ""),
+        ("mean over all states", "inside(length, window,", "inside(length, 2 * window,"),
+        ("mean of other users' states too", "inside_LL.masked_fill(rows.strange_RLL, 0.0)", "inside_LL"),
+    ),
+    *_of(
+        "check_user_tower",
+        token_rows,
+        ("mean of more than there are", "position_Q.clamp(1, window)", "window"),
+        ("mean of fewer than there are", "position_Q.clamp(1, window)", "position_Q.clamp_min(1)"),
+        ("a state too early", "+ position_Q - 1).clamp_min(0)", "+ position_Q - 2).clamp_min(0)"),
+        ("an event without history reads a state", "[mean_Q, some_Q]", "[mean_Q, torch.ones_like(some_Q)]"),
     ),
     *_of(
         "check_scores",
@@ -437,7 +476,7 @@ ROUTES = [
     Mutation(what, owner, old, new, "check_routes", arguments=(term,))
     for what, owner, old, new, term in (
         ("mimic reaches user rows", towers.AttributeTower, "joined.detach()", "joined", "mimic_user"),
-        ("mimic reaches item rows", towers.ItemTower, "fields.detach()", "fields", "mimic_item"),
+        ("mimic reaches item rows", towers.ItemTower, "joined.detach()", "joined", "mimic_item"),
         ("mimic reaches the user tower", losses.mimic, "other_ED.detach()", "other_ED", "mimic_item"),
         (
             "main does not train the user's augmentation",
@@ -449,15 +488,15 @@ ROUTES = [
         (
             "main does not train the item's augmentation",
             towers.ItemTower,
-            "[fields, augmented]",
-            "[fields, augmented.detach()]",
+            "[joined, augmented]",
+            "[joined, augmented.detach()]",
             "main",
         ),
         (
             "main does not train items",
             CLEPIDTN,
-            "return gathered[:, : self.config.dim], ",
-            "return gathered[:, : self.config.dim].detach(), ",
+            "return item_MD, augmented_MA",
+            "return item_MD.detach(), augmented_MA",
             "main",
         ),
     )

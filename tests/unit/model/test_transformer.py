@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.token_rows import TokenRows, pack
-from model.transformer import Block, RelativeBias, SequenceEncoder, last_and_mean
+from model.token_rows import TokenRows, pack, reads_at
+from model.transformer import Block, RelativeBias, SequenceEncoder, mean_and_last
 
 
 def _alone(*lengths):
@@ -22,6 +22,12 @@ def _alone(*lengths):
         start_N=torch.arange(len(lengths)) * width,
         length_N=length_N,
     )
+
+
+def _read(states, rows, sequence, position, window):
+    """The mean and the last state that events read."""
+    both = mean_and_last(states, rows, reads_at(rows, sequence, position, window), window)
+    return both.chunk(2, dim=1)
 
 
 def _encoder(window=50, layers=2):
@@ -69,8 +75,8 @@ def test_sharing_a_row_changes_no_state_and_nothing_that_an_event_reads(lengths)
             alone = encoder(each[n], _alone(length))
             assert torch.allclose(states[rows.sequence_RL == n], alone[0], atol=1e-5)
             event = torch.arange(length + 1)
-            read = last_and_mean(states, rows, torch.full_like(event, n), event, 20)
-            want = last_and_mean(alone, _alone(length), torch.zeros_like(event), event, 20)
+            read = _read(states, rows, torch.full_like(event, n), event, 20)
+            want = _read(alone, _alone(length), torch.zeros_like(event), event, 20)
             assert torch.allclose(torch.stack(read), torch.stack(want), atol=1e-5)
 
 
@@ -123,10 +129,10 @@ def test_attention_is_softmax_of_scaled_products_plus_the_bias():
     assert torch.allclose(block._attend(x, None)[0], block.to_out(mixed.reshape(5, 8)), atol=1e-12)
 
 
-def test_last_and_mean_are_those_of_the_states_before_the_event():
+def test_mean_and_last_are_those_of_the_states_before_the_event():
     states = torch.randn(2, 7, 4)
     sequence, position = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 6, 3])
-    last, mean = last_and_mean(states, _alone(7, 7), sequence, position, 4)
+    mean, last = _read(states, _alone(7, 7), sequence, position, 4)
     assert last[0].tolist() == mean[0].tolist() == [0.0] * 4
     for e in (1, 2, 3):
         before = states[sequence[e], : position[e]]
@@ -136,6 +142,6 @@ def test_last_and_mean_are_those_of_the_states_before_the_event():
 
 def test_a_position_at_the_end_of_the_row_reads_the_last_state():
     states = torch.randn(1, 3, 4)
-    last, mean = last_and_mean(states, _alone(3), torch.tensor([0]), torch.tensor([3]), 50)
+    mean, last = _read(states, _alone(3), torch.tensor([0]), torch.tensor([3]), 50)
     assert torch.equal(last[0], states[0, 2])
     assert mean[0].tolist() == pytest.approx(states[0].mean(0).tolist(), abs=1e-6)
