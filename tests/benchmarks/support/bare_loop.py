@@ -14,7 +14,7 @@ from cluster.config import FreshetConfig
 from cluster.training.run import TrainingRun
 from model.cl_epidtn import CLEPIDTN
 from model.features import ItemInputs, QueryInputs
-from model.two_tower import Targets
+from model.two_tower import StepPlan, Targets
 from tests.benchmarks.support.window import Clock, Timing
 
 
@@ -27,6 +27,7 @@ class ReadyStep:
     queries: QueryInputs
     items: ItemInputs
     targets: Targets
+    plan: StepPlan
     events: int
 
 
@@ -35,13 +36,16 @@ def make_ready(run: TrainingRun, batches: list[pa.RecordBatch]) -> tuple[list[Re
     ready = []
     for step, batch in enumerate(batches):
         prepared = run.train_step.prepare(batch, step)
-        rows = np.empty_like(prepared.lookup.local_R)
-        rows[prepared.lookup.order_U.numpy()] = prepared.lookup.local_R
-        index_1U = torch.from_numpy(np.concatenate([[0], rows + 1]))
+        index_1U = torch.from_numpy(np.concatenate([[0], prepared.lookup.local_R + 1]))
         run.train_step._count(prepared.global_targets)  # what later steps' log q is made of
         ready.append(
             ReadyStep(
-                index_1U, prepared.queries, prepared.items, prepared.targets, prepared.global_targets.events
+                index_1U,
+                prepared.queries,
+                prepared.items,
+                prepared.targets,
+                prepared.plan,
+                prepared.global_targets.events,
             )
         )
     return ready, torch.cat([torch.zeros(1, run.table.dim), run.table.values_CD[: len(run.table)]])
@@ -66,7 +70,9 @@ class BareLoop:
     def step(self, ready: ReadyStep, step: int) -> Tensor:
         """One optimizer step; the loss."""
         rows_UD = self._table(ready.index_1U)
-        terms = self._model(rows_UD, ready.queries, ready.items, ready.targets, seed=self._seed, step=step)
+        terms = self._model(
+            rows_UD, ready.queries, ready.items, ready.targets, seed=self._seed, step=step, plan=ready.plan
+        )
         self._dense.zero_grad(set_to_none=True)
         self._sparse.zero_grad(set_to_none=True)
         terms.total.backward()

@@ -17,6 +17,7 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import agree
 from cluster.training.worker import Worker
 from model.config import ModelConfig
@@ -142,7 +143,9 @@ def open_worker(config: FreshetConfig, population: Population, window: Window) -
     """A worker with an open stream, a known catalogue and full histories, before its first step."""
     worker = Worker(config, Collectives(), torch.device("cpu"))
     worker._checkpointer = worker._resume()
-    worker._open_stream()
+    worker._intake.choose_range(worker.run, resumed=False)
+    worker._feed = CatalogueFeed(config.stream, worker.comm, worker.run)
+    worker._intake.open(worker.run)
     worker.run.catalogue.apply(population.catalogue())
     per_partition = window.prefill // window.partitions
     while per_partition > 0:
@@ -179,7 +182,8 @@ def timed_window(config: FreshetConfig, population: Population, window: Window) 
         worker.comm.exchange(np.zeros(1))
         return clock.read(examples)
     finally:
-        worker.run.source.close()
+        worker._intake.close()
+        worker.run.close()
 
 
 def window_batches(config: FreshetConfig, population: Population, window: Window) -> list[pa.RecordBatch]:
@@ -192,4 +196,5 @@ def window_batches(config: FreshetConfig, population: Population, window: Window
             batches.append(worker.run.batcher.next_batch(worker._quota))
         return batches
     finally:
-        worker.run.source.close()
+        worker._intake.close()
+        worker.run.close()
