@@ -40,6 +40,8 @@ class Report:
     ready_rows: float = 0
     batch_full: float = 0
     """1 if no partition of this rank could give more to this step by waiting."""
+    two_full: float = 0
+    """1 if the same holds of this step and the next one together, and this rank takes batches ahead."""
     finished: float = 0
     rows_read: float = 0
     dead_letters: float = 0
@@ -82,7 +84,23 @@ class Decision:
     """The run stops because somebody asked it to, before its end."""
     step: bool
     failed: bool
+    ahead: bool
+    """While this step is computed, every rank takes the next one's batch."""
     totals: Report
+
+    @property
+    def only_a_step(self) -> bool:
+        """Whether nothing but a step is to be done, so that a batch may stay in hand."""
+        others = (
+            self.catalogue,
+            self.publish,
+            self.checkpoint,
+            self.checkpoint_ready,
+            self.bound,
+            self.drained,
+            self.stop,
+        )
+        return not any(others)
 
     @property
     def validation(self) -> npt.NDArray[np.float64]:
@@ -117,5 +135,6 @@ def decide(reports: list[Report], config: TrainConfig) -> Decision:
         asked=asked,
         step=totals.ready_rows > 0 and (totals.batch_full == everyone or lingered),
         failed=totals.failed > 0,
+        ahead=totals.two_full == everyone,
         totals=totals,
     )

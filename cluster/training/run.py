@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from streaming.batcher import Batcher
 from streaming.catalogue import Catalogue
 from streaming.dead_letter import DeadLetterWriter
 from streaming.history import UserStore
-from streaming.position import EventSource, Position
+from streaming.position import EventSource, Gap, Position
 
 
 def partitions_of_rank(partitions: int, rank: int, world: int) -> list[int]:
@@ -120,11 +120,20 @@ class TrainingRun:
             if partition not in self.positions and at.offset > 0:
                 self.stream.origin[partition] = at.offset
 
-    def note_gaps(self) -> None:
-        """What the log did not hold any more before the positions: the proof begins again behind it."""
-        for partition, until in self.stream.note_gaps(self.source.gaps).items():
+    def note_gaps(
+        self,
+        gaps: Mapping[int, Sequence[Gap]] | None = None,
+        topic_ids: Mapping[int, str] | None = None,
+    ) -> None:
+        """What the log did not hold any more before the positions: the proof begins again behind it.
+
+        Args:
+            gaps, topic_ids: as the source gave them when a batch was taken; by default as it gives them now.
+        """
+        found = self.source.gaps if gaps is None else gaps
+        for partition, until in self.stream.note_gaps(found).items():
             self.ledger.partitions[partition].begin_behind(until)
-        self.stream.topic_ids |= self.source.topic_ids
+        self.stream.topic_ids |= self.source.topic_ids if topic_ids is None else topic_ids
 
     def close(self) -> None:
         """Let go of the stream."""

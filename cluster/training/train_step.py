@@ -93,6 +93,7 @@ class TrainStep:
         """Summed weight of all trained events, the denominator of an item's frequency."""
         self._parameters = list(model.parameters())
         self._comm, self._config, self._device = comm, config, device
+        self._ahead: tuple[pa.RecordBatch, _LocalInputs | str] | None = None
 
     def prepare(self, batch: pa.RecordBatch, step: int, *, known_before: int | None = None) -> PreparedStep:
         """Agree on candidates, look up every row that the step needs.
@@ -126,6 +127,10 @@ class TrainStep:
         new_items = self.catalogue.item_ids[known_before:]
         return PreparedStep(inputs.runs, queries, items, targets, plan, lookup, agreed, new_items)
 
+    def read_ahead(self, batch: pa.RecordBatch) -> None:
+        """Not collective. Do the part of `prepare` that needs no other rank; kept for one call with this very batch."""
+        self._ahead = batch, self._read(batch)
+
     def train(
         self,
         prepared: PreparedStep,
@@ -133,6 +138,7 @@ class TrainStep:
         *,
         decay: float = 1.0,
         score: Callable[[], object] = lambda: None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
         """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks.
 
@@ -141,11 +147,13 @@ class TrainStep:
             step: counts from 0.
             decay: factor of both learning rates, beside the warm-up.
             score: collective, is called before the forward pass; refuses the step where it fails.
+            meanwhile: not collective, is called when the device has been given forward and backward, before the host
+                waits; not if this rank fails before that.
         Raises:
             StepRefused: a loss or a gradient is not finite, or some rank cannot find it; nothing has changed but the
                 state of dropout.
         """
-        losses = self._find_gradients(prepared, step, score)
+        losses = self._find_gradients(prepared, step, score, meanwhile)
         rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
         self.optimizer.step(self._config.train.learning_rate * rate)
         self.table.apply_gradients(prepared.lookup, self._config.train.row_learning_rate * rate)
@@ -179,19 +187,26 @@ class TrainStep:
 
     def _agree(self, batch: pa.RecordBatch) -> tuple[_LocalInputs, GlobalTargets]:
         """What this rank makes of its events, and the targets of all; all refuse if one can make nothing of its own."""
-        inputs, failure = None, ""
-        try:
-            inputs = self._local_inputs(batch)
+        ahead, self._ahead = self._ahead, None
+        read = ahead[1] if ahead is not None and ahead[0] is batch else self._read(batch)
+        inputs, failure = (None, read) if isinstance(read, str) else (read, "")
+        mine = FAILED
+        if inputs is not None:
             mine = target_rows(inputs.runs.targets_E, inputs.weight_E, inputs.latest_ms)
-        except Exception as error:
-            if not may_be_of_events(error, self._comm):
-                raise
-            # It came of this rank's events alone, and the other ranks wait for this one.
-            failure, mine = described(error), FAILED
         agreed = gather_targets(self._comm, mine)
         if inputs is None or agreed is None:
             raise StepRefused(first_failure(self._comm, failure), {})
         return inputs, agreed
+
+    def _read(self, batch: pa.RecordBatch) -> _LocalInputs | str:
+        """What this rank makes of its events; or why it can make nothing of them."""
+        try:
+            return self._local_inputs(batch)
+        except Exception as error:
+            if not may_be_of_events(error, self._comm):
+                raise
+            # It came of this rank's events alone, and the other ranks wait for this one.
+            return described(error)
 
     def _local_inputs(self, batch: pa.RecordBatch) -> _LocalInputs:
         weight_E = batch.column("weight").flatten().to_numpy()
@@ -204,7 +219,11 @@ class TrainStep:
         return _LocalInputs(Runs.of(batch), weight_E, int(times.max(initial=0)), keys, queries)
 
     def _find_gradients(
-        self, prepared: PreparedStep, step: int, score: Callable[[], object]
+        self,
+        prepared: PreparedStep,
+        step: int,
+        score: Callable[[], object],
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
         """Forward and backward of all ranks; leaves gradients, or refuses the step."""
         gather = CrossRankGather(self._comm, self._device)
@@ -231,7 +250,9 @@ class TrainStep:
         clip = self._config.train.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
         # All from sums over the ranks, so every rank refuses or none; read at once, so the host waits once.
-        numbers = torch.cat([sums, norm.reshape(1).to(sums.dtype)]).tolist()
+        asked = torch.cat([sums, norm.reshape(1).to(sums.dtype)])
+        meanwhile()
+        numbers = asked.tolist()
         losses = dict(zip(names, numbers, strict=False))
         if not all(map(math.isfinite, numbers)):
             said = ", ".join(

@@ -36,6 +36,7 @@ from cluster.training.run import TrainingRun, partitions_of_rank
 from cluster.training.since import Since
 from cluster.training.starting_point import find_starting_point, start_from
 from cluster.training.stream_state import Epoch, saved_stream
+from cluster.training.taking import BatchTaker
 from cluster.training.worker_state import checkpointer_of, restore_checkpoint
 from streaming.dead_letter import DeadLettersDelayed
 from streaming.group_offsets import GroupOffsets
@@ -96,6 +97,7 @@ class Worker:
         self._intake.choose_range(self.run, resumed=self._resumed)
         self._feed = CatalogueFeed(self.config.stream, self.comm, self.run)
         self._intake.open(self.run)
+        self._taker = BatchTaker(self.run, self._quota)
         try:
             while True:
                 decision = agree(self.comm, self._report(), self.config.train)
@@ -103,6 +105,9 @@ class Worker:
                 if decision.failed:
                     self.publisher.wait()
                     raise RuntimeError("publishing failed on rank 0; see its log")
+                if self._taker.in_hand and not decision.only_a_step:
+                    self._step(ahead=False)  # whatever else is done finds every batch that was taken trained
+                    decision = replace(decision, step=False)
                 if decision.catalogue:
                     self._feed.apply(self.run)
                     self._since.catalogue_changed()
@@ -123,7 +128,7 @@ class Worker:
                     return self._finish(decision)
                 self._checkpointer.copy_some()
                 if decision.step:
-                    self._step()
+                    self._step(ahead=decision.ahead)
                 else:
                     self.run.batcher.wait_full(self._quota, _IDLE_WAIT_S)
         finally:
@@ -188,6 +193,7 @@ class Worker:
         self.run.progressive.recent_queries = old.progressive.recent_queries
         self._checkpointer = checkpointer_of(self.run, self.checkpoints, self.comm, None, self._at)
         self._intake.open_grown(self.run)
+        self._taker = BatchTaker(self.run, self._quota)
         _log.warning(
             "%s: %d partitions are read to their ends, users have moved, %d are read from now on",
             self.config.stream.interactions_topic,
@@ -199,8 +205,9 @@ class Worker:
         now = time.monotonic()
         train, batcher = self.config.train, self.run.batcher
         report = Report(
-            ready_rows=batcher.ready_rows(self._quota),
-            batch_full=float(batcher.wait_full(self._quota, 0.0)),
+            ready_rows=batcher.ready_rows(self._quota) + self._taker.rows_in_hand,
+            batch_full=float(self._taker.in_hand or batcher.wait_full(self._quota, 0.0)),
+            two_full=float(self._may_take_ahead and batcher.wait_full(self._quota_ahead, 0.0)),
             finished=float(self.run.source.finished and self._intake.bounded),
             rows_read=batcher.rows_read + self.run.rows_read_before,
             dead_letters=batcher.rows_dead + self.run.dead_letters_before,
@@ -239,6 +246,16 @@ class Worker:
         return max(1, self.config.train.batch_events // self.run.stream.partitions)
 
     @property
+    def _may_take_ahead(self) -> bool:
+        """A CPU would only do the same work earlier; a run that counts rows must not take more than it counts."""
+        return self.device.type != "cpu" and self.config.train.stop_after_rows == 0
+
+    @property
+    def _quota_ahead(self) -> int:
+        """Rows of each partition that must be ready for this step and the next; those in hand are taken already."""
+        return self._quota if self._taker.in_hand else 2 * self._quota
+
+    @property
     def _worth_publishing(self) -> bool:
         """A run that was started from a checkpoint has steps behind it before it knows of any item."""
         return self.run.step > 0 and self.run.catalogue.item_ids.shape[0] > 0
@@ -255,24 +272,26 @@ class Worker:
         self.progress.checkpoint_problem = self._checkpointer.problem
         self.progress.update(self.run, decision.totals, self.publisher)
 
-    def _step(self) -> None:
-        run = self.run
-        run.note_gaps()  # a topic that was created anew: what is taken from here on is of it
-        batch = run.batcher.next_batch(self._quota)
-        run.note_gaps()
-        run.stream.count_dead(run.batcher.dead)
-        run.ledger.add_set_aside(run.batcher.set_aside)
+    def _step(self, *, ahead: bool) -> None:
+        run, taker = self.run, self._taker
+        batch = taker.next()
         self._last_step_s = time.monotonic()
         guarded = GuardedStep(run.train_step, self.comm, self.device, run.progressive)
+
+        def meanwhile() -> None:
+            if ahead:
+                taker.take_ahead(run.train_step)
+
         left: pa.RecordBatch | None = batch
         while left is not None:  # once, but for events that can be trained on in smaller steps only
             try:
-                outcome = guarded.train(left, run.step)
+                outcome = guarded.train(left, run.step, meanwhile)
             except Exception as error:
                 error.add_note(f"in training step {run.step} of {describe_places(left)}")
                 raise
             self._account_for(outcome)
             left = outcome.left
+        meanwhile()  # a rank that refused the step may not have come to it: all have a batch in hand, or none
 
     def _account_for(self, outcome: StepOutcome) -> None:
         run = self.run

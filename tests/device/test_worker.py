@@ -5,8 +5,10 @@ from dataclasses import replace
 from cluster.collectives import Collectives
 from cluster.publishing.serving import Recommender
 from cluster.training.accounting import verify_exactly_once
+from cluster.training.taking import BatchTaker
+from cluster.training.train_step import TrainStep
 from cluster.training.worker import Worker
-from tests.device_runs import data_set_of
+from tests.device_runs import data_set_of, differing, state_of
 from tests.worker_runs import config_of
 
 
@@ -22,3 +24,56 @@ def test_a_worker_trains_checkpoints_publishes_and_resumes(gpu, tmp_path):
     assert verify_exactly_once(whole).exactly_once
     recommender = Recommender(whole)
     assert [r.title for r in recommender.recommend(history=[1, 2, 3], k=2)] != ["", ""]
+
+
+class _Killed(Exception):
+    """The process was killed."""
+
+
+def _final(config, device, monkeypatch, *, ahead, kill_at=()):
+    """A run's last state, what it says of itself, and how many batches it took ahead; killed before these steps."""
+    taken, kills = [], list(kill_at)
+    take_ahead, train = BatchTaker.take_ahead, TrainStep.train
+
+    def counted(self, step):
+        taken.append(1)
+        take_ahead(self, step)
+
+    def killed(self, prepared, step, **rest):
+        if kills and step == kills[0]:
+            kills.pop(0)
+            raise _Killed
+        return train(self, prepared, step, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BatchTaker, "take_ahead", counted)
+        patched.setattr(TrainStep, "train", killed)
+        if not ahead:
+            patched.setattr(Worker, "_may_take_ahead", False)
+        while True:
+            worker = Worker(config, Collectives(), device)
+            try:
+                progress = worker.train()
+            except _Killed:
+                continue
+            return state_of(worker.run), progress, len(taken)
+
+
+def test_batches_are_taken_ahead_and_the_run_stays_the_same_over_checkpoints_and_kills(
+    gpu, tmp_path, monkeypatch
+):
+    stream = data_set_of(tmp_path / "data", 400)
+    train = {"batch_events": 32, "checkpoint_every_s": 1e-6}
+
+    def config(name):
+        return config_of(stream, tmp_path / name, **train)
+
+    wanted, told, none = _final(config("plain"), gpu.device, monkeypatch, ahead=False)
+    found, said, taken = _final(config("ahead"), gpu.device, monkeypatch, ahead=True)
+    again, after, _ = _final(config("killed"), gpu.device, monkeypatch, ahead=True, kill_at=(3, 8))
+    assert none == 0
+    assert taken >= 5
+    assert told["events_trained"] == said["events_trained"] == after["events_trained"] == 400
+    assert differing(wanted, found) == []
+    assert differing(wanted, again) == []
+    assert all(verify_exactly_once(config(name)).exactly_once for name in ("plain", "ahead", "killed"))
