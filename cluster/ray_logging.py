@@ -23,8 +23,6 @@ _LEVELS = {
     "ray.train.v2._internal.execution.failure_handling.default": logging.WARNING,
     # That a worker which has crashed cannot be shut down gracefully, with a traceback.
     "ray.train.v2._internal.callbacks.backend_setup": logging.ERROR,
-    # That a busy machine has answered late, and that this may be ignored, with a traceback.
-    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": logging.ERROR,
     # A connection that was lost, several times with a traceback: `streaming.outage` says that, in one line.
     "kafka": logging.CRITICAL,
 }
