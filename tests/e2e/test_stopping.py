@@ -264,15 +264,14 @@ def test_a_replay_that_is_stopped_ends_with_130(live_config, tmp_path):
 
 def test_a_demo_that_is_stopped_under_load_ends_with_130_and_its_trainer_commits(live_config, tmp_path):
     options = ("--dir", str(tmp_path / "demo"), "--seconds", "600", "train.checkpoint_every_s=3600")
+    storage = tmp_path / "demo" / "latest" / "storage"
     with Run(replace(live_config, storage_path=str(tmp_path / "run")), "demo", "demo", *options) as run:
-        run.wait(lambda: run.said().get("step", 0) >= 2)
+        run.wait(lambda: (read_progress(storage) or {}).get("step", 0) >= 2)
         ended = run.stop(signal.SIGINT)
         assert_stopped(run, ended, 128 + signal.SIGINT)
-    said = run.said()
+    said = read_progress(storage)
     assert (said["state"], said["stop_error"]) == ("stopped", "")
-    assert (
-        CheckpointStore(str(run.folder / "checkpoints")).newest().manifest["rows_read"] == said["rows_read"]
-    )
+    assert CheckpointStore(str(storage / "checkpoints")).newest().manifest["rows_read"] == said["rows_read"]
 
 
 def assert_stopped(run, ended, status):
