@@ -16,7 +16,7 @@ PLACES = {
     "masks": ("cluster.training.train_step:negatives_to_drop", None),
     "items for scoring": (f"{_TOWER}.encode_items", False),
     "scoring": ("cluster.training.progressive:sample_mask", None),
-    "query tower": (f"{_TOWER}.encode_queries", True),
+    "towers": (f"{_TOWER}.encode_step", True),
     "between messages": (f"{_TOWER}._main", True),
     "after the last message": (f"{_TOWER}._terms", True),
     "backward": (f"{_TOWER}._main", True),
