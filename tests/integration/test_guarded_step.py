@@ -177,7 +177,7 @@ def test_a_step_that_nothing_can_be_learnt_from_is_given_up_after_a_bounded_sear
     )
     probes = []
 
-    def fails(prepared, step, score, meanwhile):
+    def fails(prepared, step, *_):
         probes.append(step)
         raise StepRefused("the model is at fault", {})
 
