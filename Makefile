@@ -12,8 +12,8 @@ NAME ?=
 KILLS ?= 500
 ROUNDS ?= 16
 MODE ?=
-# Test processes side by side (each with a Kafka broker of its own, 350 MB); 0: one after another in this one.
-JOBS ?= 0
+# Test processes side by side, each with a Kafka broker of its own (350 MB); 0: one after another in this one.
+JOBS ?= 2
 REPORT ?= chaos.json
 
 FRESHET := $(BIN)/freshet
@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## The whole loop on this machine: Kafka, training, refreshes, recommendations (ARGS="--chaos").
 	$(FRESHET) demo $(ARGS)
 
-test: install  ## Every test that needs no GPU (ARGS="-k name", JOBS=2: two side by side).
+test: install  ## Every test that needs no GPU (ARGS="-k name"; JOBS=0: one after another).
 	$(BIN)/pytest -m "not gpu" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: install  ## Unit and property tests only.
