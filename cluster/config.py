@@ -11,8 +11,8 @@ from cluster.evaluation.config import FitConfig, PopularityConfig, ProtocolConfi
 from cluster.tables.config import TableConfig
 from model.config import ModelConfig, Precision
 from retrieval.config import IndexConfig
-from streaming.broker import BrokerConfig
 from streaming.config import StreamConfig
+from streaming.local_broker.broker import BrokerConfig
 
 _WORKERS = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
 

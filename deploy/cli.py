@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deploy.options import AddressOption, ConfigOption, JsonOption, Overrides, settings
+from deploy.command.options import AddressOption, ConfigOption, JsonOption, Overrides, settings
 
 if TYPE_CHECKING:
-    from deploy.terminal import Terminal
+    from deploy.command.terminal import Terminal
 
 app = typer.Typer(
     name="freshet",
@@ -48,26 +48,26 @@ DatasetOption = Annotated[
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    from deploy.terminal import guard_streams
+    from deploy.command.terminal import guard_streams
 
     with guard_streams(sys.argv[1:]):
         try:
             app(prog_name="freshet")
         except Exception as error:
-            from deploy.errors import report
+            from deploy.command.errors import report
 
             sys.exit(report(error))
 
 
 def _console() -> Terminal:
-    from deploy.terminal import Terminal
+    from deploy.command.terminal import Terminal
 
     return Terminal()
 
 
 def _print_fields(result: dict[str, Any]) -> None:
-    from deploy.terminal import say
-    from deploy.times import local_time
+    from deploy.command.terminal import say
+    from deploy.command.times import local_time
 
     # What is nested is for the JSON file.
     shown = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
@@ -111,8 +111,8 @@ def demo(
     With `stream.bootstrap_servers=HOST:PORT` it uses that cluster instead of starting one. Ctrl-C ends it with status
     130, SIGTERM with 143, and stops what it has started.
     """
-    from deploy.demo import run_demo
-    from deploy.demo_settings import DemoOptions
+    from deploy.demo.demo import run_demo
+    from deploy.demo.settings import DemoOptions
 
     options = DemoOptions(
         dir, dataset, events, seconds, partitions, chaos, stall_seconds, config, overrides or [], take_over
@@ -137,7 +137,7 @@ def broker(
 
     Needs neither Java nor Maven: Java comes with the extra `broker`, and Kafka is downloaded once.
     """
-    from deploy.broker import run_broker
+    from deploy.verbs.broker import run_broker
 
     run_broker(settings(config, overrides), dir, port, partitions, json)
 
@@ -199,8 +199,8 @@ def train(
 
     `ray job submit --working-dir . -- python -m deploy train storage_path=/shared/movies`
     """
-    from deploy.output import write_json
-    from deploy.training import train as run_train
+    from deploy.command.output import write_json
+    from deploy.verbs.training import train as run_train
 
     chosen = {
         "train.init_from": init_from,
@@ -236,9 +236,9 @@ def replay(
 
     Ctrl-C ends it with status 130, SIGTERM with 143.
     """
-    from deploy.output import write_json
-    from deploy.replaying import run_replay
-    from deploy.signals import stop_on_signals
+    from deploy.command.output import write_json
+    from deploy.command.sigterm import stop_on_signals
+    from deploy.verbs.replaying import run_replay
 
     with stop_on_signals():
         result = run_replay(
@@ -263,8 +263,8 @@ def refresh(
     A version that misses a gate (recall, coverage, …) is not promoted: the live one stays, and the reason is printed.
     Ctrl-C ends it with status 130, SIGTERM with 143, and leaves the live version as it is.
     """
-    from deploy.output import write_json
-    from deploy.training import refresh as run_refresh
+    from deploy.command.output import write_json
+    from deploy.verbs.training import refresh as run_refresh
 
     result = run_refresh(settings(config, overrides), checkpoint)
     write_json(json, result)
@@ -289,9 +289,9 @@ def recommend(
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many items.")] = 10,
 ) -> None:
     """The top items for a user, by title, from the live index version."""
-    from deploy.output import write_json
-    from deploy.recommending import entries_for
-    from deploy.report import print_recommendations
+    from deploy.command.output import write_json
+    from deploy.demo.report import print_recommendations
+    from deploy.verbs.recommending import entries_for
 
     entries = entries_for(settings(config, overrides), user or [], history, k)
     write_json(json, entries)
@@ -302,8 +302,8 @@ def recommend(
 @app.command(epilog="**Example:** `freshet status --config runs/demo/latest/settings.yaml`")
 def status(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
     """What a run is doing: progress, checkpoints, index versions, freshness, lag."""
-    from deploy.output import write_json
-    from deploy.status import collect_status, print_status
+    from deploy.command.output import write_json
+    from deploy.verbs.status import collect_status, print_status
 
     found = collect_status(settings(config, overrides))
     write_json(json, found)
@@ -367,8 +367,8 @@ def evaluate(
 
     A sweep changes one setting at a time: `--sweep model.layers=1,2,5 --sweep model.dim=32,64,128`.
     """
-    from deploy.evaluating import run_evaluation
-    from deploy.evaluation_options import EvaluateOptions
+    from deploy.evaluate.evaluating import run_evaluation
+    from deploy.evaluate.options import EvaluateOptions
 
     options = EvaluateOptions(
         data,
@@ -390,7 +390,7 @@ def evaluate(
 @app.command("settings", epilog="**Example:** `freshet settings train.checkpoint_every_s=30`")
 def list_settings(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
     """All settings with their values and meaning; those that are not the default are bold."""
-    from deploy.settings import run_settings
+    from deploy.verbs.settings import run_settings
 
     run_settings(settings(config, overrides), json, _console())
 
@@ -416,8 +416,8 @@ def dead_letters_list(
     every: Annotated[bool, typer.Option("--all", help="Include those that were replayed already.")] = False,
 ) -> None:
     """What is in the dead-letter topic: counts by reason, with samples."""
-    from deploy.dead_letters import list_letters, print_letters
-    from deploy.output import write_json
+    from deploy.command.output import write_json
+    from deploy.verbs.dead_letters import list_letters, print_letters
 
     found = list_letters(settings(config, overrides).stream, reason, samples, out, every=every)
     write_json(json, found)
@@ -457,9 +457,9 @@ def dead_letters_replay(
 
     Each event and its replay marker are one Kafka transaction, so the command can be repeated after a crash.
     """
-    from deploy.dead_letters import replay as replay_letters
-    from deploy.output import write_json
-    from deploy.terminal import say
+    from deploy.command.output import write_json
+    from deploy.command.terminal import say
+    from deploy.verbs.dead_letters import replay as replay_letters
 
     result = replay_letters(settings(config, overrides).stream, set_ or [], file, reason, dry_run=dry_run)
     write_json(json, result)
@@ -476,9 +476,9 @@ def data_fetch(
     json: JsonOption = None,
 ) -> None:
     """Download a data set from a package registry into the cache, unless it is there already."""
-    from deploy.output import write_json
-    from deploy.replaying import fetch_folder
-    from deploy.terminal import say
+    from deploy.command.output import write_json
+    from deploy.command.terminal import say
+    from deploy.verbs.replaying import fetch_folder
 
     settings(config, overrides)
     folder = fetch_folder(name, say)
@@ -494,8 +494,8 @@ def checkpoint_list(
 
     `--json` also has parents, steps, workers and dead letters.
     """
-    from deploy.checkpoints import list_checkpoints, print_list
-    from deploy.output import write_json
+    from deploy.command.output import write_json
+    from deploy.verbs.checkpoints import list_checkpoints, print_list
 
     entries = list_checkpoints(settings(config, overrides))
     write_json(json, entries)
@@ -513,8 +513,8 @@ def checkpoint_verify(
     ] = None,
 ) -> None:
     """Read every file of the checkpoints and of those they build on; exits 1 if one is damaged."""
-    from deploy.checkpoints import print_verified, verify_checkpoints
-    from deploy.output import write_json
+    from deploy.command.output import write_json
+    from deploy.verbs.checkpoints import print_verified, verify_checkpoints
 
     results = verify_checkpoints(settings(config, overrides), name or [])
     write_json(json, results)
@@ -535,9 +535,9 @@ def checkpoint_diff(
     new: Annotated[str, typer.Option(help="The one to compare with it.", show_default=False)] = "",
 ) -> None:
     """Compare two checkpoints: counters, positions, settings, rows by table, users, towers."""
-    from deploy.checkpoints import diff_checkpoints, print_difference
-    from deploy.errors import UsageError
-    from deploy.output import write_json
+    from deploy.command.errors import UsageError
+    from deploy.command.output import write_json
+    from deploy.verbs.checkpoints import diff_checkpoints, print_difference
 
     if not old or not new:
         raise UsageError(
@@ -572,8 +572,8 @@ def checkpoint_audit(
 
     Events after its positions are waiting, not lost. Works beside a run that trains.
     """
-    from deploy.auditing import audit_checkpoint
-    from deploy.output import write_json
+    from deploy.command.output import write_json
+    from deploy.verbs.auditing import audit_checkpoint
 
     found = audit_checkpoint(settings(config, overrides), name, users)
     write_json(json, found)
@@ -607,7 +607,7 @@ def submit_train(
 
     `ray job submit --working-dir . -- python -m deploy train storage_path=/shared/movies`
     """
-    from deploy.submit import submit_verb
+    from deploy.verbs.submit import submit_verb
 
     options = ["--take-over"] if take_over else []
     submit_verb(

@@ -1,6 +1,6 @@
 """Where the process `freshet` begins: SIGTERM and Ctrl-C are answered before anything heavy is imported.
 
-A verb replaces this answer by its own (`deploy/signals.py`) while it has something to bring to an end.
+A verb replaces this answer by its own (`deploy/command/sigterm.py`) while it has something to bring to an end.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
-from streaming.codec import ARROW, ENCODING_HEADER
+from streaming.codecs.codec import ARROW, ENCODING_HEADER
 
 ARROW_HEADERS = [(ENCODING_HEADER, ARROW)]
 START_MS = 1_700_000_000_000

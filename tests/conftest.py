@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
+from streaming.local_broker.broker import LocalBroker
 
 StreamFactory = Callable[..., StreamConfig]
 
@@ -34,7 +34,7 @@ def stream_factory(kafka_broker: LocalBroker) -> StreamFactory:
 
     `partitions=0` creates no topics; every other argument is a field of StreamConfig.
     """
-    from streaming.topics import create_topics
+    from streaming.kafka.topics import create_topics
 
     def make(partitions: int = 4, **settings: Any) -> StreamConfig:
         prefix = f"t{uuid.uuid4().hex[:12]}"

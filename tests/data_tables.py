@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from cluster.evaluation.data import Tables
+from cluster.evaluation.protocol.data import Tables
 
 Event = tuple[int, int, int]
 """User, item, time in ms."""

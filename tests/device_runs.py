@@ -11,9 +11,9 @@ import torch
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.run import TrainingRun, partitions_of_rank
+from cluster.training.state.run import TrainingRun, partitions_of_rank
 from model.features import ITEM, USER
-from streaming.batcher import Batcher
+from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.memory_source import MemorySource, NoDeadLetters
 from tests.unit_runs import LOG_WITH_ACTIONS, PARTITIONS, POPULATION, QUOTA, SIGNALS, small_config

@@ -16,7 +16,7 @@ from typing import Self
 import yaml
 
 from cluster.config import FreshetConfig
-from deploy.children import Child
+from deploy.command.children import Child
 
 BIN = Path(sys.executable).parent
 _STARTED = "Ray runtime started."

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pyarrow as pa
 
-from streaming.dead_letter import DeadLetter
-from streaming.partitioner import key_hashes_of_users, partition_of_users
-from streaming.position import Gap, Position, RowPlace
-from streaming.schema import DECODED_SCHEMA, USER_ID, WEIGHT
-from streaming.validation import Decoded
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.partitioner import key_hashes_of_users, partition_of_users
+from streaming.events.position import Gap, Position, RowPlace
+from streaming.events.schema import DECODED_SCHEMA, USER_ID, WEIGHT
+from streaming.events.validation import Decoded
 
 
 class MemorySource:

@@ -12,10 +12,10 @@ WEIGHT = 77.0
 
 _TOWER = "model.cl_epidtn:CLEPIDTN"
 PLACES = {
-    "inputs": ("cluster.training.train_step:query_inputs", None),
-    "masks": ("cluster.training.train_step:negatives_to_drop", None),
+    "inputs": ("cluster.training.steps.train_step:query_inputs", None),
+    "masks": ("cluster.training.steps.train_step:negatives_to_drop", None),
     "items for scoring": (f"{_TOWER}.encode_items", False),
-    "scoring": ("cluster.training.progressive:sample_mask", None),
+    "scoring": ("cluster.training.steps.progressive:sample_mask", None),
     "towers": (f"{_TOWER}.encode_step", True),
     "between messages": (f"{_TOWER}._main", True),
     "after the last message": (f"{_TOWER}._terms", True),

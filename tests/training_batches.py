@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from streaming.schema import TRAINING_BATCH_SCHEMA
+from streaming.events.schema import TRAINING_BATCH_SCHEMA
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.training.run import TrainingRun
-from cluster.training.starting_point import start_from
-from cluster.training.worker_state import restore_checkpoint
+from cluster.training.state.run import TrainingRun
+from cluster.training.state.starting_point import start_from
+from cluster.training.state.worker_state import restore_checkpoint
 from model.config import ModelConfig
-from streaming.batcher import Batcher
+from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.synthetic import Population
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log

@@ -16,8 +16,8 @@ from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
 from cluster.training.worker import Worker
 from model.config import ModelConfig
 from streaming.config import StreamConfig, client_arguments
-from streaming.partitioner import partition_of_users
-from streaming.producer import EventProducer
+from streaming.events.partitioner import partition_of_users
+from streaming.producing.producer import EventProducer
 
 START_MS = 1_700_000_000_000
 

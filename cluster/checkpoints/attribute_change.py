@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from model.features import attribute_table
-from streaming.schema import ATTRIBUTES
+from streaming.events.schema import ATTRIBUTES
 
 Int16Array = npt.NDArray[np.int16]
 Int64Array = npt.NDArray[np.int64]

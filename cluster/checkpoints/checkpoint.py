@@ -35,7 +35,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from cluster.checkpoints.array_files import tensor_bytes
+from cluster.checkpoints.arrays import tensor_bytes
 from cluster.checkpoints.claim import Claim, join
 from cluster.checkpoints.hold import Holds
 from cluster.checkpoints.manifest import (
@@ -57,7 +57,7 @@ from cluster.checkpoints.storage import (
     order_of,
     split_location,
 )
-from retrieval.durable_files import FileEntry, manifest_checksum
+from retrieval.storage.durable import FileEntry, manifest_checksum
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.checkpoints.storage import MANIFEST, NotAFile, Storage, is_checkpoint_name
-from retrieval.durable_files import is_plain_name, manifest_checksum
+from retrieval.storage.durable import is_plain_name, manifest_checksum
 
 FORMAT = 2
 """Every format is signed in the same way, so that a version tells what is newer than itself from what is damaged."""

@@ -18,7 +18,7 @@ from typing import Protocol
 from pyarrow import fs
 
 from cluster.background import Background
-from retrieval.durable_files import make_private, replace_durably
+from retrieval.storage.durable import make_private, replace_durably
 
 FOLDER = "claims"
 BEAT_S = 3.0

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.checkpoints.notes import LocalNotes, Notes, ObjectNotes
-from retrieval.durable_files import (
+from retrieval.storage.durable import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
     FileEntry,

@@ -32,7 +32,7 @@ from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, Writing
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.storage import Hook, nothing
 from cluster.collectives import Collectives
-from retrieval.durable_files import FileEntry
+from retrieval.storage.durable import FileEntry
 
 _SLICES_AHEAD = 8
 _ELSEWHERE = "on another rank"

@@ -11,7 +11,7 @@ from cluster.collectives import Collectives
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.features import ITEM, KeyCollector, item_inputs
 from model.two_tower import TwoTower
-from streaming.catalogue import Catalogue
+from streaming.catalogue.catalogue import Catalogue
 
 Int64Array = npt.NDArray[np.int64]
 

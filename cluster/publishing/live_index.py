@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retrieval.version import VersionError, VersionStore
+from retrieval.versions.store import VersionError, VersionStore
 
 _FIGURES = ("items", "kind", "nlist", "nprobe", "recall")
 

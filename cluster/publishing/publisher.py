@@ -22,23 +22,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cluster.checkpoints.catalogue_files import save_catalogue
 from cluster.checkpoints.claim import StorageTaken
-from cluster.checkpoints.row_files import save_rows
-from cluster.checkpoints.tower_files import save_towers
+from cluster.checkpoints.parts.catalogue import save_catalogue
+from cluster.checkpoints.parts.rows import save_rows
+from cluster.checkpoints.parts.towers import save_towers
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.freshness import Freshness, UnpublishedAppends
+from cluster.observability.freshness import Freshness, UnpublishedAppends
 from cluster.publishing.index_device import index_settings
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.storage_trouble import StorageTrouble
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.two_tower import TwoTower
-from retrieval.durable_files import write_durably
-from retrieval.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
-from retrieval.publish import PublishReport, publish, write_part
-from retrieval.version import VersionError, VersionStore
-from streaming.catalogue import Catalogue
+from retrieval.storage.durable import write_durably
+from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
+from retrieval.versions.publish import PublishReport, publish, write_part
+from retrieval.versions.store import VersionError, VersionStore
+from streaming.catalogue.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from streaming.batcher import UserAttributes
-from streaming.history import UserStore
-from streaming.schema import TRAINING_BATCH_SCHEMA
+from streaming.batches.batcher import UserAttributes
+from streaming.events.schema import TRAINING_BATCH_SCHEMA
+from streaming.histories.history import UserStore
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.collectives import Collectives
+from cluster.observability.progress_file import ProgressFile
 from cluster.publishing.live_index import LiveIndex
 from cluster.publishing.publisher import Publisher
 from cluster.training.control import Report
-from cluster.training.run import TrainingRun
-from cluster.training.telemetry import ProgressFile
-from retrieval.version import VersionStore
+from cluster.training.state.run import TrainingRun
+from retrieval.versions.store import VersionStore
 
 _EVERY_S = 0.5
 _RATE_WINDOW_S = 10.0

@@ -16,10 +16,10 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher
 from cluster.publishing.query_batch import query_batch
-from cluster.training.run import TrainingRun, partitions_of_rank
-from cluster.training.worker_state import restore_checkpoint
+from cluster.training.state.run import TrainingRun, partitions_of_rank
+from cluster.training.state.worker_state import restore_checkpoint
 from model.features import KeyCollector, query_inputs
-from retrieval.durable_files import PRIVATE_FILE
+from retrieval.storage.durable import PRIVATE_FILE
 
 _QUERY_USERS = 1024
 

@@ -24,24 +24,24 @@ from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher, Snapshot
-from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
-from cluster.training.guarded_step import GuardedStep, StepOutcome
-from cluster.training.intake import Intake
-from cluster.training.joining import join_run
+from cluster.training.intake.catalogue_feed import CatalogueFeed
+from cluster.training.intake.intake import Intake
+from cluster.training.intake.joining import join_run
+from cluster.training.intake.taking import BatchTaker
 from cluster.training.last_checkpoint import commit_last
 from cluster.training.progress_report import ProgressReporter
-from cluster.training.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
-from cluster.training.run import TrainingRun, partitions_of_rank
 from cluster.training.since import Since
-from cluster.training.starting_point import find_starting_point, start_from
-from cluster.training.stream_state import Epoch, saved_stream
-from cluster.training.taking import BatchTaker
-from cluster.training.worker_state import checkpointer_of, restore_checkpoint
-from streaming.dead_letter import DeadLettersDelayed
-from streaming.group_offsets import GroupOffsets
-from streaming.position import Position
-from streaming.topics import BrokerUnavailable
+from cluster.training.state.run import TrainingRun, partitions_of_rank
+from cluster.training.state.starting_point import find_starting_point, start_from
+from cluster.training.state.stream_state import Epoch, saved_stream
+from cluster.training.state.worker_state import checkpointer_of, restore_checkpoint
+from cluster.training.steps.guarded_step import GuardedStep, StepOutcome
+from cluster.training.steps.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
+from streaming.dead_letters.writer import DeadLettersDelayed
+from streaming.events.position import Position
+from streaming.kafka.group_offsets import GroupOffsets
+from streaming.kafka.topics import BrokerUnavailable
 
 _log = logging.getLogger(__name__)
 

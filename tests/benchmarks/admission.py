@@ -30,14 +30,14 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig
-from cluster.evaluation.data import EvaluationData, Tables, prepare
-from cluster.evaluation.significance import PerQuery, compare
+from cluster.evaluation.measuring.significance import PerQuery, compare
+from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.tables.buckets import BUCKETS, Int16Array, Int64Array, shared_keys
-from cluster.training.run import TrainingRun
-from deploy.config_loading import load_config
-from deploy.datasets import load
-from streaming.batcher import Batcher
-from streaming.schema import EVENT_SCHEMA
+from cluster.training.state.run import TrainingRun
+from deploy.command.config_loading import load_config
+from deploy.datasets.datasets import load
+from streaming.batches.batcher import Batcher
+from streaming.events.schema import EVENT_SCHEMA
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import log_of
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log

@@ -26,10 +26,10 @@ from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.training.run import TrainingRun
-from cluster.training.worker_state import checkpointer_of
+from cluster.training.state.run import TrainingRun
+from cluster.training.state.worker_state import checkpointer_of
 from model.config import ModelConfig
-from streaming.batcher import Batcher
+from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.synthetic import Population

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 from numba import njit
 
-from cluster.checkpoints.pair_files import PairPart
+from cluster.checkpoints.parts.pairs import PairPart
 from model.baselines.cooccurrence import RECENT_ITEMS, StreamingCooccurrence
 from tests.benchmarks.support.command import benchmark_parser, finish
 

@@ -23,18 +23,18 @@ from kafka import KafkaProducer, TopicPartition
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from streaming.batcher import Batcher
-from streaming.broker import LocalBroker
-from streaming.catalogue import Catalogue, CatalogueUpdate
-from streaming.codec import ARROW, ENCODING_HEADER, encode_events
+from streaming.batches.batcher import Batcher
+from streaming.catalogue.catalogue import Catalogue, CatalogueUpdate
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, encode_events
 from streaming.config import StreamConfig
-from streaming.consumer import open_consumer, seek
-from streaming.dead_letter import DeadLetterWriter
-from streaming.history import UserStore
-from streaming.partitioner import partition_of_users
-from streaming.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
-from streaming.source import KafkaSource, end_offsets
-from streaming.topics import create_topics
+from streaming.dead_letters.writer import DeadLetterWriter
+from streaming.events.partitioner import partition_of_users
+from streaming.events.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
+from streaming.histories.history import UserStore
+from streaming.kafka.consumer import open_consumer, seek
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
+from streaming.sources.kafka_source import KafkaSource, end_offsets
 from tests.benchmarks.support.command import benchmark_parser, finish
 
 REQUIRED_RATIO, REQUIRED_ROWS_PER_CPU_S = 0.05, 200_000

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from cluster.collectives import Collectives, CrossRankGather
 from cluster.config import FreshetConfig
-from cluster.evaluation.batches import TrainingPasses
-from cluster.evaluation.data import EvaluationData, prepare
-from cluster.evaluation.protocols import Split
-from cluster.evaluation.trained import TrainedRecommender
+from cluster.evaluation.protocol.batches import TrainingPasses
+from cluster.evaluation.protocol.data import EvaluationData, prepare
+from cluster.evaluation.protocol.protocols import Split
+from cluster.evaluation.systems.trained import TrainedRecommender
 from model.cl_epidtn import CLEPIDTN
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.per_event import per_event

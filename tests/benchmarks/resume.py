@@ -25,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import ray
 
-from cluster import launcher
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.config import FreshetConfig
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.telemetry import read_progress
-from deploy.chaos import WorkerKiller
-from deploy.progress import parse_progress
+from cluster.launching import launcher
+from cluster.observability.progress_file import read_progress
+from deploy.demo.chaos import WorkerKiller
+from deploy.screen.progress import parse_progress
 from model.config import ModelConfig
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
+from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.resume_jobs import (
     RUNNING,

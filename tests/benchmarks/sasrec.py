@@ -28,11 +28,11 @@ import numpy as np
 import torch
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.batches import TrainingPasses
-from cluster.evaluation.data import EvaluationData, prepare
-from cluster.evaluation.fitting import Fitted, fit
-from cluster.evaluation.ranking import rank
-from cluster.evaluation.systems import SYSTEMS, create
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.batches import TrainingPasses
+from cluster.evaluation.protocol.data import EvaluationData, prepare
+from cluster.evaluation.systems.fitting import Fitted, fit
+from cluster.evaluation.systems.systems import SYSTEMS, create
 from model.metrics import hit_rate
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.peer import PeerFit, PeerRun, fit_peer, peer_python, timed_peer

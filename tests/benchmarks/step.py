@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from cluster.collectives import Collectives
-from cluster.training.run import TrainingRun
+from cluster.training.state.run import TrainingRun
 from model.config import ModelConfig
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
+from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.bare_loop import BareLoop, make_ready
 from tests.benchmarks.support.command import add_window_options, benchmark_parser, finish, window_of
 from tests.benchmarks.support.synthetic import Population

@@ -27,11 +27,11 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.config import EvaluationConfig, FreshetConfig
-from cluster.evaluation.data import Tables, prepare
-from cluster.evaluation.significance import PerQuery, compare
-from deploy.config_loading import load_config
-from deploy.datasets import load
-from streaming.broker import LocalBroker
+from cluster.evaluation.measuring.significance import PerQuery, compare
+from cluster.evaluation.protocol.data import Tables, prepare
+from deploy.command.config_loading import load_config
+from deploy.datasets.datasets import load
+from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import fill_topics, log_of, train_rank
 

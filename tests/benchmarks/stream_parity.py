@@ -25,17 +25,17 @@ import torch
 
 from cluster.config import FreshetConfig
 from cluster.device import resolve_device
-from cluster.evaluation.data import EvaluationData, Tables, prepare
-from cluster.evaluation.fitting import PassReport, fit
-from cluster.evaluation.from_checkpoint import recommender_of
-from cluster.evaluation.protocols import Queries
-from cluster.evaluation.ranking import rank
-from cluster.evaluation.systems import REFERENCE, SYSTEMS, create
-from deploy.datasets import load
-from deploy.options import settings
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
+from cluster.evaluation.protocol.protocols import Queries
+from cluster.evaluation.systems.fitting import PassReport, fit
+from cluster.evaluation.systems.from_checkpoint import recommender_of
+from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
+from deploy.command.options import settings
+from deploy.datasets.datasets import load
 from model.metrics import hit_rate, ndcg
 from model.recommender import Recommender
-from streaming.broker import LocalBroker
+from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import fill_topics, stream_passes, training_events
 
@@ -75,7 +75,7 @@ def measure(folder: Path, config: FreshetConfig, ranks: int) -> dict[str, Any]:
     ratio = stream["hr10"] / batch["hr10"] if batch["hr10"] else float("nan")
     return {
         "name": "stream_parity",
-        "baseline": "the same model in shuffled passes over the same events at rest (cluster.evaluation.fitting)",
+        "baseline": "the same model in shuffled passes over the same events at rest (evaluation.systems.fitting)",
         "ratio": ratio,
         "ratio_ndcg10": stream["ndcg10"] / batch["ndcg10"] if batch["ndcg10"] else float("nan"),
         "required": REQUIRED_RATIO,

@@ -26,14 +26,14 @@ import pyarrow as pa
 import yaml
 
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.observability.progress_file import read_progress
 from cluster.tables.config import TableConfig
-from cluster.training.telemetry import read_progress
-from deploy.children import Child
+from deploy.command.children import Child
 from model.config import ModelConfig
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
-from streaming.producer import EventProducer
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
+from streaming.producing.producer import EventProducer
 from tests.benchmarks.support.command import benchmark_parser, finish
 
 EVENTS, NEW_ITEMS, NEW_USERS, LIVING = 2048, 512, 64, 4000

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from cluster.config import FreshetConfig
 from model.config import ModelConfig
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
+from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import add_window_options, benchmark_parser, finish, window_of
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import (

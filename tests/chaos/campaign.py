@@ -27,19 +27,19 @@ import orjson
 import pyarrow as pa
 from kafka import KafkaProducer
 
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import State, digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.row_files import WAITING
-from cluster.checkpoints.state import State, digests, read_state
+from cluster.checkpoints.parts.rows import WAITING
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
 from cluster.tables.config import TableConfig
-from cluster.training.accounting import verify_exactly_once
 from model.config import ModelConfig
 from model.features import ITEM, SOURCE, USER
-from retrieval.durable_files import replace_durably
-from streaming.broker import LocalBroker
+from retrieval.storage.durable import replace_durably
 from streaming.config import StreamConfig
-from streaming.producer import EventProducer
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
+from streaming.producing.producer import EventProducer
 from tests.chaos.faults import Fault, plan
 from tests.chaos.group import drive, is_alive, read_status, wait_until_gone
 from tests.chaos.verdict import FINISHED, DiedOfItself, read_ended, struck

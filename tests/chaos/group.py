@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.training.run import TrainingRun
+from cluster.training.state.run import TrainingRun
 from cluster.training.worker import Worker
 from tests.chaos.faults import Fault
 from tests.chaos.table_watch import TableWatch

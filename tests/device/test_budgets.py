@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.progressive import ProgressiveValidation
-from cluster.training.train_step import TrainStep
+from cluster.training.steps.progressive import ProgressiveValidation
+from cluster.training.steps.train_step import TrainStep
 from model.cl_epidtn import CLEPIDTN
 from model.tower_optimizer import TowerOptimizer
 from tests.device_runs import config_of, train_and_score

@@ -7,13 +7,13 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.evaluation.data import prepare
-from cluster.evaluation.fitting import fit
-from cluster.evaluation.from_checkpoint import recommender_of
-from cluster.evaluation.overrides import with_settings
-from cluster.evaluation.ranking import rank
-from cluster.evaluation.systems import SYSTEMS, create
-from cluster.training.worker_state import save_checkpoint
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.data import prepare
+from cluster.evaluation.systems.fitting import fit
+from cluster.evaluation.systems.from_checkpoint import recommender_of
+from cluster.evaluation.systems.overrides import with_settings
+from cluster.evaluation.systems.systems import SYSTEMS, create
+from cluster.training.state.worker_state import save_checkpoint
 from tests.data_tables import random_tables
 from tests.device_runs import config_of, train_and_score
 from tests.unit_runs import CPU, open_run

@@ -10,10 +10,10 @@ from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.publishing.publisher import Publisher
-from cluster.publishing.serving import Recommender
+from cluster.serving.recommender import Recommender
 from cluster.training.refresh import encode_users, refresh_from
-from cluster.training.worker_state import save_checkpoint
-from retrieval.searcher import Searcher
+from cluster.training.state.worker_state import save_checkpoint
+from retrieval.versions.searcher import Searcher
 from tests.device_runs import config_of, train_and_score
 from tests.unit_runs import CPU, open_run
 

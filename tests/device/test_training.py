@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.training.refusal import StepRefused
+from cluster.training.steps.refusal import StepRefused
 from model.augmentation import view_factors
 from tests.device.pretended_device import DeviceTensor, host
 from tests.device_runs import VARIANTS, config_of, differing, distance, gradients, state_of, train_and_score

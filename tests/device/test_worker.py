@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.collectives import Collectives
-from cluster.publishing.serving import Recommender
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.taking import BatchTaker
-from cluster.training.train_step import TrainStep
+from cluster.serving.recommender import Recommender
+from cluster.training.intake.taking import BatchTaker
+from cluster.training.steps.train_step import TrainStep
 from cluster.training.worker import Worker
 from tests.device_runs import data_set_of, differing, state_of
 from tests.worker_runs import config_of

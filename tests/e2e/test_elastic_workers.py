@@ -2,9 +2,9 @@
 
 import pytest
 
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.telemetry import read_progress
+from cluster.observability.progress_file import read_progress
 from tests.local_ray import LocalRay, wait_until
 from tests.worker_runs import config_of, events, produce
 

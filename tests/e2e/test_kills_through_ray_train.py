@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.state import digests, read_state
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.telemetry import read_progress
+from cluster.observability.progress_file import read_progress
 from model.config import ModelConfig
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
 from tests.chaos.campaign import fill_topics
 from tests.local_ray import LocalRay, wait_until
 from tests.ranks import run_on_ranks

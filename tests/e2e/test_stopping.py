@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.processes import descendants
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.telemetry import read_progress
-from deploy.children import Child
-from streaming.consumer import TopicMissing, end_offsets
+from cluster.launching.processes import descendants
+from cluster.observability.progress_file import read_progress
+from deploy.command.children import Child
+from streaming.kafka.consumer import TopicMissing, end_offsets
 from tests.local_ray import free_port, wait_until
 from tests.worker_runs import config_of, events, produce
 
@@ -115,7 +115,7 @@ def listening_addresses(pids):
 @pytest.fixture(scope="module")
 def live_config(kafka_broker, tmp_path_factory):
     from streaming.config import StreamConfig
-    from streaming.topics import create_topics
+    from streaming.kafka.topics import create_topics
 
     topics = {f"{kind}_topic": f"stopping.{kind}" for kind in ("interactions", "items", "users")}
     stream = StreamConfig(bootstrap_servers=kafka_broker.bootstrap_servers, **topics)

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pytest
 
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.training.telemetry import read_progress
-from deploy.children import Child
-from deploy.submit import connect, use_local_token
-from streaming.producer import EventProducer
-from streaming.topics import create_topics
+from cluster.observability.progress_file import read_progress
+from deploy.command.children import Child
+from deploy.verbs.submit import connect, use_local_token
+from streaming.kafka.topics import create_topics
+from streaming.producing.producer import EventProducer
 from tests.local_ray import free_port
 
 pytestmark = pytest.mark.timeout(600)

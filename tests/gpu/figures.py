@@ -17,10 +17,10 @@ from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.run import TrainingRun
+from cluster.training.state.run import TrainingRun
 from model.config import ModelConfig
 from model.features import ITEM
-from streaming.batcher import Batcher
+from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.synthetic import Population
 from tests.gpu.conftest import DEVICE, REHEARSAL
@@ -232,7 +232,7 @@ def _checkpoint(rates: dict[str, float]) -> Iterator[Figure]:
     from tempfile import TemporaryDirectory
 
     from cluster.checkpoints.checkpoint import CheckpointStore
-    from cluster.training.worker_state import checkpointer_of
+    from cluster.training.state.worker_state import checkpointer_of
 
     run, batcher = _run(256, 400, 5000)
     run._opened = (MemorySource({}, []), batcher, None)  # type: ignore[arg-type]
@@ -266,9 +266,9 @@ def _index(rates: dict[str, float]) -> Iterator[Figure]:
     from retrieval.config import (
         IndexConfig,
     )  # here, so that a Faiss that cannot be imported costs these figures alone
-    from retrieval.exact import exact_top_k, recall_at_k
     from retrieval.gpu import visible_gpus
-    from retrieval.gpu_index import build_index
+    from retrieval.indexes.exact import exact_top_k, recall_at_k
+    from retrieval.indexes.gpu_index import build_index
 
     generator = torch.Generator(device=DEVICE).manual_seed(1)
     centres = torch.randn(4096, DIM, device=DEVICE, generator=generator)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.exact import exact_top_k, recall_at_k
-from retrieval.gpu_index import GpuIvfIndex, build_index
-from retrieval.index import IvfIndex
-from retrieval.parts import write_part
-from retrieval.publish import publish
-from retrieval.searcher import Searcher
-from retrieval.version import VersionStore
+from retrieval.indexes.exact import exact_top_k, recall_at_k
+from retrieval.indexes.gpu_index import GpuIvfIndex, build_index
+from retrieval.indexes.ivf import IvfIndex
+from retrieval.indexes.parts import write_part
+from retrieval.versions.publish import publish
+from retrieval.versions.searcher import Searcher
+from retrieval.versions.store import VersionStore
 from tests.unit.retrieval.conftest import clustered
 
 KINDS = ["ivf_flat", "ivf_fp16"]

@@ -11,7 +11,7 @@ from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from model.features import ITEM
 from tests.device_runs import (
     config_of,

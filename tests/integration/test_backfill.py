@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.checkpoints.state import digest, read_state
-from cluster.checkpoints.user_files import merged_users, partitions_in
-from cluster.training.accounting import verify_exactly_once
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import digest, read_state
+from cluster.checkpoints.parts.users import merged_users, partitions_in
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, events, newest, produce, reasons_of, train
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kafka import KafkaProducer
 
-from cluster.training.accounting import verify_exactly_once
+from cluster.audit.exactly_once import verify_exactly_once
 from streaming.config import client_arguments
 from tests.bombs import ARROW_HEADERS, arrow_bombs, wide_json
 from tests.worker_runs import config_of, events, produce, reasons_of, send_raw, train

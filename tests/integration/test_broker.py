@@ -8,13 +8,13 @@ import time
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from streaming.broker import BrokerPortInUse, BrokerStartError, LocalBroker
 from streaming.config import StreamConfig
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import BrokerPortInUse, BrokerStartError, LocalBroker
 
 MAIN = """
 import sys, time
-from streaming.broker import LocalBroker
+from streaming.local_broker.broker import LocalBroker
 broker = LocalBroker(sys.argv[1])
 broker.start()
 print(broker.pid, flush=True)

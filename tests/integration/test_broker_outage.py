@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.training import catalogue_feed, intake
-from cluster.training.accounting import verify_exactly_once
-from streaming.broker import LocalBroker
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.training.intake import catalogue_feed, intake
 from streaming.config import StreamConfig
-from streaming.producer import EventProducer
-from streaming.source import BrokerUnavailable, KafkaSource
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
+from streaming.producing.producer import EventProducer
+from streaming.sources.kafka_source import BrokerUnavailable, KafkaSource
 from tests.worker_runs import config_of, events, produce, send_raw, train
 
 # Longer than the clients' own patience: every request times out, and the producer has to be replaced.

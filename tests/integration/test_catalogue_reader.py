@@ -4,10 +4,10 @@ import orjson
 import pytest
 from kafka import KafkaProducer
 
-from streaming.catalogue import Catalogue
-from streaming.catalogue_reader import CatalogueReader
-from streaming.consumer import TopicMissing, current_topic_id
-from streaming.position import Position
+from streaming.catalogue.catalogue import Catalogue
+from streaming.catalogue.reader import CatalogueReader
+from streaming.events.position import Position
+from streaming.kafka.consumer import TopicMissing, current_topic_id
 
 
 def _send(config, items=(), users=()):

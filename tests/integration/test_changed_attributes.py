@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from kafka import KafkaProducer
 
-from cluster.checkpoints.state import read_state
-from cluster.publishing.serving import Recommender
-from cluster.training.accounting import verify_exactly_once
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import read_state
+from cluster.serving.recommender import Recommender
 from model.features import attribute_table
-from streaming.hashing import attribute_id
-from streaming.producer import publish_catalogue
+from streaming.events.hashing import attribute_id
+from streaming.producing.catalogue import publish_catalogue
 from tests.ranks import run_on_ranks
 from tests.worker_runs import config_of, events, newest, produce, train
 

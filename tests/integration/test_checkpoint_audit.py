@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from cluster.audit import exactly_once as accounting
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.training import accounting
 from deploy.cli import app
 from tests.worker_runs import config_of, events, produce, train
 

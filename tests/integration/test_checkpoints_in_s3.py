@@ -17,18 +17,18 @@ import torch
 from pyarrow import fs
 from typer.testing import CliRunner
 
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import digests, read_state
 from cluster.checkpoints import claim
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageInUse, StorageTaken, claimed_by_run, join
 from cluster.checkpoints.hold import holding
-from cluster.checkpoints.state import digests, read_state
 from cluster.checkpoints.storage import StorageLocationError, nothing, open_storage
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.starting_point import find_starting_point
-from cluster.training.worker_state import checkpointer_of
+from cluster.training.state.starting_point import find_starting_point
+from cluster.training.state.worker_state import checkpointer_of
 from deploy.cli import app
 from tests.ranks import run_on_ranks
 from tests.unit_runs import small_config, small_run, train_steps

@@ -6,9 +6,9 @@ import orjson
 import pytest
 from kafka import KafkaProducer
 
-from streaming.catalogue_reader import CatalogueReader
+from streaming.catalogue.reader import CatalogueReader
 from streaming.config import client_arguments
-from streaming.source import BrokerRefused, KafkaSource, end_offsets
+from streaming.sources.kafka_source import BrokerRefused, KafkaSource, end_offsets
 from tests.worker_runs import START_MS
 
 

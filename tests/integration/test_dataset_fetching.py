@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
-from deploy import dataset_fetching
-from deploy.datasets import fetch, load
+from deploy.datasets import fetching as dataset_fetching
+from deploy.datasets.datasets import fetch, load
 
 
 def test_movielens_is_fetched_whole_and_only_once(tmp_path):

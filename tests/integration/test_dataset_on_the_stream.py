@@ -8,16 +8,17 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from deploy.datasets import DatasetError, load
+from deploy.datasets.datasets import DatasetError, load
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
-from streaming.batcher import Batcher
-from streaming.catalogue import Catalogue, CatalogueReader
-from streaming.dead_letter import DeadLetterWriter
-from streaming.hashing import attribute_id, category_id
-from streaming.history import UserStore
-from streaming.producer import publish_catalogue, replay
-from streaming.source import KafkaSource, end_offsets
+from streaming.batches.batcher import Batcher
+from streaming.catalogue.catalogue import Catalogue, CatalogueReader
+from streaming.dead_letters.writer import DeadLetterWriter
+from streaming.events.hashing import attribute_id, category_id
+from streaming.histories.history import UserStore
+from streaming.producing.catalogue import publish_catalogue
+from streaming.producing.replay import replay
+from streaming.sources.kafka_source import KafkaSource, end_offsets
 from tests.worker_runs import records_of
 
 # Per user: gender, age and occupation as the file has them, and the texts that the stream carries.

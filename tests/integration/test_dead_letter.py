@@ -8,7 +8,8 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from streaming.config import StreamConfig
-from streaming.dead_letter import DeadLetter, DeadLettersDelayed, DeadLettersLost, DeadLetterWriter
+from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost, DeadLetterWriter
+from streaming.events.dead_letter import DeadLetter
 
 
 def _read(config, count):

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from kafka import KafkaProducer
 from typer.testing import CliRunner
 
-from cluster.training.accounting import verify_exactly_once
+from cluster.audit.exactly_once import verify_exactly_once
 from deploy.cli import app
-from streaming import dead_letter_replay
 from streaming.config import StreamConfig
-from streaming.dead_letter_replay import read_letters, replay_letters
+from streaming.dead_letters import replay as dead_letter_replay
+from streaming.dead_letters.replay import read_letters, replay_letters
 from tests.worker_runs import START_MS, config_of, events, produce, records_of, send_raw, train
 
 

@@ -6,13 +6,13 @@ import signal
 import pytest
 
 from cluster.config import FreshetConfig
-from cluster.evaluation import cell as cell_module
-from cluster.evaluation import ray_runner
-from cluster.evaluation.cell_files import CellFiles
-from cluster.evaluation.grid import InProcess, cells_of, run_grid
-from cluster.evaluation.overrides import with_settings
-from cluster.evaluation.ray_runner import OnRay
-from cluster.evaluation.systems import chosen
+from cluster.evaluation.grids import cell as cell_module
+from cluster.evaluation.grids import ray_runner
+from cluster.evaluation.grids.cell_files import CellFiles
+from cluster.evaluation.grids.grid import InProcess, cells_of, run_grid
+from cluster.evaluation.grids.ray_runner import OnRay
+from cluster.evaluation.systems.overrides import with_settings
+from cluster.evaluation.systems.systems import chosen
 from tests.data_tables import random_tables
 
 CONFIG = with_settings(

@@ -9,12 +9,12 @@ import numpy as np, pyarrow as pa, torch
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig
 from cluster.tables.config import TableConfig
-from cluster.training.guarded_step import GuardedStep
-from cluster.training.run import TrainingRun
+from cluster.training.steps.guarded_step import GuardedStep
+from cluster.training.state.run import TrainingRun
 from model.config import ModelConfig
-from streaming.batcher import Batcher
+from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
-from streaming.schema import EVENT_SCHEMA
+from streaming.events.schema import EVENT_SCHEMA
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 EVENTS, NEW_ITEMS, NEW_USERS, LIVING = 2048, 2000, 250, 4000

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 from kafka import KafkaProducer
 
-from cluster.checkpoints.array_files import read_table
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import State, read_state
+from cluster.checkpoints.arrays import read_table
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.state import State, read_state
-from cluster.publishing.serving import Recommender, UnknownUser
-from cluster.training.accounting import verify_exactly_once
+from cluster.serving.recommender import Recommender, UnknownUser
 from model.features import ITEM, SOURCE, USER
-from retrieval.version import VersionStore
+from retrieval.versions.store import VersionStore
 from streaming.config import StreamConfig
-from streaming.producer import publish_catalogue
-from streaming.source import end_offsets
+from streaming.producing.catalogue import publish_catalogue
+from streaming.sources.kafka_source import end_offsets
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, events, newest, produce, train
 

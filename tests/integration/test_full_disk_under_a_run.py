@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.telemetry import read_progress
+from cluster.observability.progress_file import read_progress
 from cluster.training.worker import Worker
-from retrieval.searcher import Searcher
+from retrieval.versions.searcher import Searcher
 from tests.full_disk import FULL, READ_ONLY, refusing
 from tests.worker_runs import config_of, events, produce
 

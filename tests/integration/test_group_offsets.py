@@ -2,8 +2,8 @@
 
 from kafka import KafkaAdminClient
 
-from streaming.group_offsets import GroupOffsets
-from streaming.position import Position
+from streaming.events.position import Position
+from streaming.kafka.group_offsets import GroupOffsets
 
 
 def test_the_groups_offsets_are_those_of_the_positions(stream_factory):

@@ -17,12 +17,12 @@ import pytest
 from kafka import KafkaAdminClient
 from typer.testing import CliRunner
 
-from cluster.checkpoints.user_files import merged_users, partitions_in
-from cluster.training.accounting import verify_exactly_once
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.checkpoints.parts.users import merged_users, partitions_in
 from deploy.cli import app
-from streaming import delivery
 from streaming.config import StreamConfig
-from streaming.producer import EventProducer
+from streaming.kafka import delivery
+from streaming.producing.producer import EventProducer
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, newest, reasons_of, send_raw, train, users_of
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cluster.collectives import Collectives
-from cluster.training.guarded_step import (
+from cluster.training.state.run import TrainingRun, partitions_of_rank
+from cluster.training.steps.guarded_step import (
     MOST_ALONE,
     MOST_TOGETHER,
     Findings,
@@ -16,11 +17,10 @@ from cluster.training.guarded_step import (
     search_apart,
     search_together,
 )
-from cluster.training.refusal import StepRefused
-from cluster.training.run import TrainingRun, partitions_of_rank
-from streaming.batch_selection import select_events
-from streaming.batcher import Batcher
-from streaming.schema import WEIGHT
+from cluster.training.steps.refusal import StepRefused
+from streaming.batches.batcher import Batcher
+from streaming.batches.selection import select_events
+from streaming.events.schema import WEIGHT
 from tests.benchmarks.support.synthetic import Population
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
 from tests.ranks import run_on_ranks

@@ -7,14 +7,14 @@ import orjson
 import pyarrow as pa
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from cluster.publishing.serving import Recommender
-from cluster.training.accounting import verify_exactly_once
-from streaming.codec import ARROW, ENCODING_HEADER, encode_events
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.serving.recommender import Recommender
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, encode_events
 from streaming.config import client_arguments
-from streaming.dead_letter_replay import read_letters, replay_letters
-from streaming.partitioner import partition_of_texts
-from streaming.record_headers import accept_any_header_key
-from streaming.validation import LATEST_MS
+from streaming.dead_letters.replay import read_letters, replay_letters
+from streaming.events.partitioner import partition_of_texts
+from streaming.events.validation import LATEST_MS
+from streaming.kafka.record_headers import accept_any_header_key
 from tests.worker_runs import START_MS, config_of, events, newest, produce, reasons_of, send_raw, train
 
 HEADERS = [(ENCODING_HEADER, ARROW)]

@@ -8,13 +8,13 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from cluster.checkpoints.state import digest, read_state
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import digest, read_state
 from cluster.config import EvaluationConfig
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.candidates import Runs
-from cluster.training.quarantine import PoisonedTraining
-from cluster.training.train_step import query_inputs
-from streaming.codec import ARROW, ENCODING_HEADER, encode_events
+from cluster.training.steps.candidates import Runs
+from cluster.training.steps.quarantine import PoisonedTraining
+from cluster.training.steps.train_step import query_inputs
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, encode_events
 from tests.ranks import run_on_ranks
 from tests.step_faults import WEIGHT as RAISING_WEIGHT
 from tests.step_faults import raising_at
@@ -128,7 +128,7 @@ def _poisoned(batch, *arguments):
 
 
 def _train_poisoned(rank, *configs):
-    with patch("cluster.training.train_step.query_inputs", _poisoned):
+    with patch("cluster.training.steps.train_step.query_inputs", _poisoned):
         return train(rank, *configs)
 
 

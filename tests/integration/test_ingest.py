@@ -5,13 +5,13 @@ import orjson
 import pyarrow as pa
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from streaming.batcher import Batcher
-from streaming.catalogue import Catalogue
-from streaming.codec import ARROW, ENCODING_HEADER, encode_events
-from streaming.dead_letter import DeadLetterWriter
-from streaming.history import UserStore
-from streaming.partitioner import partition_of_users
-from streaming.source import KafkaSource, end_offsets
+from streaming.batches.batcher import Batcher
+from streaming.catalogue.catalogue import Catalogue
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, encode_events
+from streaming.dead_letters.writer import DeadLetterWriter
+from streaming.events.partitioner import partition_of_users
+from streaming.histories.history import UserStore
+from streaming.sources.kafka_source import KafkaSource, end_offsets
 
 QUOTA = 23
 

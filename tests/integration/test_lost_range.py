@@ -6,10 +6,10 @@ import pytest
 import torch
 from kafka import KafkaAdminClient, TopicPartition
 
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.collectives import Collectives
-from cluster.training.accounting import verify_exactly_once
 from cluster.training.worker import Worker
-from streaming.source import PositionLost, end_offsets
+from streaming.sources.kafka_source import PositionLost, end_offsets
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, events, newest, produce, send_raw, train, users_of
 

@@ -31,7 +31,7 @@ def test_the_wheel_holds_the_five_packages_and_nothing_else(wheel_names):
 
 
 def test_the_wheel_holds_the_lock_of_the_local_broker(wheel_names):
-    assert "streaming/kafka.lock" in wheel_names
+    assert "streaming/local_broker/kafka.lock" in wheel_names
 
 
 def test_the_constraints_pin_every_version_and_hold_no_address():

@@ -7,15 +7,17 @@ import pyarrow as pa
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from streaming.broker import LocalBroker
-from streaming.codec import decode_messages
+from streaming.codecs.codec import decode_messages
 from streaming.config import StreamConfig
-from streaming.consumer import TopicMissing
-from streaming.delivery import DeliveryError
-from streaming.partitioner import partition_of_users
-from streaming.producer import EventProducer, publish_catalogue, replay
-from streaming.topics import create_topics
-from streaming.validation import Place
+from streaming.events.partitioner import partition_of_users
+from streaming.events.validation import Place
+from streaming.kafka.consumer import TopicMissing
+from streaming.kafka.delivery import DeliveryError
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
+from streaming.producing.catalogue import publish_catalogue
+from streaming.producing.producer import EventProducer
+from streaming.producing.replay import replay
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.training.run import TrainingRun, partitions_of_rank
+from cluster.training.state.run import TrainingRun, partitions_of_rank
 from model.config import ModelConfig
-from streaming.batcher import Batcher
+from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.synthetic import Population
 from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from kafka import KafkaProducer
 
-from streaming.codec import ARROW, ENCODING_HEADER, JSON, encode_events
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, JSON, encode_events
 from streaming.config import StreamConfig
-from streaming.partitioner import partition_of_users
-from streaming.source import KafkaSource
+from streaming.events.partitioner import partition_of_users
+from streaming.sources.kafka_source import KafkaSource
 
 PARTITIONS = 2
 MESSAGES, MESSAGE_BYTES = 1200, 32_768

@@ -8,15 +8,15 @@ import pytest
 import torch
 from kafka import KafkaAdminClient
 
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.collectives import Collectives
-from cluster.training.accounting import verify_exactly_once
 from cluster.training.worker import Worker
-from streaming.catalogue_reader import CatalogueReader
-from streaming.consumer import current_topic_id
-from streaming.dead_letter_replay import read_letters, replay_letters
-from streaming.producer import publish_catalogue
-from streaming.source import KafkaSource, PositionLost, TopicMissing, end_offsets
-from streaming.topics import create_topics
+from streaming.catalogue.reader import CatalogueReader
+from streaming.dead_letters.replay import read_letters, replay_letters
+from streaming.kafka.consumer import current_topic_id
+from streaming.kafka.topics import create_topics
+from streaming.producing.catalogue import publish_catalogue
+from streaming.sources.kafka_source import KafkaSource, PositionLost, TopicMissing, end_offsets
 from tests.ranks import run_on_ranks
 from tests.worker_runs import START_MS, config_of, events, newest, produce, send_raw, train, users_of
 

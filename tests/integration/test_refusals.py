@@ -4,15 +4,16 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
-from streaming.broker import LocalBroker
-from streaming.catalogue_reader import CatalogueReader
+from streaming.catalogue.reader import CatalogueReader
 from streaming.config import StreamConfig
-from streaming.dead_letter import DeadLetter, DeadLettersDelayed, DeadLettersLost, DeadLetterWriter
-from streaming.delivery import DeliveryError
-from streaming.group_offsets import publish_group_offsets
-from streaming.position import Position
-from streaming.source import BrokerRefused, KafkaSource, TopicMissing, partitions_of
-from streaming.topics import create_topics
+from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost, DeadLetterWriter
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.position import Position
+from streaming.kafka.delivery import DeliveryError
+from streaming.kafka.group_offsets import publish_group_offsets
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
+from streaming.sources.kafka_source import BrokerRefused, KafkaSource, TopicMissing, partitions_of
 from tests.worker_runs import events, produce
 
 PROPERTIES = {

@@ -9,10 +9,10 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from cluster.checkpoints.state import digests, read_state
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.audit.state import digests, read_state
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.training.accounting import verify_exactly_once
 from cluster.training.worker import Worker
 from streaming.config import StreamConfig
 from tests.ranks import run_on_ranks

@@ -12,14 +12,14 @@ from kafka import KafkaAdminClient
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 from typer.testing import CliRunner
 
-from cluster.training.accounting import verify_exactly_once
+from cluster.audit.exactly_once import verify_exactly_once
 from deploy.cli import app
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig, StreamSettingError, client_arguments
-from streaming.dead_letter_replay import replay_letters
-from streaming.producer import publish_catalogue
-from streaming.source import BrokerUnavailable, partitions_of
-from streaming.topics import create_topics
+from streaming.dead_letters.replay import replay_letters
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
+from streaming.producing.catalogue import publish_catalogue
+from streaming.sources.kafka_source import BrokerUnavailable, partitions_of
 from tests.certificates import make_certificates
 from tests.worker_runs import config_of, events, produce, send_raw, train
 

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from streaming.codec import ARROW, ENCODING_HEADER, encode_events
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, encode_events
 from streaming.config import StreamConfig
-from streaming.partitioner import partition_of_users
-from streaming.position import Gap
-from streaming.source import (
+from streaming.events.partitioner import partition_of_users
+from streaming.events.position import Gap
+from streaming.sources.kafka_source import (
     BrokerUnavailable,
     KafkaSource,
     Position,
@@ -222,7 +222,7 @@ def test_an_error_of_the_reading_thread_reaches_the_caller(stream_factory, monke
     def explode(*_):
         raise ArithmeticError("inside the thread")
 
-    monkeypatch.setattr("streaming.partition_reader.decode_messages", explode)
+    monkeypatch.setattr("streaming.sources.partition_reader.decode_messages", explode)
     with KafkaSource(config, [0], {}) as source:
         with pytest.raises(ArithmeticError, match="inside the thread"):
             _wait(lambda: source.wait(5) and False)

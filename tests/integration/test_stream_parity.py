@@ -5,22 +5,22 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.config import FreshetConfig
 from cluster.evaluation.config import FitConfig, ProtocolConfig
-from cluster.evaluation.data import Tables, prepare
-from cluster.evaluation.from_checkpoint import config_of, recommender_of
-from cluster.evaluation.ranking import rank
-from cluster.evaluation.systems import REFERENCE, SYSTEMS, create
-from cluster.training.accounting import verify_exactly_once
-from cluster.training.run import seed_dropout
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.data import Tables, prepare
+from cluster.evaluation.systems.from_checkpoint import config_of, recommender_of
+from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
+from cluster.training.state.run import seed_dropout
 from model.config import ModelConfig
-from streaming.batcher import Batcher
-from streaming.catalogue import Catalogue
-from streaming.catalogue_reader import CatalogueReader
-from streaming.dead_letter import DeadLetterWriter
-from streaming.history import UserStore
-from streaming.source import KafkaSource, end_offsets
+from streaming.batches.batcher import Batcher
+from streaming.catalogue.catalogue import Catalogue
+from streaming.catalogue.reader import CatalogueReader
+from streaming.dead_letters.writer import DeadLetterWriter
+from streaming.histories.history import UserStore
+from streaming.sources.kafka_source import KafkaSource, end_offsets
 from tests.benchmarks.support.stream_passes import fill_topics, stream_passes, training_events
 
 USERS, ITEMS, EVENTS, PARTITIONS, WINDOW = 40, 60, 900, 3, 8

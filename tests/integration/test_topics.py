@@ -2,7 +2,7 @@ import pytest
 from kafka import KafkaAdminClient
 
 from streaming.config import StreamConfig
-from streaming.topics import (
+from streaming.kafka.topics import (
     BrokerUnavailable,
     TopicError,
     admin_client,

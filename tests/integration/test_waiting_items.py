@@ -6,16 +6,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.checkpoints.state import read_state
-from cluster.checkpoints.tower_files import FILE as TOWERS
-from cluster.checkpoints.tower_files import load_towers
-from cluster.publishing.serving import Recommender
+from cluster.audit.state import read_state
+from cluster.checkpoints.parts.towers import FILE as TOWERS
+from cluster.checkpoints.parts.towers import load_towers
+from cluster.serving.recommender import Recommender
 from cluster.tables.buckets import shared_keys
 from cluster.tables.config import TableConfig
 from model.cl_epidtn import cl_epidtn
 from model.features import CATEGORY, ITEM, ItemInputs
-from retrieval.searcher import Searcher
-from streaming.producer import publish_catalogue
+from retrieval.versions.searcher import Searcher
+from streaming.producing.catalogue import publish_catalogue
 from tests.ranks import run_on_ranks
 from tests.worker_runs import config_of, events, newest, produce, train
 

@@ -12,25 +12,25 @@ import pytest
 import torch
 from kafka import KafkaConsumer, KafkaProducer
 
-from cluster.checkpoints.array_files import read_table, read_tensors
+from cluster.audit.exactly_once import verify_exactly_once
+from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken, claimed_by_run
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.row_files import merged_rows
+from cluster.checkpoints.parts.rows import merged_rows
+from cluster.checkpoints.parts.users import merged_users, partitions_in
 from cluster.checkpoints.storage import open_storage
-from cluster.checkpoints.user_files import merged_users, partitions_in
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.publishing.serving import NothingToServe, Recommender, UnknownUser
-from cluster.training.accounting import verify_exactly_once
+from cluster.serving.recommender import NothingToServe, Recommender, UnknownUser
 from cluster.training.refresh import refresh_from
 from cluster.training.worker import Worker
 from model.config import ModelConfig
 from model.features import ITEM
-from retrieval.version import VersionStore
+from retrieval.versions.store import VersionStore
 from streaming.config import StreamConfig
-from streaming.producer import EventProducer
-from streaming.source import KafkaSource, end_offsets
+from streaming.producing.producer import EventProducer
+from streaming.sources.kafka_source import KafkaSource, end_offsets
 from tests.ranks import run_on_ranks
 
 USERS, ITEMS = 40, 60
@@ -222,7 +222,7 @@ def test_two_ranks_start_from_what_one_has_learnt_and_read_their_own_stream(stre
 
 
 def test_a_starting_point_that_is_none_is_refused_before_ray_starts(stream_config, tmp_path):
-    from cluster.launcher import run_training
+    from cluster.launching.launcher import run_training
 
     with pytest.raises(CheckpointError, match=r"nowhere is no folder.*setting: train\.init_from"):
         run_training(_config(stream_config, tmp_path / "run", init_from=str(tmp_path / "nowhere")))

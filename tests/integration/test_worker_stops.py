@@ -9,9 +9,9 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.training.worker import Worker
-from streaming.broker import LocalBroker
 from streaming.config import StreamConfig
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.local_broker.broker import LocalBroker
 from tests.worker_runs import config_of, events, produce, send_raw
 
 

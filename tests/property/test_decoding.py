@@ -8,12 +8,12 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.catalogue_records import parse_items, parse_users
-from streaming.codec import ARROW, ENCODING_HEADER, JSON, decode_messages, encode_events
+from streaming.catalogue.records import parse_items, parse_users
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, JSON, decode_messages, encode_events
 from streaming.config import StreamConfig
-from streaming.schema import EVENT_SCHEMA
-from streaming.signals import judge_signals
-from streaming.validation import LATEST_MS, Decoded, Place
+from streaming.events.schema import EVENT_SCHEMA
+from streaming.events.signals import judge_signals
+from streaming.events.validation import LATEST_MS, Decoded, Place
 
 CONFIG = StreamConfig(action_weights=["click=3", "buy=1e30"], negative_below_value=2.0)
 ARROW_HEADER = [(ENCODING_HEADER, ARROW)]

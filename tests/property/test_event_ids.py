@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.event_ids import EventIdWindow
+from streaming.batches.event_ids import EventIdWindow
 
 IDS = st.lists(st.none() | st.integers(0, 25).map(lambda n: f"id {n}"), max_size=120)
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaming.config import StreamConfig
-from streaming.event_store import EventStore
-from streaming.negatives import NegativeEvents, join_negatives
-from streaming.signals import judge_signals
+from streaming.events.signals import judge_signals
+from streaming.histories.event_store import EventStore
+from streaming.histories.negatives import NegativeEvents, join_negatives
 
 ACTIONS = st.sampled_from(["buy", "cart", "skip", "look", ""])
 WEIGHTS = st.floats(0.125, 100.0, width=32)

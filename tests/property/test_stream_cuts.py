@@ -8,11 +8,11 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.codec import ARROW, ENCODING_HEADER, decode_messages, encode_events
-from streaming.history import UserStore
-from streaming.position import Position
-from streaming.row_queue import RowQueue
-from streaming.validation import Place
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, decode_messages, encode_events
+from streaming.events.position import Position
+from streaming.events.validation import Place
+from streaming.histories.history import UserStore
+from streaming.sources.row_queue import RowQueue
 
 PLACE = Place("interactions", 0, 1)
 

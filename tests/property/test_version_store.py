@@ -9,7 +9,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.version import VersionStore
+from retrieval.versions.store import VersionStore
 
 CHANGES = ("mkdir", "open", "fsync", "rename", "replace", "unlink", "rmdir")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.config import FreshetConfig
-from cluster.training.run import TrainingRun
+from cluster.training.state.run import TrainingRun
 from model.cl_epidtn import CLEPIDTN
 from model.features import ItemInputs, QueryInputs
 from model.two_tower import StepPlan, Targets

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cluster.evaluation.data import EvaluationData
-from cluster.evaluation.protocols import Queries
-from cluster.evaluation.ranking import rank
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.data import EvaluationData
+from cluster.evaluation.protocol.protocols import Queries
 from model.metrics import hit_rate
 from model.recommender import Float32Array, Int64Array
 from tests.benchmarks.support.peer_environment import peer_environment, run_peer

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.training.candidates import Runs
+from cluster.training.steps.candidates import Runs
 
 Int64Array = npt.NDArray[np.int64]
 

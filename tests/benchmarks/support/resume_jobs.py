@@ -14,7 +14,7 @@ def train_and_note(settings: dict[str, Any]) -> None:
     """The product's own train function; the first step of each attempt is noted on every rank."""
     import ray.train
 
-    from cluster import launcher
+    from cluster.launching import launcher
     from cluster.training.worker import Worker
 
     notes, rank = Path(settings["notes"]), ray.train.get_context().get_world_rank()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cluster.evaluation.data import Tables
-from deploy.datasets import load
-from streaming.schema import CATEGORIES, ITEM_ID, TIMESTAMP_MS, TITLE, USER_ID
+from cluster.evaluation.protocol.data import Tables
+from deploy.datasets.datasets import load
+from streaming.events.schema import CATEGORIES, ITEM_ID, TIMESTAMP_MS, TITLE, USER_ID
 
 AMAZON_BEAUTY = Path(__file__).resolve().parents[4] / "shared" / "data" / "amazon_beauty"
 

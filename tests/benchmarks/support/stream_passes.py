@@ -16,15 +16,16 @@ from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig
 from cluster.device import resolve_device
-from cluster.evaluation.data import Tables
-from cluster.evaluation.fitting import decay
-from cluster.evaluation.interactions import Interactions
-from cluster.evaluation.protocols import Split
+from cluster.evaluation.protocol.data import Tables
+from cluster.evaluation.protocol.interactions import Interactions
+from cluster.evaluation.protocol.protocols import Split
+from cluster.evaluation.systems.fitting import decay
 from cluster.training.worker import Worker
 from model.recommender import Int64Array
 from streaming.config import StreamConfig
-from streaming.producer import EventProducer, publish_catalogue
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.producing.catalogue import publish_catalogue
+from streaming.producing.producer import EventProducer
 from tests.ranks import run_on_ranks
 
 _NEVER_S = 1e9

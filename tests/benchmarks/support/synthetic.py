@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from streaming.catalogue import CatalogueUpdate
-from streaming.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
+from streaming.catalogue.catalogue import CatalogueUpdate
+from streaming.events.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
 
 _FIRST_MS = 1_700_000_000_000
 

@@ -17,13 +17,13 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
-from cluster.training.catalogue_feed import CatalogueFeed
 from cluster.training.control import agree
+from cluster.training.intake.catalogue_feed import CatalogueFeed
 from cluster.training.worker import Worker
 from model.config import ModelConfig
 from streaming.config import StreamConfig
-from streaming.producer import EventProducer
-from streaming.topics import create_topics
+from streaming.kafka.topics import create_topics
+from streaming.producing.producer import EventProducer
 from tests.benchmarks.support.synthetic import Population
 
 _PREFILL_QUOTA = 8192

@@ -8,9 +8,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.checkpoints.array_files import read_table, write_table
-from cluster.checkpoints.ledger import Ledger, PartitionLedger
-from streaming.schema import SET_ASIDE_SCHEMA
+from cluster.checkpoints.arrays import read_table, write_table
+from cluster.ledger import Ledger, PartitionLedger
+from streaming.events.schema import SET_ASIDE_SCHEMA
 from tests.training_batches import Run, to_batch
 
 EVENTS = st.lists(

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.config import IndexConfig
-from retrieval.index import IvfIndex
-from retrieval.searcher import LoadedVersion
-from retrieval.version import Version
+from retrieval.indexes.ivf import IvfIndex
+from retrieval.versions.searcher import LoadedVersion
+from retrieval.versions.store import Version
 
 DIM = 3
 IDS = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from cluster import driver as driver_module
-from cluster.driver import Driver, HeadLost, StopTimedOut
+from cluster.launching import driver as driver_module
+from cluster.launching.driver import Driver, HeadLost, StopTimedOut
 from cluster.stop_request import StopRequest
 
 

@@ -11,13 +11,13 @@ import pytest
 import ray.train
 import torch.distributed as dist
 
-from cluster import launcher
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageInUse, claimed_by_run
 from cluster.checkpoints.hold import Holds
 from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.launcher import (
+from cluster.launching import launcher
+from cluster.launching.launcher import (
     ControllerLost,
     TrainingStopped,
     _controller_named,
@@ -25,11 +25,11 @@ from cluster.launcher import (
     run_refresh,
     run_training,
 )
-from deploy.errors import report
+from deploy.command.errors import report
 from streaming.config import StreamConfig
-from streaming.dead_letter import DeadLettersDelayed, DeadLettersLost
-from streaming.parquet_source import ParquetUnusable
-from streaming.source import BrokerRefused, BrokerUnavailable
+from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost
+from streaming.sources.kafka_source import BrokerRefused, BrokerUnavailable
+from streaming.sources.parquet_source import ParquetUnusable
 from tests.full_disk import refusing
 
 

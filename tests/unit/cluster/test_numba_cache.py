@@ -14,7 +14,8 @@ CAP_DAC_OVERRIDE = 1
 PR_CAPBSET_DROP = 24
 ROOT = Path(__file__).parents[3]
 USE = (
-    "import os, cluster, streaming.hashing, model.metrics; from streaming.partitioner import partition_of_users; "
+    "import os, cluster, streaming.events.hashing, model.metrics; "
+    "from streaming.events.partitioner import partition_of_users; "
     + (
         "import numpy as np; print(partition_of_users(np.arange(3), 2).shape, os.environ.get('NUMBA_CACHE_DIR'))"
     )

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from cluster import ray_logging
+from cluster.launching import ray_logging
 
 POLICY = "ray.train.v2._internal.execution.failure_handling.default"
 RAISED = "ray.train.v2._internal.util"

@@ -1,7 +1,7 @@
 import signal
 
-from deploy.chaos import WorkerKiller
-from deploy.progress import parse_progress
+from deploy.demo.chaos import WorkerKiller
+from deploy.screen.progress import parse_progress
 
 
 class Kills:

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
-from cluster.training.worker_state import checkpointer_of
-from deploy.checkpoints import NoSuchCheckpoint, list_checkpoints, print_list
+from cluster.training.state.worker_state import checkpointer_of
 from deploy.cli import app
-from deploy.errors import UsageError
-from deploy.terminal import Terminal
+from deploy.command.errors import UsageError
+from deploy.command.terminal import Terminal
+from deploy.verbs.checkpoints import NoSuchCheckpoint, list_checkpoints, print_list
 from tests.unit_runs import small_config, small_run, train_steps
 
 

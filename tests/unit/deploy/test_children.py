@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from deploy.children import Child, ChildFailed
+from deploy.command.children import Child, ChildFailed
 
 
 def python(code: str) -> list[str]:

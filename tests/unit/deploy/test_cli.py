@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from deploy.demo import trainer_child
+from deploy.demo.demo import trainer_child
 
 VERBS = [
     ["demo"],
@@ -100,7 +100,7 @@ def test_an_unknown_option_is_a_usage_error():
 def test_init_from_is_a_setting_by_another_name_and_wins_over_it(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "deploy.training.train", lambda config, **options: seen.append(config.train.init_from) or {}
+        "deploy.verbs.training.train", lambda config, **options: seen.append(config.train.init_from) or {}
     )
     for arguments in (["--init-from", "runs/a"], ["train.init_from=runs/b", "--init-from", "runs/a"], []):
         assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 0
@@ -109,7 +109,9 @@ def test_init_from_is_a_setting_by_another_name_and_wins_over_it(monkeypatch):
 
 def test_who_is_alive_is_evicted_only_when_that_is_asked_for(monkeypatch):
     evicts = []
-    monkeypatch.setattr("deploy.training.train", lambda config, *, take_over: evicts.append(take_over) or {})
+    monkeypatch.setattr(
+        "deploy.verbs.training.train", lambda config, *, take_over: evicts.append(take_over) or {}
+    )
     for arguments in ([], ["--take-over"]):
         assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 0
     assert evicts == [False, True]
@@ -117,9 +119,13 @@ def test_who_is_alive_is_evicted_only_when_that_is_asked_for(monkeypatch):
 
 def test_a_submitted_job_and_the_demos_trainer_evict_too(monkeypatch, tmp_path):
     said = []
-    monkeypatch.setattr("deploy.submit.connect", lambda address: None)
-    monkeypatch.setattr("deploy.submit.submit", lambda client, command, *_: said.append(command) or "job")
-    monkeypatch.setattr("deploy.demo.run_demo", lambda options, path: said.append(options.take_over) or 0)
+    monkeypatch.setattr("deploy.verbs.submit.connect", lambda address: None)
+    monkeypatch.setattr(
+        "deploy.verbs.submit.submit", lambda client, command, *_: said.append(command) or "job"
+    )
+    monkeypatch.setattr(
+        "deploy.demo.demo.run_demo", lambda options, path: said.append(options.take_over) or 0
+    )
     for arguments in ([], ["--take-over"]):
         assert CliRunner().invoke(app, ["submit", "train", "--no-wait", *arguments]).exit_code == 0
         assert CliRunner().invoke(app, ["demo", *arguments]).exit_code == 0

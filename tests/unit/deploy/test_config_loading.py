@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cluster.config import FreshetConfig
-from deploy.config_loading import ConfigError, describe_settings, load_config
+from deploy.command.config_loading import ConfigError, describe_settings, load_config
 
 
 def _refusal(*overrides, file=None):

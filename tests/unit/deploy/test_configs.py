@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config_loading import load_config
+from deploy.command.config_loading import load_config
 
 CONFIGS = sorted((Path(__file__).parents[3] / "deploy" / "configs").glob("*.yaml"))
 

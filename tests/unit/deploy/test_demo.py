@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from deploy import demo as demo_module
-from deploy.children import Child, ChildFailed
-from deploy.datasets import Dataset
-from deploy.demo import Demo, TrainerStalled, run_demo
-from deploy.demo_settings import DemoOptions, new_run_dir, own_bootstrap_servers, write_settings
-from deploy.display import Display
-from deploy.screen import DemoView
-from deploy.terminal import Terminal
+from deploy.command.children import Child, ChildFailed
+from deploy.command.terminal import Terminal
+from deploy.datasets.datasets import Dataset
+from deploy.demo import demo as demo_module
+from deploy.demo.demo import Demo, TrainerStalled, run_demo
+from deploy.demo.settings import DemoOptions, new_run_dir, own_bootstrap_servers, write_settings
+from deploy.screen.display import Display
+from deploy.screen.screen import DemoView
 
 EVENTS = 60_000
 
@@ -70,15 +70,16 @@ def world(monkeypatch, progress_record):
     monkeypatch.setattr(
         demo_module, "recommend_to", lambda config, users, k: [_entry(user) for user in users]
     )
-    monkeypatch.setattr("streaming.broker.LocalBroker", FakeBroker)
-    monkeypatch.setattr("streaming.topics.create_topics", lambda config, partitions: None)
+    monkeypatch.setattr("streaming.local_broker.broker.LocalBroker", FakeBroker)
+    monkeypatch.setattr("streaming.kafka.topics.create_topics", lambda config, partitions: None)
     monkeypatch.setattr(
-        "streaming.producer.publish_catalogue", lambda *arguments: SimpleNamespace(items=1682, users=943)
+        "streaming.producing.catalogue.publish_catalogue",
+        lambda *arguments: SimpleNamespace(items=1682, users=943),
     )
     monkeypatch.setattr(
-        "streaming.producer.replay", lambda *arguments, **options: SimpleNamespace(events=EVENTS)
+        "streaming.producing.replay.replay", lambda *arguments, **options: SimpleNamespace(events=EVENTS)
     )
-    monkeypatch.setattr("cluster.training.accounting.verify_exactly_once", lambda config, path: accounting)
+    monkeypatch.setattr("cluster.audit.exactly_once.verify_exactly_once", lambda config, path: accounting)
     return world
 
 
@@ -155,7 +156,7 @@ def test_a_replay_that_fails_ends_the_demo(world, tmp_path, monkeypatch):
     def replay(*arguments, **options):
         raise RuntimeError("the topic went away")
 
-    monkeypatch.setattr("streaming.producer.replay", replay)
+    monkeypatch.setattr("streaming.producing.replay.replay", replay)
     world.pause = "5"
     with pytest.raises(RuntimeError, match="the topic went away"):
         run_demo(DemoOptions(tmp_path, seconds=0), None)
@@ -177,7 +178,7 @@ def test_an_existing_cluster_is_used_with_topics_of_the_runs_own(world, tmp_path
     def no_broker(*arguments, **options):
         raise AssertionError("a local broker was started")
 
-    monkeypatch.setattr("streaming.broker.LocalBroker", no_broker)
+    monkeypatch.setattr("streaming.local_broker.broker.LocalBroker", no_broker)
     options = DemoOptions(tmp_path, seconds=0, overrides=["stream.bootstrap_servers=kafka.example:9092"])
     assert run_demo(options, tmp_path / "demo.json") == 0
     assert "kafka.example:9092" in json.loads((tmp_path / "demo.json").read_text())["broker"]

@@ -6,8 +6,8 @@ from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from deploy import cli
-from deploy.children import ChildFailed
-from deploy.errors import CommandError, UsageError, is_ours, last_line_of, one_line, report, unwrap
+from deploy.command.children import ChildFailed
+from deploy.command.errors import CommandError, UsageError, is_ours, last_line_of, one_line, report, unwrap
 from streaming.config import StreamSettingError
 
 

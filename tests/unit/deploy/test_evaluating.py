@@ -18,18 +18,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cluster.evaluation import grid
-from cluster.evaluation.cell import run_cell
-from cluster.evaluation.cell_files import CellFiles
-from cluster.evaluation.data import Tables
-from cluster.evaluation.summary import COMPARED
-from cluster.evaluation.systems import chosen
+from cluster.evaluation.grids import grid
+from cluster.evaluation.grids.cell import run_cell
+from cluster.evaluation.grids.cell_files import CellFiles
+from cluster.evaluation.grids.summary import COMPARED
+from cluster.evaluation.protocol.data import Tables
+from cluster.evaluation.systems.systems import chosen
 from deploy.cli import app
-from deploy.config_loading import load_config
-from deploy.datasets import DatasetError, load
-from deploy.errors import report
-from deploy.evaluation_report import build_report, print_report
-from deploy.terminal import Terminal
+from deploy.command.config_loading import load_config
+from deploy.command.errors import report
+from deploy.command.terminal import Terminal
+from deploy.datasets.datasets import DatasetError, load
+from deploy.evaluate.report import build_report, print_report
 from tests.data_tables import random_tables
 
 TINY = [
@@ -476,7 +476,7 @@ def test_what_cannot_be_done_is_told_in_one_line_before_anything_is_trained(
 
 
 def test_a_folder_without_interactions_is_refused(tmp_path):
-    from deploy.datasets import DatasetError
+    from deploy.datasets.datasets import DatasetError
 
     with pytest.raises(DatasetError, match=r"interactions\.parquet"):
         _evaluate(tmp_path)

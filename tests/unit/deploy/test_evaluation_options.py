@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from deploy.config_loading import load_config
-from deploy.errors import UsageError
-from deploy.evaluation_options import EvaluateOptions, read_tuned, sweep_points
-from deploy.evaluation_report import stars
-from deploy.screen import rate
-from deploy.terminal import Terminal
+from deploy.command.config_loading import load_config
+from deploy.command.errors import UsageError
+from deploy.command.terminal import Terminal
+from deploy.evaluate.options import EvaluateOptions, read_tuned, sweep_points
+from deploy.evaluate.report import stars
+from deploy.screen.screen import rate
 from tests.data_tables import random_tables
 
 PRESETS = Path(__file__).parents[3] / "deploy" / "configs"
@@ -190,10 +190,10 @@ def test_figures_are_told_in_four_digits_and_p_in_stars():
 
 
 def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
-    from cluster.evaluation.fitting import PassReport
-    from cluster.evaluation.grid import CellEvent, cell_of
-    from cluster.evaluation.systems import SYSTEMS
-    from deploy.evaluation_progress import EvaluationDisplay, duration
+    from cluster.evaluation.grids.grid import CellEvent, cell_of
+    from cluster.evaluation.systems.fitting import PassReport
+    from cluster.evaluation.systems.systems import SYSTEMS
+    from deploy.evaluate.progress import EvaluationDisplay, duration
 
     config = load_config(None, ["fit.passes=4"])
     cells = [
@@ -219,7 +219,7 @@ def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
 
 
 def test_the_protocol_is_told_in_words():
-    from deploy.evaluation_report import Report
+    from deploy.evaluate.report import Report
 
     def told(**protocol):
         return Report([], about={"protocol": protocol}).protocol

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from deploy.figures import DemoFigures
-from deploy.output import write_json
-from deploy.progress import parse_progress
+from deploy.command.output import write_json
+from deploy.demo.figures import DemoFigures
+from deploy.screen.progress import parse_progress
 
 # The fields that the demo's JSON file promises (issue 5, point 1).
 PROMISED = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.output import OutputUnwritable, plain, write_json
+from deploy.command.output import OutputUnwritable, plain, write_json
 from tests.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
 
 Point = namedtuple("Point", "x y")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import FreshetConfig, TrainConfig
-from deploy.preflight import (
+from deploy.command.preflight import (
     NotACheckpoint,
     StorageUnusable,
     absolute_storage,

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from deploy.progress import HitCurve, Progress, parse_progress
+from deploy.screen.progress import HitCurve, Progress, parse_progress
 
 
 def test_an_empty_or_missing_file_gives_the_defaults():

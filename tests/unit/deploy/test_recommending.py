@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from rich.cells import cell_len
 
-from deploy.errors import UsageError
-from deploy.figures import DemoFigures
-from deploy.recommending import history_entry, parse_history, user_entry
-from deploy.report import print_recommendations, print_report
-from deploy.terminal import Terminal
+from deploy.command.errors import UsageError
+from deploy.command.terminal import Terminal
+from deploy.demo.figures import DemoFigures
+from deploy.demo.report import print_recommendations, print_report
+from deploy.verbs.recommending import history_entry, parse_history, user_entry
 
 
 class FakeRecommender:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from deploy.replaying import ReplayThread, first_events, recent_users
+from deploy.verbs.replaying import ReplayThread, first_events, recent_users
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def test_the_replay_beside_other_work_tells_how_far_it_is(monkeypatch):
         go_on.wait(10)
         return SimpleNamespace(events=5)
 
-    monkeypatch.setattr("streaming.producer.replay", replay)
+    monkeypatch.setattr("streaming.producing.replay.replay", replay)
     with ReplayThread(None, dataset([1], [1]), 1.0, 0) as thread:
         _wait_until(lambda: thread.produced == 3)
         assert not thread.finished
@@ -57,7 +57,7 @@ def test_a_failed_replay_raises_where_it_is_checked(monkeypatch):
     def replay(*arguments, **options):
         raise RuntimeError("no broker answers")
 
-    monkeypatch.setattr("streaming.producer.replay", replay)
+    monkeypatch.setattr("streaming.producing.replay.replay", replay)
     with ReplayThread(None, dataset([1], [1]), 1.0, 0) as thread:
         thread._thread.join(10)
         with pytest.raises(RuntimeError, match="no broker answers"):
@@ -70,7 +70,7 @@ def test_leaving_stops_the_replay(monkeypatch):
         stop.wait(60)
         return SimpleNamespace(events=1)
 
-    monkeypatch.setattr("streaming.producer.replay", replay)
+    monkeypatch.setattr("streaming.producing.replay.replay", replay)
     started = time.monotonic()
     with ReplayThread(None, dataset([1], [1]), 1.0, 0):
         pass

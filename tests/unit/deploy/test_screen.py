@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from deploy.display import Display
-from deploy.narration import narrate
-from deploy.progress import Progress, parse_progress
-from deploy.screen import DemoView, number, plain_line, rate, render, sparkline
-from deploy.terminal import Terminal
+from deploy.command.terminal import Terminal
+from deploy.screen.display import Display
+from deploy.screen.narration import narrate
+from deploy.screen.progress import Progress, parse_progress
+from deploy.screen.screen import DemoView, number, plain_line, rate, render, sparkline
 
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
 

@@ -11,7 +11,7 @@ import pytest
 WAIT = """
 import sys, time
 from cluster.stop_request import StopRequest
-from deploy.signals import ask_on_signals, stop_on_signals
+from deploy.command.sigterm import ask_on_signals, stop_on_signals
 request = StopRequest()
 request.heeded = {heeded}
 request.kill = lambda: print("killed", flush=True)
@@ -126,7 +126,7 @@ def test_the_status_stays_when_a_library_turns_the_exit_into_another():
     # Ray's calls do, where the handler runs inside them.
     code = """
 import sys, time
-from deploy.signals import stop_on_signals
+from deploy.command.sigterm import stop_on_signals
 with stop_on_signals():
     try:
         print("ready", flush=True)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy.status import NothingThere, checkpoint_offsets, collect_status, print_status
-from deploy.terminal import Terminal
+from deploy.command.terminal import Terminal
+from deploy.verbs.status import NothingThere, checkpoint_offsets, collect_status, print_status
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch, progress_record):
     version.mkdir(parents=True)
     (version / "manifest.json").write_text(json.dumps({"items": 1682, "recall": 0.987}))
     (tmp_path / "index" / "CURRENT").write_text("v00000006\n")
-    monkeypatch.setattr("streaming.source.end_offsets", lambda config, topic: {0: 24, 1: 26})
+    monkeypatch.setattr("streaming.sources.kafka_source.end_offsets", lambda config, topic: {0: 24, 1: 26})
     return SimpleNamespace(
         storage_path=str(tmp_path),
         checkpoint_location=str(tmp_path / "checkpoints"),
@@ -52,7 +52,7 @@ def test_a_broker_that_does_not_answer_leaves_the_rest_of_the_status(run, monkey
     def unreachable(config, topic):
         raise RuntimeError("no broker answers\nat 127.0.0.1:1")
 
-    monkeypatch.setattr("streaming.source.end_offsets", unreachable)
+    monkeypatch.setattr("streaming.sources.kafka_source.end_offsets", unreachable)
     status = collect_status(run)
     assert status["lag_messages"] is None
     assert status["broker"] == "no broker answers at 127.0.0.1:1"
@@ -87,7 +87,7 @@ def test_the_table_shows_it(run):
 
 def test_before_the_first_checkpoint_the_lag_is_the_whole_topic(run, tmp_path, monkeypatch, progress_record):
     shutil.rmtree(tmp_path / "checkpoints")
-    monkeypatch.setattr("streaming.source.first_offsets", lambda config, topic: {0: 4, 1: 6})
+    monkeypatch.setattr("streaming.sources.kafka_source.first_offsets", lambda config, topic: {0: 4, 1: 6})
     status = collect_status(run)
     assert status["lag_messages"] == 40
     assert status["lag_events"] == round(
@@ -103,7 +103,9 @@ def test_before_the_first_checkpoint_the_lag_is_the_whole_topic(run, tmp_path, m
 
 def test_of_files_the_run_knows_the_lag(run, monkeypatch):
     run.stream.parquet = "files"
-    monkeypatch.setattr("streaming.source.end_offsets", lambda *_: pytest.fail("no topic is read"))
+    monkeypatch.setattr(
+        "streaming.sources.kafka_source.end_offsets", lambda *_: pytest.fail("no topic is read")
+    )
     assert collect_status(run)["lag_events"] == 75_123
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy import submit
-from deploy.errors import UsageError
+from deploy.command.errors import UsageError
+from deploy.verbs import submit
 
 REMOTE = "http://head.example:8265"
 LOCAL = "http://127.0.0.1:8265"

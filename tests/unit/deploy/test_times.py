@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from deploy.times import ago, clock, duration, local_time, short_duration
+from deploy.command.times import ago, clock, duration, local_time, short_duration
 
 
 @pytest.fixture

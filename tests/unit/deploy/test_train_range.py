@@ -9,7 +9,9 @@ from streaming.config import StreamConfig, StreamSettingError
 
 def test_the_options_of_a_range_reach_the_settings(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("deploy.training.train", lambda config, **options: seen.append(config.stream) or {})
+    monkeypatch.setattr(
+        "deploy.verbs.training.train", lambda config, **options: seen.append(config.stream) or {}
+    )
     options = [
         "--from",
         "2026-01-31T06:00:00Z",

@@ -47,7 +47,7 @@ import sys
 import numpy as np, torch
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.training.run import TrainingRun
+from cluster.training.state.run import TrainingRun
 from streaming.config import StreamConfig
 from tests.training_batches import random_runs, to_batch
 config = FreshetConfig(stream=StreamConfig(user_attributes=[]), device="cpu")

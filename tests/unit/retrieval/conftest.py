@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.parts import write_part
-from retrieval.publish import PublishReport, publish
-from retrieval.version import VersionStore
+from retrieval.indexes.parts import write_part
+from retrieval.versions.publish import PublishReport, publish
+from retrieval.versions.store import VersionStore
 
 
 def unit(vectors):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.gate import Measured, check_version, not_finite
+from retrieval.versions.gate import Measured, check_version, not_finite
 
 CONFIG = IndexConfig(min_recall=0.9, min_coverage=0.8, max_imbalance=4.0, min_overlap=0.5)
 GOOD = Measured(recall=0.9, coverage=0.8, imbalance=4.0, overlap=0.5)

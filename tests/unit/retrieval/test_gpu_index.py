@@ -8,9 +8,9 @@ import pytest
 from retrieval import gpu
 from retrieval.config import IndexConfig
 from retrieval.gpu import IndexDeviceError
-from retrieval.gpu_index import GpuIvfIndex, build_index
-from retrieval.index import IndexInputError, IvfIndex
-from retrieval.searcher import Searcher
+from retrieval.indexes.gpu_index import GpuIvfIndex, build_index
+from retrieval.indexes.ivf import IndexInputError, IvfIndex
+from retrieval.versions.searcher import Searcher
 from tests.unit.retrieval import fake_gpu_faiss
 from tests.unit.retrieval.conftest import clustered
 

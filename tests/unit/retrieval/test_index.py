@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.exact import exact_top_k, recall_at_k
-from retrieval.index import IndexInputError, IvfIndex, lists_for
-from retrieval.tuning import choose_nprobe
+from retrieval.indexes.exact import exact_top_k, recall_at_k
+from retrieval.indexes.ivf import IndexInputError, IvfIndex, lists_for
+from retrieval.versions.tuning import choose_nprobe
 from tests.unit.retrieval.conftest import clustered
 
 

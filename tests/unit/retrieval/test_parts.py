@@ -2,8 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.index import IndexInputError
-from retrieval.parts import read_ids, read_parts, write_part
+from retrieval.indexes.ivf import IndexInputError
+from retrieval.indexes.parts import read_ids, read_parts, write_part
 
 
 def vectors(rows, dim=3):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.exact import exact_top_k
-from retrieval.gate import overlap_of
-from retrieval.index import IndexInputError
-from retrieval.parts import read_parts, write_part
-from retrieval.publish import publish
-from retrieval.searcher import Searcher
+from retrieval.indexes.exact import exact_top_k
+from retrieval.indexes.ivf import IndexInputError
+from retrieval.indexes.parts import read_parts, write_part
+from retrieval.versions.gate import overlap_of
+from retrieval.versions.publish import publish
+from retrieval.versions.searcher import Searcher
 from tests.unit.retrieval.conftest import clustered, unit
 
 
@@ -141,7 +141,9 @@ def test_old_versions_are_removed(store, put):
 def test_many_queries_are_sampled_from_all_of_them(put, monkeypatch):
     seen = []
     exact = exact_top_k
-    monkeypatch.setattr("retrieval.publish.exact_top_k", lambda q, *rest: seen.append(q) or exact(q, *rest))
+    monkeypatch.setattr(
+        "retrieval.versions.publish.exact_top_k", lambda q, *rest: seen.append(q) or exact(q, *rest)
+    )
     vectors, _ = clustered(100)
     queries = np.repeat(vectors, 50, axis=0)
     put(vectors, queries)

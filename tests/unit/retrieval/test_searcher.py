@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.exact import exact_top_k, recall_at_k
-from retrieval.index import IndexInputError
-from retrieval.searcher import LoadedVersion, Searcher
-from retrieval.version import VersionCorrupt, VersionError
+from retrieval.indexes.exact import exact_top_k, recall_at_k
+from retrieval.indexes.ivf import IndexInputError
+from retrieval.versions.searcher import LoadedVersion, Searcher
+from retrieval.versions.store import VersionCorrupt, VersionError
 from tests.unit.retrieval.conftest import clustered, unit
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.searcher import Searcher
-from retrieval.version import VersionError, VersionStore
+from retrieval.versions.searcher import Searcher
+from retrieval.versions.store import VersionError, VersionStore
 from tests.unit.retrieval.conftest import clustered
 
 ITEMS = 100

@@ -6,10 +6,10 @@ import os
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.durable_files import manifest_checksum
-from retrieval.index import IvfIndex
-from retrieval.searcher import Searcher
-from retrieval.version import VersionCorrupt
+from retrieval.indexes.ivf import IvfIndex
+from retrieval.storage.durable import manifest_checksum
+from retrieval.versions.searcher import Searcher
+from retrieval.versions.store import VersionCorrupt
 from tests.full_disk import files_of_at_most
 from tests.unit.retrieval.conftest import clustered
 from tests.unit.retrieval.test_version import commit

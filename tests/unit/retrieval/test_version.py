@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from retrieval.version import VersionCorrupt, VersionError
+from retrieval.versions.store import VersionCorrupt, VersionError
 
 
 def commit(store, content=b"data", **described):
@@ -120,7 +120,7 @@ def test_many_writers_get_different_names(store):
 
 def test_what_a_killed_process_was_building_is_removed_by_the_next_one(store):
     code = (
-        "import os, signal, sys, pathlib; from retrieval.version import VersionStore\n"
+        "import os, signal, sys, pathlib; from retrieval.versions.store import VersionStore\n"
         "building = VersionStore(pathlib.Path(sys.argv[1])).begin()\n"
         "(building.path / 'file').write_bytes(b'half')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.checkpoints.array_files import read_table, read_tensors
+from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError, UnknownFormatError
 from cluster.checkpoints.storage import nothing, order_of
-from retrieval.durable_files import manifest_checksum
+from retrieval.storage.durable import manifest_checksum
 
 
 def _commit(store, step, content=1.0, parent=None):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.audit.state import digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.state import digests, read_state
 from cluster.checkpoints.storage import LocalStorage
 from cluster.collectives import Collectives
-from cluster.training.worker_state import checkpointer_of
+from cluster.training.state.worker_state import checkpointer_of
 from tests.unit_runs import small_run, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cluster.checkpoints.ledger import Ledger, PartitionLedger
-from cluster.checkpoints.user_files import LedgerPart
+from cluster.checkpoints.parts.users import LedgerPart
+from cluster.ledger import Ledger, PartitionLedger
 
 
 def _add(ledger, first):

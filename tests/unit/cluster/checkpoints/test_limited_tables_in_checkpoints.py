@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from cluster.audit.state import digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.row_files import load_waiting, waiting_tables
-from cluster.checkpoints.state import digests, read_state
+from cluster.checkpoints.parts.rows import load_waiting, waiting_tables
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig
-from cluster.training.worker_state import checkpointer_of
+from cluster.training.state.worker_state import checkpointer_of
 from model.features import ITEM, SOURCE, USER
 from tests.unit_runs import small_run, train_steps
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.checkpoints.array_files import read_table, read_tensors
+from cluster.audit.state import digests, read_state
+from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
-from cluster.checkpoints.pair_files import BASELINES, PairPart, load_pairs, merged_pairs
-from cluster.checkpoints.state import digests, read_state
+from cluster.checkpoints.parts.pairs import BASELINES, PairPart, load_pairs, merged_pairs
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
-from cluster.training.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from model.baselines.pair_table import PairTable
 from tests.unit_runs import small_run, train_steps
 

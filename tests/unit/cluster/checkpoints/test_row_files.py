@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.checkpoints.array_files import write_table
+from cluster.checkpoints.arrays import write_table
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.row_files import RowPart, load_rows, merged_rows, row_columns, save_rows
+from cluster.checkpoints.parts.rows import RowPart, load_rows, merged_rows, row_columns, save_rows
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -72,8 +72,8 @@ def test_a_base_whose_slices_are_copied_late_or_early_is_with_its_changes_the_ta
     tmp_path, monkeypatch, seed
 ):
     """Rows are trained on, removed, added in the place of others, and removed again between the keys and the copy."""
-    monkeypatch.setattr("cluster.checkpoints.row_files._SLICE_BYTES", 1)
-    monkeypatch.setattr("cluster.checkpoints.row_files._LEAST_ROWS", 16)
+    monkeypatch.setattr("cluster.checkpoints.parts.rows._SLICE_BYTES", 1)
+    monkeypatch.setattr("cluster.checkpoints.parts.rows._LEAST_ROWS", 16)
     rng, table = np.random.default_rng(seed), _trained()
     part = RowPart(table, 0, 1)
     part.forget()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.tower_files import load_towers, save_towers
+from cluster.checkpoints.parts.towers import load_towers, save_towers
 from model.tower_optimizer import TowerOptimizer
 
 

@@ -8,7 +8,7 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError
-from retrieval.durable_files import manifest_checksum
+from retrieval.storage.durable import manifest_checksum
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cluster.audit.state import difference, digest, digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.row_files import load_rows
-from cluster.checkpoints.state import difference, digest, digests, read_state
+from cluster.checkpoints.parts.rows import load_rows
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from tests.unit_runs import small_run, train_steps
 
 FORMAT_1 = Path(__file__).parents[3] / "data" / "checkpoint-format-1"
@@ -76,11 +76,11 @@ def test_whatever_is_trained_while_a_base_is_copied_the_checkpoint_is_of_one_ste
     store, tmp_path, monkeypatch, seed
 ):
     """Slices of a few rows and users, in a random interleaving with steps."""
-    monkeypatch.setattr("cluster.checkpoints.row_files._SLICE_BYTES", 1)
-    monkeypatch.setattr("cluster.checkpoints.user_files._USERS_AT_ONCE", 3)
-    monkeypatch.setattr("cluster.checkpoints.pair_files._PAIRS_AT_ONCE", 11)
+    monkeypatch.setattr("cluster.checkpoints.parts.rows._SLICE_BYTES", 1)
+    monkeypatch.setattr("cluster.checkpoints.parts.users._USERS_AT_ONCE", 3)
+    monkeypatch.setattr("cluster.checkpoints.parts.pairs._PAIRS_AT_ONCE", 11)
     monkeypatch.setattr("cluster.checkpoints.writing._SLICES_AHEAD", 2)
-    monkeypatch.setattr("cluster.checkpoints.row_files._LEAST_ROWS", 5)
+    monkeypatch.setattr("cluster.checkpoints.parts.rows._LEAST_ROWS", 5)
     rng = np.random.default_rng(seed)
     run = small_run(dropout=0.3)
     checkpointer = checkpointer_of(run, store, Collectives())
@@ -139,8 +139,8 @@ def test_rows_that_were_removed_stay_away_unless_they_come_back(tmp_path, store)
         source = ShardedEmbedding(4, Collectives(), row_optimizer("adam"), seed=1, device=torch.device("cpu"))
         source.add(*keys(*rows))
         source.values_CD[:] = float(name)
-        from cluster.checkpoints.array_files import write_table
-        from cluster.checkpoints.row_files import row_columns
+        from cluster.checkpoints.arrays import write_table
+        from cluster.checkpoints.parts.rows import row_columns
 
         kind = "changes" if name else ""
         path = tmp_path / f"link-{name}"

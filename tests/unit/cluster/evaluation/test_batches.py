@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.batches import TrainingPasses, query_batches
-from cluster.evaluation.data import prepare
+from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
+from cluster.evaluation.protocol.data import prepare
 from streaming.config import StreamConfig
-from streaming.hashing import attribute_id
-from streaming.schema import TRAINING_BATCH_SCHEMA
+from streaming.events.hashing import attribute_id
+from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from tests.data_tables import random_tables, tables_of
 
 DATA = prepare(random_tables(events=500, users=25), FreshetConfig())

@@ -3,13 +3,13 @@
 import pytest
 
 import cluster
-from cluster.evaluation import code_version
-from cluster.evaluation.code_version import code_of
-from cluster.evaluation.systems import SYSTEMS
+from cluster.evaluation.grids import code_version
+from cluster.evaluation.grids.code_version import code_of
+from cluster.evaluation.systems.systems import SYSTEMS
 
 
 @pytest.mark.parametrize(
-    "path", ["training/train_step.py", "tables/sharded_embedding.py", "tables/row_optimizer.py"]
+    "path", ["training/steps/train_step.py", "tables/sharded_embedding.py", "tables/row_optimizer.py"]
 )
 def test_the_code_of_a_trained_system_has_the_step_and_the_tables_in_it(monkeypatch, path):
     before = code_of(SYSTEMS["cl_epidtn"]), code_of(SYSTEMS["popularity"])

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.batches import TrainingPasses, query_batches
 from cluster.evaluation.config import FitConfig
-from cluster.evaluation.data import prepare
-from cluster.evaluation.fitting import fit
-from cluster.evaluation.trained import TrainedRecommender
+from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
+from cluster.evaluation.protocol.data import prepare
+from cluster.evaluation.systems.fitting import fit
+from cluster.evaluation.systems.trained import TrainedRecommender
 from model.cl_epidtn import CLEPIDTN
 from model.config import ModelConfig
 from streaming.config import StreamConfig

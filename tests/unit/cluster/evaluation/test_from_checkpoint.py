@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.evaluation.from_checkpoint import config_of
+from cluster.evaluation.systems.from_checkpoint import config_of
 from model.config import ModelConfig
 from streaming.config import StreamConfig
 

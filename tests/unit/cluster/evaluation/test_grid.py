@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from cluster.config import FreshetConfig
-from cluster.evaluation import grid
-from cluster.evaluation.cell import run_cell
-from cluster.evaluation.cell_files import CellFiles
-from cluster.evaluation.grid import InProcess, cell_of, cells_of, run_grid
-from cluster.evaluation.overrides import with_settings
-from cluster.evaluation.summary import summarise
-from cluster.evaluation.systems import SYSTEMS, chosen
+from cluster.evaluation.grids import grid
+from cluster.evaluation.grids.cell import run_cell
+from cluster.evaluation.grids.cell_files import CellFiles
+from cluster.evaluation.grids.grid import InProcess, cell_of, cells_of, run_grid
+from cluster.evaluation.grids.summary import summarise
+from cluster.evaluation.systems.overrides import with_settings
+from cluster.evaluation.systems.systems import SYSTEMS, chosen
 from tests.data_tables import random_tables
 from tests.full_disk import refusing
 

@@ -9,10 +9,10 @@ import pytest
 
 from cluster.config import FreshetConfig
 from cluster.evaluation.config import ProtocolConfig
-from cluster.evaluation.data import prepare, signals
-from cluster.evaluation.protocols import ProtocolError
+from cluster.evaluation.protocol.data import prepare, signals
+from cluster.evaluation.protocol.protocols import ProtocolError
 from streaming.config import StreamConfig
-from streaming.hashing import hash_texts
+from streaming.events.hashing import hash_texts
 from tests.data_tables import random_tables, tables_of
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.data import prepare
-from cluster.evaluation.measures import METRICS, SLICES, RankedTargets, head_items, ranked_targets
-from cluster.evaluation.ranking import Ranking
+from cluster.evaluation.measuring.measures import METRICS, SLICES, RankedTargets, head_items, ranked_targets
+from cluster.evaluation.measuring.ranking import Ranking
+from cluster.evaluation.protocol.data import prepare
 from model.metrics import ndcg, ndcg_per_query, recall_per_query
 from tests.data_tables import random_tables, tables_of
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.batches import TrainingPasses, query_batches
 from cluster.evaluation.config import ProtocolConfig
-from cluster.evaluation.data import EvaluationData, prepare
-from cluster.evaluation.protocols import ProtocolError, moments
+from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
+from cluster.evaluation.protocol.data import EvaluationData, prepare
+from cluster.evaluation.protocol.protocols import ProtocolError, moments
 from streaming.config import StreamConfig
 from tests.data_tables import tables_of
 

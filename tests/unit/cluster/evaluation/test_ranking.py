@@ -7,8 +7,8 @@ import pytest
 
 from cluster.config import FreshetConfig
 from cluster.evaluation.config import ProtocolConfig
-from cluster.evaluation.data import prepare
-from cluster.evaluation.ranking import rank
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.data import prepare
 from tests.data_tables import random_tables
 
 

@@ -3,11 +3,11 @@
 import pytest
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.cell_files import CellFiles
-from cluster.evaluation.grid import InProcess, run_grid
-from cluster.evaluation.overrides import with_settings
-from cluster.evaluation.search import SPACES, best_settings, trial_cells
-from cluster.evaluation.systems import SYSTEMS
+from cluster.evaluation.grids.cell_files import CellFiles
+from cluster.evaluation.grids.grid import InProcess, run_grid
+from cluster.evaluation.grids.search import SPACES, best_settings, trial_cells
+from cluster.evaluation.systems.overrides import with_settings
+from cluster.evaluation.systems.systems import SYSTEMS
 from tests.data_tables import random_tables
 
 SEARCHED = sorted(SPACES)
@@ -90,6 +90,6 @@ def test_trials_are_run_on_validation_alone_and_the_best_one_wins(tmp_path):
 
 def test_failed_trials_are_passed_over():
     trials = _trials("wals", 3)
-    from cluster.evaluation.grid import GridOutcome
+    from cluster.evaluation.grids.grid import GridOutcome
 
     assert best_settings(trials, GridOutcome()) is None

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cluster.evaluation.significance import (
+from cluster.evaluation.measuring.significance import (
     PerQuery,
     bootstrap_figures,
     compare,

@@ -7,12 +7,19 @@ import pytest
 import torch
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.cell import Cell
-from cluster.evaluation.data import prepare
-from cluster.evaluation.fitting import fit
-from cluster.evaluation.overrides import OverrideError, leaves, with_settings
-from cluster.evaluation.ranking import rank
-from cluster.evaluation.systems import REFERENCE, SYSTEMS, UnknownSystem, chosen, create, require_packages
+from cluster.evaluation.grids.cell import Cell
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.data import prepare
+from cluster.evaluation.systems.fitting import fit
+from cluster.evaluation.systems.overrides import OverrideError, leaves, with_settings
+from cluster.evaluation.systems.systems import (
+    REFERENCE,
+    SYSTEMS,
+    UnknownSystem,
+    chosen,
+    create,
+    require_packages,
+)
 from tests.data_tables import random_tables
 from tests.training_batches import Run, to_batch
 

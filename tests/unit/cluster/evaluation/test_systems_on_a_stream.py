@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.evaluation.overrides import with_settings
-from cluster.evaluation.systems import SYSTEMS, create
-from streaming.batcher import Batcher
-from streaming.catalogue import Catalogue
-from streaming.history import UserStore
+from cluster.evaluation.systems.overrides import with_settings
+from cluster.evaluation.systems.systems import SYSTEMS, create
+from streaming.batches.batcher import Batcher
+from streaming.catalogue.catalogue import Catalogue
+from streaming.histories.history import UserStore
 from tests.memory_source import MemorySource, NoDeadLetters
 from tests.unit_runs import LOG, PARTITIONS, POPULATION, QUOTA, small_config
 

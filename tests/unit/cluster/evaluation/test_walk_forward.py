@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.cell import Cell, run_cell
-from cluster.evaluation.data import prepare
-from cluster.evaluation.fitting import Fitted, fit
-from cluster.evaluation.overrides import with_settings
-from cluster.evaluation.protocols import moments
-from cluster.evaluation.systems import SYSTEMS, create
-from cluster.evaluation.walk_forward import walk
+from cluster.evaluation.grids.cell import Cell, run_cell
+from cluster.evaluation.grids.walk_forward import walk
+from cluster.evaluation.protocol.data import prepare
+from cluster.evaluation.protocol.protocols import moments
+from cluster.evaluation.systems.fitting import Fitted, fit
+from cluster.evaluation.systems.overrides import with_settings
+from cluster.evaluation.systems.systems import SYSTEMS, create
 from tests.data_tables import random_tables, tables_of
 
 DAY = 86_400_000

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cluster.publishing.freshness import Freshness, FreshnessHistogram, UnpublishedAppends
+from cluster.observability.freshness import Freshness, FreshnessHistogram, UnpublishedAppends
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,7 +1,7 @@
 """What is live is read from the pointer, whoever moved it."""
 
 from cluster.publishing.live_index import LiveIndex
-from retrieval.version import VersionStore
+from retrieval.versions.store import VersionStore
 
 
 def _publish(store, **figures):

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
-from retrieval.searcher import Searcher
+from retrieval.versions.searcher import Searcher
 from tests.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
 from tests.unit_runs import small_run, train_steps
 
@@ -66,7 +66,7 @@ def test_an_attempt_whose_owner_was_killed_is_removed_by_the_next_and_a_living_o
     publisher_of, snapshot_of, tmp_path
 ):
     code = (
-        "import os, signal, sys, pathlib; from retrieval.owned_folder import OwnedFolders\n"
+        "import os, signal, sys, pathlib; from retrieval.storage.owned_folder import OwnedFolders\n"
         "folder = OwnedFolders(pathlib.Path(sys.argv[1]), 'attempt-').make(); folder.share()\n"
         "(folder.path / 'items-0000.arrow').write_bytes(b'half')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -3,11 +3,11 @@
 import numpy as np
 
 from cluster.publishing.query_batch import AFTER_ALL_MS, history_batch, query_batch
-from cluster.training.candidates import Runs
+from cluster.training.steps.candidates import Runs
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
-from streaming.history import UserStore
-from streaming.schema import TRAINING_BATCH_SCHEMA
+from streaming.events.schema import TRAINING_BATCH_SCHEMA
+from streaming.histories.history import UserStore
 
 
 class Attributes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cluster.collectives import Collectives
-from cluster.training.candidates import (
+from cluster.training.steps.candidates import (
     Candidates,
     Runs,
     choose_candidates,

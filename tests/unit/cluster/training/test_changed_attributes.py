@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.audit.state import digests, read_state
 from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.state import digests, read_state
 from cluster.collectives import Collectives
 from cluster.training.refresh import encode_users
-from cluster.training.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from model.features import attribute_table
 from tests.unit_runs import open_run, small_config, train_steps
 

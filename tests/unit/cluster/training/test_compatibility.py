@@ -5,12 +5,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from cluster import launcher
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.tower_files import load_towers, save_towers
+from cluster.checkpoints.parts.towers import load_towers, save_towers
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.training.compatibility import require_resumable
+from cluster.launching import launcher
+from cluster.training.state.compatibility import require_resumable
 from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 from streaming.config import StreamConfig

@@ -5,8 +5,8 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
-from cluster.training.run import seed_dropout
-from cluster.training.worker_state import restore_checkpoint, save_checkpoint
+from cluster.training.state.run import seed_dropout
+from cluster.training.state.worker_state import restore_checkpoint, save_checkpoint
 from tests.unit_runs import open_run, small_config, train_steps
 
 CUDA = torch.device("cuda")

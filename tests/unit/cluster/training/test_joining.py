@@ -8,8 +8,9 @@ from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.training import joining, worker
-from cluster.training.joining import join_run
+from cluster.training import worker
+from cluster.training.intake import joining
+from cluster.training.intake.joining import join_run
 from cluster.training.worker import Worker
 from tests.full_disk import FULL, READ_ONLY, refusing
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from cluster.collectives import Collectives
-from cluster.publishing.freshness import Freshness
+from cluster.observability.freshness import Freshness
+from cluster.observability.progress_file import read_progress
 from cluster.training.control import Report
 from cluster.training.progress_report import ProgressReporter
-from cluster.training.progressive import Curve
-from cluster.training.telemetry import read_progress
-from retrieval.version import VersionStore
+from cluster.training.steps.progressive import Curve
+from retrieval.versions.store import VersionStore
 
 RUN = SimpleNamespace(
     step=3,

@@ -6,9 +6,9 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig
-from cluster.training.candidates import Runs
-from cluster.training.progressive import MOST_BINS, Curve, _seen_before, _target_places, sample_mask
-from cluster.training.run import TrainingRun
+from cluster.training.state.run import TrainingRun
+from cluster.training.steps.candidates import Runs
+from cluster.training.steps.progressive import MOST_BINS, Curve, _seen_before, _target_places, sample_mask
 from model.config import ModelConfig
 from model.features import KeyCollector, item_inputs
 from streaming.config import StreamConfig

@@ -7,9 +7,9 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.training.quarantine import Quarantined, describe_places, quarantine_letters
-from cluster.training.refusal import StepRefused
-from cluster.training.run import TrainingRun
+from cluster.training.state.run import TrainingRun
+from cluster.training.steps.quarantine import Quarantined, describe_places, quarantine_letters
+from cluster.training.steps.refusal import StepRefused
 from model.config import ModelConfig
 from streaming.config import StreamConfig
 from tests.memory_source import MemorySource

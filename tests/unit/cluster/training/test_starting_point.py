@@ -7,7 +7,7 @@ import pytest
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.training.starting_point import find_starting_point
+from cluster.training.state.starting_point import find_starting_point
 from model.config import ModelConfig
 from streaming.config import StreamConfig
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from cluster.training.stream_state import Epoch, StreamState, merged
-from streaming.admission import Admission
+from cluster.training.state.stream_state import Epoch, StreamState, merged
+from streaming.batches.admission import Admission
 from streaming.config import StreamConfig
-from streaming.dead_letter import DeadLetter
-from streaming.position import Gap
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.position import Gap
 
 
 @pytest.fixture

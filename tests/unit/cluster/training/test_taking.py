@@ -10,9 +10,9 @@ import torch
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
 from cluster.training.control import Report, decide
-from cluster.training.guarded_step import GuardedStep
-from cluster.training.taking import BatchTaker
-from cluster.training.train_step import query_inputs
+from cluster.training.intake.taking import BatchTaker
+from cluster.training.steps.guarded_step import GuardedStep
+from cluster.training.steps.train_step import query_inputs
 from tests.device_runs import config_of, differing, state_of
 from tests.unit_runs import CPU, QUOTA, open_run
 
@@ -33,7 +33,7 @@ def _trained(*, ahead, bad=False):
     guarded = GuardedStep(run.train_step, Collectives(), CPU, run.progressive)
     meanwhile = partial(taker.take_ahead, run.train_step) if ahead else (lambda: None)
     early, found = 0, []
-    with patch("cluster.training.train_step.query_inputs", _raising if bad else query_inputs):
+    with patch("cluster.training.steps.train_step.query_inputs", _raising if bad else query_inputs):
         for step in range(STEPS):
             early += taker.in_hand
             outcome = guarded.train(taker.next(), step, meanwhile)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cluster.training.telemetry import PROGRESS_FILE, ProgressFile, read_progress, write_progress
+from cluster.observability.progress_file import PROGRESS_FILE, ProgressFile, read_progress, write_progress
 from tests.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
 
 

@@ -14,14 +14,14 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.train_step import TrainStep
+from cluster.training.steps.train_step import TrainStep
 from model.cl_epidtn import CLEPIDTN
 from model.embedding import initial_rows
 from model.features import ITEM, KeyCollector, item_inputs, query_inputs
 from model.two_tower import Targets
-from streaming.catalogue import Catalogue, CatalogueUpdate
+from streaming.catalogue.catalogue import Catalogue, CatalogueUpdate
 from streaming.config import StreamConfig
-from streaming.schema import ITEM_SCHEMA, USER_SCHEMA
+from streaming.events.schema import ITEM_SCHEMA, USER_SCHEMA
 from tests.equations import CONFIG
 from tests.reference_model import item_categories
 from tests.training_batches import Run, to_batch

@@ -9,9 +9,9 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
-from cluster.training.run import TrainingRun
-from cluster.training.worker_state import save_checkpoint
-from streaming.batcher import Batcher
+from cluster.training.state.run import TrainingRun
+from cluster.training.state.worker_state import save_checkpoint
+from streaming.batches.batcher import Batcher
 from tests.memory_source import MemorySource, NoDeadLetters
 from tests.unit_runs import LOG, PARTITIONS, POPULATION, QUOTA, SIGNALS, open_run, small_config, train_steps
 

@@ -1,0 +1,1 @@
+"""Judges that only read: what checkpoints hold, and whether every event was trained once."""

@@ -1,0 +1,1 @@
+"""Parts of a checkpoint, a file each."""

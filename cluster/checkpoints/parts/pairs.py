@@ -1,0 +1,109 @@
+"""The counts of the co-occurrence baseline in a checkpoint: one line per pair of items that came together.
+
+| file | holds |
+|---|---|
+| `cooccurrence.arrow` | every pair, in slices that were copied one after the other |
+| `cooccurrence.changes.arrow` | pairs that are new or have been counted since what comes before |
+
+A pair is two columns of the item list in `baselines.safetensors`. Earlier versions kept the pairs in that file as
+well, whole in every checkpoint: `cooccurrence.row`, `.column` and `.count`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from cluster.checkpoints.arrays import read_table, read_tensors
+from cluster.checkpoints.checkpoint import Checkpoint
+from model.baselines.pair_table import Pairs, PairTable
+
+BASELINES = "baselines.safetensors"
+_STEM = "cooccurrence"
+_ROW, _COLUMN, _COUNT = "row", "column", "count"
+_PAIRS_AT_ONCE = 1 << 16
+
+Int64Array = npt.NDArray[np.int64]
+
+_NO_PAIRS = Pairs(*(np.zeros(0, np.int32),) * 3)
+
+
+class PairPart:
+    """The counts as a part of a checkpoint (`writing.Part`). Every rank counts the same, so one of them writes.
+
+    Args:
+        counts: this rank's.
+        writes: whether this rank writes them.
+        parent: what the next delta builds on; if its pairs are in the file of earlier versions, that delta has all.
+    """
+
+    def __init__(self, counts: PairTable, *, writes: bool, parent: Checkpoint | None = None) -> None:
+        self._counts, self._writes = counts, writes
+        self._parent_has_them = parent is None or bool(parent.files(_STEM))
+
+    def forget(self) -> None:
+        """See Part."""
+        self._counts.take_changes()
+
+    def base(self) -> Iterator[tuple[str, pa.Table]]:
+        """See Part."""
+        self._parent_has_them = True
+        if not self._writes:
+            return
+        yield (
+            f"{_STEM}.arrow",
+            _table(_NO_PAIRS),
+        )  # the file says that counts are kept in it, whatever there are
+        for some in self._counts.slices(_PAIRS_AT_ONCE):
+            yield f"{_STEM}.arrow", _table(some)
+
+    def changes(self) -> dict[str, pa.Table]:
+        """See Part."""
+        changed = self._counts.take_changes()
+        if not self._parent_has_them:
+            changed, self._parent_has_them = self._counts.pairs(), True
+        return {f"{_STEM}.changes.arrow": _table(changed)} if self._writes else {}
+
+
+def load_pairs(checkpoint: Checkpoint, counts: PairTable) -> None:
+    """Put the counts of a checkpoint and its chain, of any version."""
+    files = checkpoint.files(_STEM)
+    for file in files:
+        counts.put(_pairs(read_table(file)))
+    if not files:
+        counts.put(_earlier(checkpoint))
+
+
+def merged_pairs(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every pair once, int64 by row and column, named as earlier versions named them: equal for equal counts."""
+    parts = [_pairs(read_table(file)) for file in checkpoint.files(_STEM)] or [_earlier(checkpoint)]
+    if int(read_tensors(checkpoint.file(BASELINES))[f"{_STEM}.items"]) < 0:
+        parts = [_NO_PAIRS]  # counting has stopped, whatever earlier files of the chain have
+    low_P, high_P, count_P = (
+        np.concatenate([getattr(part, name) for part in parts]).astype(np.int64)
+        for name in ("low_P", "high_P", "count_P")
+    )
+    # Of a pair that several files have, the last holds.
+    last = low_P.shape[0] - 1 - np.unique((low_P << 32 | high_P)[::-1], return_index=True)[1]
+    columns: dict[str, Int64Array] = {_ROW: low_P[last], _COLUMN: high_P[last], _COUNT: count_P[last]}
+    return {f"{_STEM}.{name}": torch.from_numpy(column) for name, column in columns.items()}
+
+
+def _table(pairs: Pairs) -> pa.Table:
+    return pa.table({_ROW: pairs.low_P, _COLUMN: pairs.high_P, _COUNT: pairs.count_P})
+
+
+def _pairs(table: pa.Table) -> Pairs:
+    return Pairs(*(table[name].to_numpy() for name in (_ROW, _COLUMN, _COUNT)))
+
+
+def _earlier(checkpoint: Checkpoint) -> Pairs:
+    """What is in the file of earlier versions; one of now that has no pair has none."""
+    tensors = read_tensors(checkpoint.file(BASELINES))
+    none = torch.zeros(0, dtype=torch.int64)
+    columns = (tensors.get(f"{_STEM}.{name}", none).numpy() for name in (_ROW, _COLUMN, _COUNT))
+    return Pairs(*(column.astype(np.int32) for column in columns))

@@ -1,0 +1,302 @@
+"""Embedding rows as Arrow files: written by bucket range, re-read by whoever owns the buckets now.
+
+| file | holds |
+|---|---|
+| `rows-LLLL-HHHH.arrow` | every row of the range, copied in slices while they were trained on |
+| `rows-LLLL-HHHH.changes.arrow` | rows that are new or other than in what comes before, whole |
+| `rows-LLLL-HHHH.removed.arrow` | keys that have no row any more |
+| `waiting-LLLL-HHHH.arrow` | keys that are counted before they have a row; whole in every checkpoint |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from cluster.checkpoints.arrays import read_table, write_table
+from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
+from cluster.checkpoints.manifest import START_ANEW, CheckpointError
+from cluster.checkpoints.parts.row_copies import RowCopies
+from cluster.checkpoints.storage import StoredFile
+from cluster.tables.buckets import bucket_range, buckets_of
+from cluster.tables.sharded_embedding import ShardedEmbedding
+from model.key_index import KeyIndex
+from retrieval.storage.durable import FileEntry
+
+PREFIX = "rows-"
+WAITING = "waiting-"
+_REMOVED = ".removed"
+_SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
+
+Int64Array = npt.NDArray[np.int64]
+Int16Array = npt.NDArray[np.int16]
+RowFile = Path | StoredFile
+
+
+class RowPart:
+    """The rows of one rank as a part of a checkpoint (`checkpointing.Part`)."""
+
+    def __init__(self, table: ShardedEmbedding, rank: int, world: int) -> None:
+        self._table = table
+        low, high = bucket_range(rank, world)
+        self._stem = f"{PREFIX}{low:04d}-{high:04d}"
+
+    def forget(self) -> None:
+        """See Part."""
+        self._table.take_changes()
+
+    def base(self) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
+        """See Part. Keys are copied here; values and state by whoever calls the slice, from rows that may be changing.
+
+        Only of rows that are what they were at `forget`: what has changed is in `changes` whole, what has gone is named
+        there if it had been there at `forget`, and so it is with rows that change or go after their keys were copied.
+        """
+        rows = self._table.rows()
+        at_once = max(_LEAST_ROWS, _SLICE_BYTES // _row_bytes(self._table))
+        copies = RowCopies.beside_training(self._table.device, at_once * _row_bytes(self._table))
+        for start in range(0, max(1, rows.shape[0]), at_once):
+            some = rows[start : start + at_once]
+            yield f"{self._stem}.arrow", _later(self._table, some[self._table.untouched(some)], copies)
+
+    def changes(self) -> dict[str, pa.Table]:
+        """See Part."""
+        changed, (tables, ids) = self._table.take_changes()
+        return {
+            f"{self._stem}.changes.arrow": row_columns(self._table, changed),
+            f"{self._stem}{_REMOVED}.arrow": pa.table({"table": tables, "id": ids}),
+        }
+
+
+def row_columns(table: ShardedEmbedding, local: Int64Array, *, state: bool = True) -> pa.Table:
+    """Copies of rows with their frequency, last-seen time and, with `state`, what their optimizer knows."""
+    tables, ids = table.keys_of(local)
+    return _columns(table, local, pa.array(tables), pa.array(ids), RowCopies(None, 0), state)
+
+
+def _later(table: ShardedEmbedding, local: Int64Array, copies: RowCopies) -> Callable[[], pa.Table]:
+    """The same, but for the keys as the rows are when it is called."""
+    tables, ids = table.keys_of(local)
+    return partial(_columns, table, local, pa.array(tables), pa.array(ids), copies)
+
+
+def _columns(
+    table: ShardedEmbedding,
+    local: Int64Array,
+    tables: pa.Array,
+    ids: pa.Array,
+    copies: RowCopies,
+    state: bool = True,
+) -> pa.Table:
+    tensors = {"value": table.values_CD}
+    if state:
+        tensors |= {f"state.{name}": tensor for name, tensor in table.state.items()}
+    found = dict(zip(tensors, map(_column, copies.read(list(tensors.values()), local)), strict=True))
+    return pa.table(
+        {
+            "table": tables,
+            "id": ids,
+            "value": found.pop("value"),
+            "frequency": pa.array(table.frequency_C[local]),
+            "last_seen_ms": pa.array(table.last_seen_ms_C[local]),
+            **found,
+        }
+    )
+
+
+def save_rows(
+    directory: Path, table: ShardedEmbedding, rank: int, world: int, *, state: bool = True
+) -> FileEntry:
+    """Write every row of this rank into a folder; without `state`, nobody can train on from there."""
+    low, high = bucket_range(rank, world)
+    return write_table(
+        directory / f"{PREFIX}{low:04d}-{high:04d}.arrow", row_columns(table, table.rows(), state=state)
+    )
+
+
+def load_rows(
+    files: Sequence[RowFile],
+    table: ShardedEmbedding,
+    rank: int,
+    world: int,
+    *,
+    attributes: AttributeChange = UNCHANGED,
+    advice: str = START_ANEW,
+    state: bool = True,
+) -> None:
+    """Read the rows whose buckets this rank owns, from files written by any number of ranks.
+
+    Args:
+        files: of a folder or of a chain of checkpoints, the full one's first.
+        table: gets the rows, as the last file that has a key says.
+        rank: this rank.
+        world: how many there are.
+        attributes: a change of the user attributes since the files were written; their rows get other keys.
+        advice: what can be done about rows that do not fit, for the error.
+        state: whether the optimizer's state is read; without it, it is zero.
+    Raises:
+        CheckpointError: rows of another dimension or row optimizer; ends with `advice`.
+    """
+    low, high = bucket_range(rank, world)
+    moved = attributes.changed
+    # Another key is in another bucket: rows that move may come from any file.
+    mine = [file for file in files if moved or _overlaps(file, low, high)]
+    gone = _gone(mine)
+    for file in mine:
+        if file.stem.endswith(_REMOVED):
+            continue
+        for rows in read_table(file).to_batches():
+            tables, ids = _keys(rows)
+            wanted = np.ones(rows.num_rows, np.bool_)
+            if file in gone:
+                wanted = gone[file].find(tables, ids) < 0
+            if moved:
+                tables, kept = attributes.tables_now(tables)
+                wanted &= kept
+                rows = rows.set_column(rows.column_names.index("table"), "table", pa.array(tables))
+            buckets = buckets_of(tables, ids)
+            wanted &= (buckets >= low) & (buckets < high)
+            _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice, state)
+
+
+def waiting_tables(table: ShardedEmbedding, rank: int, world: int) -> dict[str, pa.Table]:
+    """The file of this rank's keys without a row, if keys have to wait at all."""
+    if not table.limits.has_shared_rows:
+        return {}
+    low, high = bucket_range(rank, world)
+    return {f"{WAITING}{low:04d}-{high:04d}.arrow": table.waiting.to_table()}
+
+
+def load_waiting(files: Iterable[RowFile], table: ShardedEmbedding, rank: int, world: int) -> None:
+    """Read the keys whose buckets this rank owns, from files written by any number of ranks.
+
+    Args:
+        files: of one checkpoint; every one of a chain has them all.
+        table: gets the keys, unless it makes all rows at once.
+        rank: this rank.
+        world: how many there are.
+    """
+    if not table.limits.has_shared_rows:
+        return
+    low, high = bucket_range(rank, world)
+    for file in files:
+        waiting = read_table(file)
+        buckets = buckets_of(*_keys(waiting))
+        table.waiting.load(waiting.filter(pa.array((buckets >= low) & (buckets < high))))
+
+
+def merged_rows(files: Sequence[RowFile]) -> pa.Table:
+    """All rows of a chain in one table, by table and id, each as the last file that has it says."""
+    gone, later, parts = _gone(files), KeyIndex(), []
+    for file in reversed(files):
+        if file.stem.endswith(_REMOVED):
+            continue
+        rows = read_table(file).combine_chunks()
+        tables, ids = _keys(rows)
+        once = np.zeros(rows.num_rows, np.bool_)
+        # A key that two slices of a base have changed in between, so a later file has it too.
+        once[np.unique(KeyIndex().add(tables, ids), return_index=True)[1]] = True
+        wanted = once & (later.find(tables, ids) < 0)
+        if file in gone:
+            wanted &= gone[file].find(tables, ids) < 0
+        later.add(tables[wanted], ids[wanted])
+        parts.append(rows.filter(pa.array(wanted)))
+    return pa.concat_tables(parts).sort_by([("table", "ascending"), ("id", "ascending")])
+
+
+def _gone(files: Sequence[RowFile]) -> dict[RowFile, KeyIndex]:
+    """For each file with rows, the keys whose rows were removed later and did not come back before that."""
+    if not any(file.stem.endswith(_REMOVED) for file in files):
+        return {}
+    removed, found = KeyIndex(), {}
+    later: list[tuple[Int16Array, Int64Array]] = []
+    for file in reversed(files):
+        keys = _keys(read_table(file).select(["table", "id"]))
+        if file.stem.endswith(_REMOVED):
+            removed.add(*_without(keys, later))
+        else:
+            found[file] = _copy(removed)
+            later.append(keys)
+    return found
+
+
+def _without(
+    keys: tuple[Int16Array, Int64Array], later: Iterable[tuple[Int16Array, Int64Array]]
+) -> tuple[Int16Array, Int64Array]:
+    present = KeyIndex()
+    for tables, ids in later:
+        present.add(tables, ids)
+    away = present.find(*keys) < 0
+    return keys[0][away], keys[1][away]
+
+
+def _copy(index: KeyIndex) -> KeyIndex:
+    copied = KeyIndex()
+    tables, ids = index.keys()
+    copied.add(tables.copy(), ids.copy())
+    return copied
+
+
+def _overlaps(file: RowFile, low: int, high: int) -> bool:
+    first, last = (int(part) for part in file.stem.removeprefix(PREFIX).partition(".")[0].split("-"))
+    return last > low and first < high
+
+
+def _keys(rows: pa.Table | pa.RecordBatch) -> tuple[Int16Array, Int64Array]:
+    return (
+        np.ascontiguousarray(rows["table"].to_numpy(), np.int16),
+        np.ascontiguousarray(rows["id"].to_numpy(), np.int64),
+    )
+
+
+def _insert(rows: pa.RecordBatch, table: ShardedEmbedding, file: RowFile, advice: str, state: bool) -> None:
+    if rows.num_rows == 0:
+        return
+    width = rows.schema.field("value").type.list_size
+    if width != table.dim:
+        raise CheckpointError(
+            f"{file} holds rows of dimension {width}, but model.dim is {table.dim}; set it back or {advice}"
+        )
+    missing = [name for name in table.state if f"state.{name}" not in rows.schema.names]
+    if missing and state:
+        raise CheckpointError(
+            f"{file} has no optimizer state {missing[0]!r}: it was written with another "
+            f"train.row_optimizer; set it back or {advice}"
+        )
+    table.load(
+        *_keys(rows),
+        _tensor(rows["value"]),
+        {name: _state(rows, name, tensor, state) for name, tensor in table.state.items()},
+        rows["frequency"].to_numpy(),
+        rows["last_seen_ms"].to_numpy(),
+    )
+
+
+def _state(rows: pa.RecordBatch, name: str, like: torch.Tensor, read: bool) -> torch.Tensor:
+    if read:
+        return _tensor(rows[f"state.{name}"])
+    return torch.zeros(rows.num_rows, *like.shape[1:], dtype=like.dtype)
+
+
+def _row_bytes(table: ShardedEmbedding) -> int:
+    tensors = [table.values_CD, *table.state.values()]
+    return 26 + sum(t[:1].numel() * t.element_size() if t.shape[0] else table.dim * 4 for t in tensors)
+
+
+def _column(rows: torch.Tensor) -> pa.Array:
+    host = rows.contiguous()
+    if host.dim() == 1:
+        return pa.array(host.numpy())
+    return pa.FixedSizeListArray.from_arrays(pa.array(host.numpy().reshape(-1)), host.shape[1])
+
+
+def _tensor(array: pa.Array) -> torch.Tensor:
+    if pa.types.is_fixed_size_list(array.type):
+        values: npt.NDArray[np.float32] = array.flatten().to_numpy()
+        return torch.from_numpy(values.reshape(-1, array.type.list_size).copy())
+    return torch.from_numpy(array.to_numpy().copy())

@@ -1,0 +1,1 @@
+"""Cells of an evaluation: which, where they run, their files and summary."""

@@ -1,0 +1,196 @@
+"""One cell of an evaluation: one system, one seed, one setting, trained and looked at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+from cluster.config import FreshetConfig
+from cluster.device import resolve_device
+from cluster.evaluation.grids.code_version import code_of
+from cluster.evaluation.grids.walk_forward import walk
+from cluster.evaluation.measuring.measures import RankedTargets, ranked_targets
+from cluster.evaluation.measuring.ranking import Ranking, rank
+from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
+from cluster.evaluation.systems.fitting import Fitted, PassReport, fit
+from cluster.evaluation.systems.overrides import leaves
+from cluster.evaluation.systems.systems import SYSTEMS, create
+from model.recommender import Recommender
+
+FORMAT = 2
+"""Of a cell's result; another one is another cell."""
+
+
+@cache
+def default_settings() -> Mapping[str, Any]:
+    """All settings that nobody changed, by dotted key."""
+    return dict(leaves(FreshetConfig()))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be run."""
+
+    system: str
+    seed: int
+    config: FreshetConfig
+    """Everything applied: tuned, swept and forced settings, and the seed."""
+    data_fingerprint: str
+    point: Mapping[str, Any] = field(default_factory=dict)
+    """The sweep's values that led here."""
+    trial: int = 0
+    """The number of a search's trial, from 1: it sees validation only, the test is not ranked. 0: no trial."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, by dotted key."""
+        system = SYSTEMS[self.system]
+        return {key: value for key, value in leaves(self.config) if system.influences(key)}
+
+    @property
+    def key(self) -> str:
+        """Names the result: equal for equal work, also across sweeps, and another one for any other setting.
+
+        Settings that have their default value are not in it, so that a version with a new setting still finds what one
+        without it has finished; CellFiles sees to it that a default is still what it was.
+        """
+        seed = self.seed if SYSTEMS[self.system].depends_on_seed else 0
+        defaults = default_settings()
+        changed = {name: value for name, value in self.settings.items() if value != defaults[name]}
+        depends = [FORMAT, self.system, seed, self.trial > 0, self.data_fingerprint, changed]
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        return f"{self.system}-{'trial' if self.trial else f'seed{seed}'}-{digest[:16]}"
+
+    @property
+    def passes(self) -> int:
+        """How often it reads the data at most."""
+        return self.config.fit.passes if SYSTEMS[self.system].trained else 1
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What came out."""
+
+    key: str
+    system: str
+    seed: int
+    code: str
+    """See code_version.code_of."""
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    """Name, fingerprint and sizes."""
+    fitted: Fitted
+    wall_s: float
+    figures: dict[str, float]
+    """See RankedTargets.figures; empty for a trial."""
+    ranks: RankedTargets | None
+
+    @property
+    def validation(self) -> float:
+        """HR@10 on the validation queries: of the best pass, or of the walk-forward through them."""
+        if self.fitted.walk_validation is not None:
+            return self.fitted.walk_validation
+        return max(self.fitted.validation, default=math.nan)
+
+
+def run_cell(
+    cell: Cell, tables: Tables, tell: Callable[[PassReport], None] = lambda report: None
+) -> CellResult:
+    """Trains on the training events, goes back to the best pass, and ranks the test's targets once; a walk-forward goes
+    on training between its stages.
+
+    Args:
+        cell: what to run.
+        tables: the data set, whose fingerprint is the cell's.
+        tell: hears of every validated pass.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(cell.config.fit.threads)
+    system, config = SYSTEMS[cell.system], cell.config
+    data = prepare(tables, config)
+    recommender = create(system, config, data.catalogue, data.item_ids, resolve_device(config.device))
+    fitted = fit(
+        recommender,
+        data.split,
+        data.item_ids,
+        config.fit,
+        window=config.model.history_length,
+        mask_all=config.model.history_mask == "all",
+        exclude_seen=config.protocol.exclude_seen,
+        seed=config.seed,
+        passes=cell.passes,
+        tell=tell,
+    )
+    ranking = _test_ranking(cell, data, recommender, fitted, tell)
+    ranks = ranked_targets(data, ranking) if ranking is not None else None
+    return CellResult(
+        key=cell.key,
+        system=cell.system,
+        seed=cell.seed,
+        code=code_of(system),
+        settings=cell.settings,
+        data=_described(tables, cell, data),
+        fitted=fitted,
+        wall_s=time.perf_counter() - started,
+        figures=ranks.figures() if ranks is not None else {},
+        ranks=ranks,
+    )
+
+
+def _test_ranking(
+    cell: Cell,
+    data: EvaluationData,
+    recommender: Recommender,
+    fitted: Fitted,
+    tell: Callable[[PassReport], None],
+) -> Ranking | None:
+    """The test's targets, after a walk-forward up to them if there is one; None for a trial, which stops before."""
+    config, system = cell.config, SYSTEMS[cell.system]
+    if not data.split.stages:
+        if cell.trial:
+            return None
+        return rank(
+            recommender,
+            data.interactions,
+            data.split.test,
+            data.item_ids,
+            window=config.model.history_length,
+            exclude_seen=config.protocol.exclude_seen,
+        )
+    ranking = walk(
+        recommender,
+        data.split,
+        data.item_ids,
+        config.fit,
+        fitted,
+        window=config.model.history_length,
+        mask_all=config.model.history_mask == "all",
+        exclude_seen=config.protocol.exclude_seen,
+        seed=config.seed,
+        passes=config.fit.walk_passes if system.trained else 1,
+        test=not cell.trial,
+        tell=tell,
+    )
+    return None if cell.trial else ranking
+
+
+def _described(tables: Tables, cell: Cell, data: EvaluationData) -> dict[str, Any]:
+    return {
+        "name": tables.name,
+        "fingerprint": cell.data_fingerprint,
+        "users": int(data.interactions.user_U.shape[0]),
+        "items": int(data.item_ids.shape[0]),
+        "events": int(data.interactions.item_T.shape[0]),
+        "training_events": int(data.split.train_U.sum()),
+        "validation_queries": len(data.split.validation),
+        "test_queries": len(data.split.test),
+        "test_targets": int(data.split.test.target_G.shape[0]),
+    }

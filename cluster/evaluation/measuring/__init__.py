@@ -1,0 +1,1 @@
+"""Measures of rankings, and whether a difference is one."""

@@ -1,0 +1,129 @@
+"""Passes over the training events, with validation after each, and a way back to the best one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.evaluation.config import FitConfig
+from cluster.evaluation.measuring.ranking import rank
+from cluster.evaluation.protocol.batches import TrainingPasses
+from cluster.evaluation.protocol.protocols import Split
+from model.metrics import hit_rate
+from model.recommender import Int64Array, Recommender
+
+
+@dataclass
+class Fitted:
+    """What fitting took and gave."""
+
+    best_pass: int = 0
+    """Counts from 1."""
+    validation: list[float] = field(default_factory=list)
+    """HR@10 after each validated pass."""
+    walk_validation: float | None = None
+    """HR@10 of a walk-forward's stages before the test."""
+    train_s: float = 0.0
+    """Wall seconds of training, validation not included."""
+    examples: int = 0
+    refused_steps: int = 0
+    """Steps from which nothing was learnt, because a loss or a gradient was not finite."""
+
+    @property
+    def examples_per_s(self) -> float:
+        """Events to foretell per second of training."""
+        return self.examples / self.train_s if self.train_s > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """How far a fit has come."""
+
+    number: int
+    passes: int
+    loss: float
+    validation: float
+    """HR@10 of the pass, or of the stage."""
+    best: float
+    stage: int = 0
+    """Of a walk-forward, from 1; 0 before it begins."""
+    stages: int = 0
+
+
+def fit(
+    recommender: Recommender,
+    split: Split,
+    item_ids: Int64Array,
+    config: FitConfig,
+    *,
+    window: int,
+    mask_all: bool,
+    exclude_seen: bool,
+    seed: int,
+    passes: int = 0,
+    tell: Callable[[PassReport], None] = lambda report: None,
+) -> Fitted:
+    """Trains on all training events `passes` times and goes back to the pass with the best validation HR@10.
+
+    Args:
+        recommender: fresh.
+        split: training events and validation queries; the test is not looked at.
+        item_ids: int64, ascending, all items that are ranked.
+        config: learning rates and sizes.
+        window: W.
+        mask_all: see TrainingPasses.
+        exclude_seen: of the validation's ranking.
+        seed: of the order of the events.
+        passes: instead of the configured number, if not 0.
+        tell: hears of every pass.
+    """
+    passes = passes or config.passes
+    reader = TrainingPasses(
+        split,
+        batch_targets=config.batch_targets,
+        window=window,
+        mask_all=mask_all,
+        first_events=config.first_events,
+        seed=seed,
+    )
+    queries = split.validation.some(config.validation_users, 0)
+    total = reader.steps() * passes
+    fitted, step, best, since_best, state = Fitted(), 0, -1.0, 0, None
+    for number in range(1, passes + 1):
+        started, losses = time.perf_counter(), []
+        for batch in reader.batches(number):
+            terms = recommender.train_on(batch, decay=decay(config, step, total))
+            losses.append(terms.get("total", math.nan))
+            fitted.refused_steps += "refused" in terms
+            step += 1
+        recommender.end_pass()
+        fitted.train_s += time.perf_counter() - started
+        fitted.examples += reader.targets
+        if number % config.validate_every and number < passes:
+            continue
+        ranking = rank(
+            recommender, split.interactions, queries, item_ids, window=window, exclude_seen=exclude_seen
+        )
+        score = hit_rate(ranking.rank_G, 10) if len(queries) else 0.0
+        fitted.validation.append(score)
+        since_best += 1
+        if score > best:
+            best, since_best, fitted.best_pass = score, 0, number
+            state = recommender.state() if number < passes else None
+        tell(PassReport(number, passes, float(np.mean(losses)), score, best))
+        if config.patience and since_best >= config.patience:
+            break
+    if state is not None:
+        recommender.load_state(state)
+    return fitted
+
+
+def decay(config: FitConfig, step: int, steps: int) -> float:
+    """Factor of the learning rates at a step of `steps`: 1, or a half cosine from 1 to 0."""
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * min(step / max(1, steps), 1.0)))

@@ -1,0 +1,212 @@
+"""The systems that an evaluation compares, by name; ablations are CL-EPIDTN with settings forced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cluster.config import FreshetConfig
+from cluster.evaluation.systems.overrides import did_you_mean, with_settings
+from model.baselines.extra import evaluation_package
+from model.recommender import Int64Array, Recommender
+
+if TYPE_CHECKING:
+    # Names and settings are checked without it, in a moment.
+    import torch
+
+    from streaming.catalogue.catalogue import Catalogue
+
+REFERENCE = "cl_epidtn"
+"""The system that the others are compared with."""
+
+# What only CL-EPIDTN has, and L, which is its number of blocks. A search may give a baseline the ones that it can use.
+_PLAIN = {
+    "model.layers": 2,
+    "model.source_items": 0,
+    "model.contrastive_weight": 0.0,
+    "model.augmented_vectors": False,
+    "model.input_mask_ratio": 0.0,
+    "model.members": 1,
+}
+# How each baseline's own paper compares two vectors; cosine at the temperature of the reconstruction (MODEL.md 0).
+_DOT = {"model.similarity": "dot", "model.temperature": 1.0}
+_COSINE = {"model.similarity": "cosine", "model.temperature": 0.07}
+_ONE_PASS = {"fit.passes": 1, "fit.first_events": True}
+_ALWAYS = (
+    "protocol.",
+    "stream.history_length",
+    "stream.user_attributes",
+    "stream.max_categories",
+    "stream.positive_actions",
+    "stream.action_weights",
+    "stream.negative_actions",
+    "stream.negative_below_value",
+    "fit.first_events",
+    "fit.validation_users",
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a comparison."""
+
+    name: str
+    title: str
+    source: str
+    """`module:class`, imported when it is needed."""
+    reads: tuple[str, ...]
+    """Prefixes of the settings that its results depend on, beside those of data and protocol."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Instead of the configured values; a search may change them."""
+    forced: Mapping[str, Any] = field(default_factory=dict)
+    """What makes it this system; nothing changes them."""
+    trained: bool = True
+    """Many passes with decaying rates; the others read everything once."""
+    packages: tuple[str, ...] = ()
+    """Of the extra `evaluation`."""
+
+    @property
+    def depends_on_seed(self) -> bool:
+        """Whether two seeds can give different results."""
+        return self.trained or "seed" in self.reads
+
+    def settings_of(
+        self, config: FreshetConfig, tuned: Mapping[str, Any], point: Mapping[str, Any]
+    ) -> FreshetConfig:
+        """The configuration of its cells: what was configured, what was tuned, the sweep's values, what is forced."""
+        return with_settings(config, {**self.defaults, **tuned, **point, **self.forced})
+
+    def influences(self, key: str) -> bool:
+        """Whether its results depend on a setting."""
+        return key.startswith((*_ALWAYS, *self.reads))
+
+
+_TOWERS = ("model.", "fit.", "device", "precision")
+
+
+def _towers(
+    name: str, title: str, source: str, defaults: Mapping[str, Any], forced: Mapping[str, Any] | None = None
+) -> System:
+    source = f"model.baselines.{source}"
+    return System(name, title, source, _TOWERS, {**_PLAIN, **defaults}, forced or {})
+
+
+def _ablation(name: str, title: str, defaults: Mapping[str, Any] | None = None, **forced: Any) -> System:
+    return System(
+        name,
+        title,
+        "model.cl_epidtn:CLEPIDTN",
+        _TOWERS,
+        defaults or {},
+        {f"model.{key}": value for key, value in forced.items()},
+    )
+
+
+def _one_pass(
+    name: str, title: str, source: str, packages: tuple[str, ...] = (), reads: tuple[str, ...] = ()
+) -> System:
+    source = f"model.baselines.{source}"
+    return System(name, title, source, reads, forced=_ONE_PASS, trained=False, packages=packages)
+
+
+SYSTEMS: dict[str, System] = {
+    system.name: system
+    for system in (
+        _ablation(REFERENCE, "CL-EPIDTN"),
+        _ablation("epidtn", "EPIDTN", contrastive_weight=0.0),
+        _ablation("cltd", "CLTD", augmented_vectors=False),
+        # Whether it has augmented vectors the paper does not say: a sweep over them reports both (MODEL.md 7, row 19).
+        _ablation("cl_dssm", "CL-DSSM", {"model.augmented_vectors": False}, transformer=False),
+        _one_pass("wals", "WALS", "wals:WALS", ("implicit", "scipy.sparse"), ("wals.", "seed")),
+        _towers("youtube_dnn", "YouTube DNN", "youtube_dnn:YouTubeDNN", _DOT),
+        _towers("dssm", "DSSM", "dssm:DSSM", _COSINE),
+        # The best of several inner products is not a sum of its parts' bests.
+        _towers("mind", "MIND", "mind:MIND", _DOT, {"model.members": 1}),
+        _towers("sasrec", "SASRec", "sasrec:SASRec", _DOT),
+        # Its one negative is drawn among the step's uniform ones.
+        _towers("sasrec_bce", "SASRec (BCE)", "sasrec:SASRecBCE", {**_DOT, "model.uniform_negatives": 1000}),
+        _one_pass("popularity", "Popularity", "popularity:Popularity", reads=("popularity.",)),
+        _one_pass("markov", "Markov", "markov:Markov", ("scipy.sparse",)),
+        _one_pass("cooccurrence", "Co-occurrence", "cooccurrence:Cooccurrence", ("scipy.sparse",)),
+    )
+}
+
+
+class UnknownSystem(ValueError):
+    """A name that is no system's."""
+
+
+def chosen(text: str) -> list[System]:
+    """The systems of a list with commas, in its order; `all` are all.
+
+    Raises:
+        UnknownSystem: names the nearest one and all of them.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return list(SYSTEMS.values())
+    for name in names:
+        if name not in SYSTEMS:
+            raise UnknownSystem(
+                f"unknown model '{name}'{did_you_mean(name, SYSTEMS)}: choose of {', '.join(SYSTEMS)}, or all "
+                "(option --models)"
+            )
+    if not names:
+        raise UnknownSystem(f"no model is named: choose of {', '.join(SYSTEMS)}, or all (option --models)")
+    return [SYSTEMS[name] for name in dict.fromkeys(names)]
+
+
+def create(
+    system: System,
+    config: FreshetConfig,
+    catalogue: Catalogue,
+    item_ids: Int64Array,
+    device: torch.device,
+) -> Recommender:
+    """A fresh one, initialised from `config.seed`.
+
+    Args:
+        system: which.
+        config: as `System.settings_of` gives it.
+        catalogue: categories and attributes.
+        item_ids: int64 (I,), ascending: all items that are ranked.
+        device: of the towers.
+    """
+    import torch
+
+    from cluster.evaluation.systems.trained import TrainedRecommender
+    from model.ensemble import with_members
+
+    torch.manual_seed(config.seed)
+    make = _imported(system.source)
+    if system.trained:
+        attributes = len(config.stream.user_attributes)
+        model = with_members(config.model, lambda own: make(own, attributes))
+        return TrainedRecommender(model, catalogue, config, config.fit, device)
+    extra: dict[str, Any] = {}
+    if system.name == "wals":
+        extra = {**asdict(config.wals), "threads": config.fit.threads, "seed": config.seed}
+    if system.name == "popularity":
+        extra = asdict(config.popularity)
+    recommender: Recommender = make(item_ids, **extra)
+    return recommender
+
+
+def require_packages(systems: Iterable[System]) -> None:
+    """See before anything is trained that what the systems import is there.
+
+    Raises:
+        MissingPackage: names the extra to install.
+    """
+    for system in systems:
+        _imported(system.source)
+        for name in system.packages:
+            evaluation_package(name)
+
+
+def _imported(source: str) -> Callable[..., Any]:
+    module, _, name = source.partition(":")
+    made: Callable[..., Any] = getattr(import_module(module), name)
+    return made

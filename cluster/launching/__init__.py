@@ -1,0 +1,1 @@
+"""Ray: starting or joining it, a run's workers, their end."""

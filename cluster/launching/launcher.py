@@ -1,0 +1,439 @@
+"""Starts the workers as a Ray Train job, on this machine or on the cluster that Ray finds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig
+
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from cluster.checkpoints.claim import Owner, StorageTaken, claimed_by_run, signs_of_life
+from cluster.checkpoints.hold import holding
+from cluster.checkpoints.manifest import CheckpointError
+from cluster.checkpoints.storage import open_storage
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig, TrainConfig, worker_range
+from cluster.device import device_of_group, process_group_backend, resolve_device
+from cluster.launching import ray_logging
+from cluster.launching.driver import Driver
+from cluster.launching.group import GroupTrainer, OneMachineTorchConfig
+from cluster.launching.ray_instance import RayInstance
+from cluster.launching.stopping import StopWatcher, stop_is_asked
+from cluster.observability.progress_file import ProgressFile
+from cluster.stop_request import StopRequest
+from cluster.training.control import NoStop
+from cluster.training.state.compatibility import require_resumable, require_same, require_same_towers
+from cluster.training.state.starting_point import find_starting_point
+from cluster.training.steps.quarantine import PoisonedTraining
+from retrieval.storage.durable import make_private, replace_durably
+from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost
+from streaming.kafka.outage import patiently
+from streaming.sources.kafka_source import BrokerRefused, PositionLost, TopicMissing, partitions_of
+from streaming.sources.parquet_source import ParquetSource, ParquetUnusable
+
+STOP_FILE = "stopped.json"
+# Found by SIGKILL-to-resumed times: the default polls every 2 s.
+_RAY_TRAIN_ENV = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+# What Ray Train knows of the cluster's room is up to 20 s old. A group of a range of workers that it started for a node
+# that has gone meanwhile is given up after this and counted anew; the default is 60 s.
+_RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+# Nobody announces that this machine goes; the watcher is a process of 200 MB for each group.
+_RAY_TRAIN_ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_ENDED = ("stopped", "finished")
+_FAILED_WHILE_STOPPING = (
+    "stopped, but the workers failed before the last checkpoint: the next run goes on from the one before it"
+)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What the run says of itself at its end: the last `progress.json`."""
+
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ControllerLost(RuntimeError):
+    """Ray Train's controller, which starts the workers again, has died itself."""
+
+
+class TrainingStopped(RuntimeError):
+    """A worker met something that a restart cannot mend; the message is the worker's."""
+
+
+def run_training(
+    config: FreshetConfig, stop: StopRequest | None = None, *, take_over: bool = False
+) -> TrainingSummary:
+    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`), a stop is asked for, or for ever.
+
+    What can be refused before Ray starts is refused before Ray starts. A stop ends the present step and commits a last
+    checkpoint; the summary's `state` is then `stopped`.
+
+    Args:
+        config: settings.
+        take_over: evict the run that writes to this storage, alive or not.
+    Raises:
+        cluster.checkpoints.claim.StorageInUse: another run is alive on this storage.
+        cluster.checkpoints.claim.StorageNotClaimed: the storage cannot be written.
+        streaming.sources.kafka_source.BrokerUnavailable, TopicMissing, ParquetUnusable: nothing to read from.
+        CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
+            `train.init_from` names nothing that this run can start from; or the newest was trained with other sizes.
+        TrainingStopped: a worker said that trying again cannot help, or a stop could not commit its checkpoint.
+        StopTimedOut: a stop was asked for, but the workers did not end within `train.stop_within_s`.
+        HeadLost, ControllerLost: Ray's head is gone, or Ray Train's controller.
+        ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
+    """
+    config, stop = _with_absolute_paths(config), stop or StopRequest()
+    if config.stream.parquet:
+        ParquetSource(config.stream, [], {})  # looks whether there are files
+    else:
+        patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
+    storage, run_id = _storage(config), uuid.uuid4().hex
+    if take_over:
+        _refuse_what_cannot_start(config)  # nobody is evicted by a run that cannot start
+    with ExitStack() as claims:
+        for place in config.claimed_locations:
+            claims.enter_context(claimed_by_run(open_storage(place), run_id, take_over=take_over))
+        _refuse_what_cannot_start(config)
+        progress = ProgressFile(storage)
+        progress.write({"run_id": run_id, "attempt": 0, "restarts": 0, "state": "starting"})
+        _fit_while_it_moves_on(config, storage, run_id, stop)
+        return TrainingSummary(_last_word(progress, stop))
+
+
+def _last_word(progress: ProgressFile, stop: StopRequest) -> dict[str, Any]:
+    """Of the workers, or of their driver if it has stopped them before they could say so."""
+    last = progress.read() or {}
+    if stop.asked and last.get("state") not in _ENDED:
+        unsaved = last.get("state") == "training"
+        last = {**last, "state": "stopped", "stop_error": _FAILED_WHILE_STOPPING if unsaved else ""}
+        progress.write(last)
+    if last.get("stop_error"):
+        raise TrainingStopped(str(last["stop_error"]))
+    return last
+
+
+def _refuse_what_cannot_start(config: FreshetConfig) -> None:
+    newest = CheckpointStore(config.checkpoint_location).newest()
+    if newest is None:
+        find_starting_point(config)
+    else:
+        require_resumable(newest, config)
+
+
+def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, stop: StopRequest) -> None:
+    """Ray Train counts failures over the whole run; one that goes on for ever has some every month.
+
+    So `train.max_restarts` is for failures without a new checkpoint between them: when Ray Train gives up a run that
+    has committed one meanwhile, it starts over, with all its restarts.
+    """
+    store, restarts = CheckpointStore(config.checkpoint_location), config.train.max_restarts
+
+    def state() -> str:
+        return str((ProgressFile(storage).read() or {}).get("state"))
+
+    while not stop.asked:
+        before = store.names()[-1:]
+        driver = Driver(
+            run_id,
+            lambda: _start_ray(config),
+            stop,
+            stop_within_s=config.train.stop_within_s,
+            can_finish=lambda: state() != "starting",
+            stopped=lambda: state() in _ENDED,
+        )
+        failure: ray.train.TrainingFailedError | None = None
+        try:
+            _fit(driver, config, _train_on_worker, {"run_id": run_id}, max_failures=restarts)
+        except ray.train.TrainingFailedError as error:
+            failure = error
+        stopped = stop_reason(storage, run_id)
+        if stopped is not None:
+            raise TrainingStopped(stopped) from failure
+        if failure is None or stop.asked:
+            return
+        owner = Owner.found_in(store.storage)
+        evicted = owner is not None and owner.run_id != run_id  # then the new checkpoints are its successor's
+        if evicted or restarts == 0 or store.names()[-1:] == before:
+            raise failure
+        _log.warning("the workers failed %d times, but trained meanwhile, so they start again", restarts + 1)
+
+
+def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:
+    """Workers run in other folders than this one."""
+    train = replace(
+        config.train,
+        init_from=_absolute(config.train.init_from),
+        checkpoint_path=_absolute(config.train.checkpoint_path),
+    )
+    return replace(
+        config,
+        train=train,
+        stream=replace(config.stream, parquet=_absolute(config.stream.parquet)),
+        storage_path=str(Path(config.storage_path).resolve()),
+    )
+
+
+def _absolute(location: str) -> str:
+    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
+
+
+def run_refresh(
+    config: FreshetConfig, checkpoint: str | Path | None = None, stop: StopRequest | None = None
+) -> dict[str, Any] | None:
+    """Re-embed the whole catalogue from a checkpoint (by default the newest) across the workers, and publish.
+
+    Returns:
+        What was published; None if a stop was asked for before.
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        HeadLost, ControllerLost: Ray's head is gone, or Ray Train's controller.
+    """
+    config = _with_absolute_paths(config)
+    _storage(config)
+    while True:
+        opened = open_checkpoint(_absolute(str(checkpoint))) if checkpoint is not None else _newest(config)
+        require_same(opened, config, ["train.row_optimizer"], "take another checkpoint")
+        require_same_towers(opened, config, "take another checkpoint")
+        with holding(opened.storage, opened.name, "freshet refresh"):
+            try:
+                return _refresh(config, opened, stop or StopRequest())
+            except ray.train.TrainingFailedError:
+                if checkpoint is not None or not _is_removed(opened):
+                    raise
+        _log.warning("%s was removed while it was read, so the refresh takes the newest one", opened.location)
+
+
+def _refresh(config: FreshetConfig, opened: Checkpoint, stop: StopRequest) -> dict[str, Any] | None:
+    run_id = uuid.uuid4().hex
+    report_path = Path(config.storage_path) / f".refresh-{run_id}.json"
+    extra = {"checkpoint": opened.location, "report": str(report_path)}
+    # Nothing of a refresh is kept but the version, which its last act puts live.
+    driver = Driver(
+        run_id,
+        lambda: _start_ray(config),
+        stop,
+        stop_within_s=config.train.stop_within_s,
+        can_finish=lambda: False,
+        stopped=lambda: False,
+    )
+    ended = _fit(driver, config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)
+    return _take_report(report_path) if ended else None
+
+
+def _is_removed(checkpoint: Checkpoint) -> bool:
+    """Retention of another version, or one that did not see the hold in time."""
+    return not {link.name for link in checkpoint.links} <= set(checkpoint.storage.names())
+
+
+def _newest(config: FreshetConfig) -> Checkpoint:
+    newest = CheckpointStore(config.checkpoint_location).newest()
+    if newest is None:
+        raise CheckpointError(
+            f"no checkpoint under {config.checkpoint_location} to refresh from; "
+            "train first, or set storage_path or --checkpoint"
+        )
+    return newest
+
+
+def _take_report(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return report
+
+
+def _storage(config: FreshetConfig) -> Path:
+    storage = Path(config.storage_path)
+    for path in (storage, storage / "checkpoints"):
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is a file, not a folder of checkpoints (setting: storage_path)")
+    return storage
+
+
+def _fit(
+    driver: Driver,
+    config: FreshetConfig,
+    function: Callable[[dict[str, Any]], None],
+    extra: Mapping[str, str],
+    *,
+    max_failures: int,
+) -> bool:
+    """Whether it came to its end by itself, as `Driver.run` says."""
+    train = config.train
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    wanted = _RAY_TRAIN_ENV | (_RAY_TRAIN_ELASTIC_ENV if _is_elastic(train) else {})
+    wanted |= {} if joins else _RAY_TRAIN_ONE_MACHINE_ENV
+    os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
+    make_private(Path(config.storage_path) / "ray")  # Ray would make it for everybody
+
+    def fit() -> None:
+        device = _device_of_workers(config)
+        group = TorchConfig if joins else OneMachineTorchConfig
+        with _controller_named():
+            GroupTrainer(
+                function,
+                train_loop_config={"config": replace(config, device=device), **extra},
+                scaling_config=_scaling(train, device == "cuda"),
+                torch_config=group(
+                    backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
+                ),
+                run_config=ray.train.RunConfig(
+                    storage_path=str(Path(config.storage_path) / "ray"),
+                    failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                ),
+            ).fit()
+
+    return driver.run(fit)
+
+
+@contextmanager
+def _controller_named() -> Iterator[None]:
+    """What Ray says of its controller's end fills a screen, and names no remedy."""
+    try:
+        yield
+    except ray.exceptions.RayActorError as error:
+        raise ControllerLost(
+            f"Ray Train's controller is gone ({type(error).__name__}): start the command again, it goes on from the "
+            "newest checkpoint"
+        ) from error
+
+
+def _device_of_workers(config: FreshetConfig) -> Literal["cpu", "cuda"]:
+    """Decided here for all workers, from what Ray has: this process may be on a machine without a GPU."""
+    return device_of_group(
+        config.device,
+        worker_range(config.train.workers)[0],
+        ray.cluster_resources().get("GPU", 0.0),  # type: ignore[no-untyped-call]
+        may_grow=bool(os.environ.get("RAY_ADDRESS")),
+    )
+
+
+def _is_elastic(train: TrainConfig) -> bool:
+    fewest, most = worker_range(train.workers)
+    return fewest < most
+
+
+def _scaling(train: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
+    sizes = worker_range(train.workers)
+    # Of Ray Train V2, which is what runs; what type checkers see is V1's.
+    arguments: dict[str, Any] = {
+        "num_workers": sizes if _is_elastic(train) else sizes[0],
+        "elastic_resize_monitor_interval_s": train.resize_check_s,
+    }
+    return ray.train.ScalingConfig(
+        **arguments,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+    )
+
+
+def _start_ray(config: FreshetConfig) -> RayInstance:
+    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process has one already."""
+    if ray.is_initialized():
+        return RayInstance.present()
+    threads = str(config.train.threads_per_worker)
+    environment: dict[str, Any] = {"env_vars": {**_RAY_TRAIN_ENV, "OMP_NUM_THREADS": threads}}
+    if os.environ.get("RAY_ADDRESS"):
+        return RayInstance.join(runtime_env=environment, log_to_driver=True)
+    wanted = worker_range(config.train.workers)[0] * config.train.cpus_per_worker
+    environment["worker_process_setup_hook"] = ray_logging.SETUP_HOOK
+    return RayInstance.start(int(wanted + 0.999), runtime_env=environment, log_to_driver=True)
+
+
+def _train_on_worker(settings: dict[str, Any]) -> None:
+    ray_logging.quiet()  # before Faiss is imported: on a cluster that is joined there was no hook
+    from cluster.training.worker import Worker
+
+    config: FreshetConfig = settings["config"]
+    storage, run_id = Path(config.storage_path), settings["run_id"]
+    if stop_reason(storage, run_id) is not None:
+        return  # Ray starts the group again after any failure; this one would only fail again
+    if stop_is_asked(run_id):
+        return
+    comm = Collectives()
+    notice = StopWatcher(run_id) if comm.rank == 0 else NoStop()
+    try:
+        worker = Worker(
+            config,
+            comm,
+            resolve_device(config.device, ray.train.get_context().get_local_rank()),
+            run_id=run_id,
+            on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
+            stop=notice,
+        )
+        with ExitStack() as signs:
+            if comm.rank == 0:  # beside the driver's: while either lives, the run does
+                for place in config.claimed_locations:
+                    signs.enter_context(signs_of_life(open_storage(place), run_id))
+            worker.train()
+    except StorageTaken as error:
+        if error.by != run_id:  # a group of this run that was cut off ends alone, the run goes on
+            _note_stop(storage, run_id, error)
+        ray_logging.quiet_traceback()
+        raise
+    except DeadLettersDelayed:
+        ray_logging.quiet_traceback()
+        raise  # brokers that are away may come back
+    except (
+        BrokerRefused,
+        CheckpointError,
+        DeadLettersLost,
+        TopicMissing,
+        PositionLost,
+        PoisonedTraining,
+        ParquetUnusable,
+        ValueError,
+    ) as error:
+        # Without its group a rank gets a ValueError of torch's, which says nothing about the settings.
+        if not (comm.lost and isinstance(error, ValueError)):
+            _note_stop(storage, run_id, error)
+        ray_logging.quiet_traceback()
+        raise
+    except Exception as error:
+        if comm.explains(error):
+            ray_logging.quiet_traceback()
+        raise
+
+
+def _note_stop(storage: Path, run_id: str, error: Exception) -> None:
+    try:
+        make_private(storage)
+        replace_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
+    except OSError as full:  # the error itself says why; it costs some restarts that cannot help
+        _log.warning("%s was not written: %s", storage / STOP_FILE, full)
+
+
+def stop_reason(storage: Path, run_id: str) -> str | None:
+    """Why a worker of this run said that a restart cannot help, if one did."""
+    try:
+        noted = json.loads((storage / STOP_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return str(noted["reason"]) if noted.get("run_id") == run_id else None
+
+
+def _refresh_on_worker(settings: dict[str, Any]) -> None:
+    ray_logging.quiet()
+    from cluster.training.refresh import refresh_from
+
+    config: FreshetConfig = settings["config"]
+    refresh_from(
+        config,
+        Collectives(),
+        resolve_device(config.device, ray.train.get_context().get_local_rank()),
+        checkpoint_path=settings["checkpoint"],
+        report_path=Path(settings["report"]),
+    )

@@ -1,0 +1,146 @@
+"""Ray as a driver uses it: the cluster at an address, or an instance of its own that only this machine can reach."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._private import utils as ray_utils
+
+from cluster.launching import ray_logging
+from cluster.launching.processes import Process, descendants, kill_all
+
+LOOPBACK = "127.0.0.1"
+_ESSENTIAL = ("gcs_server", "raylet")
+
+
+def loopback_variables() -> dict[str, str]:
+    """Environment that keeps the ranks' own connections on this machine's loopback interface."""
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    return {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if names else {}
+
+
+class RayInstance:
+    """A started or joined Ray; the thread that makes it must live until `close`.
+
+    An own instance ends with that thread, also when the driver is killed. Its processes do not get the signals that a
+    terminal, `timeout` or a service manager sends to the driver's process group: it is the driver that decides when
+    they end.
+    """
+
+    def __init__(self, *, own: bool, processes: list[Process], shared: bool = False) -> None:
+        self.own = own
+        self._shared = shared
+        self._essential = [process for process in processes if process.name in _ESSENTIAL]
+        self._others = {process.pid for process in descendants(os.getpid())} - {p.pid for p in processes}
+
+    @staticmethod
+    def present() -> RayInstance:
+        """The one that this process uses already, and keeps."""
+        return RayInstance(own=False, processes=[], shared=True)
+
+    @staticmethod
+    def join(**arguments: Any) -> RayInstance:
+        """Join the cluster that RAY_ADDRESS or the argument `address` names."""
+        with _own_handlers(), ray_logging.joining():
+            ray.init(**arguments)
+        return RayInstance(own=False, processes=[])
+
+    @staticmethod
+    def start(cpus: int, *, runtime_env: Mapping[str, Any] | None = None, **arguments: Any) -> RayInstance:
+        """Start one on this machine with at least so many CPUs; all its servers listen on the loopback address."""
+        # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
+        # `ray start` there would demand it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        wanted = dict(runtime_env or {})
+        wanted["env_vars"] = {**loopback_variables(), **wanted.get("env_vars", {})}
+        before = {process.pid for process in descendants(os.getpid())}
+        quietly = ray_logging.starting_own_instance()
+        with _without_signals(), _own_handlers(), _unreachable_from_outside(), quietly:
+            ray.init(
+                address="local",  # else it would join, or fail to join, what a `ray start` on this machine left noted
+                num_cpus=max(os.cpu_count() or 1, cpus),
+                include_dashboard=False,
+                runtime_env=wanted,
+                _node_ip_address=LOOPBACK,
+                **arguments,
+            )
+        return RayInstance(own=True, processes=[p for p in descendants(os.getpid()) if p.pid not in before])
+
+    @property
+    def missing(self) -> str:
+        """The process of an own instance without which it cannot go on, if one has ended; else empty."""
+        return next((process.name for process in self._essential if not process.alive), "")
+
+    def close(self) -> None:
+        """Leave Ray; an own instance ends with all its processes."""
+        if self._shared:
+            return
+        processes = self._processes()
+        if self.own:
+            _end_without_delay()
+        ray.shutdown()
+        kill_all(processes)
+
+    def kill(self) -> None:
+        """End an own instance at once, whatever another thread still does with it."""
+        kill_all(self._processes())
+
+    def _processes(self) -> list[Process]:
+        below = descendants(os.getpid()) if self.own else []
+        return [process for process in below if process.pid not in self._others]
+
+
+def _end_without_delay() -> None:
+    # `ray.shutdown` gives each of five processes a second after a SIGTERM, which they block (see _without_signals).
+    node: Any = ray._private.worker._global_node
+    for started in node.all_processes.values() if node is not None else ():
+        for info in started:
+            info.process.terminate = info.process.kill
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Ray's handlers of SIGTERM end the process with status 15, or print a stack and abort: ours stay.
+
+    The one in C++ can only be replaced afterwards, and only on the main thread; a driver in another thread leaves that
+    to its main thread (cluster/launching/driver.py).
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    install, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = install
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _unreachable_from_outside() -> Iterator[None]:
+    """Ray would replace a loopback address by one that other machines reach, unless it knows that there are none."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _without_signals() -> Iterator[None]:
+    """What is started within inherits that SIGINT and SIGTERM are blocked, as does all that it starts itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,1 @@
+"""Recommendations from a checkpoint and an index version."""

@@ -1,0 +1,113 @@
+"""What a rank reads: its partitions of the topic, which may gain some, or of Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.training.state.run import TrainingRun
+from streaming.events.position import Position
+from streaming.kafka.growth import Growth, TopicWatch
+from streaming.kafka.outage import patiently
+from streaming.sources.backfill import topic_range
+from streaming.sources.kafka_source import KafkaSource, partitions_of
+from streaming.sources.parquet_source import ParquetSource
+
+
+class Intake:
+    """Opens the stream of a run, and again when the topic has grown.
+
+    Args:
+        config: `stream` says where from.
+        comm: of all ranks.
+    """
+
+    def __init__(self, config: FreshetConfig, comm: Collectives) -> None:
+        self._config, self._comm = config, comm
+        self._ends: Mapping[int, int] | None = None
+        self._watch: TopicWatch | None = None
+        self.growth: Growth | None = None
+        """What the topic has grown to, once every rank knows; its earlier partitions are then read to their ends."""
+
+    def count_partitions(self) -> int:
+        """Of the topic as of now, or as the files are to be read.
+
+        Raises:
+            TopicMissing: there is no such topic.
+        """
+        stream = self._config.stream
+        if stream.parquet:
+            return stream.parquet_partitions
+        return len(patiently(stream, lambda: partitions_of(stream, stream.interactions_topic)))
+
+    def choose_range(self, run: TrainingRun, *, resumed: bool) -> None:
+        """Collective. Finds where the topic ends for this run, and where one begins that has no positions yet."""
+        stream = self._config.stream
+        if stream.parquet:
+            return
+        bounded = self._config.train.bounded
+        found = None
+        if self._comm.rank == 0:
+            found = patiently(stream, lambda: topic_range(stream, bounded=bounded))
+        whole = self._comm.gather_objects(found)[0]
+        self._ends = whole.end
+        if not resumed and stream.from_time:
+            run.positions = {p: Position(whole.start[p], 0) for p in run.partitions}
+            run.stream.origin = {p: whole.start[p] for p in run.partitions}
+
+    def open(self, run: TrainingRun) -> None:
+        """Attach the stream to a run, at its positions."""
+        stream, spread_over = self._config.stream, run.stream.partitions
+        watermark_ms = run.stream.admission.watermark_ms
+        if stream.parquet:
+            run.open(ParquetSource(stream, run.partitions, run.positions, watermark_ms=watermark_ms))
+            return
+        source = patiently(
+            stream,
+            lambda: KafkaSource(
+                stream,
+                run.partitions,
+                run.positions,
+                self._ends,
+                watermark_ms=watermark_ms,
+                topic_ids=run.stream.topic_ids,
+                spread_over=spread_over,
+            ),
+        )
+        run.open(source)
+        run.note_origin()
+        run.note_gaps()
+        if self._ends is not None:
+            grown = len(self._ends) > spread_over
+            self.growth = Growth(len(self._ends), self._ends) if grown else None
+        elif self._comm.rank == 0:
+            self._watch = TopicWatch(stream, spread_over)
+
+    @property
+    def growth_found(self) -> bool:
+        """Whether the topic has gained partitions of which the other ranks do not know yet (rank 0)."""
+        return self.growth is None and self._watch is not None and self._watch.found is not None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the open partitions have an end: one that is only held has not."""
+        return bool(self._config.stream.parquet) or self._ends is not None or self.growth is not None
+
+    def bound(self, run: TrainingRun) -> None:
+        """Collective. The partitions that are being read end where the new ones began."""
+        found = self._watch.found if self._watch is not None else None
+        self.growth = self._comm.gather_objects(found)[0]
+        assert self.growth is not None
+        run.source.bound(self.growth.ends)
+
+    def open_grown(self, run: TrainingRun) -> None:
+        """Attach the stream to a run over the partitions of `growth`."""
+        self.close()
+        self.growth = None
+        self.open(run)
+
+    def close(self) -> None:
+        """Watch the topic no more."""
+        if self._watch is not None:
+            self._watch.close()

@@ -1,0 +1,159 @@
+"""Everything that one rank holds while it trains: the parts, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.ledger import Ledger
+from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.sharded_embedding import ShardedEmbedding
+from cluster.training.state.stream_state import StreamState
+from cluster.training.steps.progressive import Curve, ProgressiveValidation
+from cluster.training.steps.train_step import TrainStep
+from model.cl_epidtn import cl_epidtn
+from model.precision import use_precision
+from model.two_tower import TwoTower
+from streaming.batches.admission import Admission
+from streaming.batches.batcher import Batcher
+from streaming.catalogue.catalogue import Catalogue
+from streaming.dead_letters.writer import DeadLetterWriter
+from streaming.events.position import EventSource, Gap, Position
+from streaming.histories.history import UserStore
+
+
+def partitions_of_rank(partitions: int, rank: int, world: int) -> list[int]:
+    """The partitions that a rank reads; all of a user's events are in one of them."""
+    return list(range(rank, partitions, world))
+
+
+def seed_dropout(seed: int, rank: int, step: int = 0) -> None:
+    """Dropout differs between ranks, and between runs that start at different steps."""
+    torch.manual_seed(seed + 7919 * (rank + 1) + 1_000_003 * step)
+
+
+@dataclass
+class TrainingRun:
+    """The state of one rank. `source` and `batcher` are opened once the positions are known."""
+
+    config: FreshetConfig
+    partitions: list[int]
+    device: torch.device
+    model: TwoTower
+    table: ShardedEmbedding
+    catalogue: Catalogue
+    users: UserStore
+    ledger: Ledger
+    train_step: TrainStep
+    progressive: ProgressiveValidation
+    curve: Curve
+    stream: StreamState
+    step: int = 0
+    events_trained: int = 0
+    """Of all ranks, over all runs."""
+    rows_read_before: int = 0
+    """By earlier runs, all ranks together; on rank 0 only, so that sums over ranks count it once."""
+    dead_letters_before: int = 0
+    positions: dict[int, Position] = field(default_factory=dict)
+    catalogue_positions: Mapping[str, Mapping[int, Position]] = field(default_factory=dict)
+    init_from: Mapping[str, Any] | None = None
+    """Path and step of the checkpoint that the run was started from; None if from nothing."""
+    notice: str = ""
+    """What people should know, in one line: what of its checkpoint the run does not go on with, a deletion that found
+    nobody; empty for nothing."""
+    reread_users: bool = False
+    """There are user attributes whose values the users topic may hold, in records that were read without them."""
+    _opened: tuple[EventSource, Batcher, DeadLetterWriter] | None = None
+
+    @staticmethod
+    def create(
+        config: FreshetConfig, partitions: list[int], comm: Collectives, device: torch.device
+    ) -> TrainingRun:
+        """Collective. A run that has seen nothing yet; towers start from the seed, the same on every rank."""
+        torch.manual_seed(config.seed)
+        model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
+        use_precision(model, config.precision)
+        seed_dropout(config.seed, comm.rank)
+        table = ShardedEmbedding(
+            config.model.dim,
+            comm,
+            row_optimizer(config.train.row_optimizer),
+            seed=config.seed,
+            device=device,
+            init_std=config.model.init_std,
+            limits=config.table,
+        )
+        catalogue = Catalogue(config.stream)
+        everywhere = int(comm.exchange(np.array([len(partitions)], np.float64)).sum())
+        return TrainingRun(
+            config,
+            partitions,
+            device,
+            model,
+            table,
+            catalogue,
+            UserStore(config.stream.history_length, config.stream.seen_length, everywhere),
+            Ledger(partitions),
+            TrainStep(model, table, catalogue, comm, config, device),
+            ProgressiveValidation(model, table, catalogue, comm, config),
+            Curve(config.evaluation.bin_events),
+            StreamState(Admission(config.stream), everywhere),
+        )
+
+    def open(self, source: EventSource) -> None:
+        """Attach the stream."""
+        dead_letters = DeadLetterWriter(self.config.stream)
+        batcher = Batcher(
+            self.config.stream, source, self.users, self.catalogue, dead_letters, self.stream.admission
+        )
+        self._opened = (source, batcher, dead_letters)
+
+    def note_origin(self) -> None:
+        """Where partitions begin that are read for the first time: retention may have been there before."""
+        for partition, at in self.source.positions().items():
+            if partition not in self.positions and at.offset > 0:
+                self.stream.origin[partition] = at.offset
+
+    def note_gaps(
+        self,
+        gaps: Mapping[int, Sequence[Gap]] | None = None,
+        topic_ids: Mapping[int, str] | None = None,
+    ) -> None:
+        """What the log did not hold any more before the positions: the proof begins again behind it.
+
+        Args:
+            gaps, topic_ids: as the source gave them when a batch was taken; by default as it gives them now.
+        """
+        found = self.source.gaps if gaps is None else gaps
+        for partition, until in self.stream.note_gaps(found).items():
+            self.ledger.partitions[partition].begin_behind(until)
+        self.stream.topic_ids |= self.source.topic_ids if topic_ids is None else topic_ids
+
+    def close(self) -> None:
+        """Let go of the stream."""
+        self.source.close()
+        self.dead_letters.close()
+
+    @property
+    def source(self) -> EventSource:
+        """The open stream."""
+        assert self._opened is not None, "open() comes first"
+        return self._opened[0]
+
+    @property
+    def batcher(self) -> Batcher:
+        """What cuts batches from the stream."""
+        assert self._opened is not None, "open() comes first"
+        return self._opened[1]
+
+    @property
+    def dead_letters(self) -> DeadLetterWriter:
+        """Where bad events go."""
+        assert self._opened is not None, "open() comes first"
+        return self._opened[2]

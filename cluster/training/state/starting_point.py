@@ -1,0 +1,83 @@
+"""`train.init_from`: a new run starts from what an earlier one learnt, and reads its own stream from the beginning.
+
+Taken over: towers and rows with their optimizers' state (of user attributes, those that have the same name), item
+frequencies, `events_seen`, and the step, which counts on. Not taken over: positions, histories, seen items, ledger,
+catalogue, progressive curve and baselines.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from cluster.checkpoints.hold import holding
+from cluster.checkpoints.manifest import CheckpointError
+from cluster.checkpoints.storage import MANIFEST, StorageLocationError
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.training.state.compatibility import require_same, require_same_towers
+from cluster.training.state.run import TrainingRun, seed_dropout
+from cluster.training.state.worker_state import restore_learnt
+
+# What towers and rows mean depends on these; other settings of the model may change from run to run.
+_MUST_AGREE = (
+    "model.dim",
+    "model.layers",
+    "model.heads",
+    "model.augmented_dim",
+    "model.transformer",
+    "model.augmented_vectors",
+    "train.row_optimizer",
+)
+_ADVICE = "point train.init_from elsewhere"
+
+_log = logging.getLogger(__name__)
+
+
+def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
+    """The verified checkpoint that `train.init_from` names; None if it is empty.
+
+    It may name a checkpoint, a run's `storage_path` or the `checkpoints` folder in it; of a run, the newest is taken.
+
+    Raises:
+        CheckpointError: there is none, it does not verify, or its settings do not fit; names the setting.
+    """
+    if not config.train.init_from:
+        return None
+    try:
+        checkpoint = _newest_in(config.train.init_from)
+    except (CheckpointError, StorageLocationError) as problem:
+        raise CheckpointError(f"{problem} (setting: train.init_from)") from problem
+    require_same(checkpoint, config, _MUST_AGREE, _ADVICE)
+    require_same_towers(checkpoint, config, _ADVICE)
+    return checkpoint
+
+
+def start_from(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
+    """Collective. Every rank takes over the towers and the rows that it owns, whoever wrote them."""
+    # Its own trainer may live, and remove old checkpoints while this reads.
+    purpose = "train.init_from"
+    with holding(checkpoint.storage, checkpoint.name, purpose) if comm.rank == 0 else nullcontext():
+        comm.gather_objects(None)
+        restore_learnt(run, checkpoint, comm, advice=_ADVICE)
+        comm.gather_objects(None)
+    run.init_from = {"path": checkpoint.location, "step": checkpoint.step}
+    seed_dropout(run.config.seed, comm.rank, run.step)
+    _log.info("started from %s (step %d)", checkpoint.location, run.step)
+
+
+def _newest_in(start: str) -> Checkpoint:
+    if "://" in start:
+        newest = CheckpointStore(start, advice=_ADVICE).newest()
+        return newest if newest is not None else open_checkpoint(start)
+    folder = Path(start).expanduser()
+    if (folder / MANIFEST).is_file():
+        return open_checkpoint(folder)
+    inside = folder / "checkpoints"
+    newest = CheckpointStore(inside if inside.is_dir() else folder, advice=_ADVICE).newest()
+    if newest is None:
+        what = "holds no checkpoint" if folder.is_dir() else "is no folder"
+        raise CheckpointError(f"{folder} {what}, so nothing can be started from it")
+    return newest

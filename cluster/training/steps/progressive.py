@@ -1,0 +1,285 @@
+"""Progressive validation: events are scored before they are trained on, so nothing leaks.
+
+Shape letters: E sampled events of this rank, I items known before the step, R recent items of a user.
+
+A hash of its position decides whether an event is in the sample. It is ranked among all items known before
+its step, with the user's seen items removed; ties count half. An item that nobody had heard of is a miss; an item
+that the user has had before is not scored, since it could not be recommended. The baselines rank the same events
+at the same time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from numba import njit
+
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.publishing.item_encoding import encode_owned_items, gather_known_items
+from cluster.tables.sharded_embedding import ShardedEmbedding
+from cluster.training.steps.candidates import Runs
+from cluster.training.steps.refusal import together
+from cluster.training.steps.train_step import PreparedStep
+from model.baselines.cooccurrence import StreamingCooccurrence
+from model.baselines.popularity import StreamingPopularity
+from model.key_index import KeyIndex, hash_keys
+from model.metrics import full_ranks
+from model.transfer import to_device, to_host
+from model.two_tower import TwoTower
+from streaming.catalogue.catalogue import Catalogue
+
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_log = logging.getLogger(__name__)
+
+SYSTEMS = ("hits", "popularity_hits", "cooccurrence_hits")
+MOST_BINS = 4096
+_RECENT = 20
+
+
+@dataclass
+class Curve:
+    """Sample size and hits of each system in bins of trained events; the same on every rank.
+
+    Bins become twice as wide whenever there would be more than `MOST_BINS`: memory, manifests and `progress.json` do
+    not grow with the age of the run.
+    """
+
+    bin_events: int
+    bins: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ("sample", *SYSTEMS)})
+
+    def add(self, events_before: int, totals: npt.NDArray[np.float64]) -> None:
+        """Add one step's (sample, hits, popularity hits, co-occurrence hits), summed over ranks."""
+        while events_before // self.bin_events >= MOST_BINS:
+            self._widen()
+        place = events_before // self.bin_events
+        for name, value in zip(self.bins, totals.tolist(), strict=True):
+            values = self.bins[name]
+            values.extend([0.0] * (place + 1 - len(values)))
+            values[place] += value
+
+    def _widen(self) -> None:
+        self.bin_events *= 2
+        for name, values in self.bins.items():
+            padded = [*values, 0.0] if len(values) % 2 else values
+            self.bins[name] = [one + other for one, other in zip(padded[::2], padded[1::2], strict=True)]
+
+    def to_json(self) -> dict[str, object]:
+        """As `progress.json` and the manifest hold it."""
+        # Copies: the curve goes on growing while a manifest or a report holds this.
+        return {"bin_events": self.bin_events, **{name: list(values) for name, values in self.bins.items()}}
+
+
+class ProgressiveValidation:
+    """Scores the sampled events of each step and keeps the streaming baselines."""
+
+    def __init__(
+        self,
+        model: TwoTower,
+        table: ShardedEmbedding,
+        catalogue: Catalogue,
+        comm: Collectives,
+        config: FreshetConfig,
+    ) -> None:
+        self.model, self.table, self.catalogue = model, table, catalogue
+        self.popularity = StreamingPopularity()
+        self.cooccurrence = StreamingCooccurrence()
+        self.recent_queries: list[npt.NDArray[np.float32]] = []
+        """The last scored query vectors, for the recall gate of the index."""
+        self._positions = KeyIndex()
+        self._comm, self._config = comm, config
+
+    def score(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
+        """Collective. `rank`, then `count`."""
+        totals = self.rank(batch, prepared)
+        self.count(prepared)
+        return totals
+
+    def rank(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
+        """Collective. (sample, hits, popularity hits, co-occurrence hits) of this rank's events of the step.
+
+        Raises:
+            StepRefused: on every rank, if some rank cannot encode its items. What this rank's events alone lead to is
+                raised on this rank alone, after the last message.
+        """
+        if self._config.evaluation.sample_fraction == 0:
+            return np.zeros(1 + len(SYSTEMS))
+        with together(self._comm, lambda: self._comm.decline(self.table.device)):
+            ids, vectors = encode_owned_items(self.model, self.table, self.catalogue, self._comm)
+            known_ID = gather_known_items(ids, vectors, self.catalogue, self.table, self._comm)
+        column_I = self._follow_catalogue()
+        runs = prepared.runs
+        target_E, recent_ER = self._dense(runs.targets_E), self._recent_items(runs)
+        unheard_I = np.ones(len(self._positions), np.bool_)  # deleted, or new in this very step
+        unheard_I[column_I] = False
+        unheard_I[self._dense(prepared.new_items)] = True
+        seen_EI = self._seen(runs)
+        repeated_E = np.take_along_axis(seen_EI, target_E[:, None], 1)[:, 0]
+        sampled_E = sample_mask(batch, self._config.evaluation.sample_fraction)
+        chosen = np.flatnonzero(sampled_E & ~repeated_E)
+        totals = np.zeros(1 + len(SYSTEMS))
+        totals[0] = chosen.shape[0]
+        findable = chosen[~unheard_I[target_E[chosen]]]
+        if chosen.shape[0]:
+            queries_ED, found_EK = self._scores(prepared, known_ID, chosen, findable)
+            self._remember(queries_ED)
+            scores_EI = np.zeros((findable.shape[0], len(self._positions)), np.float32)
+            scores_EI[:, column_I] = found_EK
+            scores = [scores_EI, *self._baselines(recent_ER[findable])]
+            drop_EI = seen_EI[findable] | unheard_I[None, :]
+            for place, scores_EI in enumerate(scores, start=1):
+                ranks = full_ranks(scores_EI, target_E[findable], drop_EI)
+                totals[place] = (ranks < self._config.evaluation.top_k).sum()
+        return totals
+
+    def count(self, prepared: PreparedStep) -> None:
+        """Collective. The baselines count what was trained; after `rank`."""
+        evaluation = self._config.evaluation
+        if evaluation.sample_fraction == 0 or not evaluation.baselines:
+            return
+        runs = prepared.runs
+        mine = np.concatenate([self._dense(runs.targets_E)[:, None], self._recent_items(runs)], axis=1)
+        events = self._comm.gather_ints(mine)
+        self.popularity.update(events[:, 0], events[:, 1:])
+        if not self.cooccurrence.stopped and not self._cooccurrence_fits():
+            _log.warning("co-occurrence is not counted any more: %s", self._too_much())
+            self.cooccurrence.stop()
+        self.cooccurrence.update(events[:, 0], events[:, 1:])
+
+    def baseline_arrays(self) -> dict[str, Int64Array]:
+        """The item of each column of the baselines and what they hold by column, for a checkpoint; no pairs."""
+        return {
+            "columns": self._positions.keys()[1].copy(),
+            **{f"popularity.{name}": array for name, array in self.popularity.to_arrays().items()},
+            "cooccurrence.items": np.array([self.cooccurrence.items]),
+        }
+
+    def load_baselines(self, arrays: Mapping[str, Int64Array]) -> None:
+        """Go on from `baseline_arrays`; an earlier version's has no columns: they are those of the catalogue."""
+        if "columns" in arrays:
+            items = np.ascontiguousarray(arrays["columns"])
+            self._positions.add(np.zeros(items.shape[0], np.int16), items)
+        prefix = "popularity."
+        own = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+        self.popularity.load_arrays(own)
+        self.cooccurrence.items = int(arrays["cooccurrence.items"][0])
+
+    @torch.no_grad()
+    def _scores(
+        self, prepared: PreparedStep, known_ID: torch.Tensor, chosen: Int64Array, findable: Int64Array
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Query vectors of some events, and the known items' scores for others; the model is in evaluation mode."""
+        encoded = self.model.encode_queries(prepared.lookup.rows_UD.detach(), prepared.queries)
+        places = torch.from_numpy(chosen), torch.from_numpy(findable)
+        wanted, scored = to_device(places, encoded.vectors_ED.device)
+        queries_ED = encoded.vectors_ED.index_select(0, wanted)
+        found_EK = encoded.vectors_ED.index_select(0, scored) @ known_ID.T
+        queries, found = to_host([queries_ED, found_EK])
+        return queries.numpy(), found.numpy()
+
+    def _baselines(self, recent_ER: Int64Array) -> list[npt.NDArray[np.float32]]:
+        if not self._config.evaluation.baselines:
+            return []
+        items = len(self._positions)
+        scores = [self.popularity.scores(recent_ER, items)]
+        if not self.cooccurrence.stopped:
+            scores.append(self.cooccurrence.scores(recent_ER, items))
+        return scores
+
+    def _cooccurrence_fits(self) -> bool:
+        """A function of the events alone, so every rank stops at the same step, and a resumed run too."""
+        evaluation = self._config.evaluation
+        few_items = len(self._positions) <= evaluation.baseline_max_items
+        return few_items and len(self.cooccurrence.pairs) < evaluation.baseline_max_pairs
+
+    def _too_much(self) -> str:
+        evaluation = self._config.evaluation
+        return (
+            f"{len(self._positions)} items (evaluation.baseline_max_items={evaluation.baseline_max_items}), "
+            f"{len(self.cooccurrence.pairs)} pairs (evaluation.baseline_max_pairs={evaluation.baseline_max_pairs})"
+        )
+
+    def _follow_catalogue(self) -> Int64Array:
+        """The column of each known item; columns are given for good, in order of arrival."""
+        known = self.catalogue.item_ids
+        return self._positions.add(np.zeros(known.shape[0], np.int16), np.ascontiguousarray(known))
+
+    def _dense(self, ids: Int64Array) -> Int64Array:
+        return self._positions.find(np.zeros(ids.shape[0], np.int16), ids)
+
+    def _recent_items(self, runs: Runs) -> Int64Array:
+        """Dense indices of the last items before each event, int64 (E, 20), padded with -1."""
+        dense = self._dense(runs.items)
+        place_E = _target_places(runs)
+        first_E = runs.item_offsets_N1[runs.run_E]
+        at_ER = place_E[:, None] - 1 - np.arange(_RECENT)[None, :]
+        inside = at_ER >= first_E[:, None]
+        if dense.shape[0] == 0:
+            return np.full(at_ER.shape, -1, np.int64)
+        return np.where(inside, dense[np.maximum(at_ER, 0)], -1)
+
+    def _seen(self, runs: Runs) -> BoolArray:
+        return _seen_before(
+            self._dense(runs.items),
+            runs.item_offsets_N1,
+            runs.context_N,
+            self._dense(runs.seen),
+            runs.seen_offsets_N1,
+            runs.targets_E.shape[0],
+            len(self._positions),
+        )
+
+    def _remember(self, queries: npt.NDArray[np.float32]) -> None:
+        self.recent_queries = [*self.recent_queries[-40:], queries]
+
+
+def sample_mask(batch: pa.RecordBatch, fraction: float) -> BoolArray:
+    """bool (E,): the events that a hash of (partition, offset, row) puts into the sample."""
+    offsets = batch.column("offset").flatten().to_numpy()
+    rows = batch.column("row").flatten().to_numpy().astype(np.int64)
+    counts = np.diff(batch.column("offset").offsets.to_numpy())
+    partitions = np.repeat(batch.column("partition").to_numpy(), counts).astype(np.int16)
+    bits = hash_keys(partitions, (offsets << 20) ^ rows)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
+
+
+def _target_places(runs: Runs) -> Int64Array:
+    """Where each event's item stands in `runs.items`."""
+    lengths = np.diff(runs.item_offsets_N1)
+    within = np.arange(runs.items.shape[0]) - np.repeat(runs.item_offsets_N1[:-1], lengths)
+    return np.flatnonzero(within >= np.repeat(runs.context_N, lengths))
+
+
+@njit(cache=True, nogil=True)
+def _seen_before(
+    items: Int64Array,
+    item_offsets: Int64Array,
+    context: Int64Array,
+    seen: Int64Array,
+    seen_offsets: Int64Array,
+    events: int,
+    known: int,
+) -> BoolArray:
+    """bool (E, I): items that the event's user had before the event."""
+    out = np.zeros((events, known), np.bool_)
+    e = 0
+    for n in range(context.shape[0]):
+        had = np.zeros(known, np.bool_)
+        for k in range(seen_offsets[n], seen_offsets[n + 1]):
+            if 0 <= seen[k] < known:
+                had[seen[k]] = True
+        for k in range(item_offsets[n], item_offsets[n + 1]):
+            if k - item_offsets[n] >= context[n]:
+                out[e] = had
+                e += 1
+            if 0 <= items[k] < known:
+                had[items[k]] = True
+    return out

@@ -1,0 +1,94 @@
+"""Events that could not be trained on: their originals go to the dead-letter topic, training goes on without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+import pyarrow as pa
+
+from cluster.training.steps.candidates import Runs
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.position import EventSource, RowPlace
+
+
+class PoisonedTraining(RuntimeError):
+    """Step after step was refused: the fault is not in a few events."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """What a step could not be trained on.
+
+    Attributes:
+        batch: this rank's events.
+        reasons: why, one for each of them.
+        events: how many they are on all ranks.
+        reason: of the first one on any rank.
+        is_step: the step as a whole could not be trained: nothing was left of it. The same on every rank, as are
+            `events` and `reason`.
+    """
+
+    batch: pa.RecordBatch
+    reasons: Sequence[str]
+    events: int
+    reason: str
+    is_step: bool
+
+
+def poisoned(steps: int, step: int, reason: str, topic: str) -> PoisonedTraining:
+    """The error to raise after so many refused steps one after another."""
+    return PoisonedTraining(
+        f"{steps} training steps one after another could not be trained on (step {step}: {reason}); "
+        f"their events are in the topic {topic!r}. The model itself may be at fault: lower train.learning_rate or "
+        "train.row_learning_rate and go on from an earlier checkpoint, or raise train.max_poison_batches."
+    )
+
+
+def quarantine_letters(
+    quarantined: Quarantined, source: EventSource, topic: str, step: int
+) -> list[DeadLetter]:
+    """A dead letter for each of this rank's events.
+
+    Args:
+        quarantined: the events and what they led to.
+        source: gives the originals; where it cannot any more, what the batch knows of the event stands in.
+        topic: where the events were read.
+        step: of the optimizer.
+    """
+    batch = quarantined.batch
+    runs = Runs.of(batch)
+    partition_E = batch.column("partition").to_numpy()[runs.run_E].tolist()
+    offset_E, row_E = (batch.column(name).flatten().to_pylist() for name in ("offset", "row"))
+    places = [RowPlace(*place) for place in zip(partition_E, offset_E, row_E, strict=True)]
+    if not places:
+        return []
+    originals, topic_ids = source.originals(places), source.topic_ids
+    known = {
+        "user_id": runs.user_N[runs.run_E].tolist(),
+        "item_id": runs.targets_E.tolist(),
+        "timestamp_ms": _target_times(batch),
+        "weight": batch.column("weight").flatten().to_pylist(),
+    }
+    letters = []
+    for e, (place, why) in enumerate(zip(places, quarantined.reasons, strict=True)):
+        value = originals.get(place) or orjson.dumps({name: column[e] for name, column in known.items()})
+        reason = f"quarantined: training step {step} was refused ({why})"
+        letters.append(DeadLetter(reason, topic, *place, value, topic_ids.get(place.partition, "")))
+    return letters
+
+
+def describe_places(batch: pa.RecordBatch) -> str:
+    """Where a batch's events stand in the log, for an error that ends the run."""
+    partition_N = batch.column("partition").to_numpy()
+    found: dict[int, list[int]] = {}
+    for partition, offsets in zip(partition_N.tolist(), batch.column("offset").to_pylist(), strict=True):
+        found.setdefault(partition, []).extend(offsets)
+    said = (f"partition {p}, offsets {min(at)} to {max(at)}" for p, at in sorted(found.items()))
+    return "; ".join(said) or "no events of this rank"
+
+
+def _target_times(batch: pa.RecordBatch) -> list[int]:
+    context_N, times = batch.column("context_length").to_pylist(), batch.column("times_ms").to_pylist()
+    return [t for context, row in zip(context_N, times, strict=True) for t in row[context:]]

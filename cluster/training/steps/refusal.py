@@ -1,0 +1,78 @@
+"""How all ranks leave a step together when one of them cannot go on with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import torch
+import torch.distributed as dist
+
+from cluster.collectives import Collectives, RankFailedError
+from streaming.events.quoting import described
+
+_log = logging.getLogger(__name__)
+
+_OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError)
+"""Errors that say nothing of the events: too little memory, a device or a connection that failed."""
+
+
+class StepRefused(RuntimeError):
+    """A step was not applied, and no rank's towers, rows or frequencies have changed: raised on every rank or on none.
+
+    Attributes:
+        reason: what its events led to, the same on every rank.
+        losses: the loss terms, as far as the step came to any.
+    """
+
+    def __init__(self, reason: str, losses: Mapping[str, float]) -> None:
+        super().__init__(reason, losses)
+        self.reason, self.losses = reason, losses
+
+    def __str__(self) -> str:
+        """What a person reads."""
+        return f"a training step was refused: {self.reason}"
+
+
+def may_be_of_events(error: Exception, comm: Collectives) -> bool:
+    """Whether the events of a step may have caused an error: not if memory, a device or another rank failed."""
+    # The CPU's allocator raises a plain RuntimeError.
+    out_of_memory = "can't allocate memory" in str(error)
+    return not (comm.broken or out_of_memory or isinstance(error, _OF_THE_MACHINE))
+
+
+@contextmanager
+def together(comm: Collectives, decline: Callable[[], object]) -> Iterator[None]:
+    """Collective. All ranks complete the block, or all of them raise `StepRefused`.
+
+    An error is told to the others in the message that they wait for, so that nothing is sent for the sake of it.
+
+    Args:
+        comm: the ranks.
+        decline: takes this rank's part in the block's next message, as one that failed. The block must end with a
+            message that can be declined, so that a rank that succeeds hears of the failure of another.
+    Raises:
+        StepRefused: some rank raised an error that its events may have caused.
+    """
+    failure = ""
+    try:
+        yield
+        return
+    except StepRefused:
+        raise
+    except RankFailedError:
+        pass
+    except Exception as error:
+        if not may_be_of_events(error, comm):
+            raise
+        _log.debug("a step cannot be made", exc_info=True)
+        failure = described(error)
+        with suppress(RankFailedError):
+            decline()
+    raise StepRefused(first_failure(comm, failure), {})
+
+
+def first_failure(comm: Collectives, failure: str) -> str:
+    """Collective. What failed on the first rank on which anything did, "" if nothing did."""
+    return next(filter(None, comm.gather_objects(failure)), "")

@@ -1,0 +1,106 @@
+"""What can be found wrong before Ray starts is found here, in seconds and in one line."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.command.errors import CommandError
+from deploy.command.terminal import say
+from retrieval.storage.durable import open_to_others
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+
+
+# What a run writes into storage_path; what else lies there is the user's.
+_WRITTEN = ("checkpoints", "index", ".publish", "progress.json", "stopped.json")
+
+
+class NotACheckpoint(CommandError):
+    """A path that was given as a checkpoint holds none."""
+
+
+class StorageUnusable(CommandError):
+    """`storage_path` cannot hold checkpoints and index versions."""
+
+
+def absolute_storage(config: FreshetConfig) -> FreshetConfig:
+    """Make `storage_path` absolute: Ray's workers run in other working directories."""
+    if "://" not in config.storage_path:
+        config.storage_path = str(Path(config.storage_path).expanduser().absolute())
+    return config
+
+
+def check_stream(config: FreshetConfig) -> None:
+    """Ask the broker for the interactions topic, unless files are read in its place; a broker that is away is awaited.
+
+    Raises:
+        BrokerUnavailable: nobody has answered at `stream.bootstrap_servers` for `stream.broker_patience_s`.
+        TopicMissing: the topic is not there.
+    """
+    from streaming.kafka.outage import patiently
+    from streaming.sources.kafka_source import partitions_of
+
+    if not config.stream.parquet:
+        patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
+
+
+def check_storage(config: FreshetConfig) -> None:
+    """See that `storage_path`, and `train.checkpoint_path` unless it is an address, can be folders to write in.
+
+    Raises:
+        StorageUnusable: they cannot; names the setting.
+    """
+    if "://" in config.storage_path:
+        raise StorageUnusable(
+            f"storage_path={config.storage_path} is an address, but must be a folder; checkpoints alone may lie in an "
+            "object store (setting: train.checkpoint_path)"
+        )
+    places = {"storage_path": config.storage_path, "train.checkpoint_path": config.train.checkpoint_path}
+    for setting, place in places.items():
+        if place and "://" not in place:
+            folder = Path(place).expanduser()
+            _check_folder(folder, setting)
+            _say_what_others_can_read(folder, setting, _WRITTEN if setting == "storage_path" else ())
+
+
+def _check_folder(path: Path, setting: str) -> None:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        raise StorageUnusable(f"{existing} is a file, not a folder (setting: {setting}={path})")
+    try:
+        # Permissions do not tell all: of /proc, or of what is mounted read-only, they say that it can be written.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageUnusable(f"{path} cannot be written: {reason} (setting: {setting})") from error
+
+
+def _say_what_others_can_read(folder: Path, setting: str, names: Collection[str]) -> None:
+    """Modes may be as they are on purpose, so that another user can serve: they are not changed."""
+    found = open_to_others(folder, names)
+    if found:
+        say(
+            f"{folder} ({setting}) holds {len(found)} files that other users of this machine can read, for example "
+            f"{found[0].relative_to(folder)}: `chmod -R go-rwx {folder}` keeps them out; new files are private",
+            to_stderr=True,
+        )
+
+
+def check_checkpoint(path: Path) -> None:
+    """See that a directory holds a whole checkpoint (its checksums are verified when it is read).
+
+    Raises:
+        NotACheckpoint: names the path and what is missing.
+    """
+    if not path.is_dir():
+        raise NotACheckpoint(f"{path} is not a checkpoint: there is no such folder (setting: --checkpoint)")
+    if not (path / "manifest.json").is_file():
+        raise NotACheckpoint(
+            f"{path} is not a checkpoint: it has no manifest.json (setting: --checkpoint); "
+            f"`freshet status` lists the checkpoints of a storage_path"
+        )

@@ -1,0 +1,1 @@
+"""Data sets: fetching and reading them."""

@@ -1,0 +1,121 @@
+"""The end of a demo: the figures, recommendations by title, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from deploy.command.terminal import Terminal, line, stacked
+from deploy.demo.figures import DemoFigures
+from deploy.screen.screen import counted, number, rate, set_aside_text
+
+_WATCHED_COLUMNS = 45
+
+
+def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
+    """Label and text of every figure, for the table."""
+    f = figures
+    ratio = f.progressive_hr10 / f.popularity_hr10 if f.popularity_hr10 else float("nan")
+    return [
+        ("broker", f.broker),
+        (
+            "events",
+            f"{f.events_produced:,} produced, {f.events_trained:,} trained"
+            f"{set_aside_text({'negatives': f.events_negative, 'ignored': f.events_ignored})}, {f.events_lost:,} lost, "
+            f"{f.events_doubled:,} doubled, {counted(f.dead_letters, 'dead letter')}",
+        ),
+        (
+            "training",
+            f"{counted(f.steps, 'step')}, {counted(f.workers, 'worker')}, {number(f.examples_per_s)} examples/s, "
+            f"{counted(f.restarts, 'restart')}",
+        ),
+        (
+            "progressive HR@10",
+            f"{rate(f.progressive_hr10)} ({number(ratio, 1)} × popularity {rate(f.popularity_hr10)}; "
+            f"co-occurrence {rate(f.cooccurrence_hr10)})",
+        ),
+        ("  on", f"{f.progressive_sample:,} events of the second half, each scored before it was trained on"),
+        (
+            "index",
+            f"{counted(f.index_versions, 'version')}, {f.index_kind}, {number(f.index_items)} items, "
+            f"recall@10 {rate(f.index_recall)} at nprobe {f.index_nprobe} of {f.index_nlist}",
+        ),
+        (
+            "freshness",
+            f"p50 {number(f.freshness_p50_s, 1)} s, p99 {number(f.freshness_p99_s, 1)} s "
+            "from append to servable, over the run",
+        ),
+        ("time", f"{f.wall_s:.0f} s, of it {number(f.stream_s)} s of stream"),
+    ]
+
+
+def print_report(console: Terminal, figures: DemoFigures) -> None:
+    """Print figures, recommendations, problems, where things are, and last a command that goes on from there."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for row in figure_rows(figures):
+        grid.add_row(*row)
+    console.print()
+    console.print(grid)
+    for entry in figures.recommendations:
+        print_recommendations(console, entry)
+    console.print()
+    run_dir = _short(Path(figures.run_dir))
+    console.print(f"Results: {run_dir} (settings.yaml, demo.json, storage/, logs/)")
+    for problem in figures.problems:
+        console.print(f"Not in order: {problem}", style="bold red")
+    user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
+    console.print("Go on with:")
+    settings = shlex.quote(str(run_dir / "settings.yaml"))
+    # Alone on its line, unwrapped and from here, to be pasted as it is.
+    console.print(f"{program()} recommend --config {settings} --user {user}", style="bold", soft_wrap=True)
+
+
+def program() -> str:
+    """How this command was called, so that the shell finds it again: `freshet`, a path to it, or `python -m deploy`."""
+    called = Path(sys.argv[0])
+    if called.name != "freshet":
+        return f"{shlex.quote(sys.executable)} -m deploy"
+    found = shutil.which("freshet")
+    on_path = found is not None and Path(found).absolute() == called.absolute()
+    path = str(_short(called.absolute()))
+    return "freshet" if on_path else shlex.quote(path if "/" in path else f"./{path}")
+
+
+def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
+    """Print one user's recommendations, with what they watched last above them."""
+    whom = "this history" if entry["user_id"] is None else f"user {entry['user_id']}"
+    table = Table(title=f"for {whom}", title_justify="left", title_style="bold", box=None)
+    # Only titles give way where the terminal is narrow.
+    table.add_column("", justify="right", style="dim", no_wrap=True)
+    table.add_column("recommended")
+    table.add_column("score", justify="right", no_wrap=True)
+    for place, item in enumerate(entry["items"], start=1):
+        table.add_row(str(place), stacked([item["title"]], ellipsis=True), number(item["score"], 3))
+    console.print()
+    if entry.get("watched_last"):
+        console.print("watched last: " + _titles(entry["watched_last"]), style="dim")
+    console.print(table)
+
+
+def _titles(titles: Sequence[str]) -> str:
+    """Side by side, each cut where it is too long to be one of three on a line or two."""
+    texts = [line(title) for title in titles]
+    for text in texts:
+        text.truncate(_WATCHED_COLUMNS, overflow="ellipsis")
+    return " · ".join(text.plain for text in texts)
+
+
+def _short(path: Path) -> Path:
+    """The path relative to the working directory where that is shorter to type."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,129 @@
+"""The settings of one demo run, kept in its folder, so that every other verb can go on from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from deploy.command.config_loading import load_config
+from retrieval.storage.durable import PRIVATE_FOLDER
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+
+SETTINGS_FILE = "settings.yaml"
+# Shorter periods than a cluster would want: a demo shows in two minutes what they do.
+DEMO_DEFAULTS = {"train.workers": 2, "train.publish_every_s": 5.0, "train.checkpoint_every_s": 10.0}
+
+
+@dataclass
+class DemoOptions:
+    """What the command line of `freshet demo` says."""
+
+    root: Path = Path("runs/demo")
+    dataset: str = "ml-100k"
+    events: int = 0
+    seconds: float = 100.0
+    partitions: int = 4
+    chaos: bool = False
+    stall_s: float = 300.0
+    config_file: Path | None = None
+    overrides: Sequence[str] = ()
+    take_over: bool = False
+
+
+def given_settings(options: DemoOptions) -> dict[str, Any]:
+    """What the user's file and overrides say, by dotted key; the overrides win."""
+    content = yaml.safe_load(options.config_file.read_text()) if options.config_file else None
+    return {**_flat(content or {}), **_parsed(options.overrides)}
+
+
+def own_bootstrap_servers(options: DemoOptions) -> str:
+    """The cluster that the user named in the file or the overrides; empty if none was named."""
+    return str(given_settings(options).get("stream.bootstrap_servers") or "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
+    pairs = (override.partition("=") for override in overrides)
+    return {key: yaml.safe_load(text) if text else "" for key, _, text in pairs}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return nested
+
+
+def new_run_dir(root: Path) -> Path:
+    """A folder of its own for each run, named by the time; `root/latest` points to it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    root = root.absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1000):
+        run_dir = root / (stamp if attempt == 0 else f"{stamp}-{attempt}")
+        try:
+            run_dir.mkdir(mode=PRIVATE_FOLDER)  # histories, events and logs
+        except FileExistsError:
+            continue
+        _point_latest_at(run_dir)
+        return run_dir
+    raise FileExistsError(f"{root} has a thousand runs of this second (setting: --dir)")
+
+
+def _point_latest_at(run_dir: Path) -> None:
+    link = run_dir.parent / "latest"
+    if link.is_symlink() or not link.exists():
+        temporary = run_dir.parent / f".latest-{run_dir.name}"
+        temporary.symlink_to(run_dir.name)
+        temporary.replace(link)
+
+
+def write_settings(options: DemoOptions, run_dir: Path, decided: Mapping[str, Any]) -> FreshetConfig:
+    """Write the demo's defaults, under what the user gave, under what the run decides.
+
+    Returns:
+        The configuration as `freshet … --config RUN_DIR/settings.yaml` loads it.
+    Raises:
+        ConfigError: a setting is unknown or has a wrong value.
+    """
+    settings = {**DEMO_DEFAULTS, **given_settings(options), **decided}
+    path = run_dir / SETTINGS_FILE
+    path.write_text(yaml.safe_dump(_nested(settings), sort_keys=False, allow_unicode=True))
+    return load_config(path, [])
+
+
+def run_settings(
+    run_dir: Path, bootstrap_servers: str, events: int, *, shared_broker: bool
+) -> dict[str, Any]:
+    """What a run decides itself: its broker, its folder, where it ends.
+
+    On somebody's existing cluster the topics get names of this run's own, so that nothing of theirs is read.
+    """
+    settings: dict[str, Any] = {
+        "stream.bootstrap_servers": bootstrap_servers,
+        "storage_path": str(run_dir / "storage"),
+        "train.stop_after_rows": events,
+    }
+    if shared_broker:
+        prefix = f"freshet-demo-{run_dir.name}"
+        for kind in ("interactions", "items", "users"):
+            settings[f"stream.{kind}_topic"] = f"{prefix}-{kind}"
+    return settings

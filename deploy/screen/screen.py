@@ -1,0 +1,227 @@
+"""The demo's screen: one view of what happens, as panels for a terminal and as lines for a log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from deploy.command.terminal import line, panel, stacked
+from deploy.command.times import duration
+from deploy.screen.progress import Progress
+
+SPARKS = "▁▂▃▄▅▆▇█"
+CURVE_WIDTH = 48
+MESSAGES_SHOWN = 7
+
+LOSS_TERMS = {
+    "main": "softmax",
+    "mimic_user": "mimic user",
+    "mimic_item": "mimic item",
+    "contrastive_sequence": "CL sequence",
+    "contrastive_attribute": "CL attribute",
+    "contrastive_item": "CL item",
+}
+
+
+@dataclass
+class DemoView:
+    """Everything that the screen shows at one moment."""
+
+    title: str = "Freshet demo"
+    stage: str = "starting"
+    elapsed_s: float = 0.0
+    produced: int | None = None
+    """None where nobody produces here."""
+    planned: int = 0
+    progress: Progress = field(default_factory=Progress)
+    messages: list[str] = field(default_factory=list)
+
+
+def sparkline(values: Sequence[float], low: float, high: float) -> str:
+    """One character per value between `low` and `high`; a blank where a value is NaN."""
+    span = (high - low) or 1.0
+    return "".join(
+        " " if math.isnan(v) else SPARKS[min(7, max(0, int((v - low) / span * 8)))] for v in values
+    )
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A figure for people: thousands separated, a dash for what is not known yet."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.{digits}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 worker`, `2,000 workers`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def rate(value: float | None, digits: int = 3) -> str:
+    """A share such as a hit rate or a recall, without a leading zero: `.097`."""
+    text = number(value, digits)
+    return text.removeprefix("0") if text.startswith("0.") else text
+
+
+def set_aside_text(counts: Mapping[str, int]) -> str:
+    """What was not trained on, by name, to follow other counts; empty where there is nothing of the kind."""
+    return "".join(f", {count:,} {name}" for name, count in counts.items() if count)
+
+
+def _grid(rows: Iterable[Sequence[RenderableType]], justify: Sequence[str] = ("left", "right")) -> Table:
+    rows = list(rows)
+    grid = Table.grid(padding=(0, 1))
+    for column in range(len(rows[0])):
+        right = column < len(justify) and justify[column] == "right"
+        grid.add_column(justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def _stream_panel(view: DemoView) -> RenderableType:
+    progress, total = view.progress, max(view.planned, 1)
+    counts = {"read": progress.rows_read, "trained": progress.events_trained}
+    if view.produced is not None:
+        counts = {"produced": view.produced, **counts}
+    bars: list[tuple[RenderableType, ...]] = [
+        (name, number(count), ProgressBar(total, min(count, total), width=14))
+        for name, count in counts.items()
+    ]
+    rows = [
+        *bars,
+        *((name, number(count), "") for name, count in progress.set_aside.items() if count),
+        ("lag", _about(progress.lag_events), "events"),
+        ("dead letters", number(progress.dead_letters), ""),
+        ("known items", number(progress.known_items), ""),
+    ]
+    return panel(_grid(rows), "stream")
+
+
+def _about(events: int | None) -> str:
+    """An estimate; that nothing waits is known."""
+    return f"{'~' if events else ''}{number(events)}"
+
+
+def _training_panel(progress: Progress) -> RenderableType:
+    terms = [(label, number(progress.loss.get(name), 3)) for name, label in LOSS_TERMS.items()]
+    counts = [
+        ("loss", number(progress.loss.get("total"), 3)),
+        ("examples/s", number(progress.examples_per_s)),
+        ("step", number(progress.step)),
+        ("workers", number(progress.workers)),
+        ("attempt", number(progress.attempt)),
+        ("restarts", number(progress.restarts)),
+    ]
+    rows = [(*count, "", *term) for count, term in zip(counts, terms, strict=True)]
+    return panel(_grid(rows, ("left", "right", "left", "left", "right")), "training, and the loss's terms")
+
+
+def _curve_panel(view: DemoView) -> RenderableType:
+    curve = view.progress.progressive
+    series = [
+        ("CL-EPIDTN", "bold green", curve.hits),
+        ("co-occurrence", "yellow", curve.cooccurrence_hits),
+        ("popularity", "red", curve.popularity_hits),
+    ]
+    points = [curve.points(hits, CURVE_WIDTH) for _, _, hits in series]
+    # One scale for the three, or the curves could not be compared.
+    top = max((p for of_one in points for p in of_one if not math.isnan(p)), default=1.0)
+    rows = [
+        (name, rate(curve.rate(hits)), line(sparkline(curve_points, 0.0, top), style=style))
+        for (name, style, hits), curve_points in zip(series, points, strict=True)
+    ]
+    scored = curve.sample_size()
+    return panel(_grid(rows), f"progressive HR@10 on {scored:,} events, each scored before it was trained on")
+
+
+def index_text(progress: Progress) -> str:
+    """The live index version: which, how large, how well it finds."""
+    index = progress.index
+    if not progress.index_version:
+        return "no version yet"
+    probes = f"nprobe {index.get('nprobe', '–')} of {index.get('nlist', '–')}"
+    items, recall = number(index.get("items")), rate(index.get("recall"))
+    return f"v{progress.index_version}, {items} items, recall@10 {recall} ({probes})"
+
+
+def freshness_text(progress: Progress) -> str:
+    """From the broker's append to servable, in seconds: of the versions of the last minutes, and of all."""
+    freshness = progress.freshness
+    minutes = float(freshness.get("window_s") or 300.0) / 60
+    late = _percentiles(freshness.get("p50_s"), freshness.get("p99_s"))
+    whole = _percentiles(freshness.get("run_p50_s"), freshness.get("run_p99_s"))
+    return f"{late} in {minutes:.0f} min, {whole} since the start"
+
+
+def _percentiles(p50_s: float | None, p99_s: float | None) -> str:
+    p50, p99 = (number(value, 0 if (value or 0) >= 100 else 1) for value in (p50_s, p99_s))
+    return f"p50 {p50} p99 {p99} s"
+
+
+def lag_text(progress: Progress) -> str:
+    """How many events wait to be read, as far as is known."""
+    lag = progress.lag_events
+    return "lag not known yet" if lag is None else f"lag {'about ' if lag else ''}{lag:,} events"
+
+
+def _index_panel(progress: Progress) -> RenderableType:
+    step = progress.checkpoint_step
+    rows = [
+        ("live", index_text(progress)),
+        ("published", f"{counted(progress.index_versions, 'version')}, {progress.index.get('kind') or '–'}"),
+        ("freshness", freshness_text(progress)),
+        ("checkpoint", "none yet" if step is None else f"step {step:,}"),
+    ]
+    return panel(_grid(rows, ("left", "left")), "index, checkpoint, freshness (from append to servable)")
+
+
+def render(view: DemoView) -> RenderableType:
+    """The whole screen: 80 columns wide, with as many of the newest messages as the terminal has lines for."""
+    head = line((view.title, "bold"), f"  {view.stage}  ", (duration(view.elapsed_s), "dim"))
+    top = Table.grid(expand=True)
+    top.add_column(ratio=1)
+    top.add_column(ratio=1)
+    top.add_row(_stream_panel(view), _training_panel(view.progress))
+    return _Screen(Group(head, top, _curve_panel(view), _index_panel(view.progress)), tuple(view.messages))
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """Panels, and below them what has happened. A screen that were too high would lose its newest line."""
+
+    panels: RenderableType
+    messages: Sequence[str]
+
+    def __rich_console__(self, console: Any, options: ConsoleOptions) -> RenderResult:
+        yield self.panels
+        room = options.max_height - len(console.render_lines(self.panels, options, pad=False))
+        if shown := self.messages[-min(room, MESSAGES_SHOWN) :] if room > 0 else ():
+            yield stacked(shown, "dim", ellipsis=True)
+
+
+def plain_line(view: DemoView) -> str:
+    """The same figures as one line, for a log or a pipe."""
+    progress, curve = view.progress, view.progress.progressive
+    parts = [
+        view.stage,
+        ("" if view.produced is None else f"produced {view.produced:,} ")
+        + f"read {progress.rows_read:,} trained {progress.events_trained:,}"
+        + set_aside_text(progress.set_aside),
+        lag_text(progress),
+        f"loss {number(progress.loss.get('total'), 3)}",
+        f"{number(progress.examples_per_s)} examples/s",
+        f"HR@10 {rate(curve.rate(curve.hits))} (popularity {rate(curve.rate(curve.popularity_hits))}, "
+        f"co-occurrence {rate(curve.rate(curve.cooccurrence_hits))})",
+        f"index {index_text(progress)}",
+        f"fresh {freshness_text(progress)}",
+    ]
+    if progress.restarts:
+        parts.append(f"restarts {progress.restarts}")
+    return " | ".join(parts)

@@ -1,0 +1,59 @@
+"""The verb `checkpoint audit`: a checkpoint's count of used events beside the count of the topic itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.command.errors import UsageError
+from deploy.command.output import plain, whole_file
+from deploy.verbs.checkpoints import checkpoint_named
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cluster.config import FreshetConfig
+
+_FORMATS = (".csv", ".parquet")
+
+
+def audit_checkpoint(config: FreshetConfig, name: str, users_file: Path | None) -> dict[str, Any]:
+    """Count the topic up to the checkpoint's positions, and compare with what the checkpoint has used.
+
+    Args:
+        config: names the topic and the storage path.
+        name: of a checkpoint of the run, or a path; empty for the newest one.
+        users_file: `.csv` or `.parquet`; gets the checkpoint's own count of each user's events (`user_id`, `events`).
+    Returns:
+        `checkpoint` (name), `step`, `exactly_once`, and the fields of `cluster.audit.exactly_once.Accounting`.
+    Raises:
+        NoSuchCheckpoint: there is none, or none of that name.
+        UsageError: the file's name says neither format.
+    """
+    if users_file is not None and users_file.suffix not in _FORMATS:
+        raise UsageError(f"--users must end in {' or '.join(_FORMATS)}, got {users_file}")
+    from cluster.audit.exactly_once import used_per_user, verify_exactly_once
+
+    checkpoint = checkpoint_named(config, name)
+    if users_file is not None:
+        _write_table(users_file, used_per_user(config, checkpoint.location))
+    found = verify_exactly_once(config, checkpoint.location, up_to_positions=True)
+    counts: dict[str, Any] = plain(found)
+    return {
+        "checkpoint": checkpoint.name,
+        "step": checkpoint.step,
+        "exactly_once": found.exactly_once,
+        **counts,
+    }
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with whole_file(path) as temporary:
+        if path.suffix == ".csv":
+            from pyarrow import csv
+
+            csv.write_csv(table, temporary)
+        else:
+            from pyarrow import parquet
+
+            parquet.write_table(table, temporary)

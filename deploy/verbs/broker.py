@@ -1,0 +1,68 @@
+"""The verb `broker`: a local Apache Kafka in the foreground."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.command.errors import CommandError
+from deploy.command.output import write_json
+from deploy.command.sigterm import stop_on_signals
+from deploy.command.terminal import say
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+    from streaming.local_broker.broker import BrokerConfig
+
+POLL_S = 0.5
+
+
+class BrokerDied(CommandError):
+    """The local Kafka ended by itself."""
+
+
+def broker_settings(config: FreshetConfig, data_dir: Path | None, port: int | None) -> BrokerConfig:
+    """The `broker` settings of the configuration, with the options of the command line over them."""
+    chosen = config.broker
+    if data_dir is not None:
+        chosen = replace(chosen, data_dir=str(data_dir))
+    return chosen if port is None else replace(chosen, port=port)
+
+
+def run_broker(
+    config: FreshetConfig, data_dir: Path | None, port: int | None, partitions: int, json_path: Path | None
+) -> None:
+    """Start it, make the topics, and stay until Ctrl-C or SIGTERM.
+
+    The JSON file (`bootstrap_servers`, `pid`, `log`, `data_dir`) is written once it is ready.
+
+    Raises:
+        BrokerStartError, BrokerFetchError: it did not come up.
+        BrokerDied: it ended by itself; names its log.
+    """
+    from streaming.kafka.topics import create_topics
+    from streaming.local_broker.broker import LocalBroker
+
+    broker = LocalBroker.from_config(broker_settings(config, data_dir, port), progress=_fetching)
+    with stop_on_signals(status=0), broker:
+        servers = broker.bootstrap_servers
+        if partitions:
+            create_topics(replace(config.stream, bootstrap_servers=servers), partitions)
+        ready = {
+            "bootstrap_servers": servers,
+            "pid": broker.pid,
+            "log": broker.log_path,
+            "data_dir": broker.data_dir,
+        }
+        write_json(json_path, ready)
+        say(f"Apache Kafka is ready: stream.bootstrap_servers={servers} (log: {broker.log_path})")
+        say("Ctrl-C stops it.")
+        while broker.running:
+            time.sleep(POLL_S)
+    raise BrokerDied(f"Apache Kafka on {servers} ended by itself (log: {broker.log_path})")
+
+
+def _fetching(done: int, total: int, name: str) -> None:
+    say(f"fetching Apache Kafka: {done} of {total} files ({name})", to_stderr=True)

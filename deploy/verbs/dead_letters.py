@@ -1,0 +1,169 @@
+"""The verbs `dead-letters list` and `dead-letters replay`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from deploy.command.errors import CommandError
+from deploy.command.output import whole_file
+from deploy.command.terminal import Terminal
+from deploy.screen.screen import counted
+
+if TYPE_CHECKING:
+    from streaming.config import StreamConfig
+    from streaming.dead_letters.replay import StoredLetter
+
+_SHOWN = 100
+
+
+class BadEdit(CommandError):
+    """An edit of a dead letter cannot be read; names the option."""
+
+
+def list_letters(
+    config: StreamConfig, reason: str, samples: int, out: Path | None, *, every: bool
+) -> dict[str, Any]:
+    """Counts by reason with a few samples each; writes all of them as JSON lines if a file is given.
+
+    Args:
+        config: the stream.
+        reason: only those whose reason holds this text.
+        samples: how many of each reason.
+        out: a file to edit and give to `replay --from`.
+        every: also those that were brought back already.
+    """
+    from streaming.dead_letters.replay import read_letters
+
+    found = read_letters(config)
+    letters = [one for one in found if reason in one.reason and (every or not one.replayed)]
+    if out is not None:
+        lines = (json.dumps(_entry(letter), ensure_ascii=False) + "\n" for letter in letters)
+        with whole_file(out) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+    counts = Counter(letter.kind for letter in letters)
+    return {
+        "topic": config.dead_letters,
+        "letters": len(letters),
+        "replayed": sum(letter.replayed for letter in found),
+        "reasons": [
+            {
+                "reason": kind,
+                "count": count,
+                "samples": [_entry(one) for one in letters if one.kind == kind][:samples],
+            }
+            for kind, count in counts.most_common()
+        ],
+    }
+
+
+def print_letters(console: Terminal, found: dict[str, Any]) -> None:
+    """A table of reasons, and the samples."""
+    console.print(
+        f"{counted(found['letters'], 'dead letter')} in {found['topic']}, {found['replayed']:,} replayed"
+    )
+    if not found["reasons"]:
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("count", "reason", "sample"):
+        table.add_column(name, overflow="fold")
+    for reason in found["reasons"]:
+        first, *rest = reason["samples"] or [{}]
+        table.add_row(f"{reason['count']:,}", reason["reason"], _shown(first))
+        for sample in rest:
+            table.add_row("", "", _shown(sample))
+    console.print(table)
+
+
+def replay(
+    config: StreamConfig, settings: Sequence[str], file: Path | None, reason: str, *, dry_run: bool
+) -> dict[str, Any]:
+    """Brings letters back, mended by `KEY=VALUE` edits or by a file of JSON lines that `list` wrote.
+
+    Raises:
+        BadEdit: an edit or a line of the file cannot be read.
+    """
+    from streaming.dead_letters.replay import replay_letters
+
+    edits = [_edit(text) for text in settings]
+    events = _read_lines(file) if file is not None else None
+
+    def chosen(letter: StoredLetter) -> bool:
+        return reason in letter.reason and (events is None or letter.key in events)
+
+    report = replay_letters(config, _mender(edits, events), chosen, dry_run=dry_run)
+    return {
+        "topic": config.dead_letters,
+        "dry_run": dry_run,
+        "replayed": report.replayed,
+        "already": report.already,
+        "unusable": len(report.unusable),
+        "problems": report.unusable,
+    }
+
+
+def _mender(edits: Sequence[tuple[str, Any]], events: dict[str, Any] | None) -> Callable[[StoredLetter], Any]:
+    def mend(letter: StoredLetter) -> Any:
+        event = events[letter.key] if events is not None else letter.event
+        if not isinstance(event, dict):
+            return event
+        return {k: v for k, v in (event | dict(edits)).items() if v is not None or k not in dict(edits)}
+
+    return mend
+
+
+def _edit(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise BadEdit(f"'{text}' is no edit; write KEY=VALUE, for example item_id=7 (option --set)")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _read_lines(file: Path) -> dict[str, Any]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadEdit(f"{file} cannot be read: {error} (option --from)") from error
+    events = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            events[entry["key"]] = entry["value"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadEdit(
+                f"{file}, line {number} is no object with key and value: {error!r} (option --from)"
+            ) from error
+    return events
+
+
+def _entry(letter: StoredLetter) -> dict[str, Any]:
+    """A letter as JSON: the original as JSON if it is that, else as text, else in base64."""
+    fields = ("key", "reason", "topic", "partition", "offset", "row", "replayed")
+    entry: dict[str, Any] = {name: getattr(letter, name) for name in fields}
+    if letter.truncated:
+        entry["truncated"] = letter.truncated
+    event = letter.event
+    if event is not None:
+        return {**entry, "value": event}
+    try:
+        return {**entry, "value": letter.value.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {**entry, "value": None, "value_base64": base64.b64encode(letter.value).decode()}
+
+
+def _shown(sample: dict[str, Any]) -> str:
+    if not sample:
+        return ""
+    value = sample.get("value")
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"\s+", " ", f"{sample['key']}  {text}")[:_SHOWN]

@@ -1,0 +1,98 @@
+"""Recommendations for people: ids made into titles, with what the user watched last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deploy.command.errors import UsageError
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+
+HISTORY_SHOWN = 3
+
+
+class RecommendsByTitle(Protocol):
+    """The part of `cluster.serving.recommender.Recommender` that is used here."""
+
+    def recommend(
+        self, user_id: int | str | None = None, history: Sequence[int | str] | None = None, k: int = 10
+    ) -> Sequence[Any]:
+        """The k best items for a known user, or for a history of item ids, oldest first."""
+
+    def history_titles(self, user_id: int | str, n: int = 5) -> Sequence[str]:
+        """Titles of the user's last n items, newest first."""
+
+
+def recommend_to(config: FreshetConfig, user_ids: Sequence[int | str], k: int) -> list[dict[str, Any]]:
+    """For each user: `user_id`, `watched_last` (titles), `items` (item_id, title, score; best first)."""
+    from cluster.serving.recommender import Recommender
+
+    recommender = Recommender(config)
+    return [user_entry(recommender, user_id, k) for user_id in user_ids]
+
+
+def user_entry(recommender: RecommendsByTitle, user_id: int | str, k: int) -> dict[str, Any]:
+    """One user's recommendations as plain data."""
+    return {
+        "user_id": user_id,
+        "watched_last": list(recommender.history_titles(user_id, HISTORY_SHOWN)),
+        "items": [_item(item) for item in recommender.recommend(user_id, k=k)],
+    }
+
+
+def history_entry(recommender: RecommendsByTitle, history: Sequence[int | str], k: int) -> dict[str, Any]:
+    """Recommendations for somebody who is only known by the items they took, oldest first."""
+    return {
+        "user_id": None,
+        "watched_last": [f"item {item}" for item in history[: -HISTORY_SHOWN - 1 : -1]],
+        "items": [_item(item) for item in recommender.recommend(history=list(history), k=k)],
+    }
+
+
+def _item(item: Any) -> dict[str, Any]:
+    return {
+        "item_id": int(item.item_id),
+        "title": item.title or f"item {item.item_id}",
+        "score": float(item.score),
+    }
+
+
+def entries_for(config: FreshetConfig, user_ids: Sequence[str], history: str, k: int) -> list[dict[str, Any]]:
+    """What the verb `recommend` shows: one entry per user, and one for the history if there is one.
+
+    Raises:
+        UsageError: neither a user nor a history, or an id that is none.
+    """
+    items = parse_history(history)
+    users = [_id(user_id, "--user") for user_id in user_ids]
+    if not user_ids and not items:
+        raise UsageError("nobody to recommend to: give --user ID or --history ID,ID,…")
+    from cluster.serving.recommender import Recommender
+
+    recommender = Recommender(config)
+    entries = [user_entry(recommender, user_id, k) for user_id in users]
+    return entries + ([history_entry(recommender, items, k)] if items else [])
+
+
+def parse_history(text: str) -> list[int | str]:
+    """Item ids from `50,181,sku-7`.
+
+    Raises:
+        UsageError: names the part that is no id.
+    """
+    return [_id(part.strip(), "--history") for part in text.split(",") if part.strip()]
+
+
+def _id(text: str, option: str) -> int | str:
+    """An id as the stream reads it (`streaming.events.ids`): an integer where the text is one."""
+    from streaming.events.ids import id_of_text
+
+    try:
+        number = id_of_text(text) if text else None
+    except UnicodeEncodeError:
+        number = None
+    if number is None:
+        raise UsageError(f"{option} has {text!r}, which is no id (example: {option} 50)")
+    return number if str(number) == text else text

@@ -1,0 +1,40 @@
+"""The verb `settings`: every setting with its value, default and meaning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from deploy.command.config_loading import describe_settings
+from deploy.command.output import write_json
+from deploy.command.terminal import Terminal
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+
+
+def setting_entries(config: FreshetConfig) -> list[dict[str, Any]]:
+    """One entry per setting: `key`, `type_name`, `default`, `help`, `value`."""
+    return [{**asdict(setting), "value": _value(config, setting.key)} for setting in describe_settings()]
+
+
+def _value(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def run_settings(config: FreshetConfig, json_path: Path | None, console: Terminal) -> None:
+    """Print and write them; a value that is not the default is bold."""
+    entries = setting_entries(config)
+    write_json(json_path, entries)
+    table = Table(box=None, pad_edge=False)
+    for name in ("setting", "value", "meaning"):
+        table.add_column(name, overflow="fold")
+    for entry in entries:
+        changed = entry["value"] != entry["default"]
+        table.add_row(entry["key"], f"{entry['value']}", entry["help"], style="bold" if changed else "")
+    console.print(table)

@@ -1,0 +1,208 @@
+"""A verb as a Ray job: on a running cluster, with its logs here and its exit status ours."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from deploy.command.config_loading import load_config
+from deploy.command.errors import CommandError, UsageError
+from deploy.command.output import write_json
+from deploy.command.terminal import say, say_lines
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+NO_AGENT = "No available agent"
+AGENT_TIMEOUT_S = 30.0
+STOP_MARGIN_S = 5.0
+# What the workers do not need, beside what .gitignore names (Ray reads that itself).
+EXCLUDED = [".git", ".venv", "runs", "build", "dist", "docs", "tests/benchmarks"]
+
+
+class ClusterUnreachable(CommandError):
+    """No Ray cluster answers at `--address`."""
+
+
+class JobFailed(CommandError):
+    """The job ended, and not well."""
+
+
+def interpreter_for(address: str, chosen: str = "") -> str:
+    """The Python that runs the job: `chosen`, else on a local cluster this one, else the cluster's `python`.
+
+    A local `ray start` need not have this virtual environment on its PATH.
+    """
+    if chosen:
+        return chosen
+    return sys.executable if urlsplit(address).hostname in LOOPBACK else "python"
+
+
+def entrypoint(python: str, verb: str, config_file: Path | None, arguments: Sequence[str]) -> str:
+    """The shell line of the job, the same that `ray job submit … -- python -m deploy …` takes."""
+    command = [python, "-m", "deploy", verb]
+    if config_file is not None:
+        command += ["--config", str(config_file)]
+    return shlex.join([*command, *arguments])
+
+
+def config_inside(config_file: Path | None, working_dir: Path) -> Path | None:
+    """The config file's path as the job sees it, relative to the uploaded folder.
+
+    Raises:
+        UsageError: the file is outside the folder, so the job would not have it.
+    """
+    if config_file is None:
+        return None
+    try:
+        return config_file.resolve().relative_to(working_dir.resolve())
+    except ValueError as error:
+        raise UsageError(
+            f"--config {config_file} is outside of --working-dir {working_dir}, all that the job gets; "
+            "put it there, or give its settings as key=value"
+        ) from error
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster's job server.
+
+    Raises:
+        ClusterUnreachable: nobody answers there, or not to us.
+    """
+    use_local_token(address)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ClusterUnreachable(
+            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and the token in "
+            "RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names (default ~/.ray/auth_token)"
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterUnreachable(
+            f"no Ray cluster answers at {address} (setting: --address; `ray start --head` starts one here)"
+        ) from error
+
+
+def use_local_token(address: str) -> None:
+    """Use this machine's Ray token with a cluster on this machine; never send it elsewhere unasked.
+
+    `ray start` turns token authentication on where a token exists, and any earlier `ray.init` has made
+    one, but Ray's job client does not look for it by itself. Must run before Ray is imported.
+    """
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    local = urlsplit(address).hostname in LOOPBACK
+    if local and "RAY_AUTH_MODE" not in os.environ and ("RAY_AUTH_TOKEN" in os.environ or token.is_file()):
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def submit(
+    client: JobSubmissionClient, command: str, working_dir: Path, environment: dict[str, str] | None = None
+) -> str:
+    """Upload the folder and start the job; returns its submission id.
+
+    Raises:
+        JobFailed: the cluster would not take it.
+    """
+    runtime_env: dict[str, Any] = {"working_dir": str(working_dir), "excludes": EXCLUDED}
+    if environment:
+        runtime_env["env_vars"] = environment
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command, runtime_env=runtime_env))
+        except RuntimeError as error:
+            # A cluster answers a few seconds before the agent that runs its jobs does.
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise JobFailed(
+                    f"the cluster refused the job: {' '.join(str(error).split())[:400]}"
+                ) from error
+            time.sleep(1)
+
+
+def follow(client: JobSubmissionClient, job_id: str) -> str:
+    """Print the job's logs until it ends; returns its final status.
+
+    Raises:
+        JobFailed: it did not succeed; names the command that shows its log again.
+    """
+    asyncio.run(_print_logs(client, job_id))
+    details = client.get_job_info(job_id)
+    status = str(getattr(details.status, "value", details.status))
+    if status != "SUCCEEDED":
+        reason = " ".join(str(details.message or "").split()) or "no message"
+        raise JobFailed(f"job {job_id} {status.lower()}: {reason[:400]} (its log: ray job logs {job_id})")
+    return status
+
+
+async def _print_logs(client: JobSubmissionClient, job_id: str) -> None:
+    async for lines in client.tail_job_logs(job_id):
+        say_lines(lines)
+
+
+def job_storage(storage_path: str, address: str) -> str:
+    """The override that makes `storage_path` mean the same folder in the job as here.
+
+    Raises:
+        UsageError: a relative path on a cluster elsewhere, where it would be in the job's scratch folder.
+    """
+    if "://" in storage_path:
+        return f"storage_path={storage_path}"
+    path = Path(storage_path).expanduser()
+    if not path.is_absolute() and urlsplit(address).hostname not in LOOPBACK:
+        raise UsageError(
+            f"storage_path={storage_path} is relative, and the cluster at {address} is not this machine: "
+            "set storage_path to a folder that all its nodes share"
+        )
+    return f"storage_path={path.absolute()}"
+
+
+def submit_verb(
+    verb: str,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    address: str,
+    working_dir: Path,
+    python: str,
+    options: Sequence[str] = (),
+    *,
+    wait: bool,
+    json_path: Path | None,
+) -> None:
+    """Check the settings, submit the verb as a job, and follow it unless told otherwise.
+
+    Raises:
+        ConfigError, UsageError: before anything is sent.
+        ClusterUnreachable, JobFailed: what came of it.
+    """
+    config = load_config(config_file, list(overrides))
+    if not working_dir.is_dir():
+        raise UsageError(f"{working_dir} is no folder (option --working-dir)")
+    arguments = [*options, *overrides, job_storage(config.storage_path, address)]
+    inside = config_inside(config_file, working_dir)
+    command = entrypoint(interpreter_for(address, python), verb, inside, arguments)
+    client = connect(address)
+    # Ray kills a job 3 s after it has asked it to stop, unless the job's environment says otherwise.
+    patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(config.train.stop_within_s + STOP_MARGIN_S))}
+    job_id = submit(client, command, working_dir, patience)
+    say(f"submitted {job_id}: {command}")
+    status = "SUBMITTED"
+    try:
+        if wait:
+            status = follow(client, job_id)
+    except JobFailed:
+        status = "FAILED"
+        raise
+    finally:
+        write_json(json_path, {"job": job_id, "status": status, "entrypoint": command, "address": address})

@@ -1,0 +1,1 @@
+"""Faiss indexes: coarse quantizer, inverted lists, exact search, GPUs."""

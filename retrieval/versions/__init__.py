@@ -1,0 +1,1 @@
+"""Index versions: built, gated, published, searched."""

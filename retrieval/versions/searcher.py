@@ -1,0 +1,164 @@
+"""Searches the live version and follows it when another one is promoted.
+
+Shape letters: Q queries, K results, N items, D columns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.indexes.gpu_index import GpuIvfIndex
+from retrieval.indexes.ivf import IndexInputError, IvfIndex
+from retrieval.indexes.parts import read_ids
+from retrieval.versions.store import Version, VersionError, VersionStore
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+INDEX_FILE = "index.faiss"
+ITEMS_FILE = "items.arrow"
+SEARCHED_FILES = frozenset((INDEX_FILE, ITEMS_FILE))
+"""What `LoadedVersion.load` reads."""
+
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    """A version in memory; immutable, so any number of threads may search it."""
+
+    version: Version
+    index: IvfIndex
+    item_ids: Int64Array
+
+    @staticmethod
+    def load(version: Version) -> LoadedVersion:
+        """Read a version's index and ids."""
+        index = IvfIndex.load(version.file(INDEX_FILE), str(version.manifest["kind"]))
+        return LoadedVersion(version, index, read_ids(version.file(ITEMS_FILE)))
+
+    def search(
+        self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
+    ) -> tuple[Int64Array, Float32Array]:
+        """As `Searcher.search`."""
+        if k < 1:
+            raise IndexInputError(f"k must be at least 1, got {k}")
+        unwanted = [np.unique(ids) for ids in exclude] if exclude is not None else None
+        if unwanted is not None and len(unwanted) != query_QD.shape[0]:
+            raise IndexInputError(f"{len(unwanted)} sets of excluded ids for {query_QD.shape[0]} queries")
+        nprobe = self._nprobe_for(max((ids.shape[0] for ids in unwanted or ()), default=0))
+        ids, scores = self._search(query_QD, k, nprobe, unwanted)
+        while nprobe < self.index.nlist:
+            short = np.flatnonzero(np.isneginf(scores[:, min(k, self.index.size) - 1]))
+            if short.shape[0] == 0:
+                break
+            nprobe *= 4
+            still_unwanted = [unwanted[q] for q in short] if unwanted is not None else None
+            ids[short], scores[short] = self._search(query_QD[short], k, nprobe, still_unwanted)
+        return ids, scores
+
+    def _nprobe_for(self, excluded: int) -> int:
+        """Lists to search. nprobe is tuned on plain queries, and the excluded items are the nearest of all.
+
+        Room for four times as many items: at a user's 300 nearest of 1,700 items excluded, recall@10 of the rest is
+        .04 with plain nprobe.
+        """
+        items_per_list = self.index.size / self.index.nlist
+        return int(self.version.manifest["nprobe"]) + int(np.ceil(4 * excluded / items_per_list))
+
+    def _search(
+        self, query_QD: Float32Array, k: int, nprobe: int, unwanted: Sequence[Int64Array] | None
+    ) -> tuple[Int64Array, Float32Array]:
+        longest = max((ids.shape[0] for ids in unwanted or ()), default=0)
+        rows, scores = self.index.search(query_QD, min(k + longest, self.index.size), nprobe)
+        ids = np.where(rows >= 0, self.item_ids[np.maximum(rows, 0)], -1)
+        drop = rows < 0
+        for q, excluded in enumerate(unwanted or ()):
+            drop[q] |= np.isin(ids[q], excluded)
+        return _first_kept(ids, scores, drop, k)
+
+
+class Searcher:
+    """The live version of a store; `refresh` swaps it, a search in progress keeps the one it began with.
+
+    Args:
+        root: of the store.
+        gpu: search on this GPU; the CPU keeps a copy, which serves while a new version goes up.
+    """
+
+    def __init__(self, root: Path, gpu: int | None = None) -> None:
+        self._store, self._gpu = VersionStore(root), gpu
+        self._swap = threading.Lock()
+        self._loaded: LoadedVersion | None = None
+        self.refresh()
+
+    @property
+    def version(self) -> Version | None:
+        """The version that is searched now; None before the first one."""
+        loaded = self._loaded
+        return loaded.version if loaded is not None else None
+
+    def refresh(self) -> bool:
+        """Load the live version if it is not the one in memory; whether it changed.
+
+        All of its files are verified, also those that are read elsewhere (query tower, rows, catalogue): a version is
+        swapped as one, so a damaged tower keeps its index out too.
+
+        Raises:
+            VersionError: the live version cannot be used; the one in memory stays.
+        """
+        with self._swap:
+            while True:
+                name = self._store.live_name()
+                if name is None or (self._loaded is not None and self._loaded.version.name == name):
+                    return False
+                try:
+                    # From here on the CPU serves, so that a GPU holds one version at a time.
+                    self._loaded = loaded = LoadedVersion.load(self._store.verify(name))
+                    if self._gpu is not None:
+                        self._loaded = replace(loaded, index=GpuIvfIndex.copy_of(loaded.index, self._gpu))
+                    return True
+                except Exception:
+                    # A version that was replaced while it was read may be pruned under us: then read the new one.
+                    if self._store.live_name() == name:
+                        raise
+
+    def search(
+        self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
+    ) -> tuple[Int64Array, Float32Array]:
+        """The best items of each query.
+
+        Args:
+            query_QD: float32, made by the query tower of this very version.
+            k: how many.
+            exclude: item ids, int64, that each query must not get; more lists are searched and more items fetched,
+                and as many lists again as it takes to fill k.
+        Returns:
+            Item ids int64 (Q, k) and inner products float32 (Q, k), best first; where there are fewer, id -1 and
+            score -inf.
+        Raises:
+            VersionError: no version is live.
+            IndexInputError: queries of another width, k below 1, or another number of `exclude` than of queries.
+        """
+        loaded = self._loaded
+        if loaded is None:
+            raise VersionError(f"no index version is live in {self._store.root}")
+        return loaded.search(query_QD, k, exclude)
+
+
+def _first_kept(
+    ids_QF: Int64Array, scores_QF: Float32Array, drop_QF: npt.NDArray[np.bool_], k: int
+) -> tuple[Int64Array, Float32Array]:
+    order = np.argsort(drop_QF, axis=1, kind="stable")[:, :k]
+    kept = ~np.take_along_axis(drop_QF, order, 1)
+    ids = np.where(kept, np.take_along_axis(ids_QF, order, 1), -1)
+    scores = np.where(kept, np.take_along_axis(scores_QF, order, 1), -np.inf).astype(np.float32)
+    missing = k - ids.shape[1]
+    if missing > 0:
+        ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)
+        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+    return ids, scores

@@ -1,0 +1,1 @@
+"""Batches of a step: which events, which are admitted."""

@@ -1,0 +1,1 @@
+"""Items and users: what their topics or files say."""

@@ -1,0 +1,181 @@
+"""What is known of items and users apart from events: categories, titles, attributes.
+
+Shapes: N items, Q queried ids, C categories kept per item, F user attributes, R records of an update.
+"""
+
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from streaming.catalogue.reader import CatalogueReader
+from streaming.catalogue.records import CatalogueUpdate
+from streaming.config import StreamConfig
+from streaming.events.partitioner import Int64s
+from streaming.events.schema import (
+    ATTRIBUTES,
+    CATEGORIES,
+    DELETED,
+    ITEM_ID,
+    ITEM_SCHEMA,
+    TITLE,
+    USER_ID,
+    USER_SCHEMA,
+)
+from streaming.histories.id_index import IdIndex
+
+__all__ = ["Catalogue", "CatalogueReader", "CatalogueUpdate"]
+
+_FIRST_ROOM = 1024
+_Array = TypeVar("_Array", bound=np.ndarray[Any, Any])
+
+
+class Catalogue:
+    """Items in order of arrival, and the attributes of users.
+
+    A function of the updates and of the items added, in order; so are its copies on every worker.
+    """
+
+    def __init__(self, config: StreamConfig) -> None:
+        self._items, self._users = IdIndex(), IdIndex()
+        self._categories_NC = np.zeros((_FIRST_ROOM, config.max_categories), np.int64)
+        self._title_N = np.full(_FIRST_ROOM, None, object)
+        self._deleted_N = np.zeros(_FIRST_ROOM, np.bool_)
+        self._attributes_UF = np.zeros((_FIRST_ROOM, len(config.user_attributes)), np.int64)
+        self._deleted_U = np.zeros(_FIRST_ROOM, np.bool_)
+
+    @property
+    def item_ids(self) -> Int64s:
+        """int64 (n,): the items that are not deleted, in order of arrival."""
+        return self._items.ids[~self._deleted_N[: len(self._items)]]
+
+    def add_items(self, item_Q: Int64s) -> None:
+        """Adds items that were first seen in events, in the given order; known ones stay as they are."""
+        self._items.add(item_Q)
+        self._make_room()
+
+    def apply(self, update: CatalogueUpdate) -> None:
+        """Takes over the records of an update; a deleted item comes back with its next record.
+
+        Raises:
+            ValueError: the update's users have another number of attributes than the settings.
+        """
+        self._apply_items(update.items.combine_chunks())
+        self._apply_users(update.users.combine_chunks())
+
+    def categories(self, item_Q: Int64s) -> Int64s:
+        """int64 (q, c): the category ids of each item, 0 where there is none."""
+        return _rows(self._categories_NC, self._items.find(item_Q))
+
+    def knows(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+        """bool (q,): whether each item is there and not deleted."""
+        at_Q = self._items.find(item_Q)
+        return (at_Q >= 0) & ~self._deleted_N[at_Q]
+
+    def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+        """bool (q,): whether the last record of each item was a tombstone."""
+        if not self._deleted_N.any():
+            return np.zeros(len(item_Q), np.bool_)
+        at_Q = self._items.find(item_Q)
+        return np.where(at_Q >= 0, self._deleted_N[at_Q], False)
+
+    def user_attributes(self, user_Q: Int64s) -> Int64s:
+        """int64 (q, f): the attribute ids of each user, 0 where unknown."""
+        return _rows(self._attributes_UF, self._users.find(user_Q))
+
+    def titles(self, item_Q: Int64s) -> list[str]:
+        """The title of each item, empty where there is none."""
+        return [(self._title_N[at] or "") if at >= 0 else "" for at in self._items.find(item_Q)]
+
+    def snapshot(self) -> CatalogueUpdate:
+        """Everything as one update: applied to an empty catalogue it gives an equal one.
+
+        Users who were deleted are not in it; of a deleted item the id stays, by which its events are known.
+        """
+        n = len(self._items)
+        here_U = np.flatnonzero(~self._deleted_U[: len(self._users)])
+        # By id, not by arrival: whoever was deleted and comes back stands where a restored run would put them.
+        order_U = here_U[np.argsort(self._users.ids[here_U])]
+        categories_NC = self._categories_NC[:n]
+        items = [
+            pa.array(self._items.ids),
+            pa.array(self._title_N[:n], pa.string()),
+            _ragged(categories_NC, categories_NC != 0),
+            pa.array(self._deleted_N[:n]),
+        ]
+        attributes_UF = self._attributes_UF[order_U]
+        attributes = _ragged(attributes_UF, np.ones(attributes_UF.shape, np.bool_))
+        users = [
+            pa.array(self._users.ids[order_U]),
+            attributes,
+            pa.array(np.zeros(len(order_U), np.bool_)),
+        ]
+        return CatalogueUpdate(pa.table(items, schema=ITEM_SCHEMA), pa.table(users, schema=USER_SCHEMA))
+
+    def _apply_items(self, items: pa.Table) -> None:
+        if items.num_rows == 0:
+            return
+        at_R = self._items.add(items[ITEM_ID].to_numpy())
+        self._make_room()
+        # NumPy's assignment by index keeps the last of several values for one place.
+        self._categories_NC[at_R] = _padded(items[CATEGORIES], self._categories_NC.shape[1])
+        self._title_N[at_R] = np.array(items[TITLE].to_pylist(), object)
+        self._deleted_N[at_R] = items[DELETED].to_numpy()
+
+    def _apply_users(self, users: pa.Table) -> None:
+        if users.num_rows == 0:
+            return
+        lists = users[ATTRIBUTES].combine_chunks()
+        width = self._attributes_UF.shape[1]
+        lengths = np.diff(lists.offsets.to_numpy())
+        if (lengths != width).any():
+            found = int(lengths[lengths != width][0])
+            raise ValueError(
+                f"a user record has {found} attributes, but stream.user_attributes names {width}: "
+                "the catalogue was read with other settings"
+            )
+        at_R = self._users.add(users[USER_ID].to_numpy())
+        self._make_room()
+        self._attributes_UF[at_R] = lists.flatten().to_numpy().reshape(-1, width)
+        self._deleted_U[at_R] = users[DELETED].to_numpy()
+
+    def _make_room(self) -> None:
+        items, users = len(self._items), len(self._users)
+        self._categories_NC = _grown(self._categories_NC, items, 0)
+        self._title_N = _grown(self._title_N, items, None)
+        self._deleted_N = _grown(self._deleted_N, items, False)
+        self._attributes_UF = _grown(self._attributes_UF, users, 0)
+        self._deleted_U = _grown(self._deleted_U, users, False)
+
+
+def _rows(table_NX: Int64s, at_Q: npt.NDArray[np.int32]) -> Int64s:
+    """Rows of a table by index; zeros where the index is -1."""
+    return np.where((at_Q >= 0)[:, None], table_NX[at_Q], 0)
+
+
+def _grown(array: _Array, rows: int, fill: object) -> _Array:
+    """The array with at least so many rows (amortised doubling)."""
+    if rows <= len(array):
+        return array
+    grown = np.full((max(rows, 2 * len(array)), *array.shape[1:]), fill, array.dtype)
+    grown[: len(array)] = array
+    return cast(_Array, grown)
+
+
+def _padded(lists: pa.ChunkedArray, width: int) -> Int64s:
+    """int64 (r, width): the first `width` values of each list, then zeros."""
+    flat = lists.combine_chunks()
+    offset_R = flat.offsets.to_numpy() - flat.offsets[0].as_py()
+    place_W = np.arange(width)
+    is_there_RW = place_W < np.diff(offset_R)[:, None]
+    out_RW = np.zeros(is_there_RW.shape, np.int64)
+    out_RW[is_there_RW] = flat.flatten().to_numpy()[(offset_R[:-1, None] + place_W)[is_there_RW]]
+    return out_RW
+
+
+def _ragged(values_RW: Int64s, keep_RW: npt.NDArray[np.bool_]) -> pa.ListArray:
+    """The kept values of each row as lists."""
+    offset_R = np.zeros(len(values_RW) + 1, np.int32)
+    np.cumsum(keep_RW.sum(axis=1), out=offset_R[1:])
+    return pa.ListArray.from_arrays(pa.array(offset_R), pa.array(values_RW[keep_RW]))

@@ -1,0 +1,194 @@
+"""Records of the items and users topics into columns.
+
+A record's key is the id as text, its value JSON; an empty value deletes. A record that cannot be used becomes
+a dead letter and changes nothing. Shapes: R records.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from streaming.codecs.json_events import loads
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.hashing import feature_ids
+from streaming.events.ids import integer_ids, problem_of_id, text_of_id
+from streaming.events.quoting import described, quoted
+from streaming.events.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
+from streaming.events.unreadable import Unreadable
+
+_FIELDS = (ITEM_ID, TITLE, CATEGORIES, USER_ID, ATTRIBUTES)
+_log = logging.getLogger(__name__)
+
+
+class CatalogueRecord(Protocol):
+    """What is read of a Kafka record."""
+
+    @property
+    def topic(self) -> str:
+        """Topic."""
+
+    @property
+    def partition(self) -> int:
+        """Partition."""
+
+    @property
+    def offset(self) -> int:
+        """Offset in the partition."""
+
+    @property
+    def key(self) -> bytes | None:
+        """The id as text."""
+
+    @property
+    def value(self) -> bytes | None:
+        """JSON; empty in a tombstone."""
+
+
+@dataclass
+class CatalogueUpdate:
+    """Records of items and users, oldest first; of several of one id the last holds.
+
+    Attributes:
+        items: ITEM_SCHEMA.
+        users: USER_SCHEMA, attributes in the order of `stream.user_attributes`.
+    """
+
+    items: pa.Table
+    users: pa.Table
+
+    def to_bytes(self) -> bytes:
+        """Both tables as two Arrow IPC streams, one after the other."""
+        sink = pa.BufferOutputStream()
+        for table in (self.items, self.users):
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+        return bytes(sink.getvalue())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "CatalogueUpdate":
+        """The update that `to_bytes` wrote."""
+        source = pa.BufferReader(data)
+        return cls(*(pa.ipc.open_stream(source).read_all() for _ in range(2)))
+
+
+@dataclass
+class _Usable:
+    """Usable records of one topic, and dead letters of the others."""
+
+    ids: list[Any] = field(default_factory=list)
+    deleted: list[bool] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+
+
+def parse_items(records: Sequence[CatalogueRecord]) -> tuple[pa.Table, list[DeadLetter]]:
+    """Records of the items topic as ITEM_SCHEMA, and those that cannot be used."""
+    usable = _parse(records, ITEM_ID, _problem_of_item)
+    categories = [_categories(entry) for entry in usable.entries]
+    flat = pa.array([name for names in categories for name in names], pa.string())
+    offset_R = np.concatenate([[0], np.cumsum([len(names) for names in categories])]).astype(np.int32)
+    columns = [
+        pa.array(integer_ids(usable.ids)),
+        pa.array([entry.get(TITLE) or None for entry in usable.entries], pa.string()),
+        pa.ListArray.from_arrays(pa.array(offset_R), pa.array(feature_ids(flat))),
+        pa.array(usable.deleted, pa.bool_()),
+    ]
+    return pa.table(columns, schema=ITEM_SCHEMA), usable.dead
+
+
+def parse_users(records: Sequence[CatalogueRecord], names: list[str]) -> tuple[pa.Table, list[DeadLetter]]:
+    """Records of the users topic as USER_SCHEMA with these attributes, and those that cannot be used.
+
+    Attributes of other names may be anything.
+    """
+    usable = _parse(records, USER_ID, lambda entry: _problem_of_user(entry, names))
+    values = [(entry.get(ATTRIBUTES) or {}).get(name) for entry in usable.entries for name in names]
+    texts = [f"{name}={value}" for name, value in zip(names * len(usable.ids), values, strict=True)]
+    ids = feature_ids(pa.array(texts, pa.string()))
+    ids[np.array([value is None or value == "" for value in values], np.bool_)] = 0
+    offset_R = np.arange(len(usable.ids) + 1, dtype=np.int32) * np.int32(len(names))
+    columns = [
+        pa.array(integer_ids(usable.ids)),
+        pa.ListArray.from_arrays(pa.array(offset_R), pa.array(ids)),
+        pa.array(usable.deleted, pa.bool_()),
+    ]
+    return pa.table(columns, schema=USER_SCHEMA), usable.dead
+
+
+def _parse(
+    records: Sequence[CatalogueRecord], id_name: str, problem_of: Callable[[dict[str, Any]], str]
+) -> _Usable:
+    usable = _Usable()
+    for record in records:
+        try:
+            identifier, entry, problem = _entry(record, id_name)
+            problem = problem or problem_of(entry)
+        except Exception as error:  # whatever one record raises costs that one alone
+            problem = f"cannot be read: {described(error)}"
+            _log.warning("the record at %s/%d/%d %s", record.topic, record.partition, record.offset, problem)
+        if problem:
+            place = (record.topic, record.partition, record.offset, 0)
+            usable.dead.append(DeadLetter(problem, *place, record.value or b""))
+            continue
+        usable.ids.append(identifier)
+        usable.deleted.append(not record.value)
+        usable.entries.append(entry)
+    return usable
+
+
+def _entry(record: CatalogueRecord, id_name: str) -> tuple[Any, dict[str, Any], str]:
+    """The id, the decoded value (empty for a tombstone), and what is wrong with either."""
+    if isinstance(record.value, Unreadable):
+        return None, {}, record.value.reason
+    if not record.value:
+        if not record.key:
+            return None, {}, "a tombstone needs the id as its key"
+        try:
+            return record.key.decode(), {}, ""
+        except UnicodeDecodeError:
+            return None, {}, f"the key of a tombstone must be the id as UTF-8, got {quoted(record.key)}"
+    try:
+        entry = loads(record.value, _FIELDS)
+    except orjson.JSONDecodeError as error:
+        return None, {}, f"not JSON: {error}"
+    if type(entry) is not dict:
+        return None, {}, f"a record must be a JSON object, not {type(entry).__name__}"
+    identifier: Any = entry.get(id_name)
+    problem = problem_of_id(id_name, identifier)
+    if not problem and record.key is not None and record.key != text_of_id(identifier).encode():
+        problem = f"the key is {quoted(record.key)}, but {id_name} is {quoted(identifier)}"
+    return identifier, entry, problem
+
+
+def _problem_of_item(entry: dict[str, Any]) -> str:
+    title, categories = entry.get(TITLE), entry.get(CATEGORIES)
+    if title is not None and type(title) is not str:
+        return f"{TITLE} must be a string, got {quoted(title)}"
+    if categories is None:
+        return ""
+    if type(categories) is not list or any(type(name) not in (str, int) for name in categories):
+        return f"{CATEGORIES} must be a list of strings, got {quoted(categories)}"
+    return ""
+
+
+def _categories(entry: dict[str, Any]) -> list[str]:
+    names = entry.get(CATEGORIES) or []
+    return [str(name) for name in names if name != ""]
+
+
+def _problem_of_user(entry: dict[str, Any], names: Sequence[str]) -> str:
+    attributes = entry.get(ATTRIBUTES)
+    if attributes is None:
+        return ""
+    if type(attributes) is not dict:
+        return f"{ATTRIBUTES} must be an object, got {quoted(attributes)}"
+    for name in names:
+        value = attributes.get(name)
+        if value is not None and type(value) not in (str, int, float):
+            return f"attribute {name} must be a string or a number, got {quoted(value)}"
+    return ""

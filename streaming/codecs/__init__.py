@@ -1,0 +1,1 @@
+"""Messages and files into columns of events, within bounds."""

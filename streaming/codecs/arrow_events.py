@@ -1,0 +1,211 @@
+"""Events in Arrow messages: one IPC stream with many events per message.
+
+A message that cannot be read as a whole (not an IPC stream, a required column missing) counts as one row, at row 0; a
+value that cannot be used costs its row alone. Shapes: N rows, M messages.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+
+from streaming.codecs.arrow_limits import require_declared, require_decodable
+from streaming.events.columns import EXPECTED, cast
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.partitioner import Int32s, key_hashes_of_users
+from streaming.events.quoting import described
+from streaming.events.row_json import row_json, shown
+from streaming.events.schema import EVENT_SCHEMA, REQUIRED_COLUMNS, USER_ID, empty_batch
+from streaming.events.validation import Int8s, Message, ParsedEvents, Place
+
+
+def encode(events: pa.RecordBatch) -> bytes:
+    """One Arrow IPC stream, uncompressed: Kafka compresses."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, events.schema) as writer:
+        writer.write_batch(events)
+    return bytes(sink.getvalue())
+
+
+def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list[DeadLetter]]:
+    """Concatenates the messages' events; messages that cannot be read become dead letters."""
+    good: list[Message] = []
+    originals: list[pa.RecordBatch] = []
+    dead: list[DeadLetter] = []
+    for message in messages:
+        value = message.value or b""
+        try:
+            batch = _read(value, place)
+            _require_columns(batch.schema.names)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            reason = f"not a usable Arrow message: {described(error)}"
+            dead.append(place.dead(reason, message.offset, 0, value))
+            continue
+        good.append(message)
+        originals.append(batch)
+    return _parsed(good, originals), dead
+
+
+def parse_rows(batch: pa.RecordBatch, message: Message) -> ParsedEvents:
+    """The rows of one batch that was read elsewhere, as those of a message.
+
+    Raises:
+        ValueError: a column that is required is missing, or one is there twice.
+    """
+    _require_columns(batch.schema.names)
+    return _parsed([message], [_checked(batch)])
+
+
+def rows_json(value: bytes, rows: Iterable[int]) -> Mapping[int, bytes]:
+    """Rows of a message as a dead letter carries them, those that it has."""
+    batch = _read(value)
+    return {row: row_json(batch, row) for row in rows if row < batch.num_rows}
+
+
+class _UnreadableError(ValueError):
+    """The message as a whole cannot be used."""
+
+
+def _read(value: bytes, place: Place | None = None) -> pa.RecordBatch:
+    if place is not None and not place.extents_known:
+        require_declared(value, place.max_message_rows, place.max_decoded_bytes)
+    with pa.ipc.open_stream(value) as reader:
+        batches = list(reader)
+    if len(batches) == 1:
+        batch = batches[0]
+    elif batches:
+        batch = pa.concat_batches(batches)
+    else:
+        batch = empty_batch(reader.schema)
+    if place is not None:
+        # Buffers are as long as they must be; what is in them may still be anything.
+        batch.validate()
+        require_decodable(batch, place.max_decoded_bytes)
+    return _checked(batch)
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, safe to read: lengths and offsets come from outside, and nothing may read beyond a buffer later.
+
+    A text column that holds something else than UTF-8 becomes one of bytes, so that only its bad rows are lost.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        columns = [_checked_column(column) for column in batch.columns]
+        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+        batch.validate(full=True)
+    return batch
+
+
+def _checked_column(column: pa.Array) -> pa.Array:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        if pa.types.is_string(column.type):
+            return column.view(pa.binary())
+        if pa.types.is_large_string(column.type):
+            return column.view(pa.large_binary())
+        raise
+    return column
+
+
+def _require_columns(names: Sequence[str]) -> None:
+    for name in REQUIRED_COLUMNS:
+        if name not in names:
+            raise _UnreadableError(f"column {name} is missing (it has {', '.join(names)})")
+    for name in EVENT_SCHEMA.names:
+        if names.count(name) > 1:
+            raise _UnreadableError(f"column {name} is there twice")
+
+
+@dataclass
+class _Events:
+    """Events as EVENT_SCHEMA has them.
+
+    Attributes:
+        events: EVENT_SCHEMA (n,); null where nothing usable is said.
+        unfit_N: int8 (n,), 1 + the place in EVENT_SCHEMA of a column that says something unusable, else 0; None
+            where all rows fit.
+        key_N: int32 (n,), Kafka's hash of each user.
+    """
+
+    events: pa.RecordBatch
+    unfit_N: Int8s | None
+    key_N: Int32s
+
+
+def _cast(batch: pa.RecordBatch) -> _Events:
+    """Rows with the columns of an event, of any types."""
+    if batch.schema.equals(EVENT_SCHEMA):
+        return _Events(batch, None, _key_hashes(batch[USER_ID]))
+    columns, unfit_N, key_N = [], None, None
+    for place, field in enumerate(EVENT_SCHEMA, start=1):
+        if field.name not in batch.schema.names:
+            columns.append(pa.nulls(batch.num_rows, field.type))
+            continue
+        made = cast(field.name, batch.column(field.name))
+        columns.append(made.values)
+        if made.unfit_N is not None:
+            unfit_N = np.zeros(batch.num_rows, np.int8) if unfit_N is None else unfit_N
+            unfit_N[made.unfit_N & (unfit_N == 0)] = place
+        if field.name == USER_ID:
+            key_N = made.key_N
+    events = pa.RecordBatch.from_arrays(columns, schema=EVENT_SCHEMA)
+    return _Events(events, unfit_N, key_N if key_N is not None else _key_hashes(events[USER_ID]))
+
+
+def _key_hashes(users: pa.Array) -> Int32s:
+    return key_hashes_of_users(users.fill_null(0).to_numpy(zero_copy_only=False))
+
+
+def _cast_together(originals: Iterable[pa.RecordBatch]) -> Iterator[_Events]:
+    """Consecutive batches whose events have the same types are cast as one; ignored columns are not copied."""
+    for _, alike in groupby(map(_event_columns, originals), lambda batch: batch.schema):
+        batches = list(alike)
+        yield _cast(batches[0] if len(batches) == 1 else pa.concat_batches(batches))
+
+
+def _event_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    if batch.schema.equals(EVENT_SCHEMA, check_metadata=True):
+        return batch
+    names = batch.schema.names
+    return batch.select([n for n in EVENT_SCHEMA.names if n in names]).replace_schema_metadata(None)
+
+
+def _parsed(messages: list[Message], originals: list[pa.RecordBatch]) -> ParsedEvents:
+    count_M = np.array([batch.num_rows for batch in originals], np.int64)
+    start_M = np.cumsum(count_M) - count_M
+    read = list(_cast_together(originals))
+    whole = pa.concat_batches([one.events for one in read]) if read else empty_batch(EVENT_SCHEMA)
+    unfit_N = None
+    if any(one.unfit_N is not None for one in read):
+        fits = [
+            np.zeros(one.events.num_rows, np.int8) if one.unfit_N is None else one.unfit_N for one in read
+        ]
+        unfit_N = np.concatenate(fits)
+
+    def place_of(n: int) -> tuple[pa.RecordBatch, int]:
+        m = int(np.searchsorted(start_M, n, side="right")) - 1
+        while count_M[m] == 0:
+            m -= 1
+        return originals[m], n - int(start_M[m])
+
+    def why_unfit(n: int) -> str:
+        assert unfit_N is not None
+        name = EVENT_SCHEMA.names[unfit_N[n] - 1]
+        batch, row = place_of(n)
+        return f"{name} must be {EXPECTED[name]}, got {shown(batch.column(name), row)}"
+
+    return ParsedEvents(
+        whole,
+        np.repeat(np.array([message.offset for message in messages], np.int64), count_M),
+        (np.arange(whole.num_rows) - np.repeat(start_M, count_M)).astype(np.int32),
+        np.repeat(np.array([message.timestamp for message in messages], np.int64), count_M),
+        np.concatenate([np.zeros(0, np.int32), *(one.key_N for one in read)]),
+        lambda n: row_json(*place_of(n)),
+        unfit_N,
+        why_unfit,
+    )

@@ -1,0 +1,133 @@
+"""Events in JSON messages: one object per message.
+
+Shapes: N rows (here also messages).
+"""
+
+import gc
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.ids import INT64_MAX, ids_and_key_hashes, integer_ids, is_whole, problem_of_id
+from streaming.events.quoting import quoted
+from streaming.events.schema import (
+    ACTION,
+    EVENT_ID,
+    EVENT_SCHEMA,
+    ITEM_ID,
+    TIMESTAMP_MS,
+    USER_ID,
+    VALUE,
+    WEIGHT,
+)
+from streaming.events.validation import Message, ParsedEvents, Place
+
+# Smaller messages are decoded as they are: picking fields takes longer.
+_LARGE_BYTES = 4096
+
+
+def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list[DeadLetter]]:
+    """Columns of the messages that hold a well-typed event; the others become dead letters."""
+    good: list[Message] = []
+    events: list[dict[str, Any]] = []
+    dead: list[DeadLetter] = []
+    for message in messages:
+        value = message.value or b""
+        try:
+            event = orjson.loads(value) if len(value) < _LARGE_BYTES else loads(value, EVENT_SCHEMA.names)
+            problem = problem_of_event(event)
+        except orjson.JSONDecodeError as error:
+            problem = f"not JSON: {error}" if value else "the message is empty"
+        if problem:
+            dead.append(place.dead(problem, message.offset, 0, value))
+        else:
+            good.append(message)
+            events.append(event)
+    return _columns(good, events), dead
+
+
+def problem_of_event(event: Any) -> str:
+    """What is wrong with the types of a decoded JSON event; empty if nothing is."""
+    if type(event) is not dict:
+        return f"an event must be a JSON object, not {type(event).__name__}"
+    get = event.get
+    # bool is a subclass of int, and no number: hence `type() is`, not isinstance. Written out, because this is the
+    # one loop over events that there is.
+    user, item, timestamp = get(USER_ID), get(ITEM_ID), get(TIMESTAMP_MS)
+    if (type(user) is not str or not user) and (problem := problem_of_id(USER_ID, user)):
+        return problem
+    if (type(item) is not str or not item) and (problem := problem_of_id(ITEM_ID, item)):
+        return problem
+    if type(timestamp) is not int or timestamp > INT64_MAX:
+        if timestamp is None:
+            return f"{TIMESTAMP_MS} is missing"
+        if type(timestamp) is not float or not is_whole(timestamp):
+            return f"{TIMESTAMP_MS} must be a 64-bit integer, got {quoted(timestamp)}"
+    weight, value, action, event_id = get(WEIGHT), get(VALUE), get(ACTION), get(EVENT_ID)
+    if weight is not None and type(weight) is not float and type(weight) is not int:
+        return f"{WEIGHT} must be a number, got {quoted(weight)}"
+    if value is not None and type(value) is not float and type(value) is not int:
+        return f"{VALUE} must be a number, got {quoted(value)}"
+    if action is not None and type(action) is not str:
+        return f"{ACTION} must be a string, got {quoted(action)}"
+    if event_id is not None and type(event_id) is not str:
+        return f"{EVENT_ID} must be a string, got {quoted(event_id)}"
+    return ""
+
+
+def loads(value: bytes, names: Iterable[str]) -> Any:
+    """Decodes JSON; of a long object only the fields that are used are kept, of anything else that is long its type.
+
+    Decoded, a field that nobody asked for may be twenty times as large as it was. Its millions of lists would set off
+    Python's garbage collector again and again, which takes 50 times as long as decoding.
+
+    Raises:
+        orjson.JSONDecodeError: it is no JSON.
+    """
+    if len(value) < _LARGE_BYTES:
+        return orjson.loads(value)
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return _kept(orjson.loads(value), names)
+    finally:
+        if is_enabled:
+            gc.enable()
+
+
+def _kept(decoded: Any, names: Iterable[str]) -> Any:
+    if type(decoded) is dict:
+        return {name: decoded[name] for name in names if name in decoded}
+    return None if decoded is None else type(decoded)()
+
+
+def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEvents:
+    user_N, key_N = ids_and_key_hashes([event[USER_ID] for event in events])
+    columns = [
+        pa.array(user_N),
+        pa.array(integer_ids([event[ITEM_ID] for event in events])),
+        # NumPy takes the whole floats among them too.
+        pa.array(np.array([event[TIMESTAMP_MS] for event in events], np.int64)),
+        pa.array([event.get(ACTION) for event in events], pa.string()),
+        _floats([event.get(WEIGHT) for event in events]),
+        _floats([event.get(VALUE) for event in events]),
+        pa.array([event.get(EVENT_ID) for event in events], pa.string()),
+    ]
+    return ParsedEvents(
+        pa.RecordBatch.from_arrays(columns, schema=EVENT_SCHEMA),
+        np.array([message.offset for message in messages], np.int64),
+        np.zeros(len(messages), np.int32),
+        np.array([message.timestamp for message in messages], np.int64),
+        key_N,
+        lambda n: messages[n].value or b"",
+    )
+
+
+def _floats(numbers: list[float | None]) -> pa.Array:
+    # By way of float64: pyarrow refuses integers that a float32 cannot hold exactly.
+    doubles = pa.array([None if n is None else float(n) for n in numbers], pa.float64())
+    return doubles.cast(pa.float32(), safe=False)

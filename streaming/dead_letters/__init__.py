@@ -1,0 +1,1 @@
+"""Letters of what could not be used, and bringing them back."""

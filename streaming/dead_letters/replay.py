@@ -1,0 +1,310 @@
+"""Dead letters once more: what is in their topic, and how mended ones come back exactly once.
+
+A mended event and the marker that says so (key `replayed/<key of the letter>`, on the dead-letter topic) are sent in
+one Kafka transaction: a replay that crashes leaves either both or neither, and the next one passes over what is marked.
+A run that goes on from before the bad row writes its letter again under the same key; the marker has one of its own.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from kafka import KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from streaming.catalogue.records import parse_items, parse_users
+from streaming.codecs.codec import decode_messages
+from streaming.config import StreamConfig, client_arguments
+from streaming.events.dead_letter import REPLAYED
+from streaming.events.ids import problem_of_id, text_of_id
+from streaming.events.partitioner import partition_of_texts
+from streaming.events.quoting import described, quoted
+from streaming.events.schema import EVENT_ID, ITEM_ID, USER_ID
+from streaming.events.validation import Place
+from streaming.kafka.consumer import consumer_of, known_partitions, unavailable
+
+LETTERS_PER_TRANSACTION = 500
+# A replay that dies holds up readers of its partitions for so long at most.
+_TRANSACTION_TIMEOUT_MS = 10_000
+_MOST_DIGITS = 20
+_VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d[\d_.,e+-]*")
+
+
+class ReplayFailed(RuntimeError):
+    """A replay did not end; what it had committed stays committed, the same command goes on."""
+
+
+@dataclass(frozen=True)
+class StoredLetter:
+    """A dead letter as its topic holds it.
+
+    Attributes:
+        key: where the row was read, `topic/partition/offset/row`.
+        reason: what is wrong with it.
+        value: the original.
+        truncated: how long the original was, if it had to be cut; else 0.
+        replayed: whether it was brought back.
+    """
+
+    key: str
+    reason: str
+    topic: str
+    partition: int
+    offset: int
+    row: int
+    value: bytes
+    truncated: int = 0
+    replayed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The reason without what varies from letter to letter."""
+        return _VARIABLE.sub("…", self.reason)
+
+    @property
+    def event(self) -> Any:
+        """The original as JSON; None if it is none, or nested too deeply to be written again."""
+        try:
+            event = orjson.loads(self.value)
+            orjson.dumps(event)
+        except (orjson.JSONDecodeError, TypeError):  # orjson.JSONEncodeError is a TypeError
+            return None
+        return event
+
+
+@dataclass
+class ReplayReport:
+    """What a replay did.
+
+    Attributes:
+        replayed: letters that came back as events or records.
+        already: letters that had come back before.
+        unusable: key and problem of those that cannot be used as they are now.
+    """
+
+    replayed: int = 0
+    already: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Record:
+    """Stands in for the Kafka record that a mended letter would become, where it is checked."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    partition: int
+    offset: int = 0
+    timestamp: int = 0
+    headers: Sequence[tuple[str, bytes]] | None = None
+
+
+def read_letters(config: StreamConfig) -> list[StoredLetter]:
+    """Every dead letter, in the order in which they were last written; none if their topic does not exist.
+
+    Raises:
+        BrokerUnavailable: no broker answered.
+    """
+    letters: dict[bytes, StoredLetter] = {}
+    replayed: set[bytes] = set()
+    for record in _records(config):
+        key = bytes(record.key or b"")
+        if key.startswith(REPLAYED):
+            replayed.add(key.removeprefix(REPLAYED))
+        elif record.value is None:
+            letters.pop(key, None)
+        else:
+            letters.pop(key, None)
+            letters[key] = _letter(record)
+    return [replace(letter, replayed=key in replayed) for key, letter in letters.items()]
+
+
+def replay_letters(
+    config: StreamConfig,
+    mend: Callable[[StoredLetter], Any],
+    chosen: Callable[[StoredLetter], bool] = lambda letter: True,
+    *,
+    dry_run: bool = False,
+) -> ReplayReport:
+    """Sends mended dead letters to the topics that they came from, each once however often this is called.
+
+    An event without an `event_id` gets one that names its letter.
+
+    Args:
+        config: the stream.
+        mend: the event (or record) that a letter becomes; it may change nothing.
+        chosen: which letters.
+        dry_run: only says what would be done.
+    Raises:
+        BrokerUnavailable: no broker answered.
+        ReplayFailed: the brokers went away, or another replay runs.
+    """
+    report = ReplayReport()
+    if dry_run:
+        for _ in _mended(config, read_letters(config), mend, chosen, report):
+            report.replayed += 1
+        return report
+    producer = _open(config)
+    try:
+        # After this an earlier replay's transaction has ended, so its markers are there or never will be.
+        producer.init_transactions()
+        messages = _mended(config, read_letters(config), mend, chosen, report)
+        while some := list(islice(messages, LETTERS_PER_TRANSACTION)):
+            producer.begin_transaction()
+            for message in some:
+                producer.send(message.topic, message.value, key=message.key, partition=message.partition)
+                marker = orjson.dumps({"replayed_ms": int(time.time() * 1000)})
+                producer.send(config.dead_letters, marker, key=REPLAYED + message.letter.encode())
+            producer.commit_transaction()
+            report.replayed += len(some)
+    except KafkaError as error:
+        raise ReplayFailed(
+            f"the replay ended after {report.replayed} letters ({type(error).__name__}: {error}): the brokers at "
+            f"{config.bootstrap_servers} went away, or another replay runs; the same command goes on"
+        ) from error
+    finally:
+        producer.close(timeout=5)
+    return report
+
+
+@dataclass(frozen=True)
+class _Message:
+    topic: str
+    partition: int
+    key: bytes
+    value: bytes
+    letter: str
+
+
+def _mended(
+    config: StreamConfig,
+    letters: Sequence[StoredLetter],
+    mend: Callable[[StoredLetter], Any],
+    chosen: Callable[[StoredLetter], bool],
+    report: ReplayReport,
+) -> Iterator[_Message]:
+    partitions: dict[str, int] = {}
+    for letter in filter(chosen, letters):
+        if letter.replayed:
+            report.already += 1
+            continue
+        topic = _destination(config, letter)
+        if topic and topic not in partitions:
+            with consumer_of(config) as consumer:
+                partitions[topic] = len(known_partitions(config, consumer, topic))
+        message, problem = _message(config, letter, mend(letter), topic, partitions.get(topic, 0))
+        if message is None:
+            report.unusable[letter.key] = problem
+        else:
+            yield message
+
+
+def _destination(config: StreamConfig, letter: StoredLetter) -> str:
+    """The topic that a letter goes to: its own; rows of files come back by the interactions topic. Empty for none."""
+    if letter.topic.endswith(".parquet") or (config.parquet and letter.topic == config.origin):
+        return config.interactions_topic
+    return letter.topic if letter.topic in _topics(config) else ""
+
+
+def _topics(config: StreamConfig) -> tuple[str, str, str]:
+    return config.interactions_topic, config.items_topic, config.users_topic
+
+
+def _message(
+    config: StreamConfig, letter: StoredLetter, entry: Any, topic: str, partitions: int
+) -> tuple[_Message | None, str]:
+    """What a mended letter is sent as, or what keeps it from being used: what its reader would say."""
+    if not topic:
+        return None, f"it came from {quoted(letter.topic)}, which is none of this stream's topics"
+    if entry is None:
+        return None, "the original is no JSON: give the event in a file (--from)"
+    is_event = topic == config.interactions_topic
+    id_name = ITEM_ID if topic == config.items_topic else USER_ID
+    if type(entry) is not dict or (problem := problem_of_id(id_name, entry.get(id_name))):
+        what = "an event" if is_event else "a record"
+        return None, problem if type(
+            entry
+        ) is dict else f"{what} must be an object, not {type(entry).__name__}"
+    if is_event and not entry.get(EVENT_ID):
+        entry = {**entry, EVENT_ID: f"dead-letter:{letter.key}"}
+    try:
+        value, key = orjson.dumps(entry), text_of_id(entry[id_name]).encode()
+    except (TypeError, UnicodeEncodeError) as error:  # orjson.JSONEncodeError is a TypeError
+        return None, f"it cannot be written as JSON: {described(error)}"
+    home = int(partition_of_texts(pa.array([key.decode()], pa.string()), partitions)[0])
+    record = _Record(topic, key, value, home, timestamp=int(time.time() * 1000))
+    if topic == config.items_topic:
+        dead = parse_items([record])[1]
+    elif topic == config.users_topic:
+        dead = parse_users([record], config.user_attributes)[1]
+    else:
+        dead = decode_messages([record], Place.of(config, topic, home, partitions)).dead
+    if dead:
+        return None, dead[0].reason
+    return _Message(topic, home, key, value, letter.key), ""
+
+
+def _letter(record: Any) -> StoredLetter:
+    said = {name: bytes(value or b"").decode("utf-8", "replace") for name, value in record.headers or ()}
+    partition, offset, row, truncated = (
+        _number(said.get(name, "")) for name in ("partition", "offset", "row", "truncated")
+    )
+    return StoredLetter(
+        key=bytes(record.key or b"").decode("utf-8", "replace"),
+        reason=said.get("reason", ""),
+        topic=said.get("topic", ""),
+        partition=partition,
+        offset=offset,
+        row=row,
+        value=bytes(record.value),
+        truncated=truncated,
+    )
+
+
+def _number(text: str) -> int:
+    """A number that a header says; 0 where it says none: anybody may write to the topic."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS else 0
+
+
+def _records(config: StreamConfig) -> Iterable[Any]:
+    topic = config.dead_letters
+    with consumer_of(config) as consumer:
+        places = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]
+        consumer.assign(places)
+        if not places:
+            return
+        first, end = consumer.beginning_offsets(places), consumer.end_offsets(places)
+        for place in places:
+            consumer.seek(place, first[place])
+        deadline = time.monotonic() + config.request_timeout_s
+        while any(consumer.position(place) < end[place] for place in places):
+            polled = consumer.poll(timeout_ms=500)
+            for records in polled.values():
+                yield from records
+            if polled:
+                deadline = time.monotonic() + config.request_timeout_s
+            elif time.monotonic() > deadline:
+                raise unavailable(config, KafkaError("no records came"))
+
+
+def _open(config: StreamConfig) -> KafkaProducer:
+    try:
+        return KafkaProducer(
+            **client_arguments(config),
+            transactional_id=f"freshet.replay.{config.dead_letters}",
+            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
+            acks="all",
+            compression_type="lz4",
+            allow_auto_create_topics=False,
+            max_request_size=config.max_message_bytes,
+            max_block_ms=int(config.request_timeout_s * 1000),
+            delivery_timeout_ms=int(config.request_timeout_s * 1000) + 1000,
+        )
+    except KafkaError as error:
+        raise unavailable(config, error) from error

@@ -1,0 +1,65 @@
+"""A row that cannot be used, as it is written down."""
+
+from dataclasses import dataclass
+
+from streaming.events.quoting import header_value
+from streaming.events.unreadable import Unreadable
+
+REPLAYED = b"replayed/"
+"""What the key of a marker begins with: the dead letter of the rest of the key was brought back."""
+
+
+_LONGEST_HEADER = 1024
+
+
+# Of the 22 characters of a topic's id: enough to tell topics of one name from one another.
+_ID_LENGTH = 8
+
+
+# The objects of a letter, and of the client's record of it.
+_OBJECTS_BYTES = 2048
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A row that cannot be used.
+
+    Attributes:
+        reason: what is wrong with it, for people.
+        topic: the topic that it was read from.
+        partition: its partition there.
+        offset: offset of its message.
+        row: its row inside the message; 0 if the message as a whole cannot be used.
+        value: the original: the message's bytes, or the JSON of one row of an Arrow message.
+        topic_id: Kafka's id of the topic; empty where the broker gives none.
+    """
+
+    reason: str
+    topic: str
+    partition: int
+    offset: int
+    row: int
+    value: bytes
+    topic_id: str = ""
+
+    @property
+    def key(self) -> bytes:
+        """Where it was read: the same after a crash, so that a repeat overwrites; another one in another topic."""
+        places = [self.topic, self.partition, self.offset, self.row, self.topic_id[:_ID_LENGTH]]
+        return "/".join(map(str, places)).rstrip("/").encode("utf-8", "backslashreplace")
+
+    @property
+    def length(self) -> int:
+        """Bytes of the original, of which `value` may be the beginning only."""
+        return self.value.length if isinstance(self.value, Unreadable) else len(self.value)
+
+    @property
+    def size(self) -> int:
+        """What it keeps in memory until it is acknowledged, roughly."""
+        return _OBJECTS_BYTES + len(self.value) + len(self.reason)
+
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        """Reason and position, as text."""
+        names = ("reason", "topic", "partition", "offset", "row")
+        return [(name, header_value(str(getattr(self, name)), _LONGEST_HEADER)) for name in names]

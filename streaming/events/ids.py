@@ -1,0 +1,140 @@
+"""What an id is, by one rule wherever one is read: events, catalogue records, tombstones, replays, the command line.
+
+An id is an int64. A text that is the plain decimal form of an int64 is that integer, because Kafka keys are texts and
+so a tombstone could not tell the two apart; every other text ("007", "+1", "sku-1") is hashed by xxh64. A number with
+a fractional type is the integer that it equals, if it has no fraction and its type holds every integer up to it.
+Both forms of an id have the same text, hence the same partition.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+from streaming.events.hashing import xxh64
+from streaming.events.partitioner import (
+    Bytes,
+    Int32s,
+    Int64s,
+    key_hashes_of_texts,
+    key_hashes_of_users,
+    text_buffers,
+)
+from streaming.events.quoting import quoted
+
+EXACT_IN_DOUBLE = 2**53
+"""Below this a float64 holds every integer."""
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+_MOST_DIGITS = 19
+
+
+def ids_of_texts(texts: pa.Array) -> Int64s:
+    """The id of each text.
+
+    Args:
+        texts: Arrow string array without nulls, (n,).
+    Returns:
+        int64, (n,).
+    """
+    data, offsets = text_buffers(texts)
+    out = np.empty(len(texts), np.int64)
+    _read_ids(data, offsets, out)
+    return out
+
+
+def id_of_text(text: str) -> int:
+    """The id of one text, as the command line or a Kafka key says it."""
+    return int(ids_of_texts(pa.array([text], pa.string()))[0])
+
+
+def is_whole(number: float) -> bool:
+    """Whether a float64 is an integer beyond doubt."""
+    return number.is_integer() and abs(number) <= EXACT_IN_DOUBLE
+
+
+def problem_of_id(name: str, identifier: Any) -> str:
+    """What keeps a decoded JSON value from being an id; empty if nothing does."""
+    # bool is a subclass of int, and no number: hence `type() is`, not isinstance.
+    if type(identifier) is int:
+        if INT64_MIN <= identifier <= INT64_MAX:
+            return ""
+        return f"{name} must fit in 64 bits, got {quoted(identifier)}"
+    if identifier is None or identifier == "":
+        return f"{name} is missing"
+    if type(identifier) is str or (type(identifier) is float and is_whole(identifier)):
+        return ""
+    return f"{name} must be an integer or a string, got {quoted(identifier)}"
+
+
+def text_of_id(identifier: float | str) -> str:
+    """An id that has passed `problem_of_id` as the text that its message's key is, and its partition follows from."""
+    return str(int(identifier)) if type(identifier) is float else str(identifier)
+
+
+def integer_ids(ids: list[Any]) -> Int64s:
+    """Decoded JSON ids as int64 (n,); they must have passed `problem_of_id`."""
+    return _read(ids)[0]
+
+
+def ids_and_key_hashes(ids: list[Any]) -> tuple[Int64s, Int32s]:
+    """The same, and Kafka's hash of each id as text, int32 (n,)."""
+    ids_N, text_at, texts = _read(ids)
+    key_N = key_hashes_of_users(ids_N)
+    if text_at:
+        key_N[text_at] = key_hashes_of_texts(texts)
+    return ids_N, key_N
+
+
+def _read(ids: list[Any]) -> tuple[Int64s, list[int], pa.Array]:
+    """The ids, and which of them are texts."""
+    ids_N = np.array([0 if type(i) is str else i for i in ids], np.int64)
+    text_at = [n for n, identifier in enumerate(ids) if type(identifier) is str]
+    texts = pa.array([ids[n] for n in text_at], pa.string())
+    if text_at:
+        ids_N[text_at] = ids_of_texts(texts)
+    return ids_N, text_at, texts
+
+
+@njit(cache=True, nogil=True)
+def _read_ids(data: Bytes, offsets: Int64s, out: Int64s) -> None:
+    for n in range(len(out)):
+        start, end = offsets[n], offsets[n + 1]
+        if _is_decimal(data, start, end):
+            out[n] = _decimal(data, start, end)
+        else:
+            out[n] = np.int64(xxh64(data, start, end))
+
+
+@njit(cache=True, nogil=True)
+def _is_decimal(data: Bytes, start: int, end: int) -> bool:
+    """Whether the bytes are what an int64 is written as: so there is one text for each integer."""
+    negative = end > start and data[start] == 45
+    first = start + 1 if negative else start
+    digits = end - first
+    if digits < 1 or digits > _MOST_DIGITS:
+        return False
+    if data[first] == 48:
+        return digits == 1 and not negative
+    for at in range(first, end):
+        if data[at] < 48 or data[at] > 57:
+            return False
+    limit = np.uint64(1) << np.uint64(63)
+    magnitude = _magnitude(data, first, end)
+    return bool(magnitude <= limit if negative else magnitude < limit)
+
+
+@njit(cache=True, nogil=True)
+def _magnitude(data: Bytes, first: int, end: int) -> np.uint64:
+    # Nineteen digits are below 2**64.
+    value = np.uint64(0)
+    for at in range(first, end):
+        value = np.uint64(value * np.uint64(10) + np.uint64(data[at] - 48))
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _decimal(data: Bytes, start: int, end: int) -> np.int64:
+    if data[start] == 45:
+        return np.int64(np.uint64(0) - _magnitude(data, start + 1, end))
+    return np.int64(_magnitude(data, start, end))

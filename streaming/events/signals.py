@@ -1,0 +1,84 @@
+"""What an event says of its user's taste: the item is wanted (a target), unwanted, or nothing is learnt of it.
+
+Shapes: N events, K actions that the settings name.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streaming.config import StreamConfig
+from streaming.events.partitioner import Int32s
+from streaming.events.schema import ACTION, VALUE, WEIGHT
+
+Int8s = npt.NDArray[np.int8]
+Float32s = npt.NDArray[np.float32]
+
+POSITIVE, IGNORED, NEGATIVE, DUPLICATE = 1, 0, -1, 2
+
+
+def judge_signals(rows: pa.RecordBatch, config: StreamConfig) -> tuple[Int8s, Float32s]:
+    """The sign and the weight of each event.
+
+    An explicit negative has an action in `negative_actions` or a value below `negative_below_value`. Of the
+    others, those in `positive_actions` are positives, or all if it is empty, and those without an action. What
+    remains is ignored.
+
+    Args:
+        rows: `action` (any kind of string), `value`, `weight` (never null), as in DECODED_SCHEMA.
+        config: of the stream.
+    Returns:
+        sign int8 (n,): 1 positive, -1 explicit negative, 0 ignored; weight float32 (n,): the event's own times
+        its action's.
+    """
+    weight_N = rows[WEIGHT].to_numpy(zero_copy_only=False)
+    sign_N = np.full(rows.num_rows, POSITIVE, np.int8)
+    if named := _named_actions(config):
+        code_N = _codes(rows[ACTION], named)
+        sign_N = _sign_of_code(named, config)[code_N]
+        weight_N = weight_N * _weight_of_code(named, config.weight_of_action)[code_N]
+    if config.negative_below_value:
+        is_low_N = pc.less(rows[VALUE], np.float32(config.negative_below_value))
+        sign_N[pc.fill_null(is_low_N, False).to_numpy(zero_copy_only=False)] = NEGATIVE
+    return sign_N, weight_N
+
+
+def _named_actions(config: StreamConfig) -> list[str]:
+    return sorted({*config.positive_actions, *config.negative_actions, *config.weight_of_action})
+
+
+def _codes(actions: pa.Array, named: list[str]) -> Int32s:
+    """int32 (n,): the action's place in `named`, len(named) for any other action, len(named) + 1 for none."""
+    if pa.types.is_dictionary(actions.type):
+        actions = actions.dictionary_decode()
+    place_N = pc.index_in(actions, value_set=pa.array(named, actions.type))
+    code_N = pc.fill_null(place_N, len(named)).to_numpy(zero_copy_only=False)
+    return np.where(actions.is_null().to_numpy(zero_copy_only=False), len(named) + 1, code_N)
+
+
+def _sign_of_code(named: list[str], config: StreamConfig) -> Int8s:
+    """int8 (k + 2,)."""
+    other = IGNORED if config.positive_actions else POSITIVE
+    signs = dict.fromkeys(config.positive_actions, POSITIVE) | dict.fromkeys(
+        config.negative_actions, NEGATIVE
+    )
+    return np.array([*(signs.get(action, other) for action in named), other, POSITIVE], np.int8)
+
+
+def action_factors(actions: pa.Array, weight_of_action: Mapping[str, float]) -> Float32s:
+    """What the weight of each event is multiplied by because of its action, float32 (n,).
+
+    Args:
+        actions: any kind of string, (n,).
+        weight_of_action: factors; any other action has 1.
+    """
+    named = sorted(weight_of_action)
+    return _weight_of_code(named, weight_of_action)[_codes(actions, named)]
+
+
+def _weight_of_code(named: list[str], weights: Mapping[str, float]) -> Float32s:
+    """float32 (k + 2,)."""
+    return np.array([*(weights.get(action, 1.0) for action in named), 1.0, 1.0], np.float32)

@@ -1,0 +1,298 @@
+"""Which parsed events can be used, and what is wrong with the others.
+
+Shapes: N rows.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streaming.config import StreamConfig
+from streaming.events.dead_letter import DeadLetter
+from streaming.events.partitioner import Int32s, Int64s
+from streaming.events.schema import (
+    ACTION,
+    DECODED_SCHEMA,
+    EVENT_ID,
+    EVENT_SCHEMA,
+    ITEM_ID,
+    TIMESTAMP_MS,
+    USER_ID,
+    VALUE,
+    WEIGHT,
+    empty_batch,
+)
+from streaming.events.signals import Float32s, action_factors
+from streaming.events.unreadable import Unreadable
+
+Int8s = npt.NDArray[np.int8]
+
+LATEST_MS = 253_402_300_799_999
+"""The end of the year 9999: a later time is a mistake of units, and no calendar shows it."""
+
+_NULLS = {1: USER_ID, 2: ITEM_ID, 3: TIMESTAMP_MS}
+_WRONG_TIME, _WRONG_WEIGHT, _WRONG_VALUE, _WRONG_PARTITION, _FUTURE, _LATE, _UNFIT = 4, 5, 6, 7, 8, 9, 10
+
+
+class Message(Protocol):
+    """What is read of a Kafka record: kafka-python's ConsumerRecord, or a test's stand-in."""
+
+    @property
+    def offset(self) -> int:
+        """Offset in the partition."""
+
+    @property
+    def timestamp(self) -> int:
+        """Broker time (or the producer's, if the topic says so), ms."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Payload; None in a tombstone."""
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]] | None:
+        """Header names and values."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The partition that messages were read from, and what is asked of them.
+
+    Attributes:
+        topic: its topic.
+        partition: its number.
+        partitions: how many partitions the topic has.
+        max_future_ms: how far an event's time may be ahead of the broker's; 0 for any.
+        max_late_ms: how far it may be behind the latest one before it in the partition; 0 for any.
+        max_message_bytes: longer messages are not decoded; 0 for any length.
+        max_decoded_bytes: messages that decode to more are not decoded, and the originals of rows that cannot be used
+            are kept up to so many bytes; 0 for any number.
+        max_message_rows: messages of more rows are not decoded; 0 for any number.
+        extents_known: whether `extent_of` was asked of the messages, and refused none.
+        topic_id: of the topic; empty where the broker gives none.
+        max_weight: most that an event's weight may be, also times that of its action.
+        max_value: most that its value may be, on either side of 0.
+        weight_of_action: what the weights of events of an action are multiplied by.
+    """
+
+    topic: str
+    partition: int
+    partitions: int
+    max_future_ms: int = 0
+    max_late_ms: int = 0
+    max_message_bytes: int = 0
+    max_decoded_bytes: int = 0
+    max_message_rows: int = 0
+    extents_known: bool = False
+    topic_id: str = ""
+    max_weight: float = math.inf
+    max_value: float = math.inf
+    weight_of_action: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: StreamConfig, topic: str, partition: int, partitions: int) -> Self:
+        """A partition as the settings of the stream judge its events."""
+        return cls(
+            topic,
+            partition,
+            partitions,
+            max_future_ms=int(config.max_future_s * 1000),
+            max_late_ms=int(config.max_late_s * 1000),
+            max_message_bytes=config.max_message_bytes,
+            max_decoded_bytes=config.max_decoded_bytes,
+            max_message_rows=config.max_message_rows,
+            max_weight=config.max_weight,
+            max_value=config.max_value,
+            weight_of_action=config.weight_of_action,
+        )
+
+    def dead(self, reason: str, offset: int, row: int, value: bytes) -> DeadLetter:
+        """A dead letter of this partition."""
+        return DeadLetter(reason, self.topic, self.partition, offset, row, value, self.topic_id)
+
+
+@dataclass
+class ParsedEvents:
+    """Events in columns, not yet judged.
+
+    Attributes:
+        events: EVENT_SCHEMA, N rows; may hold nulls anywhere.
+        offset_N: offset of each row's message.
+        row_N: row inside that message.
+        append_N: broker time of that message, ms.
+        key_N: Kafka's hash of each row's user, from which the partition follows (anything where the user is null).
+        original: the original of row n, as a dead letter carries it.
+        unfit_N: where not 0, the row says something that its column cannot hold; None where all rows fit.
+        why_unfit: what that is, for such a row.
+    """
+
+    events: pa.RecordBatch
+    offset_N: Int64s
+    row_N: Int32s
+    append_N: Int64s
+    key_N: Int32s
+    original: Callable[[int], bytes]
+    unfit_N: Int8s | None = None
+    why_unfit: Callable[[int], str] = str
+
+
+@dataclass
+class Decoded:
+    """Rows that were read, each in one of two places, both in (offset, row) order.
+
+    Attributes:
+        rows: DECODED_SCHEMA, the usable ones.
+        dead: the others.
+        strays: how many of these are of users of another partition.
+    """
+
+    rows: pa.RecordBatch = field(default_factory=lambda: empty_batch(DECODED_SCHEMA))
+    dead: list[DeadLetter] = field(default_factory=list)
+    strays: int = 0
+
+    @property
+    def row_count(self) -> int:
+        """Rows read, usable or not."""
+        return int(self.rows.num_rows) + len(self.dead)
+
+    @property
+    def latest_ms(self) -> int:
+        """Latest event time of the usable rows; 0 without any."""
+        return int(self.rows[TIMESTAMP_MS].to_numpy().max(initial=0))
+
+
+def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
+    """Separates usable events from the others: what passes here can be trained.
+
+    Unusable: a value does not fit its column, a required field is missing, the timestamp is not positive, beyond the
+    year 9999, too far in the future or too late, the weight (also times that of the action) is not above 0 or above
+    `place.max_weight`, the value is not finite or beyond `place.max_value`, or the user belongs to another partition.
+    A missing weight becomes 1, and empty texts are missing ones.
+
+    Args:
+        parsed: consecutive rows.
+        place: where they were read.
+        watermark_ms: latest time of a usable event before them.
+    """
+    events = parsed.events
+    weight_N = pc.fill_null(events[WEIGHT], np.float32(1.0))
+    texts = {name: without_empty(events[name]) for name in (ACTION, EVENT_ID)}
+    time_N = pc.fill_null(events[TIMESTAMP_MS], 0).to_numpy(zero_copy_only=False)
+    problem_N = _problems(parsed, _effective_weights(weight_N, texts[ACTION], place), time_N, place)
+    if place.max_late_ms:
+        usable_N = np.where(problem_N == 0, time_N, 0)
+        # The latest before each row; one that is late itself never moves it.
+        before_N = np.maximum.accumulate(np.concatenate([[watermark_ms], usable_N]))[:-1]
+        problem_N[(problem_N == 0) & (time_N < before_N - place.max_late_ms)] = _LATE
+    at_N = np.full(len(problem_N), place.partition, np.int32)
+    known = {WEIGHT: weight_N, **texts}
+    columns = [known.get(name, events[name]) for name in EVENT_SCHEMA.names]
+    columns += [pa.array(x) for x in (at_N, parsed.offset_N, parsed.row_N, parsed.append_N, parsed.key_N)]
+    rows = pa.RecordBatch.from_arrays(columns, schema=DECODED_SCHEMA)
+    if not problem_N.any():
+        return Decoded(rows, [])
+    dead = _dead_letters(parsed, place, problem_N)
+    strays = int((problem_N == _WRONG_PARTITION).sum())
+    return Decoded(rows.filter(pa.array(problem_N == 0)), dead, strays)
+
+
+def without_empty(texts: pa.Array) -> pa.Array:
+    """Empty texts say nothing, as null does."""
+    if texts.null_count == len(texts):
+        return texts
+    is_empty = pc.equal(texts, "")
+    return pc.if_else(is_empty, pa.scalar(None, pa.string()), texts) if pc.any(is_empty).as_py() else texts
+
+
+def _effective_weights(weight_N: pa.Array, actions: pa.Array, place: Place) -> Float32s:
+    """float32 (n,): what training would multiply a loss by."""
+    weights: Float32s = weight_N.to_numpy(zero_copy_only=False)
+    if place.weight_of_action:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            weights = weights * action_factors(actions, place.weight_of_action)
+    return weights
+
+
+def _problems(parsed: ParsedEvents, effective_N: Float32s, time_N: Int64s, place: Place) -> Int8s:
+    """A code per row: 0 where it is usable; the first rule that is broken wins."""
+    problem_N = np.zeros(parsed.events.num_rows, np.int8)
+    problem_N[parsed.key_N % place.partitions != place.partition] = _WRONG_PARTITION
+    values = parsed.events[VALUE]
+    if values.null_count < len(values):
+        value_N = pc.fill_null(values, np.float32(0.0)).to_numpy(zero_copy_only=False)
+        problem_N[~(np.isfinite(value_N) & (np.abs(value_N) <= place.max_value))] = _WRONG_VALUE
+    # Comparisons with NaN are false.
+    is_weight_N = (effective_N > 0) & (effective_N <= place.max_weight) & np.isfinite(effective_N)
+    problem_N[~is_weight_N] = _WRONG_WEIGHT
+    if place.max_future_ms:
+        problem_N[time_N - np.clip(parsed.append_N, 0, LATEST_MS) > place.max_future_ms] = _FUTURE
+    problem_N[(time_N <= 0) | (time_N > LATEST_MS)] = _WRONG_TIME
+    for code, name in reversed(_NULLS.items()):
+        if parsed.events[name].null_count:
+            problem_N[parsed.events[name].is_null().to_numpy(zero_copy_only=False)] = code
+    if parsed.unfit_N is not None:
+        problem_N[parsed.unfit_N != 0] = _UNFIT
+    return problem_N
+
+
+def _dead_letters(parsed: ParsedEvents, place: Place, problem_N: Int8s) -> list[DeadLetter]:
+    """One for each row with a problem; originals only as long as they come to no more than they may."""
+    letters: list[DeadLetter] = []
+    room = place.max_decoded_bytes or math.inf
+    for n in np.flatnonzero(problem_N).tolist():
+        original = parsed.original(n) if room > 0 else Unreadable(b"", "left out", 0)
+        room -= len(original)
+        reason = _reason(parsed, place, n, int(problem_N[n]))
+        letters.append(place.dead(reason, int(parsed.offset_N[n]), int(parsed.row_N[n]), original))
+    return letters
+
+
+def _reason(parsed: ParsedEvents, place: Place, n: int, problem: int) -> str:
+    if problem == _UNFIT:
+        return parsed.why_unfit(n)
+    if problem in _NULLS:
+        return f"{_NULLS[problem]} is missing"
+    time_ms = parsed.events[TIMESTAMP_MS][n].as_py()
+    if problem == _WRONG_TIME:
+        rule = "must be positive" if time_ms <= 0 else "must be before the year 10000"
+        return f"{TIMESTAMP_MS} {rule}, got {time_ms}"
+    if problem == _WRONG_WEIGHT:
+        return _reason_of_weight(parsed.events, place, n)
+    if problem == _WRONG_VALUE:
+        value = parsed.events[VALUE][n].as_py()
+        if not math.isfinite(value):
+            return f"{VALUE} must be finite, got {value}"
+        limit = place.max_value
+        return f"{VALUE} must be from {-limit:g} to {limit:g} (stream.max_value), got {value:g}"
+    if problem == _FUTURE:
+        ahead_s = (time_ms - int(parsed.append_N[n])) / 1000
+        limit_s = place.max_future_ms / 1000
+        return (
+            f"{TIMESTAMP_MS} is {ahead_s:.0f} s ahead of the broker's time (stream.max_future_s={limit_s:g})"
+        )
+    if problem == _LATE:
+        limit_s = place.max_late_ms / 1000
+        return f"{TIMESTAMP_MS} is behind the partition's latest by more than stream.max_late_s={limit_s:g}"
+    home = int(parsed.key_N[n]) % place.partitions
+    return (
+        f"the user belongs to partition {home} of {place.partitions}, "
+        f"but the row was read from partition {place.partition}"
+    )
+
+
+def _reason_of_weight(events: pa.RecordBatch, place: Place, n: int) -> str:
+    weight, action = events[WEIGHT][n].as_py(), events[ACTION][n].as_py()
+    weight = 1.0 if weight is None else weight
+    if not math.isfinite(weight):
+        return f"{WEIGHT} must be finite, got {weight}"
+    rule = f"must be above 0 and at most {place.max_weight:g} (stream.max_weight)"
+    if 0 < weight <= place.max_weight:
+        factor = place.weight_of_action.get(action, 1.0)
+        return f"{WEIGHT} times the {factor:g} of its action (stream.action_weights) {rule}, got {weight:g}"
+    return f"{WEIGHT} {rule}, got {weight:g}"

@@ -1,0 +1,1 @@
+"""What is remembered of users: events, negatives, changes."""

@@ -1,0 +1,187 @@
+"""The last events of each user of some partitions, by user id.
+
+Shapes: Q queried users, R runs, N events.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from streaming.events.partitioner import KEY_HASHES, Int32s, Int64s
+from streaming.histories.event_log import (
+    CHUNK,
+    EventLog,
+    append,
+    clear,
+    copy_last,
+    drop_items,
+    new_log,
+    with_free_chunks,
+    with_users,
+)
+from streaming.histories.id_index import IdIndex
+
+_FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
+
+
+class EventStore:
+    """The last `retained` events of every user who has any; a user without events costs nothing.
+
+    Up to 31 older events are kept too, but never shown, because chunks are freed whole. A user's partition is the
+    user's key hash modulo the partitions of the topic.
+    """
+
+    def __init__(self, retained: int, *, with_times: bool = True, partitions: int = KEY_HASHES) -> None:
+        self._retained = retained
+        self._partitions = np.int64(partitions)
+        self._index = IdIndex()
+        self._key_U = np.empty(_FIRST_USERS, np.int32)
+        self._log = new_log(_FIRST_USERS, _FIRST_CHUNKS, with_times=with_times)
+        self._removed: list[Int64s] = []
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def log(self) -> EventLog:
+        """The arrays, for kernels; valid until the next call that adds users or events."""
+        return self._log
+
+    @property
+    def retained(self) -> int:
+        """Events kept per user, for kernels that append."""
+        return self._retained
+
+    def slots_of(self, user_Q: Int64s, key_Q: Int32s) -> Int32s:
+        """int32 (q,): the slot of each user; unknown users get one, and the key hash given."""
+        known = len(self._index)
+        slot_Q = self._index.add(user_Q)
+        users = len(self._index)
+        self._log = with_users(self._log, users)
+        if users > len(self._key_U):
+            grown = np.empty(len(self._log.head_U), np.int32)
+            grown[:known] = self._key_U[:known]
+            self._key_U = grown
+        new_Q = slot_Q >= known
+        self._key_U[slot_Q[new_Q]] = key_Q[new_Q]
+        return slot_Q
+
+    def reserve(self, runs: int, events: int) -> None:
+        """Makes room for so many events in so many runs before a kernel appends them."""
+        self._log = with_free_chunks(self._log, events // CHUNK + runs)
+
+    def append(self, user_R: Int64s, key_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s) -> None:
+        """Appends a run of events per user.
+
+        Args:
+            user_R: int64 (r,), may repeat.
+            key_R: int32 (r,), the user's key hash.
+            start_R: int64 (r + 1,), run r is events [start_R[r], start_R[r + 1]).
+            item_N: int64 (n,).
+            time_N: int64 (n,), ms.
+        """
+        slot_R = self.slots_of(user_R, key_R)
+        self.reserve(len(user_R), len(item_N))
+        _append_runs(self._log, slot_R, start_R, item_N, time_N, self._retained)
+
+    def find(self, user_Q: Int64s) -> Int32s:
+        """int32 (q,): the slot of each user, -1 where unknown."""
+        return self._index.find(user_Q)
+
+    def last_items(self, user_Q: Int64s, limit: int) -> tuple[Int64s, Int64s]:
+        """The last items of each user.
+
+        Returns:
+            items int64 (n,), offsets int64 (q + 1,) of each user's stretch, oldest first; an unknown user's is empty.
+        """
+        slot_Q = self._index.find(user_Q)
+        offset_Q = self._offsets(slot_Q, limit)
+        return _gather(self._log, self._log.items_CK, slot_Q, offset_Q), offset_Q
+
+    def counts(self, user_Q: Int64s) -> Int64s:
+        """int64 (q,): events of each user ever."""
+        slot_Q = self._index.find(user_Q)
+        return np.where(slot_Q >= 0, self._log.count_U[slot_Q], 0)
+
+    def key_hashes(self, user_Q: Int64s) -> Int32s:
+        """int32 (q,): the key hash of each user, -1 where unknown."""
+        slot_Q = self._index.find(user_Q)
+        return np.where(slot_Q >= 0, self._key_U[slot_Q], -1).astype(np.int32)
+
+    def users(self) -> Int64s:
+        """int64: everybody who has events, ascending."""
+        return np.sort(self._index.ids[self._has_events()])
+
+    def users_of(self, partition: int) -> Int64s:
+        """int64: the users of a partition who have events, ascending."""
+        is_home_U = self._key_U[: len(self)] % self._partitions == partition
+        return np.sort(self._index.ids[is_home_U & self._has_events()])
+
+    def remove(self, user_Q: Int64s) -> None:
+        """Forgets the events of these users; who is unknown stays so. Their next event starts a new history."""
+        slot_Q = self._index.find(np.unique(user_Q))
+        _remove(self._log, slot_Q[slot_Q >= 0])
+        self._removed.append(self._index.ids[slot_Q[slot_Q >= 0]])
+
+    def drop_items(self, item_Q: Int64s) -> None:
+        """Takes the events of these items out of everybody's."""
+        if len(item_Q):
+            changed = _drop_items(self._log, len(self), np.unique(item_Q))
+            self._removed.append(self._index.ids[changed])
+
+    @property
+    def ids(self) -> Int64s:
+        """int64 (len,): the user of each slot, also of those who were removed; a view."""
+        return self._index.ids
+
+    def take_removed(self) -> Int64s:
+        """int64: users who lost events since the last call; they may have others."""
+        removed = np.concatenate([np.empty(0, np.int64), *self._removed])
+        self._removed = []
+        return removed
+
+    def _has_events(self) -> npt.NDArray[np.bool_]:
+        return self._log.count_U[: len(self)] > 0
+
+    def _offsets(self, slot_Q: Int32s, limit: int) -> Int64s:
+        """int64 (q + 1,): where each user's last `limit` events would stand."""
+        shown_Q = np.minimum(self._log.length_U[slot_Q], min(limit, self._retained))
+        offset_Q = np.zeros(len(slot_Q) + 1, np.int64)
+        np.cumsum(np.where(slot_Q >= 0, shown_Q, 0), out=offset_Q[1:])
+        return offset_Q
+
+    def _times(self, slot_Q: Int32s, offset_Q: Int64s) -> Int64s:
+        return _gather(self._log, self._log.times_CK, slot_Q, offset_Q)
+
+
+@njit(cache=True, nogil=True)
+def _append_runs(
+    log: EventLog, slot_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s, retained: int
+) -> None:
+    for r in range(len(slot_R)):
+        append(log, slot_R[r], item_N, time_N, start_R[r], start_R[r + 1], retained)
+
+
+@njit(cache=True, nogil=True)
+def _remove(log: EventLog, slot_Q: Int32s) -> None:
+    for slot in slot_Q:
+        clear(log, slot)
+
+
+@njit(cache=True, nogil=True)
+def _drop_items(log: EventLog, users: int, item_D: Int64s) -> Int32s:
+    """The slots that lost events."""
+    changed, count = np.empty(users, np.int32), 0
+    for slot in range(users):
+        if drop_items(log, slot, item_D) > 0:
+            changed[count] = slot
+            count += 1
+    return changed[:count]
+
+
+@njit(cache=True, nogil=True)
+def _gather(log: EventLog, values_CK: Int64s, slot_Q: Int32s, offset_Q: Int64s) -> Int64s:
+    out_N = np.empty(offset_Q[len(slot_Q)], np.int64)
+    for q in range(len(slot_Q)):
+        copy_last(log, values_CK, slot_Q[q], offset_Q[q + 1] - offset_Q[q], out_N, offset_Q[q + 1])
+    return out_N

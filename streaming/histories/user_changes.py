@@ -1,0 +1,45 @@
+"""Whose history is not what it was: for checkpoints that hold only that.
+
+Shapes: U slots or places.
+"""
+
+import numpy as np
+
+from streaming.events.partitioner import Int64s
+from streaming.histories.event_store import EventStore
+from streaming.histories.history import UserStore
+
+
+class CountChanges:
+    """Remembers counts that only grow, by place; a place whose count is another one has changed."""
+
+    def __init__(self) -> None:
+        self._known_U = np.zeros(1024, np.int64)
+
+    def take(self, count_U: Int64s) -> Int64s:
+        """int64: the places whose counts are not those of the last call, ascending; new places knew 0."""
+        size = len(count_U)
+        if size > len(self._known_U):
+            self._known_U = np.concatenate(
+                [self._known_U, np.zeros(max(size, 2 * len(self._known_U)), np.int64)]
+            )
+        changed = np.flatnonzero(self._known_U[:size] != count_U)
+        self._known_U[changed] = count_U[changed]
+        return changed
+
+
+class UserChanges:
+    """The users whose events or explicit negatives have changed."""
+
+    def __init__(self, users: UserStore) -> None:
+        self._stores: list[tuple[EventStore, CountChanges]] = [
+            (users, CountChanges()),
+            (users.negatives, CountChanges()),
+        ]
+
+    def take(self) -> Int64s:
+        """int64: those with other events than at the last call, and those who were removed since; ascending."""
+        changed = [np.empty(0, np.int64)]
+        for store, counts in self._stores:
+            changed += [store.ids[counts.take(store.log.count_U[: len(store)])], store.take_removed()]
+        return np.unique(np.concatenate(changed))

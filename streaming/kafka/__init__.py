@@ -1,0 +1,1 @@
+"""Clients: consumers, fetches, deliveries, topics, outages."""

@@ -1,0 +1,233 @@
+"""Opening Kafka consumers, and what a reader must know of a topic before it starts."""
+
+import base64
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from streaming.config import LostPosition, StreamConfig, client_arguments
+from streaming.kafka.fetching import bound_fetches
+from streaming.kafka.record_headers import accept_any_header_key
+from streaming.kafka.topics import BrokerRefused, BrokerUnavailable, unavailable
+
+_log = logging.getLogger(__name__)
+
+__all__ = [
+    "BrokerRefused",
+    "BrokerUnavailable",
+    "PositionLost",
+    "TopicMissing",
+    "end_offsets",
+    "open_consumer",
+    "partitions_of",
+    "unavailable",
+]
+
+
+class TopicMissing(RuntimeError):
+    """A topic that should be read does not exist."""
+
+
+class PositionLost(RuntimeError):
+    """The log no longer holds the position that a reader should go on from."""
+
+
+def partitions_of(config: StreamConfig, topic: str) -> list[int]:
+    """The partitions of a topic, ascending.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    with consumer_of(config) as consumer:
+        return known_partitions(config, consumer, topic)
+
+
+def end_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
+    """The offset after the last readable message of each partition, as of now.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    return _offsets(config, topic, KafkaConsumer.end_offsets)
+
+
+def first_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
+    """The offset of the first message that each partition holds, as of now.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    return _offsets(config, topic, KafkaConsumer.beginning_offsets)
+
+
+def _offsets(
+    config: StreamConfig,
+    topic: str,
+    ask: Callable[[KafkaConsumer, list[TopicPartition]], Mapping[TopicPartition, int]],
+) -> dict[int, int]:
+    with consumer_of(config) as consumer:
+        return by_partition(
+            ask(consumer, [TopicPartition(topic, p) for p in known_partitions(config, consumer, topic)])
+        )
+
+
+def open_consumer(config: StreamConfig) -> KafkaConsumer:
+    """A consumer outside any group that never creates topics and never resets a position by itself.
+
+    What it fetches is bounded (`streaming.kafka.fetching`): a record's value may be `Unreadable`.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+    """
+    arguments: dict[str, Any] = client_arguments(config) | {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "auto_offset_reset": "none",
+        "isolation_level": "read_committed",
+        "check_crcs": config.check_crcs,
+        "metrics_enabled": False,
+        "fetch_max_wait_ms": config.fetch_max_wait_ms,
+        "fetch_max_bytes": config.fetch_max_bytes,
+        "max_partition_fetch_bytes": config.max_message_bytes,
+        "reconnect_backoff_max_ms": 1000,
+    }
+    accept_any_header_key()
+    try:
+        consumer = KafkaConsumer(**arguments)
+    except KafkaError as error:
+        raise unavailable(config, error) from error
+    bound_fetches(consumer, config)
+    return consumer
+
+
+@contextmanager
+def consumer_of(config: StreamConfig) -> Iterator[KafkaConsumer]:
+    """A consumer for a few questions, closed at the end; a failure to answer is a BrokerUnavailable."""
+    consumer = open_consumer(config)
+    try:
+        yield consumer
+    except KafkaError as error:
+        raise unavailable(config, error) from error
+    finally:
+        consumer.close(autocommit=False, timeout_ms=1000)
+
+
+def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) -> list[int]:
+    """As `partitions_of`, by a consumer that is open."""
+    partitions = consumer.partitions_for_topic(topic)
+    if not partitions:
+        raise TopicMissing(
+            f"The topic {topic!r} does not exist at {config.bootstrap_servers}, or this user may not see it: create it,"
+            f" or set {_setting_of(config, topic)} to the topic that has the events."
+        )
+    return sorted(partitions)
+
+
+def topic_id(consumer: KafkaConsumer, topic: str, *, ask: bool = False) -> str:
+    """Kafka's id of a topic (KIP-516), as Kafka's tools write it: another one if it was deleted and created anew.
+
+    Args:
+        consumer: knows it as of its last metadata.
+        topic: one that it reads.
+        ask: a broker, now.
+    Returns:
+        Empty if the topic is not there, or the broker gives none (before Kafka 2.8).
+    Raises:
+        KafkaError: no broker answered.
+    """
+    if ask:
+        consumer._manager.run(consumer._cluster.refresh_metadata)
+    found = consumer._cluster.topic_id(topic)
+    return base64.urlsafe_b64encode(found.bytes).decode().rstrip("=") if found and found.int else ""
+
+
+def current_topic_id(config: StreamConfig, topic: str) -> str:
+    """The id of a topic as of now; see `topic_id`.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicMissing: the topic does not exist.
+    """
+    with consumer_of(config) as consumer:
+        known_partitions(config, consumer, topic)
+        return topic_id(consumer, topic)
+
+
+def seek(
+    consumer: KafkaConsumer,
+    start: Mapping[TopicPartition, int | None],
+    lost: LostPosition = "fail",
+    anew: Collection[TopicPartition] = (),
+) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
+    """Moves to each offset (None: the beginning) of assigned partitions.
+
+    Args:
+        consumer: has the partitions assigned.
+        start: by partition.
+        lost: where to go on if the log does not hold an offset: `stream.lost_position`.
+        anew: those whose offsets are of an earlier topic of the same name.
+    Returns:
+        The offsets, and which of them are other ones, because the log does not hold what was asked for.
+    Raises:
+        PositionLost: an offset is before the beginning or after the end of its partition, and `lost` is "fail".
+    """
+    partitions = list(start)
+    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    offsets: dict[TopicPartition, int] = {}
+    elsewhere: set[TopicPartition] = set()
+    for at, offset in start.items():
+        offsets[at] = first[at] if offset is None else offset
+        if at in anew or not first[at] <= offsets[at] <= end[at]:
+            offsets[at] = _instead(at, offsets[at], first[at], end[at], lost, is_anew=at in anew)
+            elsewhere.add(at)
+        consumer.seek(at, offsets[at])
+    return offsets, elsewhere
+
+
+def _instead(
+    at: TopicPartition, offset: int, first: int, end: int, lost: LostPosition, *, is_anew: bool
+) -> int:
+    """Where to go on, told loudly."""
+    what = f"{at.topic} partition {at.partition} holds offsets {first} to {end}, but reading should go on at {offset}"
+    if is_anew:
+        what += " of an earlier topic of this name: the topic was deleted and created anew"
+    else:
+        what += ": the log was trimmed or the topic was created anew"
+    if lost == "fail":
+        raise PositionLost(
+            f"{what}. Choose with stream.lost_position: earliest goes on at {first} and latest at {end}, what is "
+            "between is counted as skipped. Or keep the log longer (retention.ms), or start from an empty storage_path."
+        )
+    chosen = first if lost == "earliest" else end
+    _log.error("%s; goes on at %d (stream.lost_position=%s)", what, chosen, lost)
+    return chosen
+
+
+def release_parked(consumer: KafkaConsumer) -> None:
+    """Lets a resumed partition go on; to be called before a poll that follows a resume.
+
+    kafka-python 3.0.12 parks the parsed records of a paused partition and takes them up again only if
+    `_next_partition_records` is None, but leaves a drained object there: without this the partition is never
+    read again (tests/integration/test_source.py reproduces it). There is no public way around it.
+    """
+    fetcher = getattr(consumer, "_fetcher", None)
+    if fetcher is not None and not getattr(fetcher, "_next_partition_records", True):
+        fetcher._next_partition_records = None
+
+
+def by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    """Offsets keyed by the number of the partition alone."""
+    return {at.partition: offset for at, offset in sorted(offsets.items())}
+
+
+def _setting_of(config: StreamConfig, topic: str) -> str:
+    names = ("interactions_topic", "items_topic", "users_topic", "dead_letter_topic")
+    return next((f"stream.{name}" for name in names if getattr(config, name) == topic), "its name")

@@ -1,0 +1,1 @@
+"""Events and catalogues into Kafka."""

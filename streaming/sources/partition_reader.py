@@ -1,0 +1,195 @@
+"""One partition on its way from messages to rows: what was fetched, what is decoded, and where it must stop.
+
+The thread that reads calls `receive` and `decode`; everything that touches the queue happens under the source's lock.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from streaming.codecs.arrow_limits import Extent
+from streaming.codecs.codec import decode_messages, extent_of
+from streaming.events.position import Gap, Position
+from streaming.events.validation import Decoded, Message, Place
+from streaming.sources.row_queue import RowQueue
+
+# A tuple of two objects.
+_HEADER_BYTES = 160
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Decoded rows for the queue, the offset that they lead to, their messages and the bytes that they keep."""
+
+    decoded: Decoded
+    fetched: int
+    messages: int
+    size: int
+
+
+class PartitionReader:
+    """What a source holds of one partition.
+
+    Attributes:
+        queue: decoded rows that wait to be taken.
+        highwater: end of the log as of the last fetch.
+        held: the next message belongs to users of a larger topic: nothing is read beyond it.
+        waiting_bytes: bytes of the messages that were fetched and not decoded yet.
+    """
+
+    def __init__(self, place: Place, queue: RowQueue, end: int | None, watermark_ms: int) -> None:
+        self.queue = queue
+        self.highwater = 0
+        self.held = False
+        self._place = place
+        self._end = end
+        self._watermark_ms = watermark_ms
+        self._waiting: deque[tuple[Message, Extent]] = deque()
+        self.waiting_bytes = 0
+        self._reached = queue.fetched
+        self._gaps: list[Gap] = []
+        self._anew: tuple[int, str] | None = None
+        self.skip_gap()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that were fetched and not decoded yet."""
+        return len(self._waiting)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will come beyond what is in the queue."""
+        if self._anew is not None:
+            return False
+        return self.held or (self._end is not None and self.queue.fetched >= self._end)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it ends anywhere."""
+        return self._end is not None
+
+    @property
+    def topic_id(self) -> str:
+        """The topic that the position is of; empty where the broker gives no ids."""
+        return self._place.topic_id
+
+    def bound(self, end: int) -> None:
+        """Ends here, or where decoding is already."""
+        self._end = end if self._anew is not None else max(end, self.queue.fetched)
+        self.skip_gap()
+
+    def skip_gap(self) -> None:
+        """Moves the position to the end if nothing is left before it."""
+        if self._end is not None and self._anew is None:
+            self.queue.skip_gap(self._end)
+
+    def jump(self, start: int, until: int) -> None:
+        """Goes on here: what was between is not in the log any more. Nothing may wait to be decoded."""
+        self._gaps.append(Gap(start, until, self._watermark_ms))
+        self._reached = max(self._reached, until)
+        self.queue.fetched = max(self.queue.fetched, until)
+        self.queue.skip_gap(self.queue.fetched)
+
+    def begin_anew(self, begin: int, topic_id: str) -> None:
+        """Goes on here in the topic that was created anew, once all rows of the earlier one are taken.
+
+        Nothing may wait to be decoded; what is received from now on is of the new topic.
+        """
+        self._anew = (begin, topic_id)
+        self._reached = begin
+        self.held = False
+
+    def turn_over(self) -> bool:
+        """Moves the position into the new topic if nothing of the earlier one is left; whether it did.
+
+        To be called by whoever takes, between two takes: rows of one are of one topic.
+        """
+        if self._anew is None or self.queue.ready:
+            return False
+        (begin, topic_id), self._anew = self._anew, None
+        self.queue.position, self.queue.fetched = Position(begin, 0), begin
+        # The earlier log says nothing of how late an event of this one is.
+        self._watermark_ms = 0
+        self._place = replace(self._place, topic_id=topic_id)
+        self._gaps.append(Gap(0, begin, 0, is_anew=True))
+        return True
+
+    def passed_gaps(self) -> list[Gap]:
+        """The gaps before the position; one that rows before it wait to be taken is not passed yet."""
+        anew = max((n for n, gap in enumerate(self._gaps) if gap.is_anew), default=-1)
+        offset = self.queue.position.offset
+        return [gap for n, gap in enumerate(self._gaps) if n <= anew or gap.until <= offset]
+
+    def receive(self, messages: Sequence[Message], reached: int) -> None:
+        """Takes fetched messages, and the offset that reading has reached, gaps included."""
+        self._reached = max(self._reached, reached)
+        if self.held:
+            return
+        self._waiting.extend((message, extent_of(message, self._place)) for message in messages)
+        self.waiting_bytes += sum(held_bytes(message) for message in messages)
+
+    def decode(self, rows: float, size: float, needed: int, grown: Callable[[], int]) -> Stretch:
+        """Decodes as many of the waiting messages as fit, at least one if the queue needs rows.
+
+        Args:
+            rows: most rows that the queue may hold.
+            size: most bytes, decoded, that it may hold.
+            needed: below so many rows the next message is decoded whatever its size.
+            grown: asks how many partitions the topic has now.
+        """
+        chosen: list[Message] = []
+        checked = True
+        if self._anew is not None:
+            return Stretch(Decoded(), 0, 0, 0)  # who takes may turn over at any moment
+        self._drop_beyond_end()
+        ready, decoded = self.queue.ready, self.queue.size
+        while self._waiting:
+            message, extent = self._waiting[0]
+            if ready >= needed and (ready + extent.rows > rows or decoded + extent.size > size):
+                break
+            chosen.append(message)
+            checked &= not extent.is_refused
+            self._waiting.popleft()
+            self.waiting_bytes -= held_bytes(message)
+            ready, decoded = ready + extent.rows, decoded + extent.size
+        if not chosen:
+            nothing_left = not self._waiting and not self.held
+            return Stretch(Decoded(), self._reached if nothing_left else self.queue.fetched, 0, 0)
+        return self._decode(chosen, decoded - self.queue.size, grown, checked)
+
+    def _drop_beyond_end(self) -> None:
+        while self._end is not None and self._waiting and self._waiting[-1][0].offset >= self._end:
+            self.waiting_bytes -= held_bytes(self._waiting.pop()[0])
+
+    def _decode(self, messages: list[Message], size: int, grown: Callable[[], int], checked: bool) -> Stretch:
+        place = replace(self._place, extents_known=checked)
+        decoded = decode_messages(messages, place, self._watermark_ms)
+        if decoded.strays:
+            messages = self._before_growth(messages, grown)
+            if self.held:
+                decoded = decode_messages(messages, self._place, self._watermark_ms)
+        self._watermark_ms = max(self._watermark_ms, decoded.latest_ms)
+        reached = messages[-1].offset + 1 if messages else self.queue.fetched
+        if not self._waiting and not self.held:
+            reached = self._reached
+        return Stretch(decoded, reached, len(messages), size + sum(letter.size for letter in decoded.dead))
+
+    def _before_growth(self, messages: list[Message], grown: Callable[[], int]) -> list[Message]:
+        """The messages before the first one that a producer sent who knows of more partitions; all if there is none."""
+        partitions = grown()
+        if partitions <= self._place.partitions:
+            return messages
+        wider = replace(self._place, partitions=partitions)
+        for n, message in enumerate(messages):
+            alone = [message]
+            if decode_messages(alone, self._place).strays and not decode_messages(alone, wider).strays:
+                self.held = True
+                self._waiting.clear()
+                self.waiting_bytes = 0
+                return messages[:n]
+        return messages
+
+
+def held_bytes(message: Message) -> int:
+    """What a message keeps in memory until it is decoded, roughly."""
+    return len(message.value or b"") + _HEADER_BYTES * len(message.headers or ())
