@@ -15,7 +15,8 @@ from streaming.catalogue.catalogue import Catalogue
 
 Int64Array = npt.NDArray[np.int64]
 
-_CHUNK_ITEMS = 65_536
+# What the tower holds of a chunk while it encodes is what encoding costs in memory, whatever the catalogue's size.
+_CHUNK_ITEMS = 16_384
 
 
 @torch.no_grad()

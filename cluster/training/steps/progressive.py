@@ -121,20 +121,22 @@ class ProgressiveValidation:
         unheard_I = np.ones(len(self._positions), np.bool_)  # deleted, or new in this very step
         unheard_I[column_I] = False
         unheard_I[self._dense(prepared.new_items)] = True
-        seen_EI = self._seen(runs)
-        repeated_E = np.take_along_axis(seen_EI, target_E[:, None], 1)[:, 0]
         sampled_E = sample_mask(batch, self._config.evaluation.sample_fraction)
-        chosen = np.flatnonzero(sampled_E & ~repeated_E)
+        sampled = np.flatnonzero(sampled_E)
+        seen_SI = self._seen(runs, sampled_E)
+        is_new_S = ~np.take_along_axis(seen_SI, target_E[sampled][:, None], 1)[:, 0]
+        chosen, seen_CI = sampled[is_new_S], seen_SI[is_new_S]
         totals = np.zeros(1 + len(SYSTEMS))
         totals[0] = chosen.shape[0]
-        findable = chosen[~unheard_I[target_E[chosen]]]
+        is_heard_C = ~unheard_I[target_E[chosen]]
+        findable = chosen[is_heard_C]
         if chosen.shape[0]:
             queries_ED, found_EK = self._scores(prepared, known_ID, chosen, findable)
             self._remember(queries_ED)
             scores_EI = np.zeros((findable.shape[0], len(self._positions)), np.float32)
             scores_EI[:, column_I] = found_EK
             scores = [scores_EI, *self._baselines(recent_ER[findable])]
-            drop_EI = seen_EI[findable] | unheard_I[None, :]
+            drop_EI = seen_CI[is_heard_C] | unheard_I[None, :]
             for place, scores_EI in enumerate(scores, start=1):
                 ranks = full_ranks(scores_EI, target_E[findable], drop_EI)
                 totals[place] = (ranks < self._config.evaluation.top_k).sum()
@@ -226,14 +228,14 @@ class ProgressiveValidation:
             return np.full(at_ER.shape, -1, np.int64)
         return np.where(inside, dense[np.maximum(at_ER, 0)], -1)
 
-    def _seen(self, runs: Runs) -> BoolArray:
+    def _seen(self, runs: Runs, wanted_E: BoolArray) -> BoolArray:
         return _seen_before(
+            wanted_E,
             self._dense(runs.items),
             runs.item_offsets_N1,
             runs.context_N,
             self._dense(runs.seen),
             runs.seen_offsets_N1,
-            runs.targets_E.shape[0],
             len(self._positions),
         )
 
@@ -260,26 +262,30 @@ def _target_places(runs: Runs) -> Int64Array:
 
 @njit(cache=True, nogil=True)
 def _seen_before(
+    wanted: BoolArray,
     items: Int64Array,
     item_offsets: Int64Array,
     context: Int64Array,
     seen: Int64Array,
     seen_offsets: Int64Array,
-    events: int,
     known: int,
 ) -> BoolArray:
-    """bool (E, I): items that the event's user had before the event."""
-    out = np.zeros((events, known), np.bool_)
-    e = 0
+    """bool (S, I): items that the user of each wanted event had before it; nothing of the other events costs (I,)."""
+    out = np.zeros((int(wanted.sum()), known), np.bool_)
+    first = row = 0
     for n in range(context.shape[0]):
-        had = np.zeros(known, np.bool_)
-        for k in range(seen_offsets[n], seen_offsets[n + 1]):
-            if 0 <= seen[k] < known:
-                had[seen[k]] = True
-        for k in range(item_offsets[n], item_offsets[n + 1]):
-            if k - item_offsets[n] >= context[n]:
-                out[e] = had
-                e += 1
-            if 0 <= items[k] < known:
-                had[items[k]] = True
+        events = max(0, item_offsets[n + 1] - item_offsets[n] - context[n])
+        if wanted[first : first + events].any():
+            had = np.zeros(known, np.bool_)
+            for k in range(seen_offsets[n], seen_offsets[n + 1]):
+                if 0 <= seen[k] < known:
+                    had[seen[k]] = True
+            for k in range(item_offsets[n], item_offsets[n + 1]):
+                event = k - item_offsets[n] - context[n]
+                if event >= 0 and wanted[first + event]:
+                    out[row] = had
+                    row += 1
+                if 0 <= items[k] < known:
+                    had[items[k]] = True
+        first += events
     return out

@@ -65,8 +65,8 @@ def test_an_event_is_sampled_by_its_position_alone_and_a_larger_fraction_only_ad
     assert not sample_mask(_positions(10), 0.0).any()
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_what_a_user_had_before_an_event_is_context_seen_items_and_the_runs_earlier_targets(seed):
+@pytest.mark.parametrize(("seed", "share"), [(0, 1.0), (1, 0.5), (2, 0.1), (3, 0.0)])
+def test_what_a_user_had_before_an_event_is_context_seen_items_and_the_runs_earlier_targets(seed, share):
     known = 20
     batch = random_runs(np.random.default_rng(seed), rows=10, items=known + 5)
     runs = Runs.of(to_batch(batch))
@@ -79,9 +79,11 @@ def test_what_a_user_had_before_an_event_is_context_seen_items_and_the_runs_earl
     # Ids beyond the known ones stand for items that nobody had heard of: -1 or out of range.
     dense = np.where(runs.items > known, -1, runs.items - 1)
     seen = runs.seen - 1
-    events = runs.targets_E.shape[0]
-    got = _seen_before(dense, runs.item_offsets_N1, runs.context_N, seen, runs.seen_offsets_N1, events, known)
-    np.testing.assert_array_equal(got, expected)
+    wanted_E = np.random.default_rng(seed).random(runs.targets_E.shape[0]) < share
+    got = _seen_before(
+        wanted_E, dense, runs.item_offsets_N1, runs.context_N, seen, runs.seen_offsets_N1, known
+    )
+    np.testing.assert_array_equal(got, np.array(expected)[wanted_E])
 
 
 def test_the_place_of_each_target_is_found_among_the_packed_items():
