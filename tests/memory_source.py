@@ -40,6 +40,9 @@ class MemorySource:
     def topic_ids(self) -> dict[int, str]:
         return {}
 
+    def came_from(self, place: RowPlace) -> tuple[str, str]:
+        return "topic", ""
+
     def bound(self, end_offsets: Mapping[int, int]) -> None:
         raise NotImplementedError
 

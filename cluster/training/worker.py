@@ -313,7 +313,7 @@ class Worker:
     def _quarantine(self, quarantined: Quarantined) -> None:
         """Nothing was learnt from these events; every rank comes here for the same step."""
         run, topic = self.run, self.config.stream.dead_letters
-        letters = quarantine_letters(quarantined, run.source, self.config.stream.origin, run.step)
+        letters = quarantine_letters(quarantined, run.source, run.step)
         _log.error(
             "step %d could not be trained with %d of its events, of which %d of this rank go to %s: %s",
             run.step,

@@ -93,6 +93,9 @@ class EventSource(Protocol):
     def wait_full(self, quota: int, timeout_s: float) -> bool:
         """Waits until every partition has `quota` rows ready or its end, or time is up; whether they have."""
 
+    def came_from(self, place: RowPlace) -> tuple[str, str]:
+        """The topic, or the file, that a row was read from, and its id, as a dead letter names them."""
+
     def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
         """What stands at these places as a dead letter carries it; without those that cannot be read again."""
 

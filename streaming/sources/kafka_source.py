@@ -219,6 +219,10 @@ class KafkaSource:
             self._wait(lambda: self._is_full(quota), timeout_s)
             return self._is_full(quota)
 
+    def came_from(self, place: RowPlace) -> tuple[str, str]:
+        """The topic that was read, and its id; empty where the broker gives none."""
+        return self._topic, self.topic_ids.get(place.partition, "")
+
     def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
         """What stands at these places of the topic, as a dead letter carries it; without what is not there any more."""
         try:

@@ -157,6 +157,11 @@ class ParquetSource:
         self._fill()
         return True
 
+    def came_from(self, place: RowPlace) -> tuple[str, str]:
+        """The file's name, and a hash of what its footer says."""
+        group = self._groups[place.offset]
+        return group.file.name, group.identity
+
     def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
         """The row of each place as JSON."""
         return {place: self._parsed(place.offset).original(place.row) for place in places}

@@ -46,15 +46,13 @@ def poisoned(steps: int, step: int, reason: str, topic: str) -> PoisonedTraining
     )
 
 
-def quarantine_letters(
-    quarantined: Quarantined, source: EventSource, topic: str, step: int
-) -> list[DeadLetter]:
+def quarantine_letters(quarantined: Quarantined, source: EventSource, step: int) -> list[DeadLetter]:
     """A dead letter for each of this rank's events.
 
     Args:
         quarantined: the events and what they led to.
-        source: gives the originals; where it cannot any more, what the batch knows of the event stands in.
-        topic: where the events were read.
+        source: says where they came from and gives the originals; where it cannot any more, what the batch knows
+            of the event stands in.
         step: of the optimizer.
     """
     batch = quarantined.batch
@@ -64,7 +62,7 @@ def quarantine_letters(
     places = [RowPlace(*place) for place in zip(partition_E, offset_E, row_E, strict=True)]
     if not places:
         return []
-    originals, topic_ids = source.originals(places), source.topic_ids
+    originals = source.originals(places)
     known = {
         "user_id": runs.user_N[runs.run_E].tolist(),
         "item_id": runs.targets_E.tolist(),
@@ -75,7 +73,8 @@ def quarantine_letters(
     for e, (place, why) in enumerate(zip(places, quarantined.reasons, strict=True)):
         value = originals.get(place) or orjson.dumps({name: column[e] for name, column in known.items()})
         reason = f"quarantined: training step {step} was refused ({why})"
-        letters.append(DeadLetter(reason, topic, *place, value, topic_ids.get(place.partition, "")))
+        topic, topic_id = source.came_from(place)
+        letters.append(DeadLetter(reason, topic, *place, value, topic_id))
     return letters
 
 

@@ -59,7 +59,7 @@ def test_a_refused_step_leaves_towers_rows_optimizers_and_frequencies_as_they_we
 def test_a_letter_of_an_event_that_cannot_be_read_again_says_what_the_batch_knows():
     batch = to_batch([Run(5, [1, 2], [3], offsets=[9], weights=[2.0])])
     quarantined = Quarantined(batch, ["total nan is not finite"], 1, "", is_step=False)
-    (letter,) = quarantine_letters(quarantined, MemorySource({}, []), "topic", 7)
+    (letter,) = quarantine_letters(quarantined, MemorySource({}, []), 7)
     assert letter.key == b"topic/0/9/0"
     assert "step 7" in letter.reason
     assert "total nan" in letter.reason

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.config import StreamConfig
+from streaming.events.position import RowPlace
 from streaming.sources.parquet_source import ParquetSource, ParquetUnusable
 
 START_MS = 1_700_000_000_000
@@ -106,3 +107,16 @@ def test_texts_are_read_as_they_are_whatever_the_encoding(tmp_path):
     source.wait_full(4, 0)
     rows = source.take({0: 10}).rows
     assert rows["action"].to_pylist() == rows["event_id"].to_pylist() == texts.to_pylist()
+
+
+def test_rows_of_two_files_of_one_name_come_from_different_places(tmp_path):
+    """A letter of an event that no step could be made with is named as one that could not be read."""
+    named = []
+    for folder, rows in (("a", 2), ("b", 3)):
+        (tmp_path / folder).mkdir()
+        path = _write(tmp_path / folder / "events.parquet", [None, *[START_MS] * rows])
+        source = ParquetSource(StreamConfig(parquet=str(path), parquet_partitions=1), [0], {})
+        [letter] = source.take({0: 10}).dead
+        named.append(source.came_from(RowPlace(0, 0, 1)))
+        assert named[-1] == (letter.topic, letter.topic_id)
+    assert named[0] != named[1]
