@@ -52,6 +52,9 @@ _RAY_TRAIN_ENV = {
 _RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 # Nobody announces that this machine goes; the watcher is a process of 200 MB for each group.
 _RAY_TRAIN_ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# glibc makes up to eight heaps a core, and what a thread frees stays in the thread's heap: each version is built by new
+# threads, and all heaps together grew by 3 kB with each item (tests/benchmarks/worker_memory.py). See mallopt(3).
+_FEW_HEAPS_ENV = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")}
 _ENDED = ("stopped", "finished")
 _FAILED_WHILE_STOPPING = (
     "stopped, but the workers failed before the last checkpoint: the next run goes on from the one before it"
@@ -345,7 +348,8 @@ def _start_ray(config: FreshetConfig) -> RayInstance:
     if ray.is_initialized():
         return RayInstance.present()
     threads = str(config.train.threads_per_worker)
-    environment: dict[str, Any] = {"env_vars": {**_RAY_TRAIN_ENV, "OMP_NUM_THREADS": threads}}
+    variables = {**_RAY_TRAIN_ENV, **_FEW_HEAPS_ENV, "OMP_NUM_THREADS": threads}
+    environment: dict[str, Any] = {"env_vars": variables}
     if os.environ.get("RAY_ADDRESS"):
         return RayInstance.join(runtime_env=environment, log_to_driver=True)
     wanted = worker_range(config.train.workers)[0] * config.train.cpus_per_worker
