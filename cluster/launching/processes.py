@@ -47,7 +47,7 @@ def descendants(pid: int) -> list[Process]:
     return tree
 
 
-def kill_all(processes: Iterable[Process], wait_s: float = 2.0) -> None:
+def kill_all(processes: Iterable[Process], wait_s: float = 5.0) -> None:
     """SIGKILL to all that still run, children before their parents, and wait until they are gone."""
     remaining = [process for process in processes if process.alive]
     for process in reversed(remaining):

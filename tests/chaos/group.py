@@ -90,9 +90,9 @@ class StruckWorker(Worker):
         self.table_watch = TableWatch(run.table)
         return run
 
-    def _step(self) -> None:
+    def _step(self, *, ahead: bool) -> None:
         self._at("step")
-        super()._step()
+        super()._step(ahead=ahead)
 
 
 def _warm_up() -> None:

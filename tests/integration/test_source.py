@@ -191,7 +191,7 @@ def test_a_missing_topic_is_an_error_and_is_not_created(stream_factory):
 
 def test_a_missing_partition_is_an_error(stream_config):
     assert partitions_of(stream_config, stream_config.interactions_topic) == [0, 1, 2, 3]
-    with pytest.raises(TopicMissing, match=r"but not \[7\]"):
+    with pytest.raises(TopicMissing, match=r"has 4 partitions, without 7"):
         KafkaSource(stream_config, [0, 7], {})
 
 

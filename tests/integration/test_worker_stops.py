@@ -65,7 +65,8 @@ def test_a_stop_commits_what_came_since_the_last_checkpoint_and_an_idle_run_comm
 
     def idle(worker):
         """Everything is read, saved and published, and ten more of each would have been due since."""
-        done = has_read(300)(worker) and not (worker._since.unsaved or worker._since.unpublished)
+        waits = worker._since.unsaved or worker._since.unpublished or worker.publisher.busy
+        done = has_read(300)(worker) and not waits
         if done and not idle_since:
             idle_since.append((time.monotonic(), names(config), worker.publisher.published))
         return bool(idle_since) and time.monotonic() - idle_since[0][0] > 2
