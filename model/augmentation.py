@@ -17,13 +17,13 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from model.key_index import mix64
+from model.key_index import GOLDEN, mix64
 
 INPUT_MASK, SEQUENCE_VIEW, ATTRIBUTE_VIEW, ITEM_VIEW, DROPOUT_VIEW = 1, 16, 32, 48, 64
 """Salts. A view adds its number (0 or 1)."""
 
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
-_GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN = int(GOLDEN)
 
 
 def _signed(value: int) -> int:
@@ -122,7 +122,7 @@ def _factors(
         x = start_V[v]
         for d in range(factors_VD.shape[1]):
             factors_VD[v, d] = kept_V[v] if mix64(x) >= threshold else np.float32(0.0)
-            x += np.uint64(0x9E3779B97F4A7C15)
+            x += GOLDEN
 
 
 def masked_tokens(uniform_RL: Tensor, sequence_RL: Tensor, sequences: int, ratio: float) -> Tensor:

@@ -11,13 +11,11 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from model.key_index import KeyIndex, hash_keys, mix64
+from model.key_index import GOLDEN, KeyIndex, hash_keys, mix64
 
 Int16Array = npt.NDArray[np.int16]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @njit(cache=True, nogil=True)
@@ -25,9 +23,9 @@ def _normal_rows(hashes_U: npt.NDArray[np.uint64], dim: int, seed: np.uint64, st
     """Box–Muller on the counter-based stream mix(hash of the key + counter), two normals a draw."""
     out = np.empty((hashes_U.shape[0], dim), np.float32)
     for k in range(hashes_U.shape[0]):
-        state = mix64(hashes_U[k] + seed * _GOLDEN)
+        state = mix64(hashes_U[k] + seed * GOLDEN)
         for pair in range((dim + 1) // 2):
-            state += _GOLDEN
+            state += GOLDEN
             bits = mix64(state)
             # (0, 1] for the logarithm, [0, 1) for the angle: 32 bits each.
             radius_bits = np.float64(bits >> np.uint64(32)) + 1.0

@@ -21,6 +21,8 @@ from model.reserved_memory import GrowingArray, machine_bytes
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: what splitmix64 adds from one number to the next."""
 _MAX_LOAD = 0.75
 _GROWTH = 2.0
 _BLOCK = 64
@@ -42,7 +44,7 @@ def mix64(value: np.uint64) -> np.uint64:
 
 @njit(cache=True, nogil=True, inline="always")
 def _hash_key(table: np.int16, key: np.int64) -> np.uint64:
-    return mix64(np.uint64(key) + (np.uint64(table) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return mix64(np.uint64(key) + (np.uint64(table) + np.uint64(1)) * GOLDEN)
 
 
 @njit(cache=True, nogil=True)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from cluster.evaluation.grids.grid import CellEvent
     from cluster.evaluation.systems.fitting import PassReport
 
-PLAIN_LINE_EVERY_S = 10.0
-
 
 @dataclass
 class _Running:

