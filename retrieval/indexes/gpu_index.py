@@ -140,5 +140,6 @@ def _empty(scratch: Any, centroid_LD: Float32Array, dim: int, lists: int, config
         index = gpu_faiss.GpuIndexIVFScalarQuantizer(
             scratch, quantizer, dim, lists, half, by_inner_product, False, settings
         )
-    index._quantizer_kept = quantizer  # the index points to it and does not own it
+    # The index points to it and does not own it; Faiss lets no other attribute be added.
+    index.referenced_objects = [*getattr(index, "referenced_objects", ()), quantizer]
     return index
