@@ -57,7 +57,7 @@ else
 	$(BIN)/python -m tests.chaos.campaign --kills $(KILLS) --report $(REPORT) $(ARGS)
 endif
 
-test-gpu:  ## What needs a GPU: tests and figures, to gpu-report.json (docs/gpu.md; FRESHET_TEST_DEVICE=cpu rehearses).
+test-gpu:  ## What needs a GPU: tests and figures, to gpu-report.json (docs/guide/gpu.md; FRESHET_TEST_DEVICE=cpu rehearses).
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.gpu $(ARGS)
 
 lint: install  ## Style, types and layers.
