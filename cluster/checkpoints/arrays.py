@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load, save
 
-from cluster.checkpoints.storage import StoredFile
 from retrieval.storage.durable import FileEntry, write_durably
+from retrieval.storage.files import StoredFile
 
 
 def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:

@@ -47,17 +47,10 @@ from cluster.checkpoints.manifest import (
     file_problem,
     read_manifest,
 )
-from cluster.checkpoints.storage import (
-    HashingSink,
-    Hook,
-    Storage,
-    StoredFile,
-    nothing,
-    open_storage,
-    order_of,
-    split_location,
-)
+from retrieval.storage.base import CHECKPOINTS, Hook, Storage, nothing
 from retrieval.storage.durable import FileEntry, manifest_checksum
+from retrieval.storage.files import HashingSink, StoredFile
+from retrieval.storage.opening import open_storage, split_location
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +178,9 @@ class CheckpointStore:
 
     def begin(self, step: int) -> Writing:
         """Make room for a checkpoint of this step (rank 0); a step that is written again gets a name of its own."""
-        taken = {repeat for number, repeat in map(order_of, self.storage.names()) if number == step}
+        taken = {
+            repeat for number, repeat in map(CHECKPOINTS.order_of, self.storage.names()) if number == step
+        }
         name = f"step-{step:08d}" + (f".{max(taken) + 1}" if taken else "")
         self._at("begin")
         self.check_claim()
@@ -206,7 +201,7 @@ class CheckpointStore:
             "format": FORMAT,
             "kind": "full" if parent is None else "delta",
             "follows": before.name if before is not None else None,
-            "step": order_of(writing.name)[0],
+            "step": CHECKPOINTS.order_of(writing.name)[0],
             "written_ms": int(time.time() * 1000),
             "chain": [{"name": link.name, "checksum": link.manifest["checksum"]} for link in links],
             **state,
@@ -338,8 +333,8 @@ def _line_of(newest: Checkpoint, manifests: dict[str, Mapping[str, Any]]) -> lis
     line = [newest.name]
     while (before := _followed_by(manifests[line[-1]])) in manifests and before not in line:
         line.append(before)
-    oldest = min(map(order_of, line))
-    return line + [name for name in reversed(manifests) if order_of(name) < oldest]
+    oldest = min(map(CHECKPOINTS.order_of, line))
+    return line + [name for name in reversed(manifests) if CHECKPOINTS.order_of(name) < oldest]
 
 
 def _followed_by(manifest: Mapping[str, Any]) -> str:

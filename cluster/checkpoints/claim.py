@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cluster.checkpoints.notes import BEAT_S, FOLDER, Heartbeat
-from cluster.checkpoints.storage import Storage
+from cluster.checkpoints.heartbeat import BEAT_S, Heartbeat
+from retrieval.storage.base import Storage
+from retrieval.storage.notes import FOLDER
 
 EXPIRY_S = 30.0
 """A run that has given no sign of life for so long is dead, if nothing nearer says so."""

@@ -15,8 +15,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cluster.checkpoints.notes import FOLDER, Heartbeat
-from cluster.checkpoints.storage import Storage
+from cluster.checkpoints.heartbeat import Heartbeat
+from retrieval.storage.base import Storage
+from retrieval.storage.notes import FOLDER
 
 HOLD_EXPIRY_S = 60.0
 _SUFFIX = ".hold.json"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cluster.checkpoints.storage import MANIFEST, NotAFile, Storage, is_checkpoint_name
+from retrieval.storage.base import CHECKPOINTS, MANIFEST, NotAFile, Storage
 from retrieval.storage.durable import is_plain_name, manifest_checksum
 
 FORMAT = 2
@@ -89,7 +89,7 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
 def _refuse_paths(place: str, manifest: Mapping[str, Any]) -> None:
     """Its files lie in its folder, and what it builds on beside it."""
     outside = [entry["name"] for entry in manifest["files"] if not is_plain_name(entry["name"])]
-    outside += [name for name in chain_of(manifest) if not is_checkpoint_name(name)]
+    outside += [name for name in chain_of(manifest) if not CHECKPOINTS.is_name(name)]
     if outside:
         raise CheckpointError(
             f"{place} is damaged: {MANIFEST} names {outside[0]!r}, which does not lie in its folder"

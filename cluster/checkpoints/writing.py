@@ -30,8 +30,8 @@ import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, Writing
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.storage import Hook, nothing
 from cluster.collectives import Collectives
+from retrieval.storage.base import Hook, nothing
 from retrieval.storage.durable import FileEntry
 
 _SLICES_AHEAD = 8

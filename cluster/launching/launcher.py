@@ -20,7 +20,6 @@ from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_che
 from cluster.checkpoints.claim import Owner, StorageTaken, claimed_by_run, signs_of_life
 from cluster.checkpoints.hold import holding
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.storage import open_storage
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import device_of_group, process_group_backend, resolve_device
@@ -36,6 +35,7 @@ from cluster.training.state.compatibility import require_resumable, require_same
 from cluster.training.state.starting_point import find_starting_point
 from cluster.training.steps.quarantine import PoisonedTraining
 from retrieval.storage.durable import make_private, replace_durably
+from retrieval.storage.opening import open_storage
 from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost
 from streaming.kafka.outage import patiently
 from streaming.sources.kafka_source import BrokerRefused, PositionLost, TopicMissing, partitions_of

@@ -19,7 +19,6 @@ import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.storage import Hook, nothing
 from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
@@ -38,6 +37,7 @@ from cluster.training.state.stream_state import Epoch, saved_stream
 from cluster.training.state.worker_state import checkpointer_of, restore_checkpoint
 from cluster.training.steps.guarded_step import GuardedStep, StepOutcome
 from cluster.training.steps.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
+from retrieval.storage.base import Hook, nothing
 from streaming.dead_letters.writer import DeadLettersDelayed
 from streaming.events.position import Position
 from streaming.kafka.group_offsets import GroupOffsets

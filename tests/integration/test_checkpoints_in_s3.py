@@ -23,13 +23,14 @@ from cluster.checkpoints import claim
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageInUse, StorageTaken, claimed_by_run, join
 from cluster.checkpoints.hold import holding
-from cluster.checkpoints.storage import StorageLocationError, nothing, open_storage
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
 from cluster.training.state.starting_point import find_starting_point
 from cluster.training.state.worker_state import checkpointer_of
 from deploy.cli import app
+from retrieval.storage.base import StorageLocationError, nothing
+from retrieval.storage.opening import open_storage
 from tests.ranks import run_on_ranks
 from tests.unit_runs import small_config, small_run, train_steps
 from tests.worker_runs import config_of, events, produce, train

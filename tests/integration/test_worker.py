@@ -19,7 +19,6 @@ from cluster.checkpoints.claim import StorageTaken, claimed_by_run
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.parts.rows import merged_rows
 from cluster.checkpoints.parts.users import merged_users, partitions_in
-from cluster.checkpoints.storage import open_storage
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
 from cluster.serving.recommender import NothingToServe, Recommender, UnknownUser
@@ -27,6 +26,7 @@ from cluster.training.refresh import refresh_from
 from cluster.training.worker import Worker
 from model.config import ModelConfig
 from model.features import ITEM
+from retrieval.storage.opening import open_storage
 from retrieval.versions.store import VersionStore
 from streaming.config import StreamConfig
 from streaming.producing.producer import EventProducer

@@ -23,11 +23,11 @@ from cluster.checkpoints.arrays import read_table, write_table
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.checkpoints.parts.row_copies import RowCopies
-from cluster.checkpoints.storage import StoredFile
 from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.key_index import KeyIndex
 from retrieval.storage.durable import FileEntry
+from retrieval.storage.files import StoredFile
 
 PREFIX = "rows-"
 WAITING = "waiting-"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from cluster.checkpoints.arrays import read_tensors, write_tensors
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
-from cluster.checkpoints.storage import StoredFile
 from model.attribute_columns import EarlierColumns
 from model.tower_optimizer import TowerOptimizer
 from retrieval.storage.durable import FileEntry
+from retrieval.storage.files import StoredFile
 
 FILE = "towers.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")

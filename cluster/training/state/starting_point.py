@@ -14,12 +14,12 @@ from pathlib import Path
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.hold import holding
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.storage import MANIFEST, StorageLocationError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.state.compatibility import require_same, require_same_towers
 from cluster.training.state.run import TrainingRun, seed_dropout
 from cluster.training.state.worker_state import restore_learnt
+from retrieval.storage.base import MANIFEST, StorageLocationError
 
 # What towers and rows mean depends on these; other settings of the model may change from run to run.
 _MUST_AGREE = (

@@ -36,7 +36,6 @@ from cluster.checkpoints.parts.rows import WAITING, RowPart, load_rows, load_wai
 from cluster.checkpoints.parts.towers import FILE as TOWERS
 from cluster.checkpoints.parts.towers import load_towers, tower_tensors
 from cluster.checkpoints.parts.users import LedgerPart, UserPart, load_users, merged_ledger, partitions_in
-from cluster.checkpoints.storage import Hook, nothing
 from cluster.checkpoints.writing import Checkpointer, FullPolicy, Part, Snapshot
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
@@ -45,6 +44,7 @@ from cluster.training.state.stream_state import load_moved_users, merged, saved_
 from cluster.training.steps.generators import drawn_on_gpu, generator_states, restore_generators
 from cluster.training.steps.progressive import Curve, ProgressiveValidation
 from model.attribute_columns import earlier_columns
+from retrieval.storage.base import Hook, nothing
 from streaming.events.position import Position
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageInUse, claimed_by_run
 from cluster.checkpoints.hold import Holds
-from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.launching import launcher
 from cluster.launching.launcher import (
@@ -26,6 +25,7 @@ from cluster.launching.launcher import (
     run_training,
 )
 from deploy.command.errors import report
+from retrieval.storage.opening import open_storage
 from streaming.config import StreamConfig
 from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost
 from streaming.sources.kafka_source import BrokerRefused, BrokerUnavailable

@@ -11,7 +11,7 @@ import torch
 from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError, UnknownFormatError
-from cluster.checkpoints.storage import nothing, order_of
+from retrieval.storage.base import CHECKPOINTS, nothing
 from retrieval.storage.durable import manifest_checksum
 
 
@@ -256,7 +256,7 @@ def _gone_on(place, keep, *steps, parent=True):
 
 
 def _numbers(place):
-    return [order_of(name) for name in CheckpointStore(place).names()]
+    return [CHECKPOINTS.order_of(name) for name in CheckpointStore(place).names()]
 
 
 @pytest.mark.parametrize("first", [15, 20, 25, 60])

@@ -5,8 +5,9 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken, claimed_by_run
-from cluster.checkpoints.storage import nothing, open_storage
 from cluster.config import FreshetConfig, TrainConfig
+from retrieval.storage.base import nothing
+from retrieval.storage.opening import open_storage
 
 
 def _write(store, step):

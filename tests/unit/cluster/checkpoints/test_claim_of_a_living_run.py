@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from cluster.checkpoints import claim, notes
+from cluster.checkpoints import claim, heartbeat
 from cluster.checkpoints.claim import StorageInUse, StorageNotClaimed, StorageTaken, claimed_by_run, join
-from cluster.checkpoints.storage import open_storage
+from retrieval.storage.opening import open_storage
 from tests.full_disk import FULL, READ_ONLY, refusing
 
 RUN = (
     "import sys, time; from cluster.checkpoints.claim import claimed_by_run\n"
-    "from cluster.checkpoints.storage import open_storage\n"
+    "from retrieval.storage.opening import open_storage\n"
     "with claimed_by_run(open_storage(sys.argv[1]), 'first'):\n"
     "    print('claimed', flush=True); sys.stdin.read()\n"
 )
@@ -48,7 +48,7 @@ def first(storage):
 @pytest.fixture
 def quick(monkeypatch):
     """Beats and expiry in a tenth of the time."""
-    monkeypatch.setattr(notes, "BEAT_S", 0.1)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.1)
     monkeypatch.setattr(claim, "BEAT_S", 0.1)
     monkeypatch.setattr(claim, "EXPIRY_S", 1.5)
 

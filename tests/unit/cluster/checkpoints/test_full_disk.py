@@ -12,9 +12,9 @@ import pytest
 from cluster.audit.state import digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.storage import LocalStorage
 from cluster.collectives import Collectives
 from cluster.training.state.worker_state import checkpointer_of
+from retrieval.storage.local import LocalStorage
 from tests.unit_runs import small_run, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,7 +155,7 @@ def test_a_commit_whose_folder_cannot_be_synced_after_the_rename_is_whole_or_abs
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("cluster.checkpoints.storage.fsync_directory", refuse)
+        patched.setattr("retrieval.storage.local.fsync_directory", refuse)
         train_steps(run, 1)
         assert _try(checkpointer, run) is None
     assert "was not committed: [Errno 28]" in caplog.text

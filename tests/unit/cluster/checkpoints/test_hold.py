@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from cluster.checkpoints import hold, notes
+from cluster.checkpoints import heartbeat, hold
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.hold import holding
 from tests.full_disk import READ_ONLY, refusing
@@ -54,7 +54,7 @@ def test_the_hold_of_a_reader_that_was_killed_expires(store, monkeypatch):
     first = _commit(store, 1)
     code = (
         "import sys, os, signal; from cluster.checkpoints.hold import holding\n"
-        "from cluster.checkpoints.storage import open_storage\n"
+        "from retrieval.storage.opening import open_storage\n"
         "with holding(open_storage(sys.argv[1]), 'step-00000001', 'refresh'): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -72,7 +72,7 @@ def test_the_hold_of_a_reader_that_was_killed_expires(store, monkeypatch):
 
 def test_the_hold_of_a_reader_that_lives_does_not_expire(store, monkeypatch):
     monkeypatch.setattr(hold, "HOLD_EXPIRY_S", 0.5)
-    monkeypatch.setattr(notes, "BEAT_S", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.05)
     first = _commit(store, 1)
     with holding(first.storage, first.name, "freshet refresh"):
         newest, until = _commit(store, 2), time.monotonic() + 1.5

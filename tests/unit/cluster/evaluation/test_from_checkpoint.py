@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict, replace
 
 from cluster.checkpoints.checkpoint import Checkpoint
-from cluster.checkpoints.storage import open_storage
 from cluster.config import FreshetConfig, TrainConfig
 from cluster.evaluation.systems.from_checkpoint import config_of
 from model.config import ModelConfig
+from retrieval.storage.opening import open_storage
 from streaming.config import StreamConfig
 
 CONFIG = FreshetConfig(

@@ -1,4 +1,4 @@
-"""Small notes beside the checkpoints, in a folder or an object store: who writes here, who lives, what is being read.
+"""Small notes beside what is stored, in a folder or an object store: who writes here, who lives, what is being read.
 
 A note is replaced as a whole. Signs of life are times of change, which the storage itself keeps: a file is touched, so
 that a full disk does not make a run look dead, and an object is put again.
@@ -6,23 +6,17 @@ that a full disk does not make a run look dead, and an object is put again.
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from pyarrow import fs
 
-from cluster.background import Background
 from retrieval.storage.durable import make_private, replace_durably
 
 FOLDER = "claims"
-BEAT_S = 3.0
-_log = logging.getLogger(__name__)
 
 
 class Notes(Protocol):
@@ -128,44 +122,3 @@ class ObjectNotes:
         selector = fs.FileSelector(f"{self._prefix}/{FOLDER}", allow_not_found=True)
         found = self._files.get_file_info(selector)
         return sorted(f"{FOLDER}/{e.base_name}" for e in found if e.type == fs.FileType.File)
-
-
-class Heartbeat(Background):
-    """Touches a note from a thread while its block runs.
-
-    Args:
-        notes: where.
-        name: of the note.
-        goes_on: asked before each touch; once it says no, the note is not touched any more.
-        removes: whether the note goes at the end of the block.
-    """
-
-    def __init__(
-        self, notes: Notes, name: str, goes_on: Callable[[], bool] = lambda: True, *, removes: bool = True
-    ) -> None:
-        super().__init__(f"heartbeat {name}")
-        self._notes, self._name, self._goes_on, self._removes = notes, name, goes_on, removes
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        if self._removes:
-            with suppress(OSError):
-                self._notes.remove(self._name)
-
-    def work(self) -> None:
-        """Touch the note until the block ends."""
-        failed = False
-        while True:
-            try:
-                if not self._goes_on():
-                    return
-                self._notes.touch(self._name)
-                failed = False
-            except OSError as error:
-                if not failed:
-                    _log.warning("no sign of life can be given in %s: %s", self._name, error)
-                failed = True
-            if self.ended.wait(BEAT_S):
-                return

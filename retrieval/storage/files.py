@@ -1,0 +1,58 @@
+"""Files of a storage: as they are written, and as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import IO
+
+import pyarrow as pa
+
+from retrieval.storage.base import Storage
+from retrieval.storage.durable import FileEntry
+
+
+class HashingSink:
+    """A binary file that knows the size and SHA-256 of what went into it."""
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self._sink, self._hash, self._size = sink, hashlib.sha256(), 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        """Write and count."""
+        self._sink.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """For Arrow's sake; the owner of the file fsyncs."""
+
+    def close(self) -> None:
+        """For Arrow's sake; the owner of the file closes it."""
+
+    def entry(self, file: str) -> FileEntry:
+        """What a manifest says of the file."""
+        return FileEntry(file, self._size, self._hash.hexdigest())
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a committed set."""
+
+    storage: Storage
+    owner: str
+    name: str
+
+    @property
+    def stem(self) -> str:
+        """Its name without the last suffix."""
+        return self.name.rpartition(".")[0]
+
+    def read(self) -> pa.Buffer:
+        """The content."""
+        return self.storage.read(self.owner, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.storage.where}/{self.owner}/{self.name}"
