@@ -178,7 +178,7 @@ class TrainConfig:
 
 
 @dataclass
-class EvaluationConfig:
+class ProgressiveConfig:
     """Progressive validation: a hash sample of events is scored before it is trained on."""
 
     sample_fraction: float = field(
@@ -208,10 +208,10 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
         if not 0.0 <= self.sample_fraction <= 1.0:
-            raise ValueError(f"evaluation.sample_fraction must be in [0, 1], got {self.sample_fraction}")
+            raise ValueError(f"progressive.sample_fraction must be in [0, 1], got {self.sample_fraction}")
         for name in ("top_k", "bin_events", "baseline_max_items", "baseline_max_pairs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"progressive.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -223,7 +223,7 @@ class FreshetConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     table: TableConfig = field(default_factory=TableConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     wals: WalsConfig = field(default_factory=WalsConfig)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.training.state.run import TrainingRun
 from cluster.training.state.starting_point import start_from
 from cluster.training.state.worker_state import restore_checkpoint
@@ -53,7 +53,7 @@ def small_config(signals=None, **model):
         stream=StreamConfig(history_length=6, seen_length=20, user_attributes=["gender"], **(signals or {})),
         model=ModelConfig(**{**sizes, **model}),
         train=TrainConfig(warmup_steps=5),
-        evaluation=EvaluationConfig(sample_fraction=0.5, bin_events=50),
+        progressive=ProgressiveConfig(sample_fraction=0.5, bin_events=50),
         device="cpu",
     )
 

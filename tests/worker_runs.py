@@ -12,7 +12,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.training.worker import Worker
 from model.config import ModelConfig
 from streaming.config import StreamConfig, client_arguments
@@ -29,7 +29,7 @@ def config_of(stream: StreamConfig, storage: Path, **train: Any) -> FreshetConfi
         stream=stream,
         model=ModelConfig(dim=16, layers=1, heads=2, augmented_dim=8, uniform_negatives=20),
         train=TrainConfig(**(defaults | train)),
-        evaluation=EvaluationConfig(sample_fraction=0.0),
+        progressive=ProgressiveConfig(sample_fraction=0.0),
         device="cpu",
         storage_path=str(storage),
     )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster.setting_names import with_present_names
 from retrieval.storage.base import CHECKPOINTS, MANIFEST, NotAFile, Storage
 from retrieval.storage.durable import is_plain_name, manifest_checksum
 
@@ -83,7 +84,14 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     while upgraded["format"] != FORMAT:
         upgraded = _UPGRADES[upgraded["format"]](upgraded)
     _refuse_paths(place, upgraded)
-    return upgraded
+    return _with_present_names(upgraded)
+
+
+def _with_present_names(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run that wrote it, under the names that they have today."""
+    if not isinstance(manifest.get("config"), dict):
+        return manifest
+    return {**manifest, "config": with_present_names(manifest["config"])}
 
 
 def _refuse_paths(place: str, manifest: Mapping[str, Any]) -> None:

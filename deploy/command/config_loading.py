@@ -6,7 +6,6 @@ anything else is started.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -18,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cluster.config import FreshetConfig
+from cluster.setting_names import why_unknown
 
 _HISTORY_LENGTHS = frozenset({"model.history_length", "stream.history_length"})
 
@@ -142,11 +142,9 @@ def _is_section(key: str, types: Mapping[str, Any]) -> bool:
 def _require_known(key: str, types: Mapping[str, Any], source: str) -> None:
     if key in types:
         return
-    known = list(types)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    hint = why_unknown(key, types)
     if _is_section(key, types):
-        hint = f" (it is a section: set one of its keys, for example {key}.{_first_in(key, known)}=...)"
+        hint = f" (it is a section: set one of its keys, for example {key}.{_first_in(key, list(types))}=...)"
     raise ConfigError(f"unknown setting '{key}'{hint} in {source}")
 
 

@@ -29,7 +29,7 @@ import pyarrow as pa
 import torch
 
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig
+from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.evaluation.measuring.significance import PerQuery, compare
 from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.tables.buckets import BUCKETS, Int16Array, Int64Array, shared_keys
@@ -101,8 +101,8 @@ def measure(
 
 
 def _with_table(config: FreshetConfig, **settings: Any) -> FreshetConfig:
-    validation = EvaluationConfig(sample_fraction=1.0, baselines=False, bin_events=BLOCK_EVENTS)
-    return replace(config, table=replace(config.table, **settings), evaluation=validation)
+    validation = ProgressiveConfig(sample_fraction=1.0, baselines=False, bin_events=BLOCK_EVENTS)
+    return replace(config, table=replace(config.table, **settings), progressive=validation)
 
 
 @contextmanager

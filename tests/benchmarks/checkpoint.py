@@ -25,7 +25,7 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.training.state.run import TrainingRun
 from cluster.training.state.worker_state import checkpointer_of
 from model.config import ModelConfig
@@ -95,7 +95,7 @@ def big_run(rows: int) -> TrainingRun:
         stream=StreamConfig(seen_length=50),
         model=ModelConfig(dim=64),
         train=TrainConfig(batch_events=BATCH, checkpoint_full_every=1000, checkpoint_full_share=1000.0),
-        evaluation=EvaluationConfig(sample_fraction=0.0),
+        progressive=ProgressiveConfig(sample_fraction=0.0),
         device="cpu",
     )
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))

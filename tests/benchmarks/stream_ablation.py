@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.config import EvaluationConfig, FreshetConfig
+from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.evaluation.measuring.significance import PerQuery, compare
 from cluster.evaluation.protocol.data import Tables, prepare
 from deploy.command.config_loading import load_config
@@ -90,9 +90,9 @@ def measure(folder: Path, overrides: list[str], without: list[str], seeds: range
 def one_pass(config: FreshetConfig, bootstrap_servers: str, storage: Path) -> FreshetConfig:
     """`freshet train` to the end of the topic, every event scored first, nothing published."""
     train = replace(config.train, bounded=True, checkpoint_every_s=_NEVER_S, publish_every_s=0, init_from="")
-    validation = EvaluationConfig(sample_fraction=1.0, baselines=False, bin_events=BLOCK_EVENTS)
+    validation = ProgressiveConfig(sample_fraction=1.0, baselines=False, bin_events=BLOCK_EVENTS)
     stream = replace(config.stream, bootstrap_servers=bootstrap_servers)
-    return replace(config, train=train, evaluation=validation, stream=stream, storage_path=str(storage))
+    return replace(config, train=train, progressive=validation, stream=stream, storage_path=str(storage))
 
 
 def trained(config: FreshetConfig) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.observability.progress_file import read_progress
 from cluster.tables.config import TableConfig
 from deploy.command.children import Child
@@ -82,7 +82,7 @@ def config_of(servers: str, storage: Path, arguments: argparse.Namespace) -> Fre
         table=TableConfig(
             admit_after=2, expire_after_s=EVENTS * 3, max_rows=10_000, max_waiting=10_000, sweep_every=1
         ),
-        evaluation=EvaluationConfig(sample_fraction=0.01),
+        progressive=ProgressiveConfig(sample_fraction=0.01),
         device="cpu",
         storage_path=str(storage),
     )

@@ -31,7 +31,7 @@ from cluster.audit.exactly_once import verify_exactly_once
 from cluster.audit.state import State, digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.parts.rows import WAITING
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.tables.config import TableConfig
 from model.config import ModelConfig
 from model.features import ITEM, SOURCE, USER
@@ -190,7 +190,7 @@ class Campaign:
                 checkpoint_full_share=20.0,
             ),
             table=TableConfig(admit_after=4, expire_after_s=150, max_rows=70, sweep_every=4),
-            evaluation=EvaluationConfig(sample_fraction=0.3, bin_events=200),
+            progressive=ProgressiveConfig(sample_fraction=0.3, bin_events=200),
             device="cpu",
             storage_path=str(self._folder / name),
         )

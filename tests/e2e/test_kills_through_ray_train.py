@@ -11,7 +11,7 @@ import pytest
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.audit.state import digests, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.observability.progress_file import read_progress
 from model.config import ModelConfig
 from streaming.config import StreamConfig
@@ -54,7 +54,7 @@ def config_on(broker, storage):
             checkpoint_every_s=0.3,
             max_restarts=1,  # fewer than groups die: a group that has committed a checkpoint earns it anew
         ),
-        evaluation=EvaluationConfig(sample_fraction=0.3, bin_events=200),
+        progressive=ProgressiveConfig(sample_fraction=0.3, bin_events=200),
         device="cpu",
         storage_path=str(storage),
     )

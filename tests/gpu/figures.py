@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -161,7 +161,7 @@ def _run(events: int, steps: int, items: int, **model: Any) -> tuple[TrainingRun
         stream=StreamConfig(history_length=50, seen_length=100, user_attributes=["a", "b", "c"]),
         model=ModelConfig(dim=DIM, uniform_negatives=2000, **model),
         train=TrainConfig(batch_events=events),
-        evaluation=EvaluationConfig(sample_fraction=0.0),
+        progressive=ProgressiveConfig(sample_fraction=0.0),
     )
     run = TrainingRun.create(config, [0], Collectives(), DEVICE)
     run.catalogue.apply(population.catalogue())

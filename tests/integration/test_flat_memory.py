@@ -9,7 +9,7 @@ import resource
 
 import numpy as np, pyarrow as pa, torch
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig
+from cluster.config import ProgressiveConfig, FreshetConfig
 from cluster.tables.config import TableConfig
 from cluster.training.steps.guarded_step import GuardedStep
 from cluster.training.state.run import TrainingRun
@@ -25,7 +25,7 @@ config = FreshetConfig(
     stream=StreamConfig(history_length=8, seen_length=8, user_attributes=[], duplicate_window=1000),
     model=ModelConfig(dim=8, heads=1, layers=1, history_length=8, augmented_dim=4, uniform_negatives=8),
     table=TableConfig(admit_after=2, expire_after_s=EVENTS * 3, max_rows=10_000, max_waiting=10_000, sweep_every=1),
-    evaluation=EvaluationConfig(sample_fraction=0.005),
+    progressive=ProgressiveConfig(sample_fraction=0.005),
     device="cpu",
 )
 comm, cpu = Collectives(), torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.audit.state import digest, read_state
-from cluster.config import EvaluationConfig
+from cluster.config import ProgressiveConfig
 from cluster.training.steps.candidates import Runs
 from cluster.training.steps.quarantine import PoisonedTraining
 from cluster.training.steps.train_step import query_inputs
@@ -189,7 +189,7 @@ def test_an_event_that_raises_in_any_part_of_the_step_costs_itself_alone_on_two_
             ("masks", "scoring", "between messages", "after the last message", "backward")
         )
     }
-    runs = {place: replace(config, evaluation=EvaluationConfig()) for place, config in runs.items()}
+    runs = {place: replace(config, progressive=ProgressiveConfig()) for place, config in runs.items()}
     told = run_on_ranks(_train_raising, 2, runs, timeout_s=300)[0]
     for progress, (place, config) in zip(told, runs.items(), strict=True):
         accounting = verify_exactly_once(config)

@@ -20,7 +20,7 @@ from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.parts.rows import merged_rows
 from cluster.checkpoints.parts.users import merged_users, partitions_in
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.serving.recommender import NothingToServe, Recommender, UnknownUser
 from cluster.training.refresh import refresh_from
 from cluster.training.worker import Worker
@@ -48,7 +48,7 @@ def _config(stream: StreamConfig, storage: Path, **train: object) -> FreshetConf
             checkpoints_to_keep=50,
             **train,
         ),
-        evaluation=EvaluationConfig(sample_fraction=0.5, bin_events=100),
+        progressive=ProgressiveConfig(sample_fraction=0.5, bin_events=100),
         device="cpu",
         storage_path=str(storage),
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from cluster.config import FreshetConfig
+from cluster.setting_names import why_unknown
 
 _Config = TypeVar("_Config")
 _HISTORY_LENGTHS = frozenset({"model.history_length", "stream.history_length"})
@@ -31,7 +31,7 @@ def with_settings(config: FreshetConfig, values: Mapping[str, Any]) -> FreshetCo
     nested: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            raise OverrideError(f"unknown setting '{key}'{did_you_mean(key, known)}")
+            raise OverrideError(f"unknown setting '{key}'{why_unknown(key, known)}")
         for name in _HISTORY_LENGTHS if key in _HISTORY_LENGTHS else (key,):
             _put(nested, name, _as_type_of(known[name], value, name))
     return _replaced(config, nested)
@@ -45,12 +45,6 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", value
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    """A hint at the nearest known name, in parentheses, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _put(nested: dict[str, Any], key: str, value: Any) -> None:

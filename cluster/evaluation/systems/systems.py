@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import FreshetConfig
-from cluster.evaluation.systems.overrides import did_you_mean, with_settings
+from cluster.evaluation.systems.overrides import with_settings
+from cluster.setting_names import did_you_mean
 from model.baselines.extra import evaluation_package
 from model.recommender import Int64Array, Recommender
 

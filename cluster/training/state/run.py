@@ -102,7 +102,7 @@ class TrainingRun:
             Ledger(partitions),
             TrainStep(model, table, catalogue, comm, config, device),
             ProgressiveValidation(model, table, catalogue, comm, config),
-            Curve(config.evaluation.bin_events),
+            Curve(config.progressive.bin_events),
             StreamState(Admission(config.stream), everywhere),
         )
 

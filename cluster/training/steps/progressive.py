@@ -21,7 +21,7 @@ import torch
 from numba import njit
 
 from cluster.collectives import Collectives
-from cluster.config import FreshetConfig
+from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.publishing.item_encoding import encode_owned_items, gather_known_items
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.steps.candidates import Runs
@@ -97,6 +97,10 @@ class ProgressiveValidation:
         self._positions = KeyIndex()
         self._comm, self._config = comm, config
 
+    @property
+    def _settings(self) -> ProgressiveConfig:
+        return self._config.progressive
+
     def score(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
         """Collective. `rank`, then `count`."""
         totals = self.rank(batch, prepared)
@@ -110,7 +114,7 @@ class ProgressiveValidation:
             StepRefused: on every rank, if some rank cannot encode its items. What this rank's events alone lead to is
                 raised on this rank alone, after the last message.
         """
-        if self._config.evaluation.sample_fraction == 0:
+        if self._settings.sample_fraction == 0:
             return np.zeros(1 + len(SYSTEMS))
         with together(self._comm, lambda: self._comm.decline(self.table.device)):
             ids, vectors = encode_owned_items(self.model, self.table, self.catalogue, self._comm)
@@ -121,7 +125,7 @@ class ProgressiveValidation:
         unheard_I = np.ones(len(self._positions), np.bool_)  # deleted, or new in this very step
         unheard_I[column_I] = False
         unheard_I[self._dense(prepared.new_items)] = True
-        sampled_E = sample_mask(batch, self._config.evaluation.sample_fraction)
+        sampled_E = sample_mask(batch, self._settings.sample_fraction)
         sampled = np.flatnonzero(sampled_E)
         seen_SI = self._seen(runs, sampled_E)
         is_new_S = ~np.take_along_axis(seen_SI, target_E[sampled][:, None], 1)[:, 0]
@@ -139,13 +143,12 @@ class ProgressiveValidation:
             drop_EI = seen_CI[is_heard_C] | unheard_I[None, :]
             for place, scores_EI in enumerate(scores, start=1):
                 ranks = full_ranks(scores_EI, target_E[findable], drop_EI)
-                totals[place] = (ranks < self._config.evaluation.top_k).sum()
+                totals[place] = (ranks < self._settings.top_k).sum()
         return totals
 
     def count(self, prepared: PreparedStep) -> None:
         """Collective. The baselines count what was trained; after `rank`."""
-        evaluation = self._config.evaluation
-        if evaluation.sample_fraction == 0 or not evaluation.baselines:
+        if self._settings.sample_fraction == 0 or not self._settings.baselines:
             return
         runs = prepared.runs
         mine = np.concatenate([self._dense(runs.targets_E)[:, None], self._recent_items(runs)], axis=1)
@@ -188,7 +191,7 @@ class ProgressiveValidation:
         return queries.numpy(), found.numpy()
 
     def _baselines(self, recent_ER: Int64Array) -> list[npt.NDArray[np.float32]]:
-        if not self._config.evaluation.baselines:
+        if not self._settings.baselines:
             return []
         items = len(self._positions)
         scores = [self.popularity.scores(recent_ER, items)]
@@ -198,15 +201,13 @@ class ProgressiveValidation:
 
     def _cooccurrence_fits(self) -> bool:
         """A function of the events alone, so every rank stops at the same step, and a resumed run too."""
-        evaluation = self._config.evaluation
-        few_items = len(self._positions) <= evaluation.baseline_max_items
-        return few_items and len(self.cooccurrence.pairs) < evaluation.baseline_max_pairs
+        few_items = len(self._positions) <= self._settings.baseline_max_items
+        return few_items and len(self.cooccurrence.pairs) < self._settings.baseline_max_pairs
 
     def _too_much(self) -> str:
-        evaluation = self._config.evaluation
         return (
-            f"{len(self._positions)} items (evaluation.baseline_max_items={evaluation.baseline_max_items}), "
-            f"{len(self.cooccurrence.pairs)} pairs (evaluation.baseline_max_pairs={evaluation.baseline_max_pairs})"
+            f"{len(self._positions)} items (progressive.baseline_max_items={self._settings.baseline_max_items}), "
+            f"{len(self.cooccurrence.pairs)} pairs (progressive.baseline_max_pairs={self._settings.baseline_max_pairs})"
         )
 
     def _follow_catalogue(self) -> Int64Array:

@@ -14,7 +14,7 @@ import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig
+from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.device import resolve_device
 from cluster.evaluation.protocol.data import Tables
 from cluster.evaluation.protocol.interactions import Interactions
@@ -110,8 +110,8 @@ def pass_config(config: FreshetConfig, storage: Path, start: str, number: int, p
         checkpoint_every_s=_NEVER_S,
         publish_every_s=0,
     )
-    validation = EvaluationConfig(sample_fraction=0.0, baselines=False)
-    return replace(config, train=train, evaluation=validation, storage_path=str(storage))
+    validation = ProgressiveConfig(sample_fraction=0.0, baselines=False)
+    return replace(config, train=train, progressive=validation, storage_path=str(storage))
 
 
 def train_rank(rank: int, config: FreshetConfig) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig, TrainConfig
+from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.training.control import agree
 from cluster.training.intake.catalogue_feed import CatalogueFeed
 from cluster.training.worker import Worker
@@ -126,7 +126,7 @@ def benchmark_config(
         stream=stream,
         model=model,
         train=train,
-        evaluation=EvaluationConfig(sample_fraction=0.0),
+        progressive=ProgressiveConfig(sample_fraction=0.0),
         device="cpu",
         storage_path=str(storage),
     )

@@ -122,7 +122,7 @@ class Scene:
                 "publish_every_s": 5,
                 "checkpoint_full_every": 4,
             },
-            "evaluation": {"sample_fraction": 0.1},
+            "progressive": {"sample_fraction": 0.1},
             "device": "cpu",
             "storage_path": str(self.storage),
         }

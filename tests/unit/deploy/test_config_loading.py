@@ -72,12 +72,32 @@ def test_a_quoted_argument_loses_its_quotes():
         ),
         ("workers=3", "'workers' (did you mean 'train.workers'?)"),
         ("index=3", "'index' (it is a section: set one of its keys, for example index.kind=...)"),
-        ("evaluation=", "'evaluation' (it is a section"),
+        ("progressive=", "'progressive' (it is a section"),
         ("zzz=1", "unknown setting 'zzz' in the arguments"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant(argument, suggestion):
     assert suggestion in _refusal(argument)
+
+
+@pytest.mark.parametrize(
+    ("argument", "old", "new"),
+    [
+        ("evaluation.top_k=5", "evaluation.top_k", "progressive.top_k"),
+        ("evaluation.no_such=5", "evaluation.no_such", "progressive.no_such"),
+        ("evaluation={top_k: 5}", "evaluation", "progressive"),
+        ("evaluation=", "evaluation", "progressive"),
+    ],
+)
+def test_the_old_name_of_a_section_is_answered_with_the_new_one(argument, old, new):
+    assert _refusal(argument) == f"unknown setting '{old}' (it is now called '{new}') in the arguments"
+
+
+def test_the_old_name_of_a_section_in_a_file_is_answered_with_the_new_one(tmp_path):
+    file = _file(tmp_path, "evaluation: {top_k: 5}\n")
+    assert _refusal(file=file) == (
+        f"unknown setting 'evaluation.top_k' (it is now called 'progressive.top_k') in {file}"
+    )
 
 
 def test_an_unknown_key_in_the_file_names_the_file(tmp_path):
@@ -142,7 +162,7 @@ def test_text_in_a_file_that_yaml_reads_as_something_else_must_be_quoted(tmp_pat
         ("train.learning_rate=-1", "train.learning_rate must be positive, got -1.0"),
         ("index.recall_target=1.5", "index.recall_target must be at most 1, got 1.5"),
         ("model.heads=7", "model.heads must divide model.dim=64, got 7"),
-        ("evaluation.sample_fraction=2", "evaluation.sample_fraction must be in [0, 1], got 2.0"),
+        ("progressive.sample_fraction=2", "progressive.sample_fraction must be in [0, 1], got 2.0"),
         ("stream.history_length=0", "stream.history_length must be at least 1, got 0"),
         ("stream.user_attributes=[a, a]", "stream.user_attributes must not name an attribute twice"),
     ],
@@ -211,7 +231,7 @@ def test_a_reference_to_the_environment_is_followed_and_a_broken_one_is_refused(
 def test_every_setting_is_listed_once_with_its_type_default_and_meaning():
     described = {setting.key: setting for setting in describe_settings()}
     config = FreshetConfig()
-    of_evaluations = "evaluation", "protocol", "fit", "wals", "popularity"
+    of_evaluations = "progressive", "protocol", "fit", "wals", "popularity"
     for section in ("stream", "model", "train", "table", "index", *of_evaluations, "broker"):
         for name, default in vars(getattr(config, section)).items():
             setting = described.pop(f"{section}.{name}")

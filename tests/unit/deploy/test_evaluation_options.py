@@ -51,6 +51,7 @@ def test_values_of_a_sweep_are_read_as_their_setting():
             "dssm: {model.dropuot: 0.3}",
             "dssm: unknown setting 'model.dropuot' (did you mean 'model.dropout'?)",
         ),
+        ("dssm: {evaluation.top_k: 5}", "'evaluation.top_k' (it is now called 'progressive.top_k')"),
         ("dssm: {model.dropout: 3}", "dssm: model.dropout must be in [0, 1)"),
         ("dssm: {", "cannot be read"),
     ],

@@ -134,7 +134,7 @@ def test_counting_that_has_stopped_gives_its_memory_back_and_no_checkpoint_bring
     full = checkpointer.finish(run.step)
     counts = run.progressive.cooccurrence
     assert len(_merged(full)) == len(counts.pairs) > 0
-    setattr(run.config.evaluation, limit, 5)
+    setattr(run.config.progressive, limit, 5)
     train_steps(run, 1)
     assert counts.stopped
     assert (len(counts.pairs), counts.pairs.nbytes) == (0, 0)
@@ -144,7 +144,7 @@ def test_counting_that_has_stopped_gives_its_memory_back_and_no_checkpoint_bring
     assert again.progressive.cooccurrence.stopped
     assert _merged(delta) == {}
     for one in (run, again):  # the limits that stopped it do not matter any more
-        one.config.evaluation = small_run().config.evaluation
+        one.config.progressive = small_run().config.progressive
         train_steps(one, 1)
         assert len(one.progressive.cooccurrence.pairs) == 0
     whole = save_checkpoint(again, CheckpointStore(store.where + "-other"), Collectives())

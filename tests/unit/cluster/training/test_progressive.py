@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, FreshetConfig
+from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.training.state.run import TrainingRun
 from cluster.training.steps.candidates import Runs
 from cluster.training.steps.progressive import MOST_BINS, Curve, _seen_before, _target_places, sample_mask
@@ -97,7 +97,7 @@ CONFIG = FreshetConfig(
     model=ModelConfig(
         dim=8, heads=2, layers=1, history_length=6, augmented_dim=4, init_std=0.5, uniform_negatives=5
     ),
-    evaluation=EvaluationConfig(sample_fraction=1.0, top_k=3),
+    progressive=ProgressiveConfig(sample_fraction=1.0, top_k=3),
     device="cpu",
 )
 
@@ -134,7 +134,7 @@ def _by_hand(run, rows, prepared, known):
                     i: float(queries[event] @ v) for i, v in zip(known, vectors, strict=True) if i not in had
                 }
                 better = sum(s > scores[target] for s in scores.values()) if target in scores else np.inf
-                hits += better < CONFIG.evaluation.top_k
+                hits += better < CONFIG.progressive.top_k
             had.add(target)
             event += 1
     return [sample, hits]
@@ -142,7 +142,7 @@ def _by_hand(run, rows, prepared, known):
 
 def test_with_a_fraction_of_zero_nothing_is_scored():
     config = FreshetConfig(
-        stream=CONFIG.stream, model=CONFIG.model, evaluation=EvaluationConfig(sample_fraction=0.0)
+        stream=CONFIG.stream, model=CONFIG.model, progressive=ProgressiveConfig(sample_fraction=0.0)
     )
     run = TrainingRun.create(config, [0], Collectives(), torch.device("cpu"))
     batch = to_batch([Run(1, [], [5])])
