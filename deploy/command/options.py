@@ -1,9 +1,12 @@
-"""The options that every verb takes."""
+"""The options that several verbs take, and a verb's options as one dataclass."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -31,6 +34,56 @@ Overrides = Annotated[
 AddressOption = Annotated[
     str, typer.Option("--address", metavar="URL", help="The Ray cluster's job server (its dashboard).")
 ]
+TakeOverOption = Annotated[
+    bool,
+    typer.Option(
+        "--take-over",
+        help="Take the storage over from a run that is alive there; without it, such a run is an error.",
+    ),
+]
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", help="`ml-100k`, or a folder with interactions.parquet.")
+]
+EventsOption = Annotated[int, typer.Option("--events", min=0, help="Only the first N events; 0 = all.")]
+SecondsOption = Annotated[
+    float, typer.Option("--seconds", min=0, help="Duration of the stream; 0 = as fast as possible.")
+]
+
+Options = TypeVar("Options")
+
+
+def taking(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Make a function of one dataclass a command whose parameters are the fields of that dataclass.
+
+    Args:
+        kind: a dataclass; each field is `Annotated` with its Typer option, as a parameter would be.
+    """
+
+    def command_of(verb: Callable[[Options], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            verb(kind(**values))
+
+        types = get_type_hints(kind, include_extras=True)
+        parameters = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(field),
+                annotation=types[field.name],
+            )
+            for field in fields(kind)  # type: ignore[arg-type]
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        return command
+
+    return command_of
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
 def settings(

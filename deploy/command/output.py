@@ -1,4 +1,4 @@
-"""What a verb hands to machines: a JSON file that is either the old one or the whole new one."""
+"""A verb's result: its fields on the terminal, and a JSON file that is either the old one or the whole new one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.command.errors import CommandError
+from deploy.command.terminal import say
+from deploy.command.times import local_time
 
 
 class OutputUnwritable(CommandError):
@@ -79,3 +81,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def print_fields(result: dict[str, Any]) -> None:
+    """Print a result, one field a line; what is nested is for the JSON file alone."""
+    shown = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
+    if "time_s" in shown:
+        shown = {"time": local_time(shown.pop("time_s")), **shown}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        if isinstance(value, float):
+            value = f"{value:,.3f}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        say(f"{name:{width}}  {value}")

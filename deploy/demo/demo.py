@@ -19,12 +19,14 @@ from deploy.command.errors import FAILURE_STATUS, CommandError, last_line_of, on
 from deploy.command.output import plain, write_json
 from deploy.command.sigterm import stop_on_signals
 from deploy.command.terminal import Terminal
+from deploy.datasets.choosing import fetch_dataset, first_events, recent_users
 from deploy.demo.chaos import WorkerKiller
 from deploy.demo.figures import DemoFigures
+from deploy.demo.options import DemoOptions
+from deploy.demo.replay_thread import ReplayThread
 from deploy.demo.report import print_report
 from deploy.demo.settings import (
     SETTINGS_FILE,
-    DemoOptions,
     new_run_dir,
     own_bootstrap_servers,
     run_settings,
@@ -34,8 +36,7 @@ from deploy.screen.display import Display
 from deploy.screen.narration import narrate
 from deploy.screen.progress import Progress, parse_progress
 from deploy.screen.screen import DemoView
-from deploy.verbs.recommending import recommend_to
-from deploy.verbs.replaying import ReplayThread, fetch_dataset, first_events, recent_users
+from deploy.verbs.recommend import recommend_to
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -218,7 +219,7 @@ def trainer_child(run_dir: Path, *, take_over: bool = False) -> Child:
     )
 
 
-def run_demo(options: DemoOptions, json_path: Path | None) -> int:
+def run_demo(options: DemoOptions) -> int:
     """The verb `demo`: run, print, write the figures; returns the exit status.
 
     0 only if every figure is in order; 1 if one is not (the figures are written all the same).
@@ -227,7 +228,7 @@ def run_demo(options: DemoOptions, json_path: Path | None) -> int:
         CommandError: a part failed before there were figures.
     """
     # A mistyped setting must fail before anything is started or fetched.
-    load_config(options.config_file, list(options.overrides))
+    load_config(options.config_file, list(options.overrides or ()))
     display = Display(DemoView(produced=0))
     demo = Demo(options, display)
     try:
@@ -236,9 +237,9 @@ def run_demo(options: DemoOptions, json_path: Path | None) -> int:
     except Exception as error:
         # What was measured until then is worth keeping; the error itself is told by the caller.
         demo.figures.problems.append(one_line(unwrap(error)))
-        _write_figures(demo.figures, json_path)
+        _write_figures(demo.figures, options.json_path)
         raise
-    _write_figures(figures, json_path)
+    _write_figures(figures, options.json_path)
     print_report(Terminal(soft_wrap=True), figures)
     return 0 if figures.ok else FAILURE_STATUS
 

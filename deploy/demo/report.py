@@ -5,17 +5,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from deploy.command.terminal import Terminal, line, stacked
+from deploy.command.terminal import Terminal
 from deploy.demo.figures import DemoFigures
 from deploy.screen.screen import counted, number, rate, set_aside_text
-
-_WATCHED_COLUMNS = 45
+from deploy.verbs.recommend import print_recommendations
 
 
 def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
@@ -87,30 +84,6 @@ def program() -> str:
     on_path = found is not None and Path(found).absolute() == called.absolute()
     path = str(_short(called.absolute()))
     return "freshet" if on_path else shlex.quote(path if "/" in path else f"./{path}")
-
-
-def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
-    """Print one user's recommendations, with what they watched last above them."""
-    whom = "this history" if entry["user_id"] is None else f"user {entry['user_id']}"
-    table = Table(title=f"for {whom}", title_justify="left", title_style="bold", box=None)
-    # Only titles give way where the terminal is narrow.
-    table.add_column("", justify="right", style="dim", no_wrap=True)
-    table.add_column("recommended")
-    table.add_column("score", justify="right", no_wrap=True)
-    for place, item in enumerate(entry["items"], start=1):
-        table.add_row(str(place), stacked([item["title"]], ellipsis=True), number(item["score"], 3))
-    console.print()
-    if entry.get("watched_last"):
-        console.print("watched last: " + _titles(entry["watched_last"]), style="dim")
-    console.print(table)
-
-
-def _titles(titles: Sequence[str]) -> str:
-    """Side by side, each cut where it is too long to be one of three on a line or two."""
-    texts = [line(title) for title in titles]
-    for text in texts:
-        text.truncate(_WATCHED_COLUMNS, overflow="ellipsis")
-    return " · ".join(text.plain for text in texts)
 
 
 def _short(path: Path) -> Path:

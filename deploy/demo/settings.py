@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from deploy.command.config_loading import load_config
+from deploy.demo.options import DemoOptions
 from retrieval.storage.durable import PRIVATE_FOLDER
 
 if TYPE_CHECKING:
@@ -21,26 +21,10 @@ SETTINGS_FILE = "settings.yaml"
 DEMO_DEFAULTS = {"train.workers": 2, "train.publish_every_s": 5.0, "train.checkpoint_every_s": 10.0}
 
 
-@dataclass
-class DemoOptions:
-    """What the command line of `freshet demo` says."""
-
-    root: Path = Path("runs/demo")
-    dataset: str = "ml-100k"
-    events: int = 0
-    seconds: float = 100.0
-    partitions: int = 4
-    chaos: bool = False
-    stall_s: float = 300.0
-    config_file: Path | None = None
-    overrides: Sequence[str] = ()
-    take_over: bool = False
-
-
 def given_settings(options: DemoOptions) -> dict[str, Any]:
     """What the user's file and overrides say, by dotted key; the overrides win."""
     content = yaml.safe_load(options.config_file.read_text()) if options.config_file else None
-    return {**_flat(content or {}), **_parsed(options.overrides)}
+    return {**_flat(content or {}), **_parsed(options.overrides or ())}
 
 
 def own_bootstrap_servers(options: DemoOptions) -> str:

@@ -13,10 +13,11 @@ from deploy.command.options import settings
 from deploy.command.output import plain, write_json
 from deploy.command.sigterm import stop_on_signals
 from deploy.evaluate.files import Trials, write_cells, write_results, write_trials, write_tuned
-from deploy.evaluate.options import EvaluateOptions, read_tuned, sweep_points
+from deploy.evaluate.options import EvaluateOptions, sweep_points
 from deploy.evaluate.plot import draw, require_matplotlib
 from deploy.evaluate.progress import EvaluationDisplay
 from deploy.evaluate.report import Report, build_report, print_report
+from deploy.evaluate.tuned import read_tuned
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -31,7 +32,7 @@ FAILED_STATUS = 1
 Tuned = Mapping[str, Mapping[str, Any]]
 
 
-def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Terminal) -> int:
+def run_evaluation(options: EvaluateOptions, console: Terminal) -> int:
     """Runs what is missing, writes and prints everything; the exit status is 0 if no cell failed.
 
     Raises:
@@ -54,7 +55,7 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Te
     evaluation = Evaluation(options, systems, config, points, tables, console)
     with stop_on_signals():
         try:
-            return evaluation.run(tuned, json_path)
+            return evaluation.run(tuned)
         finally:
             evaluation.runner.close()
 
@@ -62,7 +63,7 @@ def run_evaluation(options: EvaluateOptions, json_path: Path | None, console: Te
 def load_tables(name_or_folder: str, console: Terminal, stream: StreamConfig) -> Tables:
     """A data set by name or from its folder."""
     from cluster.evaluation.protocol.data import Tables
-    from deploy.verbs.replaying import fetch_dataset
+    from deploy.datasets.choosing import fetch_dataset
 
     dataset = fetch_dataset(name_or_folder, console.print, stream)
     return Tables(dataset.name, dataset.interactions, dataset.items, dataset.users)
@@ -79,7 +80,7 @@ class Evaluation:
     tables: Tables
     console: Terminal
 
-    def run(self, tuned: Tuned, json_path: Path | None) -> int:
+    def run(self, tuned: Tuned) -> int:
         """See run_evaluation."""
         from cluster.evaluation.grids.grid import cells_of
 
@@ -98,7 +99,7 @@ class Evaluation:
         outcome = self._run_cells(cells, "evaluating")
         report = build_report(cells, outcome, self._about(tuned, trials))
         report.errors = failed | report.errors
-        self._write(report, cells, outcome, json_path)
+        self._write(report, cells, outcome)
         print_report(self.console, report)
         return FAILED_STATUS if report.errors else 0
 
@@ -172,15 +173,13 @@ class Evaluation:
             "seeds": list(range(1, self.options.seeds + 1)),
             "protocol": asdict(self.config.protocol),
             "preset": self.options.preset,
-            "overrides": self.options.overrides,
+            "overrides": self.options.overrides or [],
             "sweeps": self.options.sweeps,
             "tuned": {system.name: dict(tuned.get(system.name, {})) for system in self.systems},
             "trials": {name: len(of_system) for name, of_system in trials.items()},
         }
 
-    def _write(
-        self, report: Report, cells: Sequence[Cell], outcome: GridOutcome, json_path: Path | None
-    ) -> None:
+    def _write(self, report: Report, cells: Sequence[Cell], outcome: GridOutcome) -> None:
         """Tables and plots; the report then knows where they are."""
         folder = self.folder
         write_cells(folder / "cells.csv", cells, outcome)
@@ -193,5 +192,5 @@ class Evaluation:
             "search": [folder / "tuned.yaml", folder / "trials.csv"] if self.options.trials else [],
         }
         result = plain(report.as_json())
-        for path in (folder / "results.json", json_path):
+        for path in (folder / "results.json", self.options.json_path):
             write_json(path, result)

@@ -1,42 +1,74 @@
-"""What the command line of `evaluate` asks for, read and checked before anything starts."""
+"""What the command line of `evaluate` asks for."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-import yaml
+import typer
 
 from deploy.command.errors import UsageError
-from deploy.command.options import settings
-
-if TYPE_CHECKING:
-    from cluster.config import FreshetConfig
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """The options as they were given."""
+    """The options of `freshet evaluate`."""
 
-    data: str
-    models: str = "all"
-    seeds: int = 1
-    sweeps: list[str] = field(default_factory=list)
-    preset: str = "default"
-    trials: int = 0
-    tuned: Path | None = None
-    out: Path | None = None
-    workers: int | None = None
-    ray_address: str = ""
-    config: Path | None = None
-    overrides: list[str] = field(default_factory=list)
+    data: Annotated[str, typer.Option("--data", help="`ml-100k`, or a folder with interactions.parquet.")]
+    overrides: Overrides = field(default_factory=list)
+    config: ConfigOption = None
+    json_path: JsonOption = None
+    models: Annotated[str, typer.Option("--models", help="Names separated by commas, or all.")] = "all"
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds: 1 to N.")] = 1
+    sweeps: Annotated[
+        list[str],
+        typer.Option(
+            "--sweep",
+            metavar="KEY=V1,V2",
+            help="Values of one setting; may be repeated.",
+            show_default=False,
+        ),
+    ] = field(default_factory=list)
+    preset: Annotated[
+        Literal["default", "paper"],
+        typer.Option("--preset", help="The best settings measured, or those of the paper."),
+    ] = "default"
+    trials: Annotated[
+        int, typer.Option("--trials", min=0, help="Tune each model first, with this many validation runs.")
+    ] = 0
+    tuned: Annotated[
+        Path | None,
+        typer.Option(
+            "--tuned",
+            metavar="FILE",
+            help="Settings per model, as a search has written them.",
+            show_default=False,
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Default: runs/evaluate/NAME.", show_default=False),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Cells at a time; 0 = one, without Ray. Default: what the CPUs allow.",
+            show_default=False,
+        ),
+    ] = None
+    ray_address: Annotated[
+        str, typer.Option("--ray-address", help="A running Ray cluster; default: one here.")
+    ] = ""
 
     @property
     def overridden(self) -> set[str]:
         """Keys that the arguments set."""
-        return {override.partition("=")[0] for override in self.overrides}
+        return {override.partition("=")[0] for override in self.overrides or ()}
 
 
 def sweep_points(options: EvaluateOptions) -> list[dict[str, Any]]:
@@ -58,46 +90,7 @@ def sweep_points(options: EvaluateOptions) -> list[dict[str, Any]]:
 
 
 def _value(options: EvaluateOptions, key: str, text: str) -> Any:
-    value: Any = settings(options.config, [*options.overrides, f"{key}={text}"], options.preset)
+    value: Any = settings(options.config, [*(options.overrides or ()), f"{key}={text}"], options.preset)
     for name in key.split("."):
         value = getattr(value, name)
     return value
-
-
-def read_tuned(options: EvaluateOptions, config: FreshetConfig) -> dict[str, dict[str, Any]]:
-    """Settings by model from the file that `--tuned` names, without those that the arguments set: these win.
-
-    Raises:
-        UsageError: the file cannot be read, or holds something else; names file, model and setting.
-    """
-    from cluster.evaluation.systems.systems import SYSTEMS
-
-    path = options.tuned
-    if path is None:
-        return {}
-    tuned = {}
-    for name, values in _models_of(path).items():
-        tuned[name] = {key: value for key, value in values.items() if key not in options.overridden}
-        try:
-            SYSTEMS[name].settings_of(config, tuned[name], {})
-        except ValueError as error:
-            raise UsageError(f"{path}: {name}: {error} (option --tuned)") from error
-    return tuned
-
-
-def _models_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The content of a file of tuned settings, if it is one."""
-    from cluster.evaluation.systems.systems import SYSTEMS
-
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())} (option --tuned)") from error
-    if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
-        raise UsageError(
-            f"{path} must hold settings by model, for example 'dssm: {{model.dropout: 0.3}}' (option --tuned)"
-        )
-    for name in content:
-        if name not in SYSTEMS:
-            raise UsageError(f"{path} names '{name}', but models are {', '.join(SYSTEMS)} (option --tuned)")
-    return {name: dict(values or {}) for name, values in content.items()}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from deploy.command.errors import CommandError
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
 from deploy.command.output import write_json
 from deploy.command.sigterm import stop_on_signals
 from deploy.command.terminal import say
@@ -18,9 +21,31 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 
+app = typer.Typer()
+
 
 class BrokerDied(CommandError):
     """The local Kafka ended by itself."""
+
+
+@app.command(epilog="**Example:** `freshet broker --port 9092 --dir runs/broker`")
+def broker(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    dir: Annotated[
+        Path | None, typer.Option("--dir", help="Folder for its data.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port on 127.0.0.1; 0 = any free one.", show_default=False)
+    ] = None,
+    partitions: Annotated[int, typer.Option(help="Partitions of the topics that it creates; 0 = none.")] = 4,
+) -> None:
+    """A local Apache Kafka in the foreground, for trying things out; Ctrl-C or SIGTERM stops it, with status 0.
+
+    Needs neither Java nor Maven: Java comes with the extra `broker`, and Kafka is downloaded once.
+    """
+    run_broker(settings(config, overrides), dir, port, partitions, json)
 
 
 def broker_settings(config: FreshetConfig, data_dir: Path | None, port: int | None) -> BrokerConfig:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
-from deploy.command.errors import CommandError
+from deploy.command.errors import CommandError, UsageError
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.output import write_json
 from deploy.command.terminal import Terminal, line
 from deploy.command.times import clock, local_time, short_duration
 
@@ -18,9 +21,61 @@ if TYPE_CHECKING:
 
 _COUNTERS = ("step", "workers", "events_trained", "rows_read", "dead_letters")
 
+app = typer.Typer(help="Inspect the checkpoints of a run.", no_args_is_help=True)
+
 
 class NoSuchCheckpoint(CommandError):
     """There is no checkpoint of that name; names the place and the setting."""
+
+
+@app.command("list", epilog="**Example:** `freshet checkpoint list storage_path=runs/movies`")
+def checkpoint_list(
+    overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None
+) -> None:
+    """The checkpoints of a run: full or delta (and how many deltas since the full one), events, sizes, age.
+
+    `--json` also has parents, steps, workers and dead letters.
+    """
+    entries = list_checkpoints(settings(config, overrides))
+    write_json(json, entries)
+    print_list(Terminal(), entries)
+
+
+@app.command("verify", epilog="**Example:** `freshet checkpoint verify storage_path=runs/movies`")
+def checkpoint_verify(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
+    ] = None,
+) -> None:
+    """Read every file of the checkpoints and of those they build on; exits 1 if one is damaged."""
+    results = verify_checkpoints(settings(config, overrides), name or [])
+    write_json(json, results)
+    print_verified(Terminal(), results)
+    raise typer.Exit(0 if all(result["whole"] for result in results) else 1)
+
+
+@app.command("diff", epilog="**Example:** `freshet checkpoint diff --old step-00000100 --new step-00000200`")
+def checkpoint_diff(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    old: Annotated[
+        str, typer.Option(help="A checkpoint of the run by its name, or a path.", show_default=False)
+    ] = "",
+    new: Annotated[str, typer.Option(help="The one to compare with it.", show_default=False)] = "",
+) -> None:
+    """Compare two checkpoints: counters, positions, settings, rows by table, users, towers."""
+    if not old or not new:
+        raise UsageError(
+            "checkpoint diff compares two: give --old and --new (`freshet checkpoint list` names them)"
+        )
+    found = diff_checkpoints(settings(config, overrides), old, new)
+    write_json(json, found)
+    print_difference(Terminal(), found)
 
 
 def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:

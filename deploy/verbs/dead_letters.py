@@ -8,13 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from deploy.command.errors import CommandError
-from deploy.command.output import whole_file
-from deploy.command.terminal import Terminal
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.output import print_fields, whole_file, write_json
+from deploy.command.terminal import Terminal, say
 from deploy.screen.screen import counted
 
 if TYPE_CHECKING:
@@ -23,9 +25,75 @@ if TYPE_CHECKING:
 
 _SHOWN = 100
 
+app = typer.Typer(help="List rows that could not be used, and replay them.", no_args_is_help=True)
+ReasonOption = Annotated[
+    str, typer.Option(metavar="TEXT", help="Only letters whose reason contains this text.")
+]
+
 
 class BadEdit(CommandError):
     """An edit of a dead letter cannot be read; names the option."""
+
+
+@app.command("list", epilog="**Example:** `freshet dead-letters list --out letters.jsonl`")
+def dead_letters_list(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json_path: JsonOption = None,
+    reason: ReasonOption = "",
+    samples: Annotated[int, typer.Option(min=0, help="Samples shown of each reason.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write all as JSON lines, to edit and replay.", show_default=False
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Include those that were replayed already.")] = False,
+) -> None:
+    """What is in the dead-letter topic: counts by reason, with samples."""
+    found = list_letters(settings(config, overrides).stream, reason, samples, out, every=every)
+    write_json(json_path, found)
+    print_letters(Terminal(), found)
+
+
+@app.command(
+    "replay",
+    epilog="**Example:** `freshet dead-letters replay --reason 'item_id is missing' --set item_id=7`",
+)
+def dead_letters_replay(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json_path: JsonOption = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Sets a field of each event; null removes it.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Edited JSON lines of `list --out`: only these are replayed.",
+            show_default=False,
+        ),
+    ] = None,
+    reason: ReasonOption = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
+) -> None:
+    """Send corrected dead letters back to the topic that they came from, each exactly once.
+
+    Each event and its replay marker are one Kafka transaction, so the command can be repeated after a crash.
+    """
+    result = run_replay(settings(config, overrides).stream, set_ or [], file, reason, dry_run=dry_run)
+    write_json(json_path, result)
+    print_fields(result)
+    for key, problem in list(result["problems"].items())[:10]:
+        say(f"  {key}: {problem}")
 
 
 def list_letters(
@@ -82,8 +150,8 @@ def print_letters(console: Terminal, found: dict[str, Any]) -> None:
     console.print(table)
 
 
-def replay(
-    config: StreamConfig, settings: Sequence[str], file: Path | None, reason: str, *, dry_run: bool
+def run_replay(
+    config: StreamConfig, edits: Sequence[str], file: Path | None, reason: str, *, dry_run: bool
 ) -> dict[str, Any]:
     """Brings letters back, mended by `KEY=VALUE` edits or by a file of JSON lines that `list` wrote.
 
@@ -92,13 +160,12 @@ def replay(
     """
     from streaming.dead_letters.replay import replay_letters
 
-    edits = [_edit(text) for text in settings]
     events = _read_lines(file) if file is not None else None
 
     def chosen(letter: StoredLetter) -> bool:
         return reason in letter.reason and (events is None or letter.key in events)
 
-    report = replay_letters(config, _mender(edits, events), chosen, dry_run=dry_run)
+    report = replay_letters(config, _mender([_edit(text) for text in edits], events), chosen, dry_run=dry_run)
     return {
         "topic": config.dead_letters,
         "dry_run": dry_run,

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.table import Table
 
-from deploy.command.config_loading import describe_settings
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
 from deploy.command.output import write_json
 from deploy.command.terminal import Terminal
 
@@ -16,8 +17,19 @@ if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
 
+app = typer.Typer()
+
+
+@app.command("settings", epilog="**Example:** `freshet settings train.checkpoint_every_s=30`")
+def list_settings(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
+    """All settings with their values and meaning; those that are not the default are bold."""
+    run_settings(settings(config, overrides), json, Terminal())
+
+
 def setting_entries(config: FreshetConfig) -> list[dict[str, Any]]:
     """One entry per setting: `key`, `type_name`, `default`, `help`, `value`."""
+    from deploy.command.config_loading import describe_settings
+
     return [{**asdict(setting), "value": _value(config, setting.key)} for setting in describe_settings()]
 
 

@@ -1,4 +1,4 @@
-"""What a run is doing: its progress, checkpoints, index versions and lag, read from outside."""
+"""The verb `status`: what a run is doing: its progress, checkpoints, index versions and lag, read from outside."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.table import Table
 
 from deploy.command.errors import CommandError
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.output import write_json
 from deploy.command.terminal import Terminal
 from deploy.command.times import ago, local_time
 from deploy.screen.progress import Progress, parse_progress
@@ -20,9 +23,19 @@ if TYPE_CHECKING:
 
 SILENT_AFTER_S = 30.0
 
+app = typer.Typer()
+
 
 class NothingThere(CommandError):
     """No run has ever written into `storage_path`."""
+
+
+@app.command(epilog="**Example:** `freshet status --config runs/demo/latest/settings.yaml`")
+def status(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
+    """What a run is doing: progress, checkpoints, index versions, freshness, lag."""
+    found = collect_status(settings(config, overrides))
+    write_json(json, found)
+    print_status(Terminal(), found)
 
 
 def collect_status(config: FreshetConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A verb as a Ray job: on a running cluster, with its logs here and its exit status ours."""
+"""The verb `submit`: another verb as a Ray job, on a running cluster, with its logs here and its exit status ours."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from deploy.command.config_loading import load_config
+import typer
+
 from deploy.command.errors import CommandError, UsageError
+from deploy.command.options import AddressOption, ConfigOption, JsonOption, Overrides, TakeOverOption
 from deploy.command.output import write_json
 from deploy.command.terminal import say, say_lines
 
@@ -28,6 +30,8 @@ STOP_MARGIN_S = 5.0
 # What the workers do not need, beside what .gitignore names (Ray reads that itself).
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "docs", "tests/benchmarks"]
 
+app = typer.Typer(help="Run a verb as a Ray job on a running cluster.", no_args_is_help=True)
+
 
 class ClusterUnreachable(CommandError):
     """No Ray cluster answers at `--address`."""
@@ -35,6 +39,38 @@ class ClusterUnreachable(CommandError):
 
 class JobFailed(CommandError):
     """The job ended, and not well."""
+
+
+@app.command(
+    "train",
+    epilog="**Example:** `freshet submit train --address http://head:8265 storage_path=/shared/movies`",
+)
+def submit_train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    address: AddressOption = "http://127.0.0.1:8265",
+    working_dir: Annotated[
+        Path, typer.Option("--working-dir", help="Folder that the job runs in; it is uploaded.")
+    ] = Path("."),
+    python: Annotated[
+        str, typer.Option(help="The cluster's Python; default: python, or here this one.")
+    ] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow its logs and its exit status.")
+    ] = True,
+    take_over: TakeOverOption = False,
+) -> None:
+    """Train as a Ray job on a running cluster and follow its logs; the exit status is the job's.
+
+    The settings are checked here first. `storage_path` must be a folder that all nodes share. By hand:
+
+    `ray job submit --working-dir . -- python -m deploy train storage_path=/shared/movies`
+    """
+    options = ["--take-over"] if take_over else []
+    submit_verb(
+        "train", config, overrides or [], address, working_dir, python, options, wait=wait, json_path=json
+    )
 
 
 def interpreter_for(address: str, chosen: str = "") -> str:
@@ -186,6 +222,8 @@ def submit_verb(
         ConfigError, UsageError: before anything is sent.
         ClusterUnreachable, JobFailed: what came of it.
     """
+    from deploy.command.config_loading import load_config
+
     config = load_config(config_file, list(overrides))
     if not working_dir.is_dir():
         raise UsageError(f"{working_dir} is no folder (option --working-dir)")

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from deploy.cli import app
@@ -20,12 +21,24 @@ VERBS = [
     ["status"],
     ["evaluate"],
     ["settings"],
+    ["dead-letters", "list"],
+    ["dead-letters", "replay"],
     ["data", "fetch"],
     ["submit", "train"],
     ["checkpoint", "list"],
     ["checkpoint", "verify"],
     ["checkpoint", "diff"],
+    ["checkpoint", "audit"],
 ]
+
+
+def test_the_verbs_are_those_listed_here():
+    found = []
+    for name, command in typer.main.get_command(app).commands.items():
+        found += (
+            [[name, of_group] for of_group in command.commands] if hasattr(command, "commands") else [[name]]
+        )
+    assert sorted(found) == sorted(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -38,11 +51,13 @@ def test_every_verbs_help_teaches_with_an_example_and_the_common_options(verb):
         assert option in text
 
 
-def test_the_help_answers_without_loading_torch_ray_or_faiss():
+def test_the_help_of_every_verb_answers_without_loading_what_is_heavy():
     code = (
         "import sys; from typer.testing import CliRunner; from deploy.cli import app; "
-        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
-        "print(sorted({'torch', 'ray', 'faiss', 'pyarrow', 'numpy', 'kafka'} & set(sys.modules)))"
+        f"verbs = [[], *{VERBS}]; "
+        "assert all(CliRunner().invoke(app, [*verb, '--help']).exit_code == 0 for verb in verbs); "
+        "heavy = {'torch', 'ray', 'faiss', 'pyarrow', 'numpy', 'numba', 'kafka', 'omegaconf', 'yaml', 'matplotlib'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     started = time.process_time()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -100,7 +115,7 @@ def test_an_unknown_option_is_a_usage_error():
 def test_init_from_is_a_setting_by_another_name_and_wins_over_it(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "deploy.verbs.training.train", lambda config, **options: seen.append(config.train.init_from) or {}
+        "deploy.verbs.train.run_train", lambda config, **options: seen.append(config.train.init_from) or {}
     )
     for arguments in (["--init-from", "runs/a"], ["train.init_from=runs/b", "--init-from", "runs/a"], []):
         assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 0
@@ -110,7 +125,7 @@ def test_init_from_is_a_setting_by_another_name_and_wins_over_it(monkeypatch):
 def test_who_is_alive_is_evicted_only_when_that_is_asked_for(monkeypatch):
     evicts = []
     monkeypatch.setattr(
-        "deploy.verbs.training.train", lambda config, *, take_over: evicts.append(take_over) or {}
+        "deploy.verbs.train.run_train", lambda config, *, take_over: evicts.append(take_over) or {}
     )
     for arguments in ([], ["--take-over"]):
         assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 0
@@ -123,9 +138,7 @@ def test_a_submitted_job_and_the_demos_trainer_evict_too(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "deploy.verbs.submit.submit", lambda client, command, *_: said.append(command) or "job"
     )
-    monkeypatch.setattr(
-        "deploy.demo.demo.run_demo", lambda options, path: said.append(options.take_over) or 0
-    )
+    monkeypatch.setattr("deploy.demo.demo.run_demo", lambda options: said.append(options.take_over) or 0)
     for arguments in ([], ["--take-over"]):
         assert CliRunner().invoke(app, ["submit", "train", "--no-wait", *arguments]).exit_code == 0
         assert CliRunner().invoke(app, ["demo", *arguments]).exit_code == 0

@@ -12,7 +12,8 @@ from deploy.command.terminal import Terminal
 from deploy.datasets.datasets import Dataset
 from deploy.demo import demo as demo_module
 from deploy.demo.demo import Demo, TrainerStalled, run_demo
-from deploy.demo.settings import DemoOptions, new_run_dir, own_bootstrap_servers, write_settings
+from deploy.demo.options import DemoOptions
+from deploy.demo.settings import new_run_dir, own_bootstrap_servers, write_settings
 from deploy.screen.display import Display
 from deploy.screen.screen import DemoView
 
@@ -89,7 +90,7 @@ def _entry(user: int) -> dict:
 
 
 def test_a_demo_in_order_writes_its_figures_and_exits_with_0(world, tmp_path, capsys):
-    status = run_demo(DemoOptions(tmp_path / "runs", seconds=0), tmp_path / "demo.json")
+    status = run_demo(DemoOptions(tmp_path / "runs", seconds=0, json_path=tmp_path / "demo.json"))
     written = json.loads((tmp_path / "demo.json").read_text())
     assert status == 0
     assert written["ok"] is True
@@ -106,7 +107,7 @@ def test_a_demo_in_order_writes_its_figures_and_exits_with_0(world, tmp_path, ca
 
 
 def test_the_runs_settings_file_is_what_every_verb_goes_on_with(world, tmp_path):
-    run_demo(DemoOptions(tmp_path, seconds=0, overrides=["train.checkpoint_every_s=7", "seed=5"]), None)
+    run_demo(DemoOptions(tmp_path, seconds=0, overrides=["train.checkpoint_every_s=7", "seed=5"]))
     text = (tmp_path / "latest" / "settings.yaml").read_text()
     for part in ("checkpoint_every_s: 7", "seed: 5", "stop_after_rows: 60000", "127.0.0.1:1234", "storage"):
         assert part in text
@@ -115,7 +116,7 @@ def test_the_runs_settings_file_is_what_every_verb_goes_on_with(world, tmp_path)
 def test_figures_out_of_order_are_written_and_exit_with_1(world, tmp_path, progress_record, capsys):
     index = {"version": "v00000002", "versions": 2}
     world.records = [progress_record(), progress_record(state="finished", index=index)]
-    assert run_demo(DemoOptions(tmp_path, seconds=0), tmp_path / "demo.json") == 1
+    assert run_demo(DemoOptions(tmp_path, seconds=0, json_path=tmp_path / "demo.json")) == 1
     assert json.loads((tmp_path / "demo.json").read_text())["ok"] is False
     assert "Not in order: 2 index versions" in capsys.readouterr().out
 
@@ -125,7 +126,7 @@ def test_chaos_that_never_killed_anybody_exits_with_1(world, tmp_path, progress_
         progress_record(checkpoint=None),
         progress_record(state="finished"),
     ]
-    assert run_demo(DemoOptions(tmp_path, seconds=0, chaos=True), tmp_path / "demo.json") == 1
+    assert run_demo(DemoOptions(tmp_path, seconds=0, chaos=True, json_path=tmp_path / "demo.json")) == 1
     assert "no worker was killed" in json.loads((tmp_path / "demo.json").read_text())["problems"][0]
 
 
@@ -135,7 +136,7 @@ def test_chaos_kills_the_worker_that_the_progress_names(world, tmp_path, progres
             progress_record(pids=[1, victim.pid]),
             progress_record(state="finished", restarts=1, attempt=2),
         ]
-        status = run_demo(DemoOptions(tmp_path, seconds=0, chaos=True), tmp_path / "demo.json")
+        status = run_demo(DemoOptions(tmp_path, seconds=0, chaos=True, json_path=tmp_path / "demo.json"))
         assert victim.exit_status() == -9
     assert status == 0
     assert json.loads((tmp_path / "demo.json").read_text())["killed_pid"] == victim.pid
@@ -145,7 +146,7 @@ def test_chaos_kills_the_worker_that_the_progress_names(world, tmp_path, progres
 def test_a_trainer_that_fails_is_told_with_its_log_and_everything_stops(world, tmp_path):
     world.status = 1
     with pytest.raises(ChildFailed, match=r"the trainer failed with exit status 1.*train\.log"):
-        run_demo(DemoOptions(tmp_path, seconds=0), tmp_path / "demo.json")
+        run_demo(DemoOptions(tmp_path, seconds=0, json_path=tmp_path / "demo.json"))
     assert FakeBroker.last_stopped
     written = json.loads((tmp_path / "demo.json").read_text())
     assert written["ok"] is False
@@ -159,18 +160,18 @@ def test_a_replay_that_fails_ends_the_demo(world, tmp_path, monkeypatch):
     monkeypatch.setattr("streaming.producing.replay.replay", replay)
     world.pause = "5"
     with pytest.raises(RuntimeError, match="the topic went away"):
-        run_demo(DemoOptions(tmp_path, seconds=0), None)
+        run_demo(DemoOptions(tmp_path, seconds=0))
 
 
 def test_a_trainer_in_which_nothing_moves_is_given_up(world, tmp_path):
     world.pause = "30"
     with pytest.raises(TrainerStalled, match=r"no progress for 1 s.*train\.log.*--stall-seconds"):
-        run_demo(DemoOptions(tmp_path, seconds=0, stall_s=1), None)
+        run_demo(DemoOptions(tmp_path, seconds=0, stall_s=1))
 
 
 def test_a_mistyped_setting_fails_before_anything_is_made(world, tmp_path):
     with pytest.raises(Exception, match=r"train\.checkpoint_every_s"):
-        run_demo(DemoOptions(tmp_path / "runs", overrides=["train.chekpoint_every_s=7"]), None)
+        run_demo(DemoOptions(tmp_path / "runs", overrides=["train.chekpoint_every_s=7"]))
     assert not (tmp_path / "runs").exists()
 
 
@@ -179,8 +180,13 @@ def test_an_existing_cluster_is_used_with_topics_of_the_runs_own(world, tmp_path
         raise AssertionError("a local broker was started")
 
     monkeypatch.setattr("streaming.local_broker.broker.LocalBroker", no_broker)
-    options = DemoOptions(tmp_path, seconds=0, overrides=["stream.bootstrap_servers=kafka.example:9092"])
-    assert run_demo(options, tmp_path / "demo.json") == 0
+    options = DemoOptions(
+        tmp_path,
+        ["stream.bootstrap_servers=kafka.example:9092"],
+        json_path=tmp_path / "demo.json",
+        seconds=0,
+    )
+    assert run_demo(options) == 0
     assert "kafka.example:9092" in json.loads((tmp_path / "demo.json").read_text())["broker"]
     settings = (tmp_path / "latest" / "settings.yaml").read_text()
     assert "interactions_topic: freshet-demo-" in settings

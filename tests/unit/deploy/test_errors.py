@@ -107,7 +107,7 @@ def test_main_reports_what_a_verb_raises_and_exits_with_its_status(capsys, monke
     def refuse(*arguments: object) -> None:
         raise ChildFailed("the trainer failed (log: x)")
 
-    monkeypatch.setattr("deploy.cli.settings", refuse)
+    monkeypatch.setattr("deploy.verbs.status.settings", refuse)
     monkeypatch.setattr(sys, "argv", ["freshet", "status"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -13,8 +13,9 @@ from deploy.cli import app
 from deploy.command.config_loading import load_config
 from deploy.command.errors import UsageError
 from deploy.command.terminal import Terminal
-from deploy.evaluate.options import EvaluateOptions, read_tuned, sweep_points
+from deploy.evaluate.options import EvaluateOptions, sweep_points
 from deploy.evaluate.report import stars
+from deploy.evaluate.tuned import read_tuned
 from deploy.screen.screen import rate
 from tests.data_tables import random_tables
 

@@ -10,8 +10,8 @@ from rich.cells import cell_len
 from deploy.command.errors import UsageError
 from deploy.command.terminal import Terminal
 from deploy.demo.figures import DemoFigures
-from deploy.demo.report import print_recommendations, print_report
-from deploy.verbs.recommending import history_entry, parse_history, user_entry
+from deploy.demo.report import print_report
+from deploy.verbs.recommend import history_entry, parse_history, print_recommendations, user_entry
 
 
 class FakeRecommender:

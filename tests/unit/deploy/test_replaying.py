@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from deploy.verbs.replaying import ReplayThread, first_events, recent_users
+from deploy.datasets.choosing import first_events, recent_users
+from deploy.demo.replay_thread import ReplayThread
 
 
 @dataclass(frozen=True)

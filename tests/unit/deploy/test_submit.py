@@ -37,7 +37,7 @@ def client(monkeypatch) -> FakeClient:
     fake = FakeClient()
     monkeypatch.setattr(submit, "connect", lambda address: fake)
     config = SimpleNamespace(storage_path="/shared/movies", train=SimpleNamespace(stop_within_s=10.0))
-    monkeypatch.setattr(submit, "load_config", lambda file, overrides: config)
+    monkeypatch.setattr("deploy.command.config_loading.load_config", lambda file, overrides: config)
     return fake
 
 

@@ -15,13 +15,14 @@ from rich.table import Table
 from deploy.command.errors import CommandError, last_line_of, one_line, report
 from deploy.command.terminal import Terminal, guard_streams, line, panel, printable, say, say_lines, stacked
 from deploy.demo.figures import DemoFigures
-from deploy.demo.report import print_recommendations, print_report
+from deploy.demo.report import print_report
 from deploy.evaluate.report import Report
 from deploy.evaluate.report import print_report as print_evaluation
 from deploy.screen.progress import parse_progress
 from deploy.screen.screen import DemoView, plain_line, render
 from deploy.verbs.checkpoints import print_difference, print_list, print_verified
 from deploy.verbs.dead_letters import print_letters
+from deploy.verbs.recommend import print_recommendations
 from deploy.verbs.status import print_status
 
 HOSTILE = "[/b][/q][link=https://evil]x[/link] :smile: \x1b[31mred\x1b]8;;https://evil\x1b\\\x9b2J\x07\x00\x7f\u202eeu\u2066\r\n\u2028end"

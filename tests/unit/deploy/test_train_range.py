@@ -10,7 +10,7 @@ from streaming.config import StreamConfig, StreamSettingError
 def test_the_options_of_a_range_reach_the_settings(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(
-        "deploy.verbs.training.train", lambda config, **options: seen.append(config.stream) or {}
+        "deploy.verbs.train.run_train", lambda config, **options: seen.append(config.stream) or {}
     )
     options = [
         "--from",

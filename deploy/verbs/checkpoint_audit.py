@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from deploy.command.errors import UsageError
-from deploy.command.output import plain, whole_file
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.output import plain, print_fields, whole_file, write_json
 from deploy.verbs.checkpoints import checkpoint_named
 
 if TYPE_CHECKING:
@@ -15,6 +18,38 @@ if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
 _FORMATS = (".csv", ".parquet")
+
+app = typer.Typer()
+
+
+@app.command(
+    "audit", epilog="**Example:** `freshet checkpoint audit storage_path=runs/movies --users used.csv`"
+)
+def checkpoint_audit(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    name: Annotated[
+        str, typer.Option("--name", help="This one, or a path. Default: the newest.", show_default=False)
+    ] = "",
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            "--users",
+            metavar="FILE",
+            help="Write the number of events used of each user: .csv or .parquet.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Count the topic again: was every event up to the checkpoint used exactly once? Exits 1 if not.
+
+    Events after its positions are waiting, not lost. Works beside a run that trains.
+    """
+    found = audit_checkpoint(settings(config, overrides), name, users)
+    write_json(json, found)
+    print_fields(found)
+    raise typer.Exit(0 if found["exactly_once"] else 1)
 
 
 def audit_checkpoint(config: FreshetConfig, name: str, users_file: Path | None) -> dict[str, Any]:

@@ -1,16 +1,49 @@
-"""Recommendations for people: ids made into titles, with what the user watched last."""
+"""The verb `recommend`: ids made into titles, with what the user watched last."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
 
 from deploy.command.errors import UsageError
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.output import write_json
+from deploy.command.terminal import Terminal, line, stacked
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
 HISTORY_SHOWN = 3
+_WATCHED_COLUMNS = 45
+
+app = typer.Typer()
+
+
+@app.command(epilog="**Example:** `freshet recommend --config runs/demo/latest/settings.yaml --user 42`")
+def recommend(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(help="User id, a number or a text; may be repeated.", show_default=False),
+    ] = None,
+    history: Annotated[
+        str,
+        typer.Option(
+            help="Item ids, oldest first, e.g. 50,181,172: for an unknown user.", show_default=False
+        ),
+    ] = "",
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many items.")] = 10,
+) -> None:
+    """The top items for a user, by title, from the live index version."""
+
+    entries = entries_for(settings(config, overrides), user or [], history, k)
+    write_json(json, entries)
+    for entry in entries:
+        print_recommendations(Terminal(), entry)
 
 
 class RecommendsByTitle(Protocol):
@@ -96,3 +129,31 @@ def _id(text: str, option: str) -> int | str:
     if number is None:
         raise UsageError(f"{option} has {text!r}, which is no id (example: {option} 50)")
     return number if str(number) == text else text
+
+
+def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
+    """Print one user's recommendations, with what they watched last above them."""
+    from rich.table import Table
+
+    from deploy.screen.screen import number
+
+    whom = "this history" if entry["user_id"] is None else f"user {entry['user_id']}"
+    table = Table(title=f"for {whom}", title_justify="left", title_style="bold", box=None)
+    # Only titles give way where the terminal is narrow.
+    table.add_column("", justify="right", style="dim", no_wrap=True)
+    table.add_column("recommended")
+    table.add_column("score", justify="right", no_wrap=True)
+    for place, item in enumerate(entry["items"], start=1):
+        table.add_row(str(place), stacked([item["title"]], ellipsis=True), number(item["score"], 3))
+    console.print()
+    if entry.get("watched_last"):
+        console.print("watched last: " + _titles(entry["watched_last"]), style="dim")
+    console.print(table)
+
+
+def _titles(titles: Sequence[str]) -> str:
+    """Side by side, each cut where it is too long to be one of three on a line or two."""
+    texts = [line(title) for title in titles]
+    for text in texts:
+        text.truncate(_WATCHED_COLUMNS, overflow="ellipsis")
+    return " · ".join(text.plain for text in texts)

@@ -1,0 +1,49 @@
+"""A data set by name or folder, and parts of it: the oldest events, the users of the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deploy.datasets.datasets import Dataset, fetch, load
+
+if TYPE_CHECKING:
+    from streaming.config import StreamConfig
+
+
+def fetch_dataset(
+    name_or_folder: str, progress: Callable[[str], None], stream: StreamConfig | None = None
+) -> Dataset:
+    """A data set by name, or from a folder laid out like one; `stream` bounds what its files may decode to."""
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        folder = fetch(name_or_folder, progress=progress)
+    return load(folder, progress, **({} if stream is None else {"most_bytes": stream.max_row_group_bytes}))
+
+
+def first_events(dataset: Dataset, events: int) -> Dataset:
+    """The data set with only its first `events` interactions in time order; all of them for 0."""
+    if not 0 < events < dataset.interactions.num_rows:
+        return dataset
+    # A stable sort: which of the events of one second stay does not depend on the machine.
+    times_ms = dataset.interactions["timestamp_ms"].to_numpy()
+    kept = np.sort(np.argsort(times_ms, kind="stable")[:events])
+    return replace(dataset, interactions=dataset.interactions.take(pa.array(kept)))
+
+
+def recent_users(dataset: Dataset, count: int, at_least: int = 20) -> list[int]:
+    """Users of the newest events, each with `at_least` events (fewer if no user has so many)."""
+    interactions = dataset.interactions
+    order = np.argsort(interactions["timestamp_ms"].to_numpy(), kind="stable")[::-1]
+    users = interactions["user_id"].to_numpy()[order]
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(pa.array(users)).to_pylist()}
+    _, first = np.unique(users, return_index=True)
+    newest_first = users[np.sort(first)].tolist()
+    active = [user for user in newest_first if counts[user] >= at_least]
+    return (active or newest_first)[:count]
