@@ -165,7 +165,7 @@ class Ledger:
             self.partitions[partition].quarantined += int(events_N[partition_N == partition].sum())
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
-        """Count the targets of a training batch (DESIGN.md 3.2), after the optimizer has stepped on them."""
+        """Count the targets of a training batch (docs/reference/batch.md), after the optimizer has stepped on them."""
         runs = np.diff(batch.column("offset").offsets.to_numpy())
         users = np.repeat(batch.column("user_id").to_numpy(), runs)
         partitions = np.repeat(batch.column("partition").to_numpy(), runs)

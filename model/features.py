@@ -160,7 +160,7 @@ def item_inputs(
 def query_inputs(
     batch: pa.RecordBatch, categories: Categories, keys: KeyCollector, config: ModelConfig
 ) -> QueryInputs:
-    """Index tensors of a training batch (DESIGN.md 3.2).
+    """Index tensors of a training batch (docs/reference/batch.md).
 
     To encode a user's next query, give a row of the last W items and one more item of any id: the event's
     state never sees its own item.

@@ -19,7 +19,7 @@ def combined_log_q(
     catalogue_items: int,
     uniform_negatives: int,
 ) -> npt.NDArray[np.float32]:
-    """log q of in-batch and uniform sampling together: q = 1 − (1 − p)^B (1 − 1/I)^N  (MODEL.md 9).
+    """log q of in-batch and uniform sampling together: q = 1 − (1 − p)^B (1 − 1/I)^N  (docs/model.md, main loss).
 
     An item is a candidate if one of B events of the step takes it or one of N uniform draws with replacement
     hits it; q is one minus the chance that neither happens.

@@ -19,7 +19,7 @@ Vectors = Any
 
 
 class Recommender(Protocol):
-    """Fits on training batches (DESIGN.md 3.2), of a stream or of passes over a data set; encodes users and items."""
+    """Fits on training batches (docs/reference/batch.md) of a stream or of a data set; encodes users and items."""
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
         """Take one batch in. Returns loss terms by name, empty for what only counts; `refused` if nothing was learnt.

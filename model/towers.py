@@ -55,7 +55,7 @@ class ItemTower(nn.Module):
     def forward(self, fields_C2D: Tensor) -> tuple[Tensor, Tensor | None]:
         """p_i, float32 (C, D), and a_i, float32 (C, A); None without augmented vectors."""
         joined = fields_C2D.flatten(1)
-        # Detached: neither the mimic loss nor the main one reaches the tables through a_i (MODEL.md 4).
+        # Detached: no loss reaches the tables through a_i (docs/model.md, gradient flow).
         augmented = self.augment(joined.detach()) if self.augment is not None else None
         inputs = joined if augmented is None else torch.cat([joined, augmented], dim=1)
         return self.combine(inputs) + fields_C2D.sum(1), augmented

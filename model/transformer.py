@@ -4,7 +4,7 @@ Shape letters: N sequences, R rows that hold them, L tokens of a row, D columns,
 
 A sequence holds a user's context and then the run's items; every event in it reads the states before its own
 position, so one pass encodes all of them. Positions are relative (a learned bias per head and distance):
-a token's distance from the end, which MODEL.md measured, would differ for every event of a sequence.
+a token's distance from the end, which measured well, would differ for every event of a sequence.
 """
 
 from __future__ import annotations

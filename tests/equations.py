@@ -1,4 +1,4 @@
-"""What must hold of the model by MODEL.md, each as a function that fails where it does not.
+"""What must hold of the model by docs/model.md, each as a function that fails where it does not.
 
 `tests/unit/model/test_equations.py` calls them on the model as it is, `test_mutations.py` on one that is broken on
 purpose. Everything is reached through its module, so that a mutation is seen.
@@ -478,7 +478,7 @@ def _views(step: Step):
     return step.model.encode_step(step.rows_UD, step.queries, step.items, plan).views
 
 
-# --- where gradients stop and where they flow (MODEL.md 4) ----------------------------------------------------------
+# --- where gradients stop and where they flow (docs/model.md) ---------------------------------------------------------
 
 HEADS = ("mimic_user_head.", "mimic_item_head.")
 AUGMENT = ("user_tower.attributes.augment.", "item_tower.augment.")
@@ -503,7 +503,7 @@ TABLES = {
 
 
 def check_routes(term: str):
-    """A term's gradient reaches what MODEL.md 4 says and nothing else."""
+    """A term's gradient reaches what docs/model.md says (gradient flow) and nothing else."""
     step = small_step()
     getattr(step.terms(), term).backward()
     assert step.trained() == {n for n, _ in step.model.named_parameters() if n.startswith(ROUTES[term])}

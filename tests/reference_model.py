@@ -1,4 +1,4 @@
-"""MODEL.md once more, in NumPy float64, one event at a time: what the model is compared with.
+"""docs/model.md once more, in NumPy float64, one event at a time: what the model is compared with.
 
 Written from the equations. Of the model it takes the names of its weights and of its tables, and the salts of its
 keyed random numbers.

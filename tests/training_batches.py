@@ -1,4 +1,4 @@
-"""Training batches (DESIGN.md 3.2) written by hand, or drawn at random."""
+"""Training batches (docs/reference/batch.md) written by hand, or drawn at random."""
 
 from dataclasses import dataclass, field
 

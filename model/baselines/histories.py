@@ -55,7 +55,7 @@ class Histories:
 
     @staticmethod
     def of(batch: pa.RecordBatch, index: ItemIndex) -> Histories:
-        """Views of a training batch (DESIGN.md 3.2)."""
+        """Views of a training batch (docs/reference/batch.md)."""
         items, length_N = _ragged(batch, "items")
         seen, seen_N = _ragged(batch, "seen")
         first_N = np.cumsum(length_N) - length_N

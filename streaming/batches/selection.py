@@ -32,7 +32,7 @@ _OF_TOKENS = (ITEMS, TIMES_MS)
 
 
 def event_rows(batch: pa.RecordBatch) -> Int64s:
-    """The row of each event of a training batch (DESIGN.md 3.2), int64 (E,)."""
+    """The row of each event of a training batch (docs/reference/batch.md), int64 (E,)."""
     return np.repeat(np.arange(batch.num_rows), np.diff(batch.column(OFFSET).offsets.to_numpy()))
 
 

@@ -57,7 +57,7 @@ POSITION_FIELDS = [
 # Kafka's hash of the user id as text: `key_hash % partitions` is the user's partition, however many there will be.
 DECODED_SCHEMA = pa.schema([*EVENT_SCHEMA, *POSITION_FIELDS, (KEY_HASH, pa.int32())])
 
-# One row per run of one user's consecutive events, prefix-packed (DESIGN.md, 3.2).
+# One row per run of one user's consecutive events, prefix-packed (docs/reference/batch.md).
 TRAINING_BATCH_SCHEMA = pa.schema(
     [
         (USER_ID, pa.int64()),

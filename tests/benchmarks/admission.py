@@ -35,7 +35,7 @@ from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.tables.buckets import BUCKETS, Int16Array, Int64Array, shared_keys
 from cluster.training.state.run import TrainingRun
 from deploy.command.config_loading import load_config
-from deploy.datasets.datasets import load
+from deploy.datasets.datasets import fetch, load
 from streaming.batches.batcher import Batcher
 from streaming.events.schema import EVENT_SCHEMA
 from tests.benchmarks.support.command import benchmark_parser, finish
@@ -49,9 +49,7 @@ STARTS = ("shared", "fresh")
 
 def main() -> int:
     parser = benchmark_parser(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/ml100k"), help="folder of a data set"
-    )
+    parser.add_argument("--data", type=Path, help="folder of a data set; default: ml-100k, downloaded")
     parser.add_argument("--admit-after", type=float, default=5.0)
     parser.add_argument("--shared", default="4096,16", help="rows that the waiting ids of a table share")
     parser.add_argument("--events", type=int, default=0, help="how many, from the beginning (0 = all)")
@@ -66,11 +64,11 @@ def main() -> int:
 
 
 def measure(
-    folder: Path, config: FreshetConfig, admit_after: float, shared: list[int], events: int
+    folder: Path | None, config: FreshetConfig, admit_after: float, shared: list[int], events: int
 ) -> dict[str, Any]:
     """Every start with every number of shared rows, and rows at once."""
     started = time.process_time()
-    found = load(folder)
+    found = load(folder or fetch("ml-100k"))
     tables = Tables(found.name, found.interactions, found.items, found.users)
     data = prepare(tables, config)
     stream = log_of(data.interactions)

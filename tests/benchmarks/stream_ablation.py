@@ -30,7 +30,7 @@ from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.evaluation.measuring.significance import PerQuery, compare
 from cluster.evaluation.protocol.data import Tables, prepare
 from deploy.command.config_loading import load_config
-from deploy.datasets.datasets import load
+from deploy.datasets.datasets import fetch, load
 from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import fill_topics, log_of, train_rank
@@ -45,9 +45,7 @@ WITHOUT = ["model.contrastive_weight=0"]
 
 def main() -> int:
     parser = benchmark_parser(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/ml100k"), help="folder of a data set"
-    )
+    parser.add_argument("--data", type=Path, help="folder of a data set; default: ml-100k, downloaded")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N")
     parser.add_argument("--without", action="append", metavar="KEY=VALUE", help="what switches the part off")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of both sides")
@@ -57,9 +55,9 @@ def main() -> int:
     return finish(result, arguments.json)
 
 
-def measure(folder: Path, overrides: list[str], without: list[str], seeds: range) -> dict[str, Any]:
+def measure(folder: Path | None, overrides: list[str], without: list[str], seeds: range) -> dict[str, Any]:
     """Both sides with every seed, over one topic."""
-    found = load(folder)
+    found = load(folder or fetch("ml-100k"))
     tables = Tables(found.name, found.interactions, found.items, found.users)
     sides: dict[str, list[dict[str, Any]]] = {"with": [], "without": []}
     with tempfile.TemporaryDirectory() as scratch, LocalBroker(Path(scratch) / "kafka") as broker:

@@ -32,7 +32,7 @@ from cluster.evaluation.systems.fitting import PassReport, fit
 from cluster.evaluation.systems.from_checkpoint import recommender_of
 from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
 from deploy.command.options import settings
-from deploy.datasets.datasets import load
+from deploy.datasets.datasets import fetch, load
 from model.metrics import hit_rate, ndcg
 from model.recommender import Recommender
 from streaming.local_broker.broker import LocalBroker
@@ -49,9 +49,7 @@ FORCED = ["protocol.kind=leave_one_out", "model.history_mask=past", "fit.first_e
 
 def main() -> int:
     parser = benchmark_parser(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/ml100k"), help="folder of a data set"
-    )
+    parser.add_argument("--data", type=Path, help="folder of a data set; default: ml-100k, downloaded")
     parser.add_argument(
         "--preset", choices=["default", "paper"], default="default", help="as of freshet evaluate"
     )
@@ -65,9 +63,9 @@ def main() -> int:
     return finish(result, arguments.json)
 
 
-def measure(folder: Path, config: FreshetConfig, ranks: int) -> dict[str, Any]:
+def measure(folder: Path | None, config: FreshetConfig, ranks: int) -> dict[str, Any]:
     """Both sides, one after the other."""
-    found = load(folder)
+    found = load(folder or fetch("ml-100k"))
     tables = Tables(found.name, found.interactions, found.items, found.users)
     data = prepare(tables, config)
     batch = train_at_rest(data, config)

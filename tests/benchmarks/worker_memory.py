@@ -5,7 +5,7 @@
 `freshet train` with one worker on its own Ray, and a broker of its own; one event of four is of an item that nobody
 has seen. The worker process is looked at every half second while it trains, with checkpoints and index versions: memory
 that is its own (USS), its share of all (PSS), and what is resident (RSS). The baseline is its own peak between a
-quarter and a half of the items; from then on something stays of an item and a user that came (DESIGN.md, decision 41),
+quarter and a half of the items; from then on something stays of an item and a user that came (docs/decisions/0041),
 some hundred bytes, and the index holds vectors of all items.
 """
 

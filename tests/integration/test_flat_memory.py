@@ -88,7 +88,7 @@ def test_memory_is_flat_after_twenty_thousand_items_and_small_before():
         int(rows) + int(waiting) < 35_000
     )  # two limits of 10,000, and shared rows for three tables' buckets
     assert float(many) - float(few) < 200, ran.stdout  # a dense matrix of 20,000 items is 1,600
-    # Of an item and of a user who came something stays (DESIGN.md, decision 41): some 200 bytes, not rows or pairs.
+    # Of an item and of a user who came something stays (docs/decisions/0041): some 200 bytes, not rows or pairs.
     assert float(last) - float(later) < 30, ran.stdout
     # Nor does a step need more: what validation holds of each sampled event and known item is 0.4 MB at 40,000 items.
     assert float(most_last) - float(most_later) < 30, ran.stdout

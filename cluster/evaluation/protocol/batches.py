@@ -1,4 +1,4 @@
-"""Training and query batches (DESIGN.md 3.2) out of a data set at rest.
+"""Training and query batches (docs/reference/batch.md) out of a data set at rest.
 
 Shape letters: U users, P pieces (stretches of a user's events that become rows), B rows of a batch, Q queries.
 """

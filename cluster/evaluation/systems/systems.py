@@ -31,7 +31,7 @@ _PLAIN = {
     "model.input_mask_ratio": 0.0,
     "model.members": 1,
 }
-# How each baseline's own paper compares two vectors; cosine at the temperature of the reconstruction (MODEL.md 0).
+# How each baseline's own paper compares two vectors; cosine at the temperature of the reconstruction (docs/model.md).
 _DOT = {"model.similarity": "dot", "model.temperature": 1.0}
 _COSINE = {"model.similarity": "cosine", "model.temperature": 0.07}
 _ONE_PASS = {"fit.passes": 1, "fit.first_events": True}
@@ -118,7 +118,7 @@ SYSTEMS: dict[str, System] = {
         _ablation(REFERENCE, "CL-EPIDTN"),
         _ablation("epidtn", "EPIDTN", contrastive_weight=0.0),
         _ablation("cltd", "CLTD", augmented_vectors=False),
-        # Whether it has augmented vectors the paper does not say: a sweep over them reports both (MODEL.md 7, row 19).
+        # Whether it has augmented vectors the paper does not say: a sweep over them reports both (docs/model.md).
         _ablation("cl_dssm", "CL-DSSM", {"model.augmented_vectors": False}, transformer=False),
         _one_pass("wals", "WALS", "wals:WALS", ("implicit", "scipy.sparse"), ("wals.", "seed")),
         _towers("youtube_dnn", "YouTube DNN", "youtube_dnn:YouTubeDNN", _DOT),

@@ -61,7 +61,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Runs:
-    """NumPy views of a training batch (DESIGN.md 3.2) that several steps of the pipeline need."""
+    """NumPy views of a training batch (docs/reference/batch.md) that several steps of the pipeline need."""
 
     items: Int64Array
     item_offsets_N1: Int64Array

@@ -105,7 +105,7 @@ def test_the_paper_preset_says_what_the_paper_says():
         "source_categories": False,
         "state_skip": 0.0,
     }
-    # MODEL.md 0 to 6, where the paper is silent.
+    # docs/model.md, where the paper is silent.
     silent = {
         "heads": 2,
         "history_length": 50,
