@@ -5,6 +5,8 @@ Shape letters: U keys of a step, C rows there is room for, D columns.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,10 +20,13 @@ Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
 
+_ROWS_OF_A_THREAD = 2048
+
+
 @njit(cache=True, nogil=True)
-def _normal_rows(hashes_U: npt.NDArray[np.uint64], dim: int, seed: np.uint64, std: float) -> Float32Array:
+def _fill_normal(out: Float32Array, hashes_U: npt.NDArray[np.uint64], seed: np.uint64, std: float) -> None:
     """Box–Muller on the counter-based stream mix(hash of the key + counter), two normals a draw."""
-    out = np.empty((hashes_U.shape[0], dim), np.float32)
+    dim = out.shape[1]
     for k in range(hashes_U.shape[0]):
         state = mix64(hashes_U[k] + seed * GOLDEN)
         for pair in range((dim + 1) // 2):
@@ -35,7 +40,6 @@ def _normal_rows(hashes_U: npt.NDArray[np.uint64], dim: int, seed: np.uint64, st
             out[k, 2 * pair] = radius * np.cos(angle)
             if 2 * pair + 1 < dim:
                 out[k, 2 * pair + 1] = radius * np.sin(angle)
-    return out
 
 
 def initial_rows(tables: Int16Array, ids: Int64Array, dim: int, seed: int, std: float = 0.02) -> Float32Array:
@@ -53,7 +57,20 @@ def initial_rows(tables: Int16Array, ids: Int64Array, dim: int, seed: int, std: 
     """
     masked_seed = np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF)
     hashes_U = hash_keys(np.ascontiguousarray(tables), np.ascontiguousarray(ids))
-    return _normal_rows(hashes_U, dim, masked_seed, std)
+    rows = np.empty((hashes_U.shape[0], dim), np.float32)
+    starts = range(0, hashes_U.shape[0], _ROWS_OF_A_THREAD)
+    threads = min(torch.get_num_threads(), len(starts))
+    if threads < 2:
+        _fill_normal(rows, hashes_U, masked_seed, std)
+        return rows
+
+    def fill(start: int) -> None:
+        end = start + _ROWS_OF_A_THREAD
+        _fill_normal(rows[start:end], hashes_U[start:end], masked_seed, std)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, starts))  # raises what a thread raised
+    return rows
 
 
 class EmbeddingRows:

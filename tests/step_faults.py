@@ -13,7 +13,7 @@ WEIGHT = 77.0
 _TOWER = "model.cl_epidtn:CLEPIDTN"
 PLACES = {
     "inputs": ("cluster.training.steps.train_step:query_inputs", None),
-    "masks": ("cluster.training.steps.train_step:negatives_to_drop", None),
+    "masks": ("cluster.training.steps.candidates:_known_pairs", None),
     "items for scoring": (f"{_TOWER}.encode_items", False),
     "scoring": ("cluster.training.steps.progressive:sample_mask", None),
     "towers": (f"{_TOWER}.encode_step", True),

@@ -116,7 +116,7 @@ class ProgressReporter:
             "loss": dict(self._losses),
             "examples_per_s": self._rate(),
             "mean_examples_per_s": self._mean_rate(),
-            "known_items": int(run.catalogue.item_ids.shape[0]),
+            "known_items": int(run.catalogue.item_count),
             "progressive": run.curve.to_json(),
             "checkpoint": self._checkpoint,
             "index": self._index(publisher),

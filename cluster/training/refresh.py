@@ -44,7 +44,7 @@ def refresh_from(
     metadata: dict[str, object] = {
         "step": run.step,
         "events_trained": run.events_trained,
-        "known_items": int(run.catalogue.item_ids.shape[0]),
+        "known_items": int(run.catalogue.item_count),
         "checkpoint": str(checkpoint_path),
     }
     queries = encode_users(run, _some_users(run))

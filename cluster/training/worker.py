@@ -258,7 +258,7 @@ class Worker:
     @property
     def _worth_publishing(self) -> bool:
         """A run that was started from a checkpoint has steps behind it before it knows of any item."""
-        return self.run.step > 0 and self.run.catalogue.item_ids.shape[0] > 0
+        return self.run.step > 0 and self.run.catalogue.item_count > 0
 
     @property
     def _lacks_version(self) -> bool:
@@ -391,7 +391,7 @@ class Worker:
         metadata: dict[str, object] = {
             "step": self.run.step,
             "events_trained": self.run.events_trained,
-            "known_items": int(self.run.catalogue.item_ids.shape[0]),
+            "known_items": int(self.run.catalogue.item_count),
         }
         return self.publisher.snapshot(
             self.run.model,

@@ -42,13 +42,30 @@ class Catalogue:
         self._categories_NC = np.zeros((_FIRST_ROOM, config.max_categories), np.int64)
         self._title_N = np.full(_FIRST_ROOM, None, object)
         self._deleted_N = np.zeros(_FIRST_ROOM, np.bool_)
+        self._gone = np.zeros(0, np.int64)  # places of the deleted items, ascending
         self._attributes_UF = np.zeros((_FIRST_ROOM, len(config.user_attributes)), np.int64)
         self._deleted_U = np.zeros(_FIRST_ROOM, np.bool_)
 
     @property
     def item_ids(self) -> Int64s:
-        """int64 (n,): the items that are not deleted, in order of arrival."""
+        """int64 (n,): the items that are not deleted, in order of arrival; a copy of them all, never for a step."""
         return self._items.ids[~self._deleted_N[: len(self._items)]]
+
+    @property
+    def item_count(self) -> int:
+        """How many items are not deleted."""
+        return len(self._items) - self._gone.shape[0]
+
+    def items_at(self, place_Q: Int64s) -> Int64s:
+        """int64 (q,): `item_ids[place_Q]`, in time that does not depend on the number of items.
+
+        Args:
+            place_Q: int64, 0 to `item_count` − 1.
+        """
+        # The i-th deleted item stands before the k-th living one if i deleted and at most k living precede it.
+        before_Q = np.searchsorted(self._gone - np.arange(self._gone.shape[0]), place_Q, side="right")
+        found_Q: Int64s = self._items.ids[place_Q + before_Q]
+        return found_Q
 
     def add_items(self, item_Q: Int64s) -> None:
         """Adds items that were first seen in events, in the given order; known ones stay as they are."""
@@ -75,7 +92,7 @@ class Catalogue:
 
     def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
         """bool (q,): whether the last record of each item was a tombstone."""
-        if not self._deleted_N.any():
+        if self._gone.shape[0] == 0:
             return np.zeros(len(item_Q), np.bool_)
         at_Q = self._items.find(item_Q)
         return np.where(at_Q >= 0, self._deleted_N[at_Q], False)
@@ -122,6 +139,9 @@ class Catalogue:
         self._categories_NC[at_R] = _padded(items[CATEGORIES], self._categories_NC.shape[1])
         self._title_N[at_R] = np.array(items[TITLE].to_pylist(), object)
         self._deleted_N[at_R] = items[DELETED].to_numpy()
+        touched = np.unique(at_R).astype(np.int64)
+        still = self._gone[~np.isin(self._gone, touched)]
+        self._gone = np.union1d(still, touched[self._deleted_N[touched]])
 
     def _apply_users(self, users: pa.Table) -> None:
         if users.num_rows == 0:

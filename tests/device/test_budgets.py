@@ -18,8 +18,8 @@ from model.tower_optimizer import TowerOptimizer
 from tests.device_runs import config_of, train_and_score
 from tests.unit_runs import open_run
 
-WITH_VALIDATION = {"launches": 596, "copies_to": 3, "copies_back": 1, "waits": 1}
-WITHOUT = {"launches": 495, "copies_to": 1, "copies_back": 0, "waits": 1}
+WITH_VALIDATION = {"launches": 600, "copies_to": 3, "copies_back": 1, "waits": 1}
+WITHOUT = {"launches": 499, "copies_to": 1, "copies_back": 0, "waits": 1}
 PHASES = {
     "prepare": (TrainStep, "prepare"),
     "validation": (ProgressiveValidation, "rank"),

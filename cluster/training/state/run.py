@@ -11,6 +11,7 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.device import compute_deterministically
 from cluster.ledger import Ledger
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -76,6 +77,7 @@ class TrainingRun:
         config: FreshetConfig, partitions: list[int], comm: Collectives, device: torch.device
     ) -> TrainingRun:
         """Collective. A run that has seen nothing yet; towers start from the seed, the same on every rank."""
+        compute_deterministically(device)
         torch.manual_seed(config.seed)
         model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
         use_precision(model, config.precision)

@@ -8,18 +8,23 @@ Shape letters: E events of this rank, M candidates of all ranks, N packed rows, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from numba import njit
+from torch import Tensor
 
 from cluster.collectives import Collectives
-from model.key_index import hash_keys
+from model.key_index import KeyIndex, hash_keys
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+Int32Array = npt.NDArray[np.int32]
 
 FAILED: Int64Array = np.array([[0, 0, -1, 0]])
 """In place of `target_rows`, of a rank that can make nothing of its events: no item has a negative number of them."""
@@ -52,11 +57,13 @@ class Candidates:
 
     def positions(self, ids: Int64Array) -> Int64Array:
         """Place of each id in gathered order; -1 where it is no candidate."""
-        order = np.argsort(self.ids_M, kind="stable")
-        place = np.searchsorted(self.ids_M, ids, sorter=order)
-        place = order[np.minimum(place, max(self.ids_M.shape[0] - 1, 0))] if self.ids_M.shape[0] else place
-        found = self.ids_M[place] == ids if self.ids_M.shape[0] else np.zeros(ids.shape, bool)
-        return np.where(found, place, -1)
+        return self._index.find(_one_table(ids), ids)
+
+    @cached_property
+    def _index(self) -> KeyIndex:
+        index = KeyIndex()
+        index.add(_one_table(self.ids_M), self.ids_M)
+        return index
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,10 @@ def _ragged(column: pa.ListArray) -> tuple[npt.NDArray[np.int64], Int64Array]:
     return values, offsets - offsets[0]
 
 
+def _one_table(ids: Int64Array) -> npt.NDArray[np.int16]:
+    return np.zeros(ids.shape[0], np.int16)
+
+
 def target_rows(targets_E: Int64Array, weight_E: npt.NDArray[np.float32], latest_ms: int) -> Int64Array:
     """What a rank says of its events, int64 (T', 4): each item, its weight, its events, the latest time."""
     ids, inverse = np.unique(targets_E, return_inverse=True)
@@ -127,13 +138,22 @@ def gather_targets(comm: Collectives, mine: Int64Array) -> GlobalTargets | None:
     return GlobalTargets(all_ids, total, int(gathered[:, 3].max(initial=0)), int(gathered[:, 2].sum()))
 
 
-def uniform_negatives(known_ids: Int64Array, count: int, *, seed: int, step: int) -> Int64Array:
-    """Up to `count` distinct known items, each equally likely; a function of (seed, step) alone."""
-    if known_ids.shape[0] == 0 or count == 0:
+def uniform_negatives(
+    known: int, known_at: Callable[[Int64Array], Int64Array], count: int, *, seed: int, step: int
+) -> Int64Array:
+    """Up to `count` distinct known items, each equally likely; a function of (seed, step) and the known items alone.
+
+    Args:
+        known: how many items are known.
+        known_at: the ids at places 0 to `known` − 1.
+        count: draws, with replacement.
+        seed, step: key of the draws.
+    """
+    if known == 0 or count == 0:
         return np.zeros(0, np.int64)
     key = np.int64((seed * 1_000_003 + step) & 0x7FF_FFFF_FFFF)  # 43 bits: the product stays an int64
     draws = hash_keys(np.full(count, 7, np.int16), key * 1_048_576 + np.arange(count, dtype=np.int64))
-    return np.unique(known_ids[(draws % np.uint64(known_ids.shape[0])).astype(np.int64)])
+    return np.unique(known_at((draws % np.uint64(known)).astype(np.int64)))
 
 
 def choose_candidates(targets_T: Int64Array, negatives: Int64Array, owners: Int64Array) -> Candidates:
@@ -143,60 +163,90 @@ def choose_candidates(targets_T: Int64Array, negatives: Int64Array, owners: Int6
     return Candidates(ids[order], owners[order], np.isin(ids, targets_T)[order])
 
 
-def negatives_to_drop(runs: Runs, candidates: Candidates, *, past_only: bool = False) -> BoolArray:
-    """bool (E, M): candidates that the event's user is known to like, never the event's own target.
+@dataclass(frozen=True)
+class KnownItems:
+    """Which candidates the users of a batch are known to like: pairs, far fewer than the (E, M) mask they stand for."""
 
-    Drops the user's seen items and every other target of the user's run: items that the same user
-    takes a moment later are no negatives. With `past_only` those that come after the event stay negatives.
-    """
-    sorted_order = np.argsort(candidates.ids_M, kind="stable")
-    drop_EM = np.zeros((runs.targets_E.shape[0], candidates.ids_M.shape[0]), np.bool_)
-    _mark_known(
-        drop_EM,
-        candidates.ids_M[sorted_order],
-        sorted_order,
-        runs.items,
-        runs.item_offsets_N1,
-        runs.context_N,
-        runs.seen,
-        runs.seen_offsets_N1,
-        past_only,
-    )
-    drop_EM[np.arange(drop_EM.shape[0]), candidates.positions(runs.targets_E)] = False
-    return drop_EM
+    run_P: Tensor
+    """int64, a row of the batch."""
+    place_P: Tensor
+    """int64, a candidate; no pair twice."""
+    from_P: Tensor | None
+    """int32, the first event of the run that knows of it; None if all do."""
+    run_E: Tensor
+    """int64, the row of each event."""
+    within_E: Tensor
+    """int32, which event of its run each one is."""
+    runs: int
+
+    @staticmethod
+    def of(runs: Runs, candidates: Candidates, *, past_only: bool = False) -> KnownItems:
+        """The items that each user has seen and every target of the user's run.
+
+        An item that the user takes a moment later is no negative; with `past_only` it is one until then.
+        """
+        seen, items = candidates.positions(runs.seen), candidates.positions(runs.items)
+        run_P, place_P, from_P, within_E = (
+            torch.from_numpy(array)
+            for array in _known_pairs(
+                *(seen, runs.seen_offsets_N1, items, runs.item_offsets_N1, runs.context_N),
+                candidates.ids_M.shape[0],
+            )
+        )
+        run_E = torch.from_numpy(runs.run_E)
+        return KnownItems(
+            run_P, place_P, from_P if past_only else None, run_E, within_E, runs.context_N.shape[0]
+        )
+
+    def to_drop(self, target_E: Tensor, candidates: int) -> Tensor:
+        """bool (E, M), where these tensors are: the negatives to leave out, never the event's own target.
+
+        Args:
+            target_E: int64, the place of each event's own target.
+            candidates: M.
+        """
+        shape, device = (self.runs, candidates), self.run_P.device
+        if self.from_P is None:
+            known_NM = torch.zeros(shape, dtype=torch.bool, device=device)
+            known_NM[self.run_P, self.place_P] = True
+            drop_EM = known_NM.index_select(0, self.run_E)
+        else:
+            from_NM = torch.full(shape, torch.iinfo(torch.int32).max, dtype=torch.int32, device=device)
+            from_NM[self.run_P, self.place_P] = self.from_P
+            drop_EM = from_NM.index_select(0, self.run_E) <= self.within_E.unsqueeze(1)
+        return drop_EM.scatter_(1, target_E.unsqueeze(1), False)
 
 
 @njit(cache=True, nogil=True)
-def _mark_known(
-    drop_EM: BoolArray,
-    sorted_ids: Int64Array,
-    sorted_order: Int64Array,
+def _known_pairs(
+    seen: Int64Array,
+    seen_offsets: Int64Array,
     items: Int64Array,
     item_offsets: Int64Array,
     context_N: Int64Array,
-    seen: Int64Array,
-    seen_offsets: Int64Array,
-    past_only: bool,
-) -> None:
-    known = np.zeros(drop_EM.shape[1], np.bool_)
-    e = 0
-    for n in range(item_offsets.shape[0] - 1):
-        known[:] = False
+    candidates: int,
+) -> tuple[Int64Array, Int64Array, Int32Array, Int32Array]:
+    """`run_P`, `place_P`, `from_P`, `within_E`; `seen` and `items` are places, -1 for what is no candidate."""
+    room = seen.shape[0] + items.shape[0]
+    run_P, place_P, from_P = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int32)
+    within_E = np.empty(items.shape[0], np.int32)
+    last_run_M = np.full(candidates, -1, np.int64)
+    count = events = 0
+    for n in range(context_N.shape[0]):
         for k in range(seen_offsets[n], seen_offsets[n + 1]):
-            _mark(known, sorted_ids, sorted_order, seen[k])
-        start, end = item_offsets[n], item_offsets[n + 1]
-        first_target = start + context_N[n]
-        for k in range(start, first_target if past_only else end):
-            _mark(known, sorted_ids, sorted_order, items[k])
-        for k in range(first_target, end):
-            drop_EM[e, :] = known
-            e += 1
-            if past_only:
-                _mark(known, sorted_ids, sorted_order, items[k])
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _mark(known: BoolArray, sorted_ids: Int64Array, sorted_order: Int64Array, item: int) -> None:
-    place = np.searchsorted(sorted_ids, item)
-    if place < sorted_ids.shape[0] and sorted_ids[place] == item:
-        known[sorted_order[place]] = True
+            if seen[k] >= 0 and last_run_M[seen[k]] != n:
+                last_run_M[seen[k]] = n
+                run_P[count], place_P[count], from_P[count] = n, seen[k], 0
+                count += 1
+        first_target = item_offsets[n] + context_N[n]
+        for k in range(item_offsets[n], item_offsets[n + 1]):
+            if items[k] >= 0 and last_run_M[items[k]] != n:
+                last_run_M[items[k]] = n
+                run_P[count], place_P[count] = n, items[k]
+                # From the next event on: what an event takes it does not know before.
+                from_P[count] = max(0, k - first_target + 1)
+                count += 1
+            if k >= first_target:
+                within_E[events] = k - first_target
+                events += 1
+    return run_P[:count], place_P[:count], from_P[:count], within_E[:events]

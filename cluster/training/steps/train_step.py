@@ -25,10 +25,10 @@ from cluster.training.steps.candidates import (
     FAILED,
     Candidates,
     GlobalTargets,
+    KnownItems,
     Runs,
     choose_candidates,
     gather_targets,
-    negatives_to_drop,
     target_rows,
     uniform_negatives,
 )
@@ -106,7 +106,7 @@ class TrainStep:
             StepRefused: the events of some rank are not such as can be trained on.
         """
         inputs, agreed = self._agree(batch)
-        known_before = self.catalogue.item_ids.shape[0] if known_before is None else known_before
+        known_before = self.catalogue.item_count if known_before is None else known_before
         keys, slot = inputs.keys, "log q"
         with together(self._comm, lambda: self._comm.decline(torch.device("cpu"), slot)):
             self.catalogue.add_items(agreed.ids_T)
@@ -117,14 +117,19 @@ class TrainStep:
             tables, ids = keys.keys()
             drawn_U = (tables == ITEM) & ~np.isin(ids, agreed.ids_T)
             drawn_U[:of_events] = False
-            target_E, drop_EM = self._targets(inputs.runs, candidates)
+            target_E = torch.from_numpy(candidates.positions(inputs.runs.targets_E))
+            known_items = KnownItems.of(
+                inputs.runs, candidates, past_only=self._config.model.history_mask == "past"
+            )
             plan = self.model.plan(inputs.queries, items, seed=self._config.seed, step=step)
             log_q_M, _ = self._comm.gather_rows(self._log_q(mine, agreed), slot)
-        targets = Targets(target_E, log_q_M, drop_EM, float(agreed.weight_T.sum()))
-        lookup, (queries, items, targets, plan) = self.table.lookup_with(
-            (inputs.queries, items, targets, plan), tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms
+        given = (inputs.queries, items, plan, target_E, log_q_M, known_items)
+        lookup, (queries, items, plan, target_E, log_q_M, known_items) = self.table.lookup_with(
+            given, tables, ids, drawn_U=drawn_U, time_ms=agreed.latest_ms
         )
-        new_items = self.catalogue.item_ids[known_before:]
+        drop_EM = known_items.to_drop(target_E, log_q_M.shape[0])
+        targets = Targets(target_E, log_q_M, drop_EM, float(agreed.weight_T.sum()))
+        new_items = self.catalogue.items_at(np.arange(known_before, self.catalogue.item_count))
         return PreparedStep(inputs.runs, queries, items, targets, plan, lookup, agreed, new_items)
 
     def read_ahead(self, batch: pa.RecordBatch) -> None:
@@ -280,15 +285,10 @@ class TrainStep:
             return described(error)
         return ""
 
-    def _targets(self, runs: Runs, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """`target_E` and `drop_EM` of the model's targets."""
-        past_only = self._config.model.history_mask == "past"
-        drop_EM = negatives_to_drop(runs, candidates, past_only=past_only)
-        return torch.from_numpy(candidates.positions(runs.targets_E)), torch.from_numpy(drop_EM)
-
     def _candidates(self, agreed: GlobalTargets, step: int) -> Candidates:
         negatives = uniform_negatives(
-            self.catalogue.item_ids,
+            self.catalogue.item_count,
+            self.catalogue.items_at,
             self._config.model.uniform_negatives,
             seed=self._config.seed,
             step=step,
@@ -309,7 +309,7 @@ class TrainStep:
         log_q = combined_log_q(
             share,
             batch_events,
-            self.catalogue.item_ids.shape[0],
+            self.catalogue.item_count,
             self._config.model.uniform_negatives,
         )
         return torch.from_numpy(log_q)

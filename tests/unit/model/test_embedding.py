@@ -19,6 +19,21 @@ def test_an_initial_row_is_a_function_of_seed_table_and_id_alone():
     assert not np.array_equal(initial_rows(tables, ids, 16, 8), rows)
 
 
+def test_the_number_of_threads_changes_no_row():
+    tables, ids = np.zeros(9000, np.int16), np.arange(9000)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(initial_rows(tables, ids, 5, 7))
+    finally:
+        torch.set_num_threads(before)
+    assert np.unique(found[0], axis=0).shape[0] == 9000
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 def test_initial_rows_are_normal_with_the_given_deviation_and_uncorrelated():
     rows = initial_rows(np.zeros(20_000, np.int16), np.arange(20_000), 6, -3, 0.5)
     assert rows.dtype == np.float32

@@ -32,7 +32,9 @@ class GpuFlat:
 
 
 class GpuIvf:
-    """No `invlists`, no selectors, at most 2,048 results and lists, and no file."""
+    """No `invlists`, no selectors, at most 2,048 results and lists, no file, and no attributes of the caller's."""
+
+    __slots__ = ("gpu", "inner", "quantizer", "referenced_objects", "reserved")
 
     def __init__(self, inner, gpu):
         self.inner, self.gpu, self.reserved = inner, gpu, 0

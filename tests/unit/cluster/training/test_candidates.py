@@ -4,14 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.collectives import Collectives
 from cluster.training.steps.candidates import (
     Candidates,
+    KnownItems,
     Runs,
     choose_candidates,
     gather_targets,
-    negatives_to_drop,
     target_rows,
     uniform_negatives,
 )
@@ -27,6 +28,18 @@ def _candidates(runs, extra, world=1, seed=0):
     return choose_candidates(targets, negatives, np.random.default_rng(seed).integers(0, world, count))
 
 
+def _to_drop(runs, candidates, past_only=False):
+    target_E = torch.from_numpy(candidates.positions(runs.targets_E))
+    known = KnownItems.of(runs, candidates, past_only=past_only)
+    pairs = list(zip(known.run_P.tolist(), known.place_P.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    return known.to_drop(target_E, candidates.ids_M.shape[0]).numpy()
+
+
+def _negatives(known, count, **key):
+    return uniform_negatives(known.shape[0], known.take, count, **key)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_event_drops_what_its_user_has_seen_or_takes_in_the_same_run_but_never_its_own_target(seed):
     rng = np.random.default_rng(seed)
@@ -37,7 +50,7 @@ def test_an_event_drops_what_its_user_has_seen_or_takes_in_the_same_run_but_neve
         for run in runs
         for target in run.targets
     ]
-    drop = negatives_to_drop(Runs.of(to_batch(runs)), candidates)
+    drop = _to_drop(Runs.of(to_batch(runs)), candidates)
     assert drop.any()
     np.testing.assert_array_equal(drop, expected)
 
@@ -53,9 +66,9 @@ def test_with_past_only_an_item_that_the_user_takes_later_stays_a_negative_until
         for k, target in enumerate(run.targets)
     ]
     batch = Runs.of(to_batch(runs))
-    drop = negatives_to_drop(batch, candidates, past_only=True)
+    drop = _to_drop(batch, candidates, past_only=True)
     np.testing.assert_array_equal(drop, expected)
-    everything = negatives_to_drop(batch, candidates)
+    everything = _to_drop(batch, candidates)
     assert (everything & drop == drop).all()
     assert everything.sum() > drop.sum()
 
@@ -63,7 +76,7 @@ def test_with_past_only_an_item_that_the_user_takes_later_stays_a_negative_until
 def test_a_step_without_events_on_this_rank_drops_nothing():
     candidates = Candidates(np.array([3, 4]), np.array([0, 0]), np.array([True, False]))
     for past_only in (False, True):
-        assert negatives_to_drop(Runs.of(to_batch([])), candidates, past_only=past_only).shape == (0, 2)
+        assert _to_drop(Runs.of(to_batch([])), candidates, past_only=past_only).shape == (0, 2)
 
 
 def test_runs_name_the_target_items_and_their_rows():
@@ -102,19 +115,19 @@ def test_a_step_without_events_has_no_targets():
 
 def test_uniform_negatives_are_distinct_known_items_and_a_function_of_seed_and_step_alone():
     known = np.arange(100, 1100)
-    first = uniform_negatives(known, 50, seed=1, step=8)
+    first = _negatives(known, 50, seed=1, step=8)
     assert np.unique(first).shape == first.shape
     assert np.isin(first, known).all()
-    np.testing.assert_array_equal(first, uniform_negatives(known, 50, seed=1, step=8))
+    np.testing.assert_array_equal(first, _negatives(known, 50, seed=1, step=8))
     for seed, step in ((1, 9), (2, 8)):
-        assert not np.array_equal(first, uniform_negatives(known, 50, seed=seed, step=step))
+        assert not np.array_equal(first, _negatives(known, 50, seed=seed, step=step))
 
 
 def test_uniform_negatives_draw_each_known_item_equally_often():
     draws, per_step = 4000, 16
     known = np.arange(64) ** 3
     counts = Counter(
-        np.concatenate([uniform_negatives(known, per_step, seed=5, step=s) for s in range(draws)]).tolist()
+        np.concatenate([_negatives(known, per_step, seed=5, step=s) for s in range(draws)]).tolist()
     )
     # An item is in a step's set unless 16 draws with replacement all miss it.
     chance = 1 - (1 - 1 / 64) ** per_step
@@ -124,13 +137,13 @@ def test_uniform_negatives_draw_each_known_item_equally_often():
 
 
 def test_no_negatives_come_from_an_empty_catalogue_or_a_count_of_zero():
-    assert uniform_negatives(np.zeros(0, np.int64), 10, seed=1, step=1).shape == (0,)
-    assert uniform_negatives(KNOWN, 0, seed=1, step=1).shape == (0,)
+    assert _negatives(np.zeros(0, np.int64), 10, seed=1, step=1).shape == (0,)
+    assert _negatives(KNOWN, 0, seed=1, step=1).shape == (0,)
 
 
 def test_a_large_seed_is_as_good_as_any():
     with np.errstate(all="raise"):
-        drawn = uniform_negatives(np.arange(1000), 100, seed=2**40 + 12345, step=10**7)
+        drawn = _negatives(np.arange(1000), 100, seed=2**40 + 12345, step=10**7)
     assert drawn.shape[0] > 80
 
 

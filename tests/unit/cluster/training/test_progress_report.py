@@ -3,8 +3,6 @@
 import math
 from types import SimpleNamespace
 
-import numpy as np
-
 from cluster.collectives import Collectives
 from cluster.observability.freshness import Freshness
 from cluster.observability.progress_file import read_progress
@@ -17,7 +15,7 @@ RUN = SimpleNamespace(
     step=3,
     events_trained=7,
     notice="",
-    catalogue=SimpleNamespace(item_ids=np.arange(4)),
+    catalogue=SimpleNamespace(item_count=4),
     curve=Curve(1000),
 )
 

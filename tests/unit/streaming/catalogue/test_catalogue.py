@@ -54,6 +54,25 @@ def test_items_keep_their_order_of_arrival_and_the_last_record_of_one_holds():
     assert catalogue.categories(np.array([3, 5, 77, 5])).tolist() == [[0, 0], [b, c], [0, 0], [b, c]]
 
 
+def test_items_are_found_by_place_whatever_was_deleted_and_came_back():
+    rng = np.random.default_rng(3)
+    catalogue = Catalogue(CONFIG)
+    catalogue.add_items(rng.permutation(60))
+    for _ in range(40):
+        touched = rng.choice(80, 5)  # some twice in one update, some new
+        records = [
+            _record(item, None) if rng.random() < 0.6 else _item(item, "back") for item in touched.tolist()
+        ]
+        catalogue.apply(_update(records))
+        wanted = catalogue.item_ids
+        assert catalogue.item_count == wanted.shape[0]
+        np.testing.assert_array_equal(catalogue.items_at(np.arange(wanted.shape[0])), wanted)
+        some = rng.choice(wanted.shape[0], 7)
+        np.testing.assert_array_equal(catalogue.items_at(some), wanted[some])
+        assert not catalogue.is_deleted(wanted).any()
+    assert catalogue.is_deleted(np.arange(80)).sum() > 10
+
+
 def test_a_tombstone_deletes_until_the_next_record():
     catalogue = Catalogue(CONFIG)
     catalogue.apply(_update([_item(1, "one", ["a"]), _item(2, "two")]))
