@@ -40,7 +40,7 @@ from streaming.batches.batcher import Batcher
 from streaming.events.schema import EVENT_SCHEMA
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import log_of
-from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
+from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 PARTITIONS, BLOCK_EVENTS = 4, 500
 DEFAULTS = ["protocol.shuffle_ties=true", "device=cpu"]

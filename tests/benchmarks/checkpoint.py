@@ -34,7 +34,7 @@ from streaming.config import StreamConfig
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import Clock
-from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
+from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 MOST_BYTES, MOST_TIME, LEAST_THROUGHPUT, MOST_STALL = 0.10, 0.10, 0.97, 0.10
 PARTITIONS, BATCH = 4, 256

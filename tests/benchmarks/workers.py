@@ -31,7 +31,7 @@ from tests.benchmarks.support.window import (
     fill_topics,
     timed_window,
 )
-from tests.ranks import run_on_ranks
+from tests.support.ranks import run_on_ranks
 
 REQUIRED_RATIO = 1.5
 

@@ -27,7 +27,7 @@ from cluster.training.worker import Worker
 from tests.chaos.faults import Fault
 from tests.chaos.table_watch import TableWatch
 from tests.chaos.verdict import FAILED, FINISHED
-from tests.unit_runs import QUOTA, small_run
+from tests.support.unit_runs import QUOTA, small_run
 
 _PR_SET_PDEATHSIG = 1
 _COLLECTIVES = "cluster/collectives.py"

@@ -15,8 +15,8 @@ from cluster.training.steps.progressive import ProgressiveValidation
 from cluster.training.steps.train_step import TrainStep
 from model.cl_epidtn import CLEPIDTN
 from model.tower_optimizer import TowerOptimizer
-from tests.device_runs import config_of, train_and_score
-from tests.unit_runs import open_run
+from tests.support.device_runs import config_of, train_and_score
+from tests.support.unit_runs import open_run
 
 WITH_VALIDATION = {"launches": 600, "copies_to": 3, "copies_back": 1, "waits": 1}
 WITHOUT = {"launches": 499, "copies_to": 1, "copies_back": 0, "waits": 1}

@@ -12,8 +12,8 @@ from cluster.checkpoints.parts.row_copies import RowCopies
 from cluster.collectives import Collectives
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from tests.device.pretended_device import DeviceTensor, host
-from tests.device_runs import config_of, differing, state_of, train_and_score
-from tests.unit_runs import CPU, open_run, small_config
+from tests.support.device_runs import config_of, differing, state_of, train_and_score
+from tests.support.unit_runs import CPU, open_run, small_config
 
 
 def _store(tmp_path, name="checkpoints"):

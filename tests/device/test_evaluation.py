@@ -14,9 +14,9 @@ from cluster.evaluation.systems.from_checkpoint import recommender_of
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.evaluation.systems.systems import SYSTEMS, create
 from cluster.training.state.worker_state import save_checkpoint
-from tests.data_tables import random_tables
-from tests.device_runs import config_of, train_and_score
-from tests.unit_runs import CPU, open_run
+from tests.support.data_tables import random_tables
+from tests.support.device_runs import config_of, train_and_score
+from tests.support.unit_runs import CPU, open_run
 
 TINY = with_settings(
     FreshetConfig(),

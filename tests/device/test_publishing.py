@@ -14,8 +14,8 @@ from cluster.serving.recommender import Recommender
 from cluster.training.refresh import encode_users, refresh_from
 from cluster.training.state.worker_state import save_checkpoint
 from retrieval.versions.searcher import Searcher
-from tests.device_runs import config_of, train_and_score
-from tests.unit_runs import CPU, open_run
+from tests.support.device_runs import config_of, train_and_score
+from tests.support.unit_runs import CPU, open_run
 
 
 def _trained(gpu, tmp_path):

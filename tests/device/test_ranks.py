@@ -1,9 +1,9 @@
 """Several ranks, each with a device of its own: rows and gradients travel between devices, ids between hosts."""
 
 from tests.device.pretended_device import PretendedDevice
-from tests.device_runs import assert_ranks_train_what_one_trains, config_of, steps_of_a_rank
-from tests.ranks import run_on_ranks
-from tests.unit_runs import CPU
+from tests.support.device_runs import assert_ranks_train_what_one_trains, config_of, steps_of_a_rank
+from tests.support.ranks import run_on_ranks
+from tests.support.unit_runs import CPU
 
 
 def _on_a_device(rank: int) -> dict:

@@ -10,8 +10,8 @@ from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.features import ITEM, USER
 from tests.device.pretended_device import DeviceTensor, host
-from tests.device_runs import table_of, trained_table
-from tests.unit_runs import CPU
+from tests.support.device_runs import table_of, trained_table
+from tests.support.unit_runs import CPU
 
 LIMITS = {
     "no limits": TableConfig(),

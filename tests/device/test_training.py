@@ -7,8 +7,16 @@ import torch
 from cluster.training.steps.refusal import StepRefused
 from model.augmentation import view_factors
 from tests.device.pretended_device import DeviceTensor, host
-from tests.device_runs import VARIANTS, config_of, differing, distance, gradients, state_of, train_and_score
-from tests.unit_runs import CPU, open_run, small_config
+from tests.support.device_runs import (
+    VARIANTS,
+    config_of,
+    differing,
+    distance,
+    gradients,
+    state_of,
+    train_and_score,
+)
+from tests.support.unit_runs import CPU, open_run, small_config
 
 STEPS = 2
 

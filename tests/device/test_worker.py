@@ -8,8 +8,8 @@ from cluster.serving.recommender import Recommender
 from cluster.training.intake.taking import BatchTaker
 from cluster.training.steps.train_step import TrainStep
 from cluster.training.worker import Worker
-from tests.device_runs import data_set_of, differing, state_of
-from tests.worker_runs import config_of
+from tests.support.device_runs import data_set_of, differing, state_of
+from tests.support.worker_runs import config_of
 
 
 def test_a_worker_trains_checkpoints_publishes_and_resumes(gpu, tmp_path):

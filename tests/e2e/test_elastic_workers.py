@@ -5,8 +5,8 @@ import pytest
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.observability.progress_file import read_progress
-from tests.local_ray import LocalRay, wait_until
-from tests.worker_runs import config_of, events, produce
+from tests.support.local_ray import LocalRay, wait_until
+from tests.support.worker_runs import config_of, events, produce
 
 pytestmark = pytest.mark.timeout(600)
 

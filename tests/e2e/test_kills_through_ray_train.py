@@ -18,9 +18,9 @@ from streaming.config import StreamConfig
 from streaming.kafka.topics import create_topics
 from streaming.local_broker.broker import LocalBroker
 from tests.chaos.campaign import fill_topics
-from tests.local_ray import LocalRay, wait_until
-from tests.ranks import run_on_ranks
-from tests.worker_runs import train
+from tests.support.local_ray import LocalRay, wait_until
+from tests.support.ranks import run_on_ranks
+from tests.support.worker_runs import train
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -22,8 +22,8 @@ from cluster.launching.processes import descendants
 from cluster.observability.progress_file import read_progress
 from deploy.command.children import Child
 from streaming.kafka.consumer import TopicMissing, end_offsets
-from tests.local_ray import free_port, wait_until
-from tests.worker_runs import config_of, events, produce
+from tests.support.local_ray import free_port, wait_until
+from tests.support.worker_runs import config_of, events, produce
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -20,7 +20,7 @@ from deploy.command.children import Child
 from deploy.verbs.submit import connect, use_local_token
 from streaming.kafka.topics import create_topics
 from streaming.producing.producer import EventProducer
-from tests.local_ray import free_port
+from tests.support.local_ray import free_port
 
 pytestmark = pytest.mark.timeout(600)
 

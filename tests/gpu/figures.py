@@ -24,7 +24,7 @@ from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.synthetic import Population
 from tests.gpu.conftest import DEVICE, REHEARSAL
-from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
+from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 DIM = 128
 ROWS = 20_000 if REHEARSAL else 10_000_000

@@ -4,9 +4,9 @@ import torch
 import torch.distributed as dist
 
 from cluster.device import process_group_backend
-from tests.device_runs import assert_ranks_train_what_one_trains, config_of, steps_of_a_rank
-from tests.ranks import run_on_ranks
-from tests.unit_runs import CPU
+from tests.support.device_runs import assert_ranks_train_what_one_trains, config_of, steps_of_a_rank
+from tests.support.ranks import run_on_ranks
+from tests.support.unit_runs import CPU
 
 
 def _sums(rank: int) -> list[float]:

@@ -13,7 +13,7 @@ from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from model.features import ITEM
-from tests.device_runs import (
+from tests.support.device_runs import (
     config_of,
     differing,
     distance,
@@ -22,7 +22,7 @@ from tests.device_runs import (
     train_and_score,
     trained_table,
 )
-from tests.unit_runs import CPU, open_run, small_config
+from tests.support.unit_runs import CPU, open_run, small_config
 
 LIMITS = {
     "no limits": TableConfig(),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model.augmentation import RandomKey, view_factors
-from tests.device_runs import VARIANTS, config_of, differing, distance, state_of, train_and_score
 from tests.gpu.conftest import REHEARSAL
-from tests.unit_runs import CPU, QUOTA, open_run, small_config
+from tests.support.device_runs import VARIANTS, config_of, differing, distance, state_of, train_and_score
+from tests.support.unit_runs import CPU, QUOTA, open_run, small_config
 
 STEPS, FEW = (5 if REHEARSAL else 50), 4
 """So few events of each partition a step that the log lasts for all steps."""

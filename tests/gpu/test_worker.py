@@ -6,8 +6,8 @@ from cluster.audit.exactly_once import verify_exactly_once
 from cluster.collectives import Collectives
 from cluster.serving.recommender import Recommender
 from cluster.training.worker import Worker
-from tests.device_runs import data_set_of
-from tests.worker_runs import config_of
+from tests.support.device_runs import data_set_of
+from tests.support.worker_runs import config_of
 
 
 def test_a_worker_trains_checkpoints_publishes_and_resumes(device, tmp_path):

@@ -26,7 +26,7 @@ from streaming.config import StreamConfig
 from streaming.kafka.topics import create_topics
 from streaming.producing.catalogue import publish_catalogue
 from streaming.producing.producer import EventProducer
-from tests.ranks import run_on_ranks
+from tests.support.ranks import run_on_ranks
 
 _NEVER_S = 1e9
 _PASS_TIMEOUT_S = 3600.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cluster.checkpoints.arrays import read_table, write_table
 from cluster.ledger import Ledger, PartitionLedger
 from streaming.events.schema import SET_ASIDE_SCHEMA
-from tests.training_batches import Run, to_batch
+from tests.support.training_batches import Run, to_batch
 
 EVENTS = st.lists(
     st.tuples(

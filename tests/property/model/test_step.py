@@ -6,8 +6,8 @@ from itertools import accumulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.equations import CONFIG, check_terms
-from tests.training_batches import Run
+from tests.support.equations import CONFIG, check_terms
+from tests.support.training_batches import Run
 
 ITEMS = st.integers(1, 30)
 

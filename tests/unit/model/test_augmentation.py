@@ -12,7 +12,7 @@ from model.augmentation import (
     view_factors,
 )
 from model.token_rows import pack
-from tests.reference_model import keyed_uniform
+from tests.support.reference_model import keyed_uniform
 
 
 def test_uniform_numbers_are_those_of_splitmix_in_python_integers():

@@ -15,7 +15,7 @@ from model.baselines.sasrec import (
     one_negative_cross_entropy,
 )
 from model.features import ITEM
-from tests.equations import gradients_match
+from tests.support.equations import gradients_match
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""docs/model.md equation by equation: the model against NumPy float64 written from it (tests/reference_model.py).
+"""docs/model.md equation by equation: the model against NumPy float64 (tests/support/reference_model.py).
 
 (16), the gradient step, is PyTorch's; (26) and (27), the metrics, are in test_metrics.py. That the number of ranks
 changes nothing is in test_cl_epidtn.py, that packing and padding change nothing in test_transformer.py.
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.equations import (
+from tests.support.equations import (
     CONFIG,
     ROUTES,
     check_dropout,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from model.metrics import full_ranks, hit_rate, ndcg
-from tests.equations import check_hit_rate, check_one_test_item_each, check_recall
+from tests.support.equations import check_hit_rate, check_one_test_item_each, check_recall
 
 
 def test_ties_count_half_and_dropped_items_not_at_all():

@@ -1,4 +1,4 @@
-"""The checks of tests/equations.py notice: each of them fails on a model with one thing wrong in it.
+"""The checks of tests/support/equations.py notice: each of them fails on a model with one thing wrong in it.
 
 A mutation replaces a piece of one function's source and swaps the function's compiled code, so that whoever imported
 the function runs the mutant. A piece that is in the source no more fails its test: find where it went.
@@ -26,8 +26,8 @@ from model import (
 )
 from model.cl_epidtn import CLEPIDTN
 from model.contrastive import ContrastiveLosses
-from tests import equations
-from tests.equations import CONFIG
+from tests.support import equations
+from tests.support.equations import CONFIG
 
 
 @dataclass(frozen=True)

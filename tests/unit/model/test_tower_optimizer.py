@@ -49,7 +49,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.state.run import TrainingRun
 from streaming.config import StreamConfig
-from tests.training_batches import random_runs, to_batch
+from tests.support.training_batches import random_runs, to_batch
 config = FreshetConfig(stream=StreamConfig(user_attributes=[]), device="cpu")
 run = TrainingRun.create(config, [0], Collectives(), torch.device("cpu"))
 run.train_step.train(run.train_step.prepare(to_batch(random_runs(np.random.default_rng(0), 12, 30)), 0), 0)

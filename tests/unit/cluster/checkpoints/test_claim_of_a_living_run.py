@@ -12,7 +12,7 @@ import pytest
 from cluster.checkpoints import claim, heartbeat
 from cluster.checkpoints.claim import StorageInUse, StorageNotClaimed, StorageTaken, claimed_by_run, join
 from retrieval.storage.opening import open_storage
-from tests.full_disk import FULL, READ_ONLY, refusing
+from tests.support.full_disk import FULL, READ_ONLY, refusing
 
 RUN = (
     "import sys, time; from cluster.checkpoints.claim import claimed_by_run\n"

@@ -15,7 +15,7 @@ from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.training.state.worker_state import checkpointer_of
 from retrieval.storage.local import LocalStorage
-from tests.unit_runs import small_run, train_steps
+from tests.support.unit_runs import small_run, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

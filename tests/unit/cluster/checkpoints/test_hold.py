@@ -12,7 +12,7 @@ import torch
 from cluster.checkpoints import heartbeat, hold
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.hold import holding
-from tests.full_disk import READ_ONLY, refusing
+from tests.support.full_disk import READ_ONLY, refusing
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig
 from cluster.training.state.worker_state import checkpointer_of
 from model.features import ITEM, SOURCE, USER
-from tests.unit_runs import small_run, train_steps
+from tests.support.unit_runs import small_run, train_steps
 
 LIMITS = TableConfig(admit_after=3, max_waiting=12, expire_after_s=1e9, max_rows=25, sweep_every=2)
 

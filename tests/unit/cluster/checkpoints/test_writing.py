@@ -20,7 +20,7 @@ from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
-from tests.unit_runs import small_run, train_steps
+from tests.support.unit_runs import small_run, train_steps
 
 FORMAT_1 = Path(__file__).parents[3] / "data" / "checkpoint-format-1"
 

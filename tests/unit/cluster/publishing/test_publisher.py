@@ -13,8 +13,8 @@ import pytest
 from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
 from retrieval.versions.searcher import Searcher
-from tests.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
-from tests.unit_runs import small_run, train_steps
+from tests.support.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
+from tests.support.unit_runs import small_run, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

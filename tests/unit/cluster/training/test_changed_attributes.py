@@ -14,7 +14,7 @@ from cluster.collectives import Collectives
 from cluster.training.refresh import encode_users
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from model.features import attribute_table
-from tests.unit_runs import open_run, small_config, train_steps
+from tests.support.unit_runs import open_run, small_config, train_steps
 
 BEFORE, NOW = ["gender", "age"], ["country", "age", "job", "gender"]
 MODELS = {

@@ -6,7 +6,7 @@ import pytest
 from cluster.training.steps.candidates import Runs
 from streaming.batches.selection import event_rows, select_events
 from streaming.events.schema import TRAINING_BATCH_SCHEMA
-from tests.training_batches import Run, random_runs, to_batch
+from tests.support.training_batches import Run, random_runs, to_batch
 
 RUNS = [
     Run(

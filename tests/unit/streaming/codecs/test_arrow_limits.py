@@ -10,7 +10,7 @@ import pytest
 from streaming.codecs.arrow_limits import ArrowLimitError, Extent, declared, require_declared
 from streaming.codecs.codec import decode_messages, encode_events, extent_of
 from streaming.events.validation import Place
-from tests.bombs import ARROW_HEADERS, START_MS, arrow_bombs, ipc
+from tests.support.bombs import ARROW_HEADERS, START_MS, arrow_bombs, ipc
 
 LIMITS = {"max_message_bytes": 4 << 20, "max_decoded_bytes": 64 << 20, "max_message_rows": 65_536}
 PLACE = Place("t", 0, 1, **LIMITS)

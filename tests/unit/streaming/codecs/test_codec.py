@@ -15,7 +15,7 @@ from streaming.codecs.codec import ARROW, ENCODING_HEADER, decode_messages, enco
 from streaming.events.partitioner import key_hashes_of_users, partition_of_texts, partition_of_users
 from streaming.events.schema import DECODED_SCHEMA, EVENT_SCHEMA
 from streaming.events.validation import Place
-from tests.bombs import wide_json
+from tests.support.bombs import wide_json
 
 WHOLE = Place("interactions", 0, 1)
 BOUNDED = Place(

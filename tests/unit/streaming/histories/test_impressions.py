@@ -12,7 +12,7 @@ from streaming.batches.batcher import Batcher
 from streaming.catalogue.catalogue import Catalogue
 from streaming.events.schema import EVENT_SCHEMA
 from streaming.histories.history import UserStore
-from tests.memory_source import MemorySource, NoDeadLetters, partitioned_log
+from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 # Item 2 is shown and bought, item 3 shown and left, item 4 shown after it was bought.
 STORY = [("buy", 1), ("show", 2), ("buy", 2), ("show", 3), ("buy", 4), ("show", 4), ("buy", 5)]

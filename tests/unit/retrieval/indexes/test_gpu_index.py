@@ -1,0 +1,97 @@
+"""The index on a GPU, with a stand-in for Faiss's GPU classes: what is chosen, the limits, the file, the fallback."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from retrieval import gpu
+from retrieval.config import IndexConfig
+from retrieval.gpu import IndexDeviceError
+from retrieval.indexes.gpu_index import GpuIvfIndex, build_index
+from retrieval.indexes.ivf import IndexInputError, IvfIndex
+from retrieval.versions.searcher import Searcher
+from tests.unit.retrieval.conftest import clustered
+from tests.unit.retrieval.indexes import fake_gpu_faiss
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "_of_thread", threading.local())
+    fake_gpu_faiss.install(monkeypatch)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "auto"])
+def test_the_setting_and_the_gpus_decide_where_an_index_is_built(one_gpu, device):
+    built = build_index(clustered(500)[0], IndexConfig(device=device), seed=1)
+    assert isinstance(built, GpuIvfIndex) == (device != "cpu")
+
+
+def test_auto_takes_the_cpu_where_faiss_has_no_gpu(monkeypatch):
+    fake_gpu_faiss.install(monkeypatch, gpus=0)
+    assert not isinstance(build_index(clustered(500)[0], IndexConfig(), seed=1), GpuIvfIndex)
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    for gpus, settings, setting in ((0, {}, r"index\.device"), (2, {"gpu": 2}, r"index\.gpu is 2")):
+        fake_gpu_faiss.install(monkeypatch, gpus)
+        with pytest.raises(IndexDeviceError, match=setting):
+            build_index(clustered(10)[0], IndexConfig(device="cuda", **settings), seed=1)
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16"])
+def test_it_finds_and_scans_what_the_cpus_does_and_its_file_is_the_cpus(one_gpu, kind, tmp_path):
+    vectors, queries = clustered(3000)
+    here = IvfIndex.build(vectors, IndexConfig(kind=kind, device="cpu"), seed=1)
+    there = build_index(vectors, IndexConfig(kind=kind, device="cuda"), seed=1)
+    assert (there.size, there.nlist, there.dim) == (here.size, here.nlist, here.dim)
+    np.testing.assert_array_equal(there.centroids(), here.centroids())
+    assert there.scanned(queries, 5) == here.scanned(queries, 5) > 0
+    there.save(tmp_path / "there")
+    here.save(tmp_path / "here")
+    assert (tmp_path / "there").stat().st_size == (tmp_path / "here").stat().st_size
+    loaded = IvfIndex.load(tmp_path / "there", kind)
+    for index in (there, loaded, there.on_cpu()):
+        np.testing.assert_array_equal(index.search(queries, 10, 5)[0], here.search(queries, 10, 5)[0])
+
+
+def test_what_a_gpu_cannot_search_the_copy_on_the_cpu_does(one_gpu):
+    vectors, queries = clustered(3000)
+    there = build_index(vectors, IndexConfig(device="cuda", nlist=2500), seed=1)
+    rows, scores = there.search(queries[:2], 2500, 2500)
+    assert rows.shape == (2, 2500)
+    assert (np.diff(scores) <= 0).all()
+    assert there.scanned(queries[:2], 2500) == 3000
+
+
+def test_scratch_memory_is_made_once_in_a_thread_and_kept_small(one_gpu):
+    for seed in range(3):
+        build_index(clustered(500)[0], IndexConfig(device="cuda"), seed=seed)
+    [made] = fake_gpu_faiss.Resources.made
+    assert (made.scratch, made.pinned) == (256 << 20, 64 << 20)
+
+
+def test_the_card_that_is_set_is_used(monkeypatch):
+    monkeypatch.setattr(gpu, "_of_thread", threading.local())
+    fake_gpu_faiss.install(monkeypatch, gpus=2)
+    built = build_index(clustered(500)[0], IndexConfig(device="cuda", gpu=1), seed=1)
+    assert (built._index.gpu, GpuIvfIndex.copy_of(built.on_cpu(), 1)._index.gpu) == (1, 1)
+
+
+def test_unusable_vectors_are_refused_as_on_the_cpu(one_gpu):
+    for vectors in (np.zeros((0, 4), np.float32), np.full((3, 4), np.nan, np.float32)):
+        with pytest.raises(IndexInputError):
+            build_index(vectors, IndexConfig(device="cuda"), seed=1)
+
+
+def test_a_version_is_built_gated_committed_and_searched_on_the_gpu(one_gpu, put, store):
+    vectors, queries = clustered(3000)
+    report = put(vectors, queries, IndexConfig(device="cuda"), known_items=3000)
+    assert report.version is not None
+    assert report.recall >= 0.95
+    here, there = Searcher(store.root), Searcher(store.root, gpu=0)
+    assert isinstance(there._loaded.index, GpuIvfIndex)
+    np.testing.assert_array_equal(there.search(queries, 10)[0], here.search(queries, 10)[0])
+    unwanted = [here.search(queries[:3], 5)[0][q] for q in range(3)]
+    found, _ = there.search(queries[:3], 10, exclude=unwanted)
+    assert not any(np.isin(found[q], unwanted[q]).any() for q in range(3))
