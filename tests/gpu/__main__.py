@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.gpu.log import BROKEN, Log
+from tests.gpu.log import BROKEN, Log, line_of
 
 _MOST_CHILDREN = 8
 _SHARE_OF_TESTS = 0.65
@@ -144,10 +144,7 @@ def table(report: dict[str, Any]) -> str:
         if test["why"]:
             lines.append(f"{'':26}{test['why'][:160]}")
     lines.append("")
-    for figure in report["figures"]:
-        floor = f"  floor {figure['floor']:.4g} ({figure['floor_of']})" if "floor" in figure else ""
-        value = figure.get("why") or f"{figure['value']:.4g} {figure['unit']}{floor}"
-        lines.append(f"{figure['figure']:52} {value}")
+    lines += [line_of(figure) for figure in report["figures"]]
     counts = {
         o: sum(t["outcome"] == o for t in report["tests"]) for o in ("passed", "failed", "could not run")
     }

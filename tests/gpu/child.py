@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.log import BROKEN, Log
+from tests.gpu.log import BROKEN, Log, line_of
 
 TIME_UP = "not run: the time was up"
 
@@ -102,6 +102,7 @@ def run_figures(log: Log, until: float) -> None:
             continue
         for figure in measured(group, rates):
             log.add(**figure)
+            print(line_of(figure), flush=True)
         log.add(ended=group, rates=rates)
         if not cuda_works():
             os._exit(BROKEN)

@@ -14,6 +14,7 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
+from cluster.device import compute_deterministically
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -175,12 +176,43 @@ def _steps(rates: dict[str, float]) -> Iterator[Figure]:
     from torch.utils.flop_counter import FlopCounterMode
 
     count, warm = (3, 2) if REHEARSAL else (8, 4)
-    run, batcher = _run(EVENTS, count + warm + 1, ITEMS)
+    run, batcher = _run(EVENTS, 2 * count + warm + 1, ITEMS)
     for first in range(0, ROWS, 1_000_000):
         ids = np.arange(ITEMS + first, ITEMS + min(first + 1_000_000, ROWS))
         run.table.add(np.full(ids.shape[0], ITEM, np.int16), ids)
+    parts = _laps(run, batcher, range(count + warm), warm)
+    torch.use_deterministic_algorithms(False)
+    fastest = _laps(run, batcher, range(count + warm, 2 * count + warm), 0)["train"]
+    compute_deterministically(DEVICE)
+    with FlopCounterMode(display=False) as counter:
+        prepared = run.train_step.prepare(batcher.next_batch(EVENTS), 2 * count + warm)
+        run.train_step.train(prepared, 2 * count + warm)
+    touched = prepared.lookup.rows_UD.shape[0]
+    by_work, by_bytes = counter.get_total_flops() / rates["float32"], 9 * 4 * DIM * touched / rates["copy"]
+    floor, of = max((by_work, "operations"), (by_bytes, "bytes"))
+    for name, seconds in parts.items():
+        yield _figure(
+            f"step of {EVENTS:,} events, {name}",
+            seconds * 1e3,
+            "ms",
+            *((floor * 1e3, of) if name == "train" else ()),
+        )
+    yield _figure("the same, train, with kernels that do not repeat", fastest * 1e3, "ms")
+    whole = sum(parts.values())
+    yield _figure("training", EVENTS / whole, "examples/s", EVENTS / floor, f"{of}, nothing else")
+    yield _figure("share of the floor", floor / whole, "", 1.0, of)
+    if DEVICE.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        seconds = _median_s(lambda: run.model.encode_items(prepared.lookup.rows_UD.detach(), prepared.items))
+        torch.backends.cuda.matmul.allow_tf32 = False
+        yield _figure("the candidates' tower with tf32", seconds * 1e3, "ms")
+    yield from _encoding(run, rates)
+
+
+def _laps(run: TrainingRun, batcher: Batcher, steps: range, warm: int) -> dict[str, float]:
+    """Medians of the parts of a step, in seconds, without the first `warm` steps."""
     laps: dict[str, list[float]] = {"batch": [], "prepare": [], "train": []}
-    for step in range(count + warm):
+    for step in steps:
         at = [time.perf_counter()]
         batch = batcher.next_batch(EVENTS)
         at.append(time.perf_counter())
@@ -192,29 +224,7 @@ def _steps(rates: dict[str, float]) -> Iterator[Figure]:
         at.append(time.perf_counter())
         for lap, seconds in zip(laps.values(), np.diff(at), strict=True):
             lap.append(float(seconds))
-    parts = {name: float(np.median(lap[warm:])) for name, lap in laps.items()}
-    with FlopCounterMode(display=False) as counter:
-        prepared = run.train_step.prepare(batcher.next_batch(EVENTS), count + warm)
-        run.train_step.train(prepared, count + warm)
-    touched = prepared.lookup.rows_UD.shape[0]
-    by_work, by_bytes = counter.get_total_flops() / rates["float32"], 9 * 4 * DIM * touched / rates["copy"]
-    floor, of = max((by_work, "operations"), (by_bytes, "bytes"))
-    for name, seconds in parts.items():
-        yield _figure(
-            f"step of {EVENTS:,} events, {name}",
-            seconds * 1e3,
-            "ms",
-            *((floor * 1e3, of) if name == "train" else ()),
-        )
-    whole = sum(parts.values())
-    yield _figure("training", EVENTS / whole, "examples/s", EVENTS / floor, f"{of}, nothing else")
-    yield _figure("share of the floor", floor / whole, "", 1.0, of)
-    if DEVICE.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        seconds = _median_s(lambda: run.model.encode_items(prepared.lookup.rows_UD.detach(), prepared.items))
-        torch.backends.cuda.matmul.allow_tf32 = False
-        yield _figure("the candidates' tower with tf32", seconds * 1e3, "ms")
-    yield from _encoding(run, rates)
+    return {name: float(np.median(lap[warm:])) for name, lap in laps.items()}
 
 
 def _encoding(run: TrainingRun, rates: dict[str, float]) -> Iterator[Figure]:
@@ -306,6 +316,6 @@ GROUPS: dict[str, Callable[[dict[str, float]], Iterator[Figure]]] = {
     "rates": _rates,
     "rows": _rows,
     "steps": _steps,
-    "index": _index,
     "checkpoint": _checkpoint,
+    "index": _index,
 }

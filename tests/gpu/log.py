@@ -33,3 +33,10 @@ class Log:
         """What had begun and not ended when the process was over."""
         ended = {entry.get("ended") for entry in self.entries()}
         return next((name for name in self.begun()[::-1] if name not in ended), None)
+
+
+def line_of(figure: dict[str, Any]) -> str:
+    """A figure as people read it, with its floor where it has one, or why it could not be measured."""
+    floor = f"  floor {figure['floor']:.4g} ({figure['floor_of']})" if "floor" in figure else ""
+    value = figure.get("why") or f"{figure['value']:.4g} {figure['unit']}{floor}"
+    return f"{figure['figure']:52} {value}"
