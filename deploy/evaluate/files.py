@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import yaml
 
-from deploy.command.output import plain, whole_file
+from deploy.command.output import encoded, whole_file
 
 if TYPE_CHECKING:
     from cluster.evaluation.grids.cell import Cell
@@ -90,8 +91,8 @@ def trial_entries(trials: Trials, outcome: GridOutcome) -> list[dict[str, Any]]:
 def write_trials(folder: Path, trials: Trials, outcome: GridOutcome) -> None:
     """The log of a search as `trials.jsonl` and `trials.csv`."""
     entries = trial_entries(trials, outcome)
-    text = "".join(json.dumps(plain(entry)) + "\n" for entry in entries)
-    _write_text(folder / "trials.jsonl", text)
+    lines = b"".join(encoded(entry, orjson.OPT_APPEND_NEWLINE) for entry in entries)
+    _write_text(folder / "trials.jsonl", lines.decode())
     _write_csv(
         folder / "trials.csv", [{**entry, "settings": json.dumps(entry["settings"])} for entry in entries]
     )

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model.baselines.extra import evaluation_package
+
 Float64Array = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
@@ -122,42 +124,8 @@ def paired_t_test(difference_Q: Float64Array) -> tuple[float, float]:
 
 
 def two_sided_p(t: float, degrees: int) -> float:
-    """P(|T| >= |t|) of Student's distribution: I_x(ν/2, 1/2) with x = ν / (ν + t²)  (Abramowitz and Stegun 26.7.1)."""
-    return _incomplete_beta(degrees / 2.0, 0.5, degrees / (degrees + t * t))
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b)."""
-    if x <= 0.0 or x >= 1.0:
-        return min(max(x, 0.0), 1.0)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    # The fraction converges fast below the mean of the distribution only.
-    if x < (a + 1.0) / (a + b + 2.0):
-        return front * _beta_fraction(a, b, x) / a
-    return 1.0 - front * _beta_fraction(b, a, 1.0 - x) / b
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of the incomplete beta function by Lentz's method (Numerical Recipes 6.4)."""
-    tiny, c = 1e-300, 1.0
-    d = 1.0 / _off_zero(1.0 - (a + b) * x / (a + 1.0), tiny)
-    value = d
-    for m in range(1, 10_000):
-        even = m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0))
-        for term in (even, odd):
-            d = 1.0 / _off_zero(1.0 + term * d, tiny)
-            c = _off_zero(1.0 + term / c, tiny)
-            value *= d * c
-        if abs(d * c - 1.0) < 1e-14:
-            break
-    return value
-
-
-def _off_zero(value: float, tiny: float) -> float:
-    return tiny if abs(value) < tiny else value
+    """P(|T| >= |t|) of Student's distribution."""
+    return float(2.0 * evaluation_package("scipy.special").stdtr(degrees, -abs(t)))
 
 
 def _quotient(numerators: Float64Array, denominators: Any) -> Float64Array:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cluster.evaluation.measuring.significance import (
     PerQuery,
@@ -33,7 +34,6 @@ def test_p_values_are_those_of_the_tables(t, degrees, p):
 
 
 def test_the_t_test_is_scipys():
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     for size in (2, 5, 40, 5000):
         a, b = rng.normal(0.1, 1, size), rng.normal(0, 1, size)
