@@ -11,30 +11,26 @@ costs the version, not the run.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.checkpoints.claim import StorageTaken
-from cluster.checkpoints.parts.catalogue import save_catalogue
-from cluster.checkpoints.parts.rows import save_rows
-from cluster.checkpoints.parts.towers import save_towers
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.observability.freshness import Freshness, UnpublishedAppends
 from cluster.publishing.index_device import index_settings
 from cluster.publishing.item_encoding import encode_owned_items
+from cluster.publishing.query_side import QuerySide
 from cluster.storage_trouble import StorageTrouble
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.two_tower import TwoTower
-from retrieval.storage.durable import write_durably
 from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
 from retrieval.versions.publish import PublishReport, publish, write_part
 from retrieval.versions.store import VersionError, VersionStore
@@ -196,25 +192,11 @@ class Publisher:
         try:
             with share_folder(folder):
                 write_part(self._part(folder), ids, vectors)
-                save_rows(folder, table, self._comm.rank, self._comm.world, state=False)
-                if self._comm.rank == 0:
-                    save_towers(folder, model, None)
-                    self._write_query_side(folder, catalogue)
+                queries = QuerySide(model, table, catalogue, self._config.model)
+                queries.save(folder, self._config, self._comm)
         except OSError as error:
             return str(error)
         return ""
-
-    def _write_query_side(self, directory: Path, catalogue: Catalogue) -> None:
-        """What turns a user into a query vector in this version's space, beside towers and rows."""
-        described = {
-            "model": asdict(self._config.model),
-            "user_attributes": self._config.stream.user_attributes,
-            "row_optimizer": self._config.train.row_optimizer,
-            "admit_after": self._config.table.admit_after,
-            "seed": self._config.seed,
-        }
-        write_durably(directory / "model.json", json.dumps(described).encode())
-        save_catalogue(directory, catalogue)
 
     def _build_safely(self, snapshot: Snapshot) -> None:
         try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import open_checkpoint
@@ -16,9 +15,9 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher
 from cluster.publishing.query_batch import query_batch
+from cluster.publishing.query_side import QuerySide
 from cluster.training.state.run import TrainingRun, partitions_of_rank
 from cluster.training.state.worker_state import restore_checkpoint
-from model.features import KeyCollector, query_inputs
 from retrieval.storage.durable import PRIVATE_FILE
 
 _QUERY_USERS = 1024
@@ -58,22 +57,11 @@ def refresh_from(
     comm.gather_objects(None)
 
 
-@torch.no_grad()
-def encode_batch(run: TrainingRun, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """Collective. The query vector of each event of a batch, float32 (E, D)."""
-    run.model.eval()
-    keys = KeyCollector()
-    queries = query_inputs(batch, run.catalogue.categories, keys, run.config.model)
-    rows_UD = run.table.lookup(*keys.keys(), create=False).rows_UD
-    encoded = run.model.encode_queries(rows_UD, queries.to(run.device))
-    vectors: npt.NDArray[np.float32] = encoded.vectors_ED.cpu().numpy()
-    return vectors
-
-
 def encode_users(run: TrainingRun, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Collective. The query vectors of users after all their events, float32 (Q, D)."""
     width = run.config.stream.history_length
-    return encode_batch(run, query_batch(users, run.users, run.catalogue, width))
+    queries = QuerySide(run.model, run.table, run.catalogue, run.config.model)
+    return queries.encode(query_batch(users, run.users, run.catalogue, width))
 
 
 def _some_users(run: TrainingRun) -> npt.NDArray[np.int64]:

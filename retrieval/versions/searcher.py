@@ -5,8 +5,7 @@ Shape letters: Q queries, K results, N items, D columns.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from retrieval.indexes.gpu_index import GpuIvfIndex
 from retrieval.indexes.ivf import IndexInputError, IvfIndex
 from retrieval.indexes.parts import read_ids
+from retrieval.versions.follower import VersionFollower
 from retrieval.versions.store import Version, VersionError, VersionStore
 
 Float32Array = npt.NDArray[np.float32]
@@ -40,6 +40,14 @@ class LoadedVersion:
         """Read a version's index and ids."""
         index = IvfIndex.load(version.file(INDEX_FILE), str(version.manifest["kind"]))
         return LoadedVersion(version, index, read_ids(version.file(ITEMS_FILE)))
+
+    @staticmethod
+    def load_on(version: Version, gpu: int | None) -> Iterator[LoadedVersion]:
+        """The version searched by the CPU, then, if there is a `gpu`, by that: so a GPU holds one version at a time."""
+        loaded = LoadedVersion.load(version)
+        yield loaded
+        if gpu is not None:
+            yield replace(loaded, index=GpuIvfIndex.copy_of(loaded.index, gpu))
 
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
@@ -91,41 +99,24 @@ class Searcher:
     """
 
     def __init__(self, root: Path, gpu: int | None = None) -> None:
-        self._store, self._gpu = VersionStore(root), gpu
-        self._swap = threading.Lock()
-        self._loaded: LoadedVersion | None = None
+        self._store = VersionStore(root)
+        self._follower = VersionFollower(self._store, lambda version: LoadedVersion.load_on(version, gpu))
         self.refresh()
+
+    @property
+    def loaded(self) -> LoadedVersion | None:
+        """What is searched now; None before the first version."""
+        return self._follower.current
 
     @property
     def version(self) -> Version | None:
         """The version that is searched now; None before the first one."""
-        loaded = self._loaded
+        loaded = self.loaded
         return loaded.version if loaded is not None else None
 
     def refresh(self) -> bool:
-        """Load the live version if it is not the one in memory; whether it changed.
-
-        All of its files are verified, also those that are read elsewhere (query tower, rows, catalogue): a version is
-        swapped as one, so a damaged tower keeps its index out too.
-
-        Raises:
-            VersionError: the live version cannot be used; the one in memory stays.
-        """
-        with self._swap:
-            while True:
-                name = self._store.live_name()
-                if name is None or (self._loaded is not None and self._loaded.version.name == name):
-                    return False
-                try:
-                    # From here on the CPU serves, so that a GPU holds one version at a time.
-                    self._loaded = loaded = LoadedVersion.load(self._store.verify(name))
-                    if self._gpu is not None:
-                        self._loaded = replace(loaded, index=GpuIvfIndex.copy_of(loaded.index, self._gpu))
-                    return True
-                except Exception:
-                    # A version that was replaced while it was read may be pruned under us: then read the new one.
-                    if self._store.live_name() == name:
-                        raise
+        """See `VersionFollower.refresh`."""
+        return self._follower.refresh()
 
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
@@ -144,7 +135,7 @@ class Searcher:
             VersionError: no version is live.
             IndexInputError: queries of another width, k below 1, or another number of `exclude` than of queries.
         """
-        loaded = self._loaded
+        loaded = self.loaded
         if loaded is None:
             raise VersionError(f"no index version is live in {self._store.root}")
         return loaded.search(query_QD, k, exclude)

@@ -90,7 +90,7 @@ def test_a_version_is_built_gated_committed_and_searched_on_the_gpu(one_gpu, put
     assert report.version is not None
     assert report.recall >= 0.95
     here, there = Searcher(store.root), Searcher(store.root, gpu=0)
-    assert isinstance(there._loaded.index, GpuIvfIndex)
+    assert isinstance(there.loaded.index, GpuIvfIndex)
     np.testing.assert_array_equal(there.search(queries, 10)[0], here.search(queries, 10)[0])
     unwanted = [here.search(queries[:3], 5)[0][q] for q in range(3)]
     found, _ = there.search(queries[:3], 10, exclude=unwanted)

@@ -1,0 +1,73 @@
+"""One version, whole: what makes query vectors and the index in which they are searched, as one object.
+
+Shape letters: E events (queries), Q queries, K results, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.config import FreshetConfig
+from cluster.publishing.query_side import QuerySide
+from retrieval.versions.follower import VersionFollower
+from retrieval.versions.searcher import LoadedVersion
+from retrieval.versions.store import Version, VersionStore
+from streaming.catalogue.catalogue import Catalogue
+from streaming.config import StreamConfig
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Towers, rows, catalogue and index of one version; immutable, so any number of threads may use it.
+
+    Attributes:
+        queries: towers, rows and catalogue.
+        items: the index and the items' ids.
+    """
+
+    queries: QuerySide
+    items: LoadedVersion
+
+    @staticmethod
+    def load(version: Version, stream: StreamConfig, gpu: int | None = None) -> Iterator[ServedModel]:
+        """Read a verified version; with a `gpu`, the same version follows with its index there."""
+        queries = QuerySide.load(version, stream)
+        for items in LoadedVersion.load_on(version, gpu):
+            yield ServedModel(queries, items)
+
+    @property
+    def version(self) -> Version:
+        """The version that all of it came from."""
+        return self.items.version
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Titles, categories and attributes as of the version."""
+        return self.queries.catalogue
+
+    def encode(self, batch: pa.RecordBatch) -> Float32Array:
+        """The query vector of each event, float32 (E, D); see `QuerySide.encode`."""
+        return self.queries.encode(batch)
+
+    def search(
+        self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
+    ) -> tuple[Int64Array, Float32Array]:
+        """Item ids int64 (Q, K) and scores float32 (Q, K) for vectors from `encode`; see `Searcher.search`."""
+        return self.items.search(query_QD, k, exclude)
+
+
+def follow_models(config: FreshetConfig) -> VersionFollower[ServedModel]:
+    """Follows the live version under `storage_path`; nothing is loaded before the first `refresh`."""
+    gpu = config.index.gpu if config.index.device == "cuda" else None
+    store = VersionStore(Path(config.storage_path) / "index")
+    return VersionFollower(store, partial(ServedModel.load, stream=config.stream, gpu=gpu))

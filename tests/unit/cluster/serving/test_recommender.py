@@ -1,0 +1,166 @@
+"""A recommender that follows a run: every answer is of one version, whatever is published meanwhile."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cluster.collectives import Collectives
+from cluster.publishing.publisher import Publisher
+from cluster.publishing.query_batch import query_batch
+from cluster.publishing.served_model import ServedModel
+from cluster.serving.recommender import NothingToServe, Recommender
+from cluster.training.refresh import encode_users
+from retrieval.versions.store import VersionCorrupt, VersionStore
+from streaming.catalogue.records import CatalogueUpdate
+from tests.unit_runs import open_run, small_config, train_steps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HISTORIES = ([1], [7, 3, 12], [40, 2, 9, 30, 11, 5])
+VERSIONS = 15
+
+
+class _Publishing:
+    """A run that trains a step and renames every item before each version, so no two versions have an answer alike."""
+
+    def __init__(self, storage):
+        config = replace(small_config(), storage_path=str(storage))
+        config.index.versions_to_keep = 2
+        self.run = open_run(config)
+        self.publisher = Publisher(Collectives(), config)
+
+    def publish(self):
+        run = self.run
+        train_steps(run, 1)
+        known = run.catalogue.snapshot()
+        titles = pa.array([f"item {i} of step {run.step}" for i in known.items["item_id"].to_pylist()])
+        items = known.items.set_column(known.items.column_names.index("title"), "title", titles)
+        run.catalogue.apply(CatalogueUpdate(items, known.users))
+        metadata = {"step": run.step, "known_items": known.items.num_rows}
+        snapshot = self.publisher.snapshot(run.model, run.table, run.catalogue, [], metadata)
+        return self.publisher.build(snapshot).version
+
+
+@pytest.fixture
+def publishing(tmp_path):
+    return _Publishing(tmp_path)
+
+
+def _answers(recommender):
+    return [recommender.answer(history=history, k=5) for history in HISTORIES]
+
+
+def test_every_answer_is_of_one_version_under_a_publisher_that_swaps_as_fast_as_it_can(publishing):
+    publishing.publish()
+    config = publishing.run.config
+    recommender = Recommender(config)
+    wanted, given = {recommender.version: _answers(recommender)}, []
+    done = threading.Event()
+
+    def ask(n):
+        while not done.is_set():
+            given.append((n, recommender.answer(history=HISTORIES[n], k=5)))
+
+    with ThreadPoolExecutor(len(HISTORIES)) as pool, recommender.following(every_s=0.001):
+        asking = [pool.submit(ask, n) for n in range(len(HISTORIES))]
+        try:
+            for _ in range(VERSIONS):
+                version = publishing.publish()
+                wanted[version.name] = _answers(Recommender(config))
+            deadline = time.monotonic() + 60
+            while recommender.version != version.name and time.monotonic() < deadline:
+                time.sleep(0.01)
+        finally:
+            done.set()
+        for each in asking:
+            each.result()
+    assert recommender.version == version.name
+    assert [answer for n, answer in given if answer != wanted[answer.version][n]] == []
+    assert len({answer.version for _, answer in given}) > VERSIONS // 3
+    first, last = (wanted[name] for name in (min(wanted), max(wanted)))
+    for a, b in zip(first, last, strict=True):
+        assert {item.title for item in a.items}.isdisjoint(item.title for item in b.items)
+        assert [item.score for item in a.items] != [item.score for item in b.items]
+
+
+def test_a_request_keeps_the_model_that_it_began_with(publishing, monkeypatch):
+    publishing.publish()
+    recommender = Recommender(publishing.run.config)
+    before = recommender.answer(history=[1], k=5)
+    encode = ServedModel.encode
+
+    def encode_and_swap(model, batch):
+        vectors = encode(model, batch)
+        publishing.publish()
+        assert recommender.refresh()
+        return vectors
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(ServedModel, "encode", encode_and_swap)
+        assert recommender.answer(history=[1], k=5) == before
+    assert recommender.answer(history=[1], k=5).version == "v00000002"
+
+
+def test_a_rollback_is_followed_too(publishing):
+    publishing.publish()
+    recommender = Recommender(publishing.run.config)
+    before = _answers(recommender)
+    publishing.publish()
+    assert recommender.refresh()
+    assert not recommender.refresh()
+    assert _answers(recommender) != before
+    publishing.publisher.store.rollback("v00000001")
+    assert recommender.refresh()
+    assert _answers(recommender) == before
+
+
+def test_a_version_with_a_damaged_tower_is_refused_once_and_the_one_in_memory_serves(publishing, caplog):
+    publishing.publish()
+    recommender = Recommender(publishing.run.config)
+    before = _answers(recommender)
+    damaged = publishing.publish()
+    (damaged.path / "towers.safetensors").write_bytes(b"")
+    with pytest.raises(VersionCorrupt, match=r"v00000002.*towers\.safetensors"):
+        recommender.refresh()
+    tried = threading.Semaphore(0)
+    refresh = recommender.refresh
+
+    def counted():
+        tried.release()
+        return refresh()
+
+    recommender.refresh = counted
+    with recommender.following(every_s=0.001):
+        for _ in range(3):
+            assert tried.acquire(timeout=60)
+        assert _answers(recommender) == before
+    assert caplog.text.count("towers.safetensors") == 1
+    publishing.publish()
+    assert refresh()
+
+
+def test_looking_for_a_new_version_reads_the_pointer_alone(publishing, monkeypatch):
+    publishing.publish()
+    recommender = Recommender(publishing.run.config)
+    for name in ("open", "verify", "current", "names"):
+        monkeypatch.setattr(VersionStore, name, None)
+    assert not any(recommender.refresh() for _ in range(100))
+
+
+def test_without_a_version_the_error_says_what_to_do(tmp_path):
+    with pytest.raises(NothingToServe, match="freshet train"):
+        Recommender(replace(small_config(), storage_path=str(tmp_path)))
+
+
+def test_query_vectors_of_a_version_are_those_of_the_run_that_published_it(publishing):
+    version = publishing.publish()
+    [model] = ServedModel.load(version, publishing.run.config.stream)
+    run, users = publishing.run, np.arange(1, 31)
+    batch = query_batch(users, run.users, run.catalogue, run.config.stream.history_length)
+    np.testing.assert_array_equal(model.encode(batch), encode_users(run, users))
+    assert model.version is version
