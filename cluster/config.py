@@ -1,4 +1,4 @@
-"""Settings of the whole system, composed from the parts' own settings."""
+"""Settings of a run, composed from the parts' own settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from cluster.evaluation.config import FitConfig, PopularityConfig, ProtocolConfig, WalsConfig
 from cluster.tables.config import TableConfig
 from model.config import ModelConfig, Precision
 from retrieval.config import IndexConfig
@@ -216,7 +215,7 @@ class ProgressiveConfig:
 
 @dataclass
 class FreshetConfig:
-    """All settings. `device=auto` takes CUDA where there is one."""
+    """All settings of a run; those of an offline evaluation extend them (`cluster/evaluation/config.py`)."""
 
     stream: StreamConfig = field(default_factory=StreamConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -224,10 +223,6 @@ class FreshetConfig:
     table: TableConfig = field(default_factory=TableConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
-    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    wals: WalsConfig = field(default_factory=WalsConfig)
-    popularity: PopularityConfig = field(default_factory=PopularityConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
     precision: Precision = field(

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from cluster.config import FreshetConfig
+
 
 @dataclass
 class ProtocolConfig:
@@ -167,3 +169,13 @@ class PopularityConfig:
             raise ValueError(
                 f"popularity.half_life_days must not be negative, got {self.half_life_days:g} (0 = all count alike)"
             )
+
+
+@dataclass
+class OfflineConfig(FreshetConfig):
+    """The settings of a run, and those of an evaluation on a data set at rest."""
+
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    wals: WalsConfig = field(default_factory=WalsConfig)
+    popularity: PopularityConfig = field(default_factory=PopularityConfig)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.setting_names import why_unknown
 
 _HISTORY_LENGTHS = frozenset({"model.history_length", "stream.history_length"})
@@ -36,26 +37,35 @@ class Setting:
     help: str
 
 
-def load_config(
+def load_config(config_file: Path | None, overrides: list[str]) -> FreshetConfig:
+    """The validated settings of a run; those of an offline evaluation are checked too, and left out.
+
+    See load_offline_config for the arguments and errors.
+    """
+    offline = load_offline_config(config_file, overrides)
+    return FreshetConfig(**{item.name: getattr(offline, item.name) for item in fields(FreshetConfig)})
+
+
+def load_offline_config(
     config_file: Path | None, overrides: list[str], presets: Sequence[Path] = ()
-) -> FreshetConfig:
-    """The validated settings.
+) -> OfflineConfig:
+    """The validated settings of a run and of an offline evaluation.
 
     Args:
-        config_file: YAML with the sections of FreshetConfig, or None.
+        config_file: YAML with the sections of OfflineConfig, or None.
         overrides: `train.checkpoint_every_s=30`, later ones win.
         presets: YAML files below the config file, later ones win.
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
-    merged = OmegaConf.structured(FreshetConfig)
-    types = _types(FreshetConfig)
+    merged = OmegaConf.structured(OfflineConfig)
+    types = _types(OfflineConfig)
     below = _apply(merged, _files(presets), types)
     given = _apply(merged, _sources(config_file, overrides, types), types)
     try:
         # A preset's history length is no more than a default: the user's, of either section, wins over both.
         _follow_history_length(merged, given if given & _HISTORY_LENGTHS else below)
-        return cast(FreshetConfig, OmegaConf.to_object(merged))
+        return cast(OfflineConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
     except ConfigError:
@@ -66,7 +76,7 @@ def load_config(
 
 def describe_settings() -> list[Setting]:
     """Every setting with its type, default and meaning."""
-    return list(_describe(FreshetConfig, ""))
+    return list(_describe(OfflineConfig, ""))
 
 
 def _apply(merged: Any, sources: Iterator[tuple[str, dict[str, Any]]], types: Mapping[str, Any]) -> set[str]:

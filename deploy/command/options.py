@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
+    from cluster.evaluation.config import OfflineConfig
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings.", show_default=False)
@@ -86,10 +87,26 @@ def _default(field: Field[Any]) -> Any:
     return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
-def settings(
+def settings(config_file: Path | None, overrides: list[str] | None) -> FreshetConfig:
+    """The settings of a run, from the file and the overrides, with `storage_path` absolute.
+
+    Args:
+        config_file: YAML.
+        overrides: `key=value`, which win over the file.
+
+    Raises:
+        ConfigError: a setting is unknown or has a wrong value.
+    """
+    from deploy.command.config_loading import load_config
+    from deploy.command.preflight import absolute_storage
+
+    return absolute_storage(load_config(config_file, list(overrides or [])))
+
+
+def offline_settings(
     config_file: Path | None, overrides: list[str] | None, preset: str | None = None
-) -> FreshetConfig:
-    """The configuration of the file and the overrides, with `storage_path` absolute.
+) -> OfflineConfig:
+    """As `settings`, with those of an offline evaluation.
 
     Args:
         config_file: YAML.
@@ -99,8 +116,8 @@ def settings(
     Raises:
         ConfigError: a setting is unknown or has a wrong value.
     """
-    from deploy.command.config_loading import load_config
+    from deploy.command.config_loading import load_offline_config
     from deploy.command.preflight import absolute_storage
 
     presets = [Path(__file__).parents[1] / "configs" / f"{preset}.yaml"] if preset else []
-    return absolute_storage(load_config(config_file, list(overrides or []), presets))
+    return absolute_storage(load_offline_config(config_file, list(overrides or []), presets))

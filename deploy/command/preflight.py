@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from deploy.command.errors import CommandError
 from deploy.command.terminal import say
@@ -14,6 +14,7 @@ from retrieval.storage.durable import open_to_others
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
+_Config = TypeVar("_Config", bound="FreshetConfig")
 
 # What a run writes into storage_path; what else lies there is the user's.
 _WRITTEN = ("checkpoints", "index", ".publish", "progress.json", "stopped.json")
@@ -27,7 +28,7 @@ class StorageUnusable(CommandError):
     """`storage_path` cannot hold checkpoints and index versions."""
 
 
-def absolute_storage(config: FreshetConfig) -> FreshetConfig:
+def absolute_storage(config: _Config) -> _Config:
     """Make `storage_path` absolute: Ray's workers run in other working directories."""
     if "://" not in config.storage_path:
         config.storage_path = str(Path(config.storage_path).expanduser().absolute())

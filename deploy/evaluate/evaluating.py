@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.command.errors import UsageError
-from deploy.command.options import settings
+from deploy.command.options import offline_settings
 from deploy.command.output import plain, write_json
 from deploy.command.sigterm import stop_on_signals
 from deploy.evaluate.files import Trials, write_cells, write_results, write_trials, write_tuned
@@ -20,7 +20,7 @@ from deploy.evaluate.report import Report, build_report, print_report
 from deploy.evaluate.tuned import read_tuned
 
 if TYPE_CHECKING:
-    from cluster.config import FreshetConfig
+    from cluster.evaluation.config import OfflineConfig
     from cluster.evaluation.grids.cell import Cell
     from cluster.evaluation.grids.grid import GridOutcome, Runner
     from cluster.evaluation.protocol.data import Tables
@@ -43,7 +43,7 @@ def run_evaluation(options: EvaluateOptions, console: Terminal) -> int:
     from cluster.evaluation.systems.systems import chosen, require_packages
 
     systems = chosen(options.models)
-    config = settings(options.config, options.overrides, options.preset)
+    config = offline_settings(options.config, options.overrides, options.preset)
     points = sweep_points(options)
     tuned = read_tuned(options, config)
     if options.seeds < 1:
@@ -75,7 +75,7 @@ class Evaluation:
 
     options: EvaluateOptions
     systems: Sequence[System]
-    config: FreshetConfig
+    config: OfflineConfig
     points: Sequence[Mapping[str, Any]]
     tables: Tables
     console: Terminal

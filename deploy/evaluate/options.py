@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from deploy.command.errors import UsageError
-from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.options import ConfigOption, JsonOption, Overrides, offline_settings
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ def sweep_points(options: EvaluateOptions) -> list[dict[str, Any]]:
 
 
 def _value(options: EvaluateOptions, key: str, text: str) -> Any:
-    value: Any = settings(options.config, [*(options.overrides or ()), f"{key}={text}"], options.preset)
+    value: Any = offline_settings(
+        options.config, [*(options.overrides or ()), f"{key}={text}"], options.preset
+    )
     for name in key.split("."):
         value = getattr(value, name)
     return value

@@ -11,10 +11,10 @@ from deploy.command.errors import UsageError
 from deploy.evaluate.options import EvaluateOptions
 
 if TYPE_CHECKING:
-    from cluster.config import FreshetConfig
+    from cluster.evaluation.config import OfflineConfig
 
 
-def read_tuned(options: EvaluateOptions, config: FreshetConfig) -> dict[str, dict[str, Any]]:
+def read_tuned(options: EvaluateOptions, config: OfflineConfig) -> dict[str, dict[str, Any]]:
     """Settings by model from the file that `--tuned` names, without those that the arguments set: these win.
 
     Raises:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.options import ConfigOption, JsonOption, Overrides, offline_settings
 from deploy.command.output import write_json
 from deploy.command.terminal import Terminal
 
 if TYPE_CHECKING:
-    from cluster.config import FreshetConfig
+    from cluster.evaluation.config import OfflineConfig
 
 
 app = typer.Typer()
@@ -23,10 +23,10 @@ app = typer.Typer()
 @app.command("settings", epilog="**Example:** `freshet settings train.checkpoint_every_s=30`")
 def list_settings(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
     """All settings with their values and meaning; those that are not the default are bold."""
-    run_settings(settings(config, overrides), json, Terminal())
+    run_settings(offline_settings(config, overrides), json, Terminal())
 
 
-def setting_entries(config: FreshetConfig) -> list[dict[str, Any]]:
+def setting_entries(config: OfflineConfig) -> list[dict[str, Any]]:
     """One entry per setting: `key`, `type_name`, `default`, `help`, `value`."""
     from deploy.command.config_loading import describe_settings
 
@@ -39,7 +39,7 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
-def run_settings(config: FreshetConfig, json_path: Path | None, console: Terminal) -> None:
+def run_settings(config: OfflineConfig, json_path: Path | None, console: Terminal) -> None:
     """Print and write them; a value that is not the default is bold."""
     entries = setting_entries(config)
     write_json(json_path, entries)

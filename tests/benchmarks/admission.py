@@ -29,12 +29,13 @@ import pyarrow as pa
 import torch
 
 from cluster.collectives import Collectives
-from cluster.config import FreshetConfig, ProgressiveConfig
+from cluster.config import ProgressiveConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.significance import PerQuery, compare
 from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.tables.buckets import BUCKETS, Int16Array, Int64Array, shared_keys
 from cluster.training.state.run import TrainingRun
-from deploy.command.config_loading import load_config
+from deploy.command.config_loading import load_offline_config
 from deploy.datasets.datasets import fetch, load
 from streaming.batches.batcher import Batcher
 from streaming.events.schema import EVENT_SCHEMA
@@ -55,7 +56,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=0, help="how many, from the beginning (0 = all)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of all runs")
     arguments = parser.parse_args()
-    config = load_config(None, [*DEFAULTS, *arguments.overrides])
+    config = load_offline_config(None, [*DEFAULTS, *arguments.overrides])
     torch.set_num_threads(config.train.threads_per_worker)
     counts = [int(count) for count in arguments.shared.split(",")]
     result = measure(arguments.data, config, arguments.admit_after, counts, arguments.events)
@@ -64,7 +65,7 @@ def main() -> int:
 
 
 def measure(
-    folder: Path | None, config: FreshetConfig, admit_after: float, shared: list[int], events: int
+    folder: Path | None, config: OfflineConfig, admit_after: float, shared: list[int], events: int
 ) -> dict[str, Any]:
     """Every start with every number of shared rows, and rows at once."""
     started = time.process_time()
@@ -98,7 +99,7 @@ def measure(
     }
 
 
-def _with_table(config: FreshetConfig, **settings: Any) -> FreshetConfig:
+def _with_table(config: OfflineConfig, **settings: Any) -> OfflineConfig:
     validation = ProgressiveConfig(sample_fraction=1.0, baselines=False, bin_events=BLOCK_EVENTS)
     return replace(config, table=replace(config.table, **settings), progressive=validation)
 
@@ -116,7 +117,7 @@ def _sharing(rows: int) -> Iterator[None]:
         yield
 
 
-def trained(config: FreshetConfig, data: EvaluationData, stream: pa.RecordBatch) -> dict[str, np.ndarray]:
+def trained(config: OfflineConfig, data: EvaluationData, stream: pa.RecordBatch) -> dict[str, np.ndarray]:
     """One pass: sample and hits of each block."""
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
     run.catalogue.apply(data.catalogue.snapshot())

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from cluster.collectives import Collectives, CrossRankGather
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.batches import TrainingPasses
 from cluster.evaluation.protocol.data import EvaluationData, prepare
 from cluster.evaluation.protocol.protocols import Split
@@ -82,17 +82,17 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=AMAZON_BEAUTY, help="folder of a data set")
     parser.add_argument("--runs", type=int, default=Size.runs)
     parser.add_argument("--steps", type=int, default=Size.steps)
-    parser.add_argument("--targets", type=int, default=FreshetConfig().fit.batch_targets)
+    parser.add_argument("--targets", type=int, default=OfflineConfig().fit.batch_targets)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tables = tables_or_synthetic(arguments.data)
-    config = FreshetConfig(device="cpu")
+    config = OfflineConfig(device="cpu")
     size = Size(arguments.targets, steps=arguments.steps, runs=arguments.runs)
     result = {"name": "packing", "data": tables.name, **measure(prepare(tables, config), config, size)}
     return finish(result, arguments.json)
 
 
-def measure(data: EvaluationData, config: FreshetConfig, size: Size) -> dict[str, Any]:
+def measure(data: EvaluationData, config: OfflineConfig, size: Size) -> dict[str, Any]:
     """Equality on short sequences, then alternating runs with and without the contrastive losses."""
     model = replace(config.model, dropout=0.0)
     short = within_window(data.split, model.history_length)
@@ -122,7 +122,7 @@ def within_window(split: Split, window: int) -> Split:
     return replace(split, train_U=np.where(split.train_U <= window, split.train_U, 0))
 
 
-def step_batches(split: Split, config: FreshetConfig, targets: int, count: int) -> list[pa.RecordBatch]:
+def step_batches(split: Split, config: OfflineConfig, targets: int, count: int) -> list[pa.RecordBatch]:
     """The first packed batches of passes over the training events."""
     passes = TrainingPasses(
         split,
@@ -140,14 +140,14 @@ def step_batches(split: Split, config: FreshetConfig, targets: int, count: int) 
     return batches[:count]
 
 
-def fresh(data: EvaluationData, config: FreshetConfig) -> TrainedRecommender:
+def fresh(data: EvaluationData, config: OfflineConfig) -> TrainedRecommender:
     """A new one, the same every time."""
     torch.manual_seed(config.seed)
     model = CLEPIDTN(config.model, len(config.stream.user_attributes))
     return TrainedRecommender(model, data.catalogue, config, config.fit, torch.device("cpu"))
 
 
-def compare(data: EvaluationData, config: FreshetConfig, split: Split, size: Size) -> Differences:
+def compare(data: EvaluationData, config: OfflineConfig, split: Split, size: Size) -> Differences:
     """Losses and gradients of one model on both forms of the same steps, after a warm-up."""
     recommender = fresh(data, config)
     batches = step_batches(split, config, size.targets, size.warmup + size.checked)
@@ -165,7 +165,7 @@ def compare(data: EvaluationData, config: FreshetConfig, split: Split, size: Siz
 
 
 def gradients(
-    recommender: TrainedRecommender, config: FreshetConfig, batch: pa.RecordBatch, step: int
+    recommender: TrainedRecommender, config: OfflineConfig, batch: pa.RecordBatch, step: int
 ) -> tuple[list[float], Tensor, Tensor]:
     """Every loss term of a step, the towers' gradient in one piece, and that of every row of the table."""
     prepared_step = recommender._train_step.prepare(batch, step)
@@ -193,7 +193,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def timed_pairs(data: EvaluationData, config: FreshetConfig, size: Size) -> tuple[list[Timing], list[Timing]]:
+def timed_pairs(data: EvaluationData, config: OfflineConfig, size: Size) -> tuple[list[Timing], list[Timing]]:
     """Alternating runs of the packed form and of single events, each side going on with its own model."""
     packed = step_batches(data.split, config, size.targets, size.warmup + size.steps)
     alone = [per_event(batch, config.model.history_length) for batch in packed]
@@ -205,7 +205,7 @@ def timed_pairs(data: EvaluationData, config: FreshetConfig, size: Size) -> tupl
 
 
 def trainer(
-    data: EvaluationData, config: FreshetConfig, batches: list[pa.RecordBatch], warmup: int
+    data: EvaluationData, config: OfflineConfig, batches: list[pa.RecordBatch], warmup: int
 ) -> Callable[[], Timing]:
     """A run over the batches behind the warm-up, which has been done."""
     recommender = fresh(data, config)
@@ -221,7 +221,7 @@ def trainer(
     return run
 
 
-def shapes(data: EvaluationData, config: FreshetConfig, size: Size) -> dict[str, float]:
+def shapes(data: EvaluationData, config: OfflineConfig, size: Size) -> dict[str, float]:
     """Items that either form reads for each target."""
     batches = step_batches(data.split, config, size.targets, size.warmup + size.steps)
     targets = sum(len(batch.column("weight").flatten()) for batch in batches)

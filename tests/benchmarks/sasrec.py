@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.batches import TrainingPasses
 from cluster.evaluation.protocol.data import EvaluationData, prepare
@@ -124,7 +124,7 @@ def measure_loss(tables: Any, loss: str, sizes: Sizes) -> dict[str, Any]:
     return report(loss, config.fit.batch_targets, ours, theirs, (fitted, test), peer_fit)
 
 
-def our_config(loss: str, sizes: Sizes, batch_targets: int) -> FreshetConfig:
+def our_config(loss: str, sizes: Sizes, batch_targets: int) -> OfflineConfig:
     """The comparison's own SASRec, at the peer's sizes, with inner products and no temperature."""
     tuned = {
         "model.dim": sizes.dim,
@@ -141,7 +141,7 @@ def our_config(loss: str, sizes: Sizes, batch_targets: int) -> FreshetConfig:
         "fit.learning_rate": sizes.learning_rate,
         "fit.row_learning_rate": sizes.learning_rate,
     }
-    return SYSTEMS[SYSTEM_OF_LOSS[loss]].settings_of(FreshetConfig(device="cpu", seed=sizes.seed), tuned, {})
+    return SYSTEMS[SYSTEM_OF_LOSS[loss]].settings_of(OfflineConfig(device="cpu", seed=sizes.seed), tuned, {})
 
 
 def peer_settings(loss: str, sizes: Sizes) -> dict[str, Any]:
@@ -167,12 +167,12 @@ def peer_targets(data: EvaluationData, sizes: Sizes) -> int:
     return round(float(targets_U.mean() * sizes.batch_users))
 
 
-def validation_queries(data: EvaluationData, config: FreshetConfig) -> Any:
+def validation_queries(data: EvaluationData, config: OfflineConfig) -> Any:
     """Those that `fit` validates on."""
     return data.split.validation.some(config.fit.validation_users, 0)
 
 
-def timed_ours(data: EvaluationData, loss: str, config: FreshetConfig, sizes: Sizes) -> Timing:
+def timed_ours(data: EvaluationData, loss: str, config: OfflineConfig, sizes: Sizes) -> Timing:
     """A fresh model, as many steps as the peer's, batches cut from the events on the way."""
     recommender = create(
         SYSTEMS[SYSTEM_OF_LOSS[loss]], config, data.catalogue, data.item_ids, torch.device("cpu")
@@ -196,7 +196,7 @@ def timed_ours(data: EvaluationData, loss: str, config: FreshetConfig, sizes: Si
     return clock.read(examples)
 
 
-def fit_ours(data: EvaluationData, loss: str, config: FreshetConfig) -> tuple[Fitted, float]:
+def fit_ours(data: EvaluationData, loss: str, config: OfflineConfig) -> tuple[Fitted, float]:
     """All passes, back to the best one, and its HR@10 on the test."""
     recommender = create(
         SYSTEMS[SYSTEM_OF_LOSS[loss]], config, data.catalogue, data.item_ids, torch.device("cpu")

@@ -26,10 +26,11 @@ import numpy.typing as npt
 import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.config import FreshetConfig, ProgressiveConfig
+from cluster.config import ProgressiveConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.significance import PerQuery, compare
 from cluster.evaluation.protocol.data import Tables, prepare
-from deploy.command.config_loading import load_config
+from deploy.command.config_loading import load_offline_config
 from deploy.datasets.datasets import fetch, load
 from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import benchmark_parser, finish
@@ -61,11 +62,13 @@ def measure(folder: Path | None, overrides: list[str], without: list[str], seeds
     tables = Tables(found.name, found.interactions, found.items, found.users)
     sides: dict[str, list[dict[str, Any]]] = {"with": [], "without": []}
     with tempfile.TemporaryDirectory() as scratch, LocalBroker(Path(scratch) / "kafka") as broker:
-        base = one_pass(load_config(None, [*DEFAULTS, *overrides]), broker.bootstrap_servers, Path(scratch))
+        base = one_pass(
+            load_offline_config(None, [*DEFAULTS, *overrides]), broker.bootstrap_servers, Path(scratch)
+        )
         fill_topics(base.stream, tables, log_of(prepare(tables, base).interactions), PARTITIONS)
         for seed in seeds:
             for side, switches in (("with", []), ("without", without)):
-                config = load_config(None, [*DEFAULTS, f"seed={seed}", *overrides, *switches])
+                config = load_offline_config(None, [*DEFAULTS, f"seed={seed}", *overrides, *switches])
                 config = one_pass(config, broker.bootstrap_servers, Path(scratch) / f"{side}-{seed}")
                 torch.set_num_threads(config.train.threads_per_worker)
                 sides[side].append(trained(config))
@@ -85,7 +88,7 @@ def measure(folder: Path | None, overrides: list[str], without: list[str], seeds
     }
 
 
-def one_pass(config: FreshetConfig, bootstrap_servers: str, storage: Path) -> FreshetConfig:
+def one_pass(config: OfflineConfig, bootstrap_servers: str, storage: Path) -> OfflineConfig:
     """`freshet train` to the end of the topic, every event scored first, nothing published."""
     train = replace(config.train, bounded=True, checkpoint_every_s=_NEVER_S, publish_every_s=0, init_from="")
     validation = ProgressiveConfig(sample_fraction=1.0, baselines=False, bin_events=BLOCK_EVENTS)
@@ -93,7 +96,7 @@ def one_pass(config: FreshetConfig, bootstrap_servers: str, storage: Path) -> Fr
     return replace(config, train=train, progressive=validation, stream=stream, storage_path=str(storage))
 
 
-def trained(config: FreshetConfig) -> dict[str, Any]:
+def trained(config: OfflineConfig) -> dict[str, Any]:
     """One run: hits and sample of each block of the second half."""
     started = time.perf_counter()
     train_rank(0, config)

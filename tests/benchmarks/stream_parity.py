@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from cluster.config import FreshetConfig
 from cluster.device import resolve_device
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.evaluation.protocol.protocols import Queries
@@ -63,7 +63,7 @@ def main() -> int:
     return finish(result, arguments.json)
 
 
-def measure(folder: Path | None, config: FreshetConfig, ranks: int) -> dict[str, Any]:
+def measure(folder: Path | None, config: OfflineConfig, ranks: int) -> dict[str, Any]:
     """Both sides, one after the other."""
     found = load(folder or fetch("ml-100k"))
     tables = Tables(found.name, found.interactions, found.items, found.users)
@@ -94,7 +94,7 @@ def measure(folder: Path | None, config: FreshetConfig, ranks: int) -> dict[str,
     }
 
 
-def train_at_rest(data: EvaluationData, config: FreshetConfig) -> dict[str, Any]:
+def train_at_rest(data: EvaluationData, config: OfflineConfig) -> dict[str, Any]:
     """`fit`, and the test as of its best pass."""
 
     def tell(report: PassReport) -> None:
@@ -124,7 +124,7 @@ def train_at_rest(data: EvaluationData, config: FreshetConfig) -> dict[str, Any]
 
 
 def train_on_stream(
-    tables: Tables, data: EvaluationData, config: FreshetConfig, ranks: int
+    tables: Tables, data: EvaluationData, config: OfflineConfig, ranks: int
 ) -> dict[str, Any]:
     """The worker over the topic, pass by pass, and the test as of the last checkpoint."""
     started, validation = time.perf_counter(), []
@@ -147,7 +147,7 @@ def train_on_stream(
 
 
 def ranked(
-    recommender: Recommender, data: EvaluationData, queries: Queries, config: FreshetConfig
+    recommender: Recommender, data: EvaluationData, queries: Queries, config: OfflineConfig
 ) -> dict[str, float]:
     """Figures of a full ranking."""
     ranks = rank(

@@ -6,7 +6,7 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import prepare
 from cluster.evaluation.systems.fitting import fit
@@ -19,7 +19,7 @@ from tests.support.device_runs import config_of, train_and_score
 from tests.support.unit_runs import CPU, open_run
 
 TINY = with_settings(
-    FreshetConfig(),
+    OfflineConfig(),
     {
         "model.dim": 8,
         "model.dropout": 0.0,

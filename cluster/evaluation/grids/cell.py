@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from cluster.config import FreshetConfig
 from cluster.device import resolve_device
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.code_version import code_of
 from cluster.evaluation.grids.walk_forward import walk
 from cluster.evaluation.measuring.measures import RankedTargets, ranked_targets
@@ -32,7 +32,7 @@ FORMAT = 2
 @cache
 def default_settings() -> Mapping[str, Any]:
     """All settings that nobody changed, by dotted key."""
-    return dict(leaves(FreshetConfig()))
+    return dict(leaves(OfflineConfig()))
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Cell:
 
     system: str
     seed: int
-    config: FreshetConfig
+    config: OfflineConfig
     """Everything applied: tuned, swept and forced settings, and the seed."""
     data_fingerprint: str
     point: Mapping[str, Any] = field(default_factory=dict)

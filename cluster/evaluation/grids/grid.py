@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.cell import Cell, CellResult, run_cell
 from cluster.evaluation.grids.cell_files import CellFiles
 from cluster.evaluation.protocol.data import Tables
@@ -140,7 +140,7 @@ class _Unsaved:
 def cells_of(
     systems: Sequence[System],
     seeds: Sequence[int],
-    config: FreshetConfig,
+    config: OfflineConfig,
     fingerprint: str,
     *,
     points: Sequence[Mapping[str, Any]] = ({},),
@@ -158,7 +158,7 @@ def cells_of(
 def cell_of(
     system: System,
     seed: int,
-    config: FreshetConfig,
+    config: OfflineConfig,
     fingerprint: str,
     *,
     point: Mapping[str, Any] | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.cell import Cell
 from cluster.evaluation.grids.grid import GridOutcome, cell_of
 from cluster.evaluation.systems.systems import System
@@ -83,7 +83,7 @@ SPACES: dict[str, Space] = {
 
 def trial_cells(
     system: System,
-    config: FreshetConfig,
+    config: OfflineConfig,
     fingerprint: str,
     trials: int,
     *,

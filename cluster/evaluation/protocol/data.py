@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.interactions import (
     Float32Array,
     Interactions,
@@ -67,7 +67,7 @@ class EvaluationData:
         return self.split.interactions
 
 
-def prepare(tables: Tables, config: FreshetConfig) -> EvaluationData:
+def prepare(tables: Tables, config: OfflineConfig) -> EvaluationData:
     """Sorts, signs and splits a data set.
 
     Args:
@@ -87,7 +87,7 @@ def prepare(tables: Tables, config: FreshetConfig) -> EvaluationData:
     return EvaluationData(catalogue, split(interactions, config.protocol), np.unique(events.item_N))
 
 
-def signals(interactions: pa.Table, config: FreshetConfig) -> tuple[npt.NDArray[np.int8], Float32Array]:
+def signals(interactions: pa.Table, config: OfflineConfig) -> tuple[npt.NDArray[np.int8], Float32Array]:
     """Sign and weight of every event as the stream would judge it; columns that are missing say nothing.
 
     Raises:

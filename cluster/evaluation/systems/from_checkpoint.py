@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import torch
@@ -15,6 +15,7 @@ from cluster.checkpoints.parts.rows import load_rows
 from cluster.checkpoints.parts.towers import FILE as TOWERS
 from cluster.checkpoints.parts.towers import load_towers
 from cluster.config import FreshetConfig
+from cluster.evaluation.config import FitConfig
 from cluster.evaluation.systems.trained import TrainedRecommender
 from model.cl_epidtn import cl_epidtn
 from streaming.catalogue.catalogue import Catalogue
@@ -34,7 +35,7 @@ def recommender_of(checkpoint: Checkpoint, device: torch.device) -> TrainedRecom
     catalogue = Catalogue(config.stream)
     catalogue.apply(read_catalogue(checkpoint))
     model = cl_epidtn(config.model, len(config.stream.user_attributes))
-    fit = replace(config.fit, row_optimizer=config.train.row_optimizer)
+    fit = FitConfig(row_optimizer=config.train.row_optimizer)
     recommender = TrainedRecommender(model, catalogue, config, fit, device)
     load_towers(checkpoint.path / TOWERS, recommender.model)
     load_rows(checkpoint.files(ROWS), recommender.table, 0, 1)

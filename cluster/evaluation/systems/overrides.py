@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.setting_names import why_unknown
 
 _Config = TypeVar("_Config")
@@ -17,7 +17,7 @@ class OverrideError(ValueError):
     """A setting that is not there, or a value that it cannot have; the message names both."""
 
 
-def with_settings(config: FreshetConfig, values: Mapping[str, Any]) -> FreshetConfig:
+def with_settings(config: OfflineConfig, values: Mapping[str, Any]) -> OfflineConfig:
     """A copy with other values; a section's own checks run once for all of them.
 
     Args:

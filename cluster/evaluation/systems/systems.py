@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.setting_names import did_you_mean
 from model.baselines.extra import evaluation_package
@@ -74,8 +74,8 @@ class System:
         return self.trained or "seed" in self.reads
 
     def settings_of(
-        self, config: FreshetConfig, tuned: Mapping[str, Any], point: Mapping[str, Any]
-    ) -> FreshetConfig:
+        self, config: OfflineConfig, tuned: Mapping[str, Any], point: Mapping[str, Any]
+    ) -> OfflineConfig:
         """The configuration of its cells: what was configured, what was tuned, the sweep's values, what is forced."""
         return with_settings(config, {**self.defaults, **tuned, **point, **self.forced})
 
@@ -161,7 +161,7 @@ def chosen(text: str) -> list[System]:
 
 def create(
     system: System,
-    config: FreshetConfig,
+    config: OfflineConfig,
     catalogue: Catalogue,
     item_ids: Int64Array,
     device: torch.device,

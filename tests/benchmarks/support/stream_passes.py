@@ -14,8 +14,9 @@ import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.collectives import Collectives
-from cluster.config import FreshetConfig, ProgressiveConfig
+from cluster.config import ProgressiveConfig
 from cluster.device import resolve_device
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.data import Tables
 from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Split
@@ -64,7 +65,7 @@ def fill_topics(stream: StreamConfig, tables: Tables, events: pa.RecordBatch, pa
         producer.send(events)
 
 
-def stream_passes(config: FreshetConfig, folder: Path, passes: int, ranks: int = 1) -> Iterator[Checkpoint]:
+def stream_passes(config: OfflineConfig, folder: Path, passes: int, ranks: int = 1) -> Iterator[Checkpoint]:
     """Reads the topic `passes` times, to its end as of then; yields the last checkpoint of each pass.
 
     Args:
@@ -87,7 +88,7 @@ def stream_passes(config: FreshetConfig, folder: Path, passes: int, ranks: int =
         start = str(storage)
 
 
-def pass_config(config: FreshetConfig, storage: Path, start: str, number: int, passes: int) -> FreshetConfig:
+def pass_config(config: OfflineConfig, storage: Path, start: str, number: int, passes: int) -> OfflineConfig:
     """The settings of one pass.
 
     The rates of a pass are constant: what `fit`'s schedule has in the middle of it. The step counts on from pass to
@@ -114,7 +115,7 @@ def pass_config(config: FreshetConfig, storage: Path, start: str, number: int, p
     return replace(config, train=train, progressive=validation, storage_path=str(storage))
 
 
-def train_rank(rank: int, config: FreshetConfig) -> None:
+def train_rank(rank: int, config: OfflineConfig) -> None:
     """One rank of one pass."""
     device: torch.device = resolve_device(config.device, rank)
     Worker(config, Collectives(), device).train()

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids import cell as cell_module
 from cluster.evaluation.grids import ray_runner
 from cluster.evaluation.grids.cell_files import CellFiles
@@ -16,7 +16,7 @@ from cluster.evaluation.systems.systems import chosen
 from tests.support.data_tables import random_tables
 
 CONFIG = with_settings(
-    FreshetConfig(),
+    OfflineConfig(),
     {
         "model.dim": 8,
         "model.augmented_dim": 4,

@@ -7,8 +7,7 @@ import torch
 
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.config import FreshetConfig
-from cluster.evaluation.config import FitConfig, ProtocolConfig
+from cluster.evaluation.config import FitConfig, OfflineConfig, ProtocolConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import Tables, prepare
 from cluster.evaluation.systems.from_checkpoint import config_of, recommender_of
@@ -48,7 +47,7 @@ def _tables():
 
 @pytest.fixture
 def config(stream_factory):
-    return FreshetConfig(
+    return OfflineConfig(
         stream=stream_factory(PARTITIONS, history_length=WINDOW, user_attributes=["gender"]),
         model=ModelConfig(
             dim=8,

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from cluster.config import FreshetConfig
-from deploy.command.config_loading import ConfigError, describe_settings, load_config
+from cluster.evaluation.config import OfflineConfig
+from deploy.command.config_loading import ConfigError, describe_settings, load_config, load_offline_config
 
 
 def _refusal(*overrides, file=None):
@@ -230,7 +231,7 @@ def test_a_reference_to_the_environment_is_followed_and_a_broken_one_is_refused(
 
 def test_every_setting_is_listed_once_with_its_type_default_and_meaning():
     described = {setting.key: setting for setting in describe_settings()}
-    config = FreshetConfig()
+    config = OfflineConfig()
     of_evaluations = "progressive", "protocol", "fit", "wals", "popularity"
     for section in ("stream", "model", "train", "table", "index", *of_evaluations, "broker"):
         for name, default in vars(getattr(config, section)).items():
@@ -264,3 +265,12 @@ def test_passwords_are_named_by_their_variable_and_never_held(monkeypatch):
 def test_a_password_behind_a_mistyped_key_is_not_repeated():
     for value in ("hunter2", "[hunter2", "{a: hunter2}"):
         assert "hunter2" not in _refusal(f"stream.sasl_password={value}")
+
+
+def test_settings_of_an_evaluation_are_checked_and_left_out_of_a_runs(tmp_path):
+    file = _file(tmp_path, "fit: {passes: 3}\n")
+    config = load_config(file, ["protocol.kind=temporal"])
+    assert type(config) is FreshetConfig
+    assert not hasattr(config, "fit")
+    assert load_offline_config(file, []).fit.passes == 3
+    assert "fit.passes must be at least 1" in _refusal("fit.passes=0")

@@ -25,7 +25,7 @@ from cluster.evaluation.grids.summary import COMPARED
 from cluster.evaluation.protocol.data import Tables
 from cluster.evaluation.systems.systems import chosen
 from deploy.cli import app
-from deploy.command.config_loading import load_config
+from deploy.command.config_loading import load_offline_config
 from deploy.command.errors import report
 from deploy.command.terminal import Terminal
 from deploy.datasets.datasets import DatasetError, load
@@ -182,7 +182,7 @@ def test_low_ratings_of_such_a_folder_are_no_events_to_learn_or_to_foretell(shar
 
 def _reported(folder, out):
     """Cells, outcome and what was asked for, of two models that have been run."""
-    config = load_config(None, TINY, [PRESETS / "default.yaml"])
+    config = load_offline_config(None, TINY, [PRESETS / "default.yaml"])
     dataset = load(folder)
     tables = Tables(dataset.name, dataset.interactions, dataset.items, dataset.users)
     cells = grid.cells_of(chosen("epidtn,popularity"), [1], config, tables.fingerprint())

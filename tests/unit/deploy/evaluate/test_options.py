@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from deploy.command.config_loading import load_config
+from deploy.command.config_loading import load_offline_config
 from deploy.command.errors import UsageError
 from deploy.command.terminal import Terminal
 from deploy.evaluate.options import EvaluateOptions, sweep_points
@@ -61,7 +61,7 @@ def test_a_file_of_tuned_settings_is_checked_before_anything_is_trained(tmp_path
     path = tmp_path / "tuned.yaml"
     path.write_text(text)
     with pytest.raises(UsageError) as refused:
-        read_tuned(_options(tuned=path), load_config(None, []))
+        read_tuned(_options(tuned=path), load_offline_config(None, []))
     assert message in str(refused.value)
     assert str(path) in str(refused.value)
 
@@ -70,11 +70,11 @@ def test_an_argument_wins_over_what_was_tuned(tmp_path):
     path = tmp_path / "tuned.yaml"
     path.write_text("dssm: {model.dropout: 0.3, model.layers: 1}\nmarkov:\n")
     options = _options(tuned=path, overrides=["model.dropout=0.1"])
-    assert read_tuned(options, load_config(None, [])) == {"dssm": {"model.layers": 1}, "markov": {}}
+    assert read_tuned(options, load_offline_config(None, [])) == {"dssm": {"model.layers": 1}, "markov": {}}
 
 
 def test_the_paper_preset_says_what_the_paper_says():
-    config = load_config(None, [], [PRESETS / "paper.yaml"])
+    config = load_offline_config(None, [], [PRESETS / "paper.yaml"])
     said = {
         "dim": 128,
         "layers": 5,
@@ -127,7 +127,7 @@ def test_the_paper_preset_says_what_the_paper_says():
 
 
 def test_the_default_preset_has_every_part_of_the_model_on():
-    model = load_config(None, [], [PRESETS / "default.yaml"]).model
+    model = load_offline_config(None, [], [PRESETS / "default.yaml"]).model
     assert model.transformer
     assert model.augmented_vectors
     assert min(model.mimic_user_weight, model.mimic_item_weight) > 0
@@ -156,7 +156,7 @@ def test_an_evaluation_of_the_paper_preset_trains_the_papers_model_in_a_size_of_
     assert written["preset"] == "paper"
     assert [entry["model"] for entry in written["results"]] == ["cl_epidtn", "epidtn"]
     assert all(0 <= entry["hr@10"] <= 1 for entry in written["results"])
-    paper = load_config(None, sizes, [PRESETS / "paper.yaml"])
+    paper = load_offline_config(None, sizes, [PRESETS / "paper.yaml"])
     alphas = {}
     for path in (out / "cells").glob("*.json"):
         cell = json.loads(path.read_text())
@@ -172,7 +172,7 @@ def test_an_evaluation_of_the_paper_preset_trains_the_papers_model_in_a_size_of_
 def test_a_preset_stands_below_file_and_arguments(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("model: {layers: 3, dim: 16}\n")
-    config = load_config(file, ["model.dim=32"], [PRESETS / "paper.yaml"])
+    config = load_offline_config(file, ["model.dim=32"], [PRESETS / "paper.yaml"])
     assert (config.model.layers, config.model.dim, config.model.dropout) == (3, 32, 0.3)
 
 
@@ -180,9 +180,9 @@ def test_a_preset_stands_below_file_and_arguments(tmp_path):
 def test_a_history_length_of_the_user_wins_over_a_presets_in_both_sections(tmp_path, section):
     preset = tmp_path / "preset.yaml"
     preset.write_text("model: {history_length: 20}\n")
-    config = load_config(None, [], [preset])
+    config = load_offline_config(None, [], [preset])
     assert (config.model.history_length, config.stream.history_length) == (20, 20)
-    config = load_config(None, [f"{section}.history_length=7"], [preset])
+    config = load_offline_config(None, [f"{section}.history_length=7"], [preset])
     assert (config.model.history_length, config.stream.history_length) == (7, 7)
 
 
@@ -197,7 +197,7 @@ def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
     from cluster.evaluation.systems.systems import SYSTEMS
     from deploy.evaluate.progress import EvaluationDisplay, duration
 
-    config = load_config(None, ["fit.passes=4"])
+    config = load_offline_config(None, ["fit.passes=4"])
     cells = [
         cell_of(SYSTEMS[name], 1, config, "data", point={"model.layers": 2}) for name in ("dssm", "mind")
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.batches import TrainingPasses
 from cluster.evaluation.protocol.data import Tables, prepare
 from cluster.evaluation.protocol.protocols import Stage
@@ -18,7 +18,7 @@ from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned
 STORY = [("buy", 1), ("show", 2), ("buy", 2), ("show", 3), ("buy", 4), ("show", 4), ("buy", 5)]
 # By the event's item: what is known to be unwanted just before it.
 UNWANTED = {1: [], 2: [2], 4: [2, 3], 5: [2, 3, 4]}
-CONFIG = with_settings(FreshetConfig(), {"stream.negative_actions": ["show"], "model.history_length": 9})
+CONFIG = with_settings(OfflineConfig(), {"stream.negative_actions": ["show"], "model.history_length": 9})
 
 
 def _events():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids import grid
 from cluster.evaluation.grids.cell import run_cell
 from cluster.evaluation.grids.cell_files import CellFiles
@@ -20,7 +20,7 @@ from tests.support.full_disk import refusing
 
 TABLES = random_tables()
 CONFIG = with_settings(
-    FreshetConfig(),
+    OfflineConfig(),
     {
         "model.dim": 8,
         "model.augmented_dim": 4,
@@ -173,7 +173,7 @@ def test_data_seed_and_trial_make_another_cell_and_what_has_no_influence_does_no
     elsewhere = replace(CONFIG, storage_path="/elsewhere", train=replace(CONFIG.train, workers=7))
     assert cell_of(system, 1, elsewhere, "data").key == cell.key
     popularity = [
-        cell_of(SYSTEMS["popularity"], s, c, "data") for s, c in ((1, CONFIG), (2, FreshetConfig()))
+        cell_of(SYSTEMS["popularity"], s, c, "data") for s, c in ((1, CONFIG), (2, OfflineConfig()))
     ]
     assert popularity[0].key == popularity[1].key
 

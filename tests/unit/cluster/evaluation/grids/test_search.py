@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.cell_files import CellFiles
 from cluster.evaluation.grids.grid import InProcess, run_grid
 from cluster.evaluation.grids.search import SPACES, best_settings, trial_cells
@@ -15,7 +15,7 @@ SEARCHED = sorted(SPACES)
 
 def _trials(name, count=12, **changes):
     arguments = {"start": {}, "fixed": ()} | changes
-    return trial_cells(SYSTEMS[name], FreshetConfig(), "data", count, **arguments)
+    return trial_cells(SYSTEMS[name], OfflineConfig(), "data", count, **arguments)
 
 
 @pytest.mark.parametrize("name", SEARCHED)
@@ -33,7 +33,7 @@ def test_every_choice_of_a_space_is_a_setting_that_the_system_reads_and_does_not
     system = SYSTEMS[name]
     for choices in SPACES[name]:
         for choice in choices:
-            applied = system.settings_of(FreshetConfig(), choice, {})
+            applied = system.settings_of(OfflineConfig(), choice, {})
             for key, value in choice.items():
                 assert system.influences(key)
                 assert key not in system.forced
@@ -61,7 +61,7 @@ def test_a_small_space_is_searched_whole():
 def test_fixed_settings_and_what_is_drawn_with_them_stay():
     for cell, settings in _trials("dssm", fixed=["fit.learning_rate"]):
         assert not {"fit.learning_rate", "fit.row_learning_rate"} & set(settings)
-        assert cell.config.fit == FreshetConfig().fit
+        assert cell.config.fit == OfflineConfig().fit
 
 
 def test_a_search_starts_from_what_was_tuned_before():
@@ -73,7 +73,7 @@ def test_a_search_starts_from_what_was_tuned_before():
 
 def test_trials_are_run_on_validation_alone_and_the_best_one_wins(tmp_path):
     tables = random_tables()
-    config = with_settings(FreshetConfig(), {"wals.iterations": 2, "device": "cpu"})
+    config = with_settings(OfflineConfig(), {"wals.iterations": 2, "device": "cpu"})
     trials = trial_cells(SYSTEMS["wals"], config, tables.fingerprint(), 4, start={})
     outcome = run_grid(
         [cell for cell, _ in trials], InProcess(tables), CellFiles(tmp_path), lambda event: None

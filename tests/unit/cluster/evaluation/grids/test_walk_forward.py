@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.cell import Cell, run_cell
 from cluster.evaluation.grids.walk_forward import walk
 from cluster.evaluation.protocol.data import prepare
@@ -73,11 +73,11 @@ class Recording:
 
 
 def _prepared(events):
-    return prepare(tables_of(events), with_settings(FreshetConfig(), WALKING))
+    return prepare(tables_of(events), with_settings(OfflineConfig(), WALKING))
 
 
 def _walked(data, passes=1, **more):
-    config = with_settings(FreshetConfig(), WALKING)
+    config = with_settings(OfflineConfig(), WALKING)
     recorder = Recording()
     shared = {"window": 4, "mask_all": True, "exclude_seen": True, "seed": 1}
     fitted = fit(recorder, data.split, data.item_ids, config.fit, passes=1, **shared)
@@ -113,7 +113,7 @@ def test_no_stage_is_trained_on_before_it_is_foretold_and_all_are_trained_on_onc
 
 def _start(data, stage):
     validation_ms, test_ms, end_ms = moments(
-        data.interactions.time_T, with_settings(FreshetConfig(), WALKING).protocol
+        data.interactions.time_T, with_settings(OfflineConfig(), WALKING).protocol
     )
     firsts = [*range(validation_ms, test_ms, 2 * DAY), *range(test_ms, end_ms, 2 * DAY)]
     return firsts[[s is stage for s in data.split.stages].index(True)]
@@ -135,7 +135,7 @@ def test_a_user_is_asked_for_in_every_stage_and_targets_are_those_of_the_stage()
 
 def test_at_once_the_test_is_foretold_as_of_its_start_by_what_walked_up_to_it():
     tables, settings_ = tables_of(_steady()), WALKING | {"protocol.test_at_once": True}
-    config = with_settings(FreshetConfig(), settings_)
+    config = with_settings(OfflineConfig(), settings_)
     data, walking = prepare(tables, config), _prepared(_steady())
     assert [stage.tested for stage in data.split.stages] == [False, False, False, True]
     assert [stage.before_U.tolist() for stage in data.split.stages[:3]] == [
@@ -147,7 +147,7 @@ def test_at_once_the_test_is_foretold_as_of_its_start_by_what_walked_up_to_it():
     recorder = _walked(data)[0]
     assert max(time for *_, time in recorder.trained) // DAY == 14
     with pytest.raises(ValueError, match=r"test_at_once needs protocol\.walk_forward_days"):
-        with_settings(FreshetConfig(), settings_ | {"protocol.walk_forward_days": 0})
+        with_settings(OfflineConfig(), settings_ | {"protocol.walk_forward_days": 0})
 
 
 def test_each_stretch_is_read_as_often_as_it_is_told_at_its_own_rate():
@@ -155,7 +155,7 @@ def test_each_stretch_is_read_as_often_as_it_is_told_at_its_own_rate():
     once, twice = _walked(data)[0], _walked(data, passes=2)[0]
     assert once.fitting == twice.fitting
     assert len(twice.trained) - twice.fitting == 2 * (len(once.trained) - once.fitting) > 0
-    assert once.decay == FreshetConfig().fit.walk_rate
+    assert once.decay == OfflineConfig().fit.walk_rate
     # Once behind the fit, and once behind every stage but the last one.
     assert twice.ended == once.ended == len(data.split.stages)
 
@@ -167,7 +167,7 @@ def test_a_trial_walks_through_the_validation_and_does_not_go_into_the_test():
     assert max(time for *_, time in recorder.trained) < 15 * DAY
     assert 0 <= fitted.walk_validation <= 1
     tables = tables_of(_steady())
-    config = SYSTEMS["popularity"].settings_of(with_settings(FreshetConfig(), WALKING), {}, {})
+    config = SYSTEMS["popularity"].settings_of(with_settings(OfflineConfig(), WALKING), {}, {})
     results = [run_cell(Cell("popularity", 1, config, "x", trial=trial), tables) for trial in (1, 0)]
     assert [result.ranks is None for result in results] == [True, False]
     assert results[0].validation == results[0].fitted.walk_validation == results[1].validation
@@ -188,7 +188,7 @@ def test_every_system_goes_on_from_what_it_knows_and_gives_the_same_again(name):
     }
     # 400 events in eight days, from the fourth on two and one of two days.
     tables = random_tables(step_ms=DAY // 24)
-    config = system.settings_of(with_settings(FreshetConfig(), WALKING | sizes), {}, {})
+    config = system.settings_of(with_settings(OfflineConfig(), WALKING | sizes), {}, {})
     told = []
     ranks = run_cell(Cell(name, 1, config, "x"), tables, told.append).ranks.rank_G.tolist()
     data = prepare(tables, config)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.measures import METRICS, SLICES, RankedTargets, head_items, ranked_targets
 from cluster.evaluation.measuring.ranking import Ranking
 from cluster.evaluation.protocol.data import prepare
@@ -85,7 +85,7 @@ def test_the_queries_of_a_user_stay_together():
 def test_tail_is_what_the_fifth_of_items_trained_most_leaves_by_training_events_only():
     # Item 1 is trained on most, item 2 only appears in the tests.
     events = [(u, item, t) for u in range(1, 6) for t, item in enumerate([1, 1, 3 + u % 2, 9, 2])]
-    data = prepare(tables_of(events), FreshetConfig())
+    data = prepare(tables_of(events), OfflineConfig())
     assert data.item_ids.tolist() == [1, 2, 3, 4, 9]
     assert head_items(data).tolist() == [1]
     ranking = Ranking(np.zeros(5), np.arange(5))
@@ -94,7 +94,7 @@ def test_tail_is_what_the_fifth_of_items_trained_most_leaves_by_training_events_
 
 def test_low_activity_is_at_most_the_median_of_training_events_of_the_tested():
     events = [(u, 10 * u + k, k) for u, count in ((1, 4), (2, 5), (3, 9), (4, 2)) for k in range(count)]
-    data = prepare(tables_of(events), FreshetConfig())
+    data = prepare(tables_of(events), OfflineConfig())
     found = ranked_targets(data, Ranking(np.zeros(3), np.arange(3)))
     assert dict(zip(found.user_Q.tolist(), found.low_activity_Q.tolist(), strict=True)) == {
         1: True,
@@ -104,7 +104,7 @@ def test_low_activity_is_at_most_the_median_of_training_events_of_the_tested():
 
 
 def test_slices_of_a_drawn_set_are_those_of_a_loop():
-    data = prepare(random_tables(events=500), FreshetConfig())
+    data = prepare(random_tables(events=500), OfflineConfig())
     counts = dict.fromkeys(data.item_ids.tolist(), 0)
     for u, trained in enumerate(data.split.train_U):
         start = data.interactions.offset_U1[u]

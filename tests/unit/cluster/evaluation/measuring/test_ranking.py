@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from cluster.config import FreshetConfig
-from cluster.evaluation.config import ProtocolConfig
+from cluster.evaluation.config import OfflineConfig, ProtocolConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import prepare
 from tests.support.data_tables import random_tables
@@ -33,7 +32,7 @@ class Rounded:
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
 def test_ranks_are_those_of_a_loop_over_items(kind, exclude_seen):
     protocol = ProtocolConfig(kind=kind, targets="all", exclude_seen=exclude_seen)
-    data = prepare(random_tables(events=350), replace(FreshetConfig(), protocol=protocol))
+    data = prepare(random_tables(events=350), replace(OfflineConfig(), protocol=protocol))
     interactions, queries = data.interactions, data.split.test
     found = rank(Rounded(), interactions, queries, data.item_ids, window=4, exclude_seen=exclude_seen)
     wanted = []
@@ -58,7 +57,7 @@ def test_ranks_are_those_of_a_loop_over_items(kind, exclude_seen):
 
 
 def test_a_target_that_is_not_ranked_comes_last():
-    data = prepare(random_tables(), FreshetConfig())
+    data = prepare(random_tables(), OfflineConfig())
     target = data.split.test.target_G[0]
     others = data.item_ids[data.item_ids != target]
     found = rank(Rounded(), data.interactions, data.split.test, others, window=4, exclude_seen=False)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
 from cluster.evaluation.protocol.data import prepare
 from streaming.config import StreamConfig
@@ -16,7 +16,7 @@ from streaming.events.hashing import attribute_id
 from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from tests.support.data_tables import random_tables, tables_of
 
-DATA = prepare(random_tables(events=500, users=25), FreshetConfig())
+DATA = prepare(random_tables(events=500, users=25), OfflineConfig())
 
 
 def _passes(data=DATA, **changes):
@@ -84,7 +84,7 @@ def test_attributes_of_training_and_query_rows_are_those_of_their_own_user():
     people = pa.table(
         {"user_id": [*ages], "gender": ["M" if u % 3 else "F" for u in ages], "age": [*ages.values()]}
     )
-    config = replace(FreshetConfig(), stream=StreamConfig(user_attributes=["gender", "age"]))
+    config = replace(OfflineConfig(), stream=StreamConfig(user_attributes=["gender", "age"]))
     data = prepare(replace(tables, users=people), config)
     interactions, queries = data.interactions, data.split.test
     training = list(_passes(data).batches(1))
@@ -132,7 +132,7 @@ def test_explicit_negatives_of_a_row_are_the_last_ones_given_before_it():
     negatives = iter((50, 51, 52, 53))
     events = [(1, 10 + n if kind else next(negatives), n) for n, kind in enumerate(kinds)]
     action = pa.array(["view" if kind else "skip" for kind in kinds])
-    config = replace(FreshetConfig(), stream=StreamConfig(negative_actions=["skip"]))
+    config = replace(OfflineConfig(), stream=StreamConfig(negative_actions=["skip"]))
     data = prepare(tables_of(events, action=action), config)
     passes = TrainingPasses(data.split, batch_targets=1, window=2, mask_all=False, first_events=False, seed=0)
     found = {row["events_before"]: row["negatives"] for b in passes.batches(1) for row in b.to_pylist()}

@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster.config import FreshetConfig
-from cluster.evaluation.config import ProtocolConfig
+from cluster.evaluation.config import OfflineConfig, ProtocolConfig
 from cluster.evaluation.protocol.data import prepare, signals
 from cluster.evaluation.protocol.protocols import ProtocolError
 from streaming.config import StreamConfig
@@ -17,7 +16,7 @@ from tests.support.data_tables import random_tables, tables_of
 
 
 def _shuffled(tables, on):
-    return prepare(tables, replace(FreshetConfig(), protocol=ProtocolConfig(shuffle_ties=on))).interactions
+    return prepare(tables, replace(OfflineConfig(), protocol=ProtocolConfig(shuffle_ties=on))).interactions
 
 
 def test_events_stand_by_user_and_time_and_ties_in_the_order_of_the_file():
@@ -52,7 +51,7 @@ def test_signals_make_positives_weights_and_explicit_negatives_which_know_their_
     stream = StreamConfig(
         positive_actions=["view", "buy"], negative_actions=["skip"], action_weights=["buy=2"]
     )
-    config = replace(FreshetConfig(), stream=stream)
+    config = replace(OfflineConfig(), stream=stream)
     sign, weight = signals(tables.interactions, config)
     assert sign.tolist() == [1, -1, 1, 0, -1, 1]
     assert weight.tolist() == [1, 1, 2, 1, 1, 1]
@@ -62,12 +61,12 @@ def test_signals_make_positives_weights_and_explicit_negatives_which_know_their_
 
 
 def test_a_set_without_actions_and_values_is_all_positives():
-    sign, weight = signals(tables_of([(1, 1, 1), (1, 2, 2)]).interactions, FreshetConfig())
+    sign, weight = signals(tables_of([(1, 1, 1), (1, 2, 2)]).interactions, OfflineConfig())
     assert (sign.tolist(), weight.tolist()) == ([1, 1], [1.0, 1.0])
 
 
 def test_categories_and_attributes_reach_the_catalogue():
-    data = prepare(random_tables(), FreshetConfig())
+    data = prepare(random_tables(), OfflineConfig())
     assert (np.count_nonzero(data.catalogue.categories(data.item_ids), axis=1) == 2).all()
     gender = data.interactions.attribute_UF[:, 0]
     assert len(set(gender.tolist())) == 2
@@ -97,7 +96,7 @@ def test_ids_that_are_texts_are_those_of_the_stream():
         "item_id": pa.array(["a", "b", "a"]),
         "timestamp_ms": tables.interactions["timestamp_ms"],
     }
-    found = prepare(replace(tables, interactions=pa.table(texts)), FreshetConfig()).interactions
+    found = prepare(replace(tables, interactions=pa.table(texts)), OfflineConfig()).interactions
     assert found.user_U.tolist() == hash_texts(pa.array(["anna"])).tolist()
     assert found.item_T.tolist() == hash_texts(pa.array(["a", "b", "a"])).tolist()
 
@@ -106,7 +105,7 @@ def test_ids_of_digits_and_of_other_types_are_those_of_the_stream_too():
     tables = tables_of([(1, 5, 1), (1, 6, 2), (1, 7, 3)])
     columns = {"user_id": pa.array(["1001"] * 3, pa.string_view()), "item_id": pa.array([7.0, 8.0, 9.0])}
     texts = pa.table(columns | {"timestamp_ms": tables.interactions["timestamp_ms"]})
-    found = prepare(replace(tables, interactions=texts), FreshetConfig()).interactions
+    found = prepare(replace(tables, interactions=texts), OfflineConfig()).interactions
     assert (found.user_U.tolist(), found.item_T.tolist()) == ([1001], [7, 8, 9])
 
 
@@ -115,13 +114,13 @@ def test_what_is_no_id_is_refused_with_the_column(wrong):
     tables = tables_of([(1, 5, 1), (1, 6, 2)])
     table = tables.interactions.set_column(1, "item_id", pa.array(wrong))
     with pytest.raises(ValueError, match="item_id must hold integers or texts, not"):
-        prepare(replace(tables, interactions=table), FreshetConfig())
+        prepare(replace(tables, interactions=table), OfflineConfig())
 
 
 def test_missing_weights_are_1_and_empty_actions_are_missing_ones():
     weight = pa.array([None, 2.5], pa.float32())
     tables = tables_of([(1, 5, 1), (1, 6, 2)], action=pa.array(["", "view"]), weight=weight)
-    config = replace(FreshetConfig(), stream=StreamConfig(positive_actions=["view"]))
+    config = replace(OfflineConfig(), stream=StreamConfig(positive_actions=["view"]))
     sign, found = signals(tables.interactions, config)
     assert (sign.tolist(), found.tolist()) == ([1, 1], [1.0, 2.5])
 
@@ -130,4 +129,4 @@ def test_missing_weights_are_1_and_empty_actions_are_missing_ones():
 def test_a_weight_that_the_stream_would_refuse_is_refused_with_the_settings(weight):
     tables = tables_of([(1, 5, 1), (1, 6, 2)], weight=pa.array([1.0, weight], pa.float32()))
     with pytest.raises(ProtocolError, match=r"1 of 2 events have a weight .* 1000, .*stream\.max_weight"):
-        prepare(tables, FreshetConfig())
+        prepare(tables, OfflineConfig())

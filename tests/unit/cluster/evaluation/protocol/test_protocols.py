@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import FreshetConfig
-from cluster.evaluation.config import ProtocolConfig
+from cluster.evaluation.config import OfflineConfig, ProtocolConfig
 from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
 from cluster.evaluation.protocol.data import EvaluationData, prepare
 from cluster.evaluation.protocol.protocols import ProtocolError, moments
@@ -23,7 +22,7 @@ ACTIONS = st.sampled_from(["view", "view", "skip"])
 
 def _data(events, actions=None, **protocol) -> EvaluationData:
     config = replace(
-        FreshetConfig(),
+        OfflineConfig(),
         stream=StreamConfig(negative_actions=["skip"]),
         protocol=ProtocolConfig(**protocol),
     )
@@ -57,7 +56,7 @@ def test_leave_one_out_of_users_with_two_events_is_refused_by_its_setting():
 
 
 def test_a_data_set_without_a_positive_is_refused_by_the_settings_that_say_what_one_is():
-    config = replace(FreshetConfig(), stream=replace(FreshetConfig().stream, positive_actions=["buy"]))
+    config = replace(OfflineConfig(), stream=replace(OfflineConfig().stream, positive_actions=["buy"]))
     tables = tables_of([(1, 1, 1), (1, 2, 2)], action=pa.array(["view", "view"]))
     with pytest.raises(ProtocolError, match=r"none of the 2 events is a positive.*stream\.positive_actions"):
         prepare(tables, config)

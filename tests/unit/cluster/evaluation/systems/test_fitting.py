@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.config import FreshetConfig
-from cluster.evaluation.config import FitConfig
+from cluster.evaluation.config import FitConfig, OfflineConfig
 from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
 from cluster.evaluation.protocol.data import prepare
 from cluster.evaluation.systems.fitting import fit
@@ -18,7 +17,7 @@ from streaming.config import StreamConfig
 from tests.support.data_tables import random_tables
 
 CONFIG = replace(
-    FreshetConfig(),
+    OfflineConfig(),
     stream=StreamConfig(user_attributes=["gender"]),
     model=ModelConfig(dim=8, heads=2, layers=1, history_length=5, augmented_dim=4, uniform_negatives=5),
 )

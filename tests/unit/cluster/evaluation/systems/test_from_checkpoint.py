@@ -31,5 +31,5 @@ def test_settings_that_are_no_more_are_left_out_and_new_ones_have_their_defaults
     saved = asdict(CONFIG)
     saved["train"]["of_another_version"] = 1
     saved["another_section"] = {"x": 1}
-    del saved["train"]["init_from"], saved["protocol"]
+    del saved["train"]["init_from"], saved["table"]
     assert config_of(_checkpoint(saved)) == replace(CONFIG, train=TrainConfig(row_optimizer="adagrad"))

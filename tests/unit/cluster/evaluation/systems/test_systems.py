@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.config import FreshetConfig
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.cell import Cell
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import prepare
@@ -24,7 +24,7 @@ from tests.support.data_tables import random_tables
 from tests.support.training_batches import Run, to_batch
 
 TINY = with_settings(
-    FreshetConfig(),
+    OfflineConfig(),
     {
         "model.dim": 8,
         "model.augmented_dim": 4,
@@ -166,17 +166,17 @@ def test_a_missing_package_is_told_by_its_extra_before_anything_is_trained():
 
 def test_settings_by_key_are_applied_together_and_checked_by_their_section():
     config = with_settings(
-        FreshetConfig(), {"model.dim": 6, "model.heads": 3, "seed": 5, "fit.learning_rate": 1}
+        OfflineConfig(), {"model.dim": 6, "model.heads": 3, "seed": 5, "fit.learning_rate": 1}
     )
     assert (config.model.dim, config.model.heads, config.seed, config.fit.learning_rate) == (6, 3, 5, 1.0)
     assert isinstance(config.fit.learning_rate, float)
-    assert FreshetConfig().model.dim != 6
+    assert OfflineConfig().model.dim != 6
     with pytest.raises(ValueError, match=r"model\.heads must divide"):
-        with_settings(FreshetConfig(), {"model.dim": 7})
+        with_settings(OfflineConfig(), {"model.dim": 7})
 
 
 def test_one_history_length_sets_the_other():
-    config = with_settings(FreshetConfig(), {"model.history_length": 7})
+    config = with_settings(OfflineConfig(), {"model.history_length": 7})
     assert (config.model.history_length, config.stream.history_length) == (7, 7)
 
 
@@ -192,13 +192,13 @@ def test_one_history_length_sets_the_other():
 )
 def test_a_wrong_setting_is_refused_by_its_key(key, value, message):
     with pytest.raises(OverrideError) as refused:
-        with_settings(FreshetConfig(), {key: value})
+        with_settings(OfflineConfig(), {key: value})
     assert message in str(refused.value)
 
 
 def test_every_leaf_has_its_dotted_key():
-    keys = dict(leaves(FreshetConfig()))
-    assert keys["model.dim"] == FreshetConfig().model.dim
+    keys = dict(leaves(OfflineConfig()))
+    assert keys["model.dim"] == OfflineConfig().model.dim
     assert {"seed", "device", "wals.factors", "fit.passes", "protocol.kind"} <= set(keys)
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.evaluation.systems.systems import SYSTEMS, create
 from streaming.batches.batcher import Batcher
@@ -37,7 +38,7 @@ def _batches(config, catalogue, count):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_trains_on_a_batchers_batches_and_encodes_them(name):
     sizes = {"fit.warmup_steps": 1, "wals.factors": 4, "wals.iterations": 2}
-    config = SYSTEMS[name].settings_of(with_settings(small_config(), sizes), {}, {})
+    config = SYSTEMS[name].settings_of(with_settings(OfflineConfig(**vars(small_config())), sizes), {}, {})
     catalogue = Catalogue(config.stream)
     catalogue.apply(replace(POPULATION, attributes=len(config.stream.user_attributes)).catalogue())
     system = create(SYSTEMS[name], config, catalogue, ITEM_IDS, torch.device("cpu"))
