@@ -17,7 +17,7 @@ from cluster.serving.recommender import NothingToServe, Recommender
 from cluster.training.refresh import encode_users
 from retrieval.versions.store import VersionCorrupt, VersionStore
 from streaming.catalogue.records import CatalogueUpdate
-from tests.unit_runs import open_run, small_config, train_steps
+from tests.support.unit_runs import open_run, small_config, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
