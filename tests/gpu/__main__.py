@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -91,16 +92,19 @@ def main() -> int:
     if reason := no_gpu():
         print(f"make test-gpu: {reason}", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a limit of time leaves what there is by then
     started, report = time.monotonic(), {"machine": machine(), "tests": [], "figures": []}
     with TemporaryDirectory() as folder:
         log = Log(Path(folder) / "log")
-        for kind, share in (("tests", _SHARE_OF_TESTS), ("figures", 1.0)):
-            if asked.only in (None, kind):
-                in_children(kind, log, started + (1.0 if asked.only else share) * asked.seconds)
-                report["tests"] = [e for e in log.entries() if "test" in e]
-                report["figures"] = [e for e in log.entries() if "figure" in e]
-                report["seconds"] = round(time.monotonic() - started, 1)
-                Path(asked.report).write_text(json.dumps(report, indent=1) + "\n")
+        try:
+            for kind, share in (("tests", _SHARE_OF_TESTS), ("figures", 1.0)):
+                if asked.only in (None, kind):
+                    in_children(kind, log, started + (1.0 if asked.only else share) * asked.seconds)
+        finally:
+            report["tests"] = [e for e in log.entries() if "test" in e]
+            report["figures"] = [e for e in log.entries() if "figure" in e]
+            report["seconds"] = round(time.monotonic() - started, 1)
+            Path(asked.report).write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
     return int(
         any(t["outcome"] == "failed" for t in report["tests"]) or any("why" in f for f in report["figures"])
