@@ -33,7 +33,7 @@ from torch import Tensor
 
 from cluster.collectives import Collectives, CrossRankGather
 from cluster.evaluation.config import OfflineConfig
-from cluster.evaluation.protocol.batches import TrainingPasses
+from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses
 from cluster.evaluation.protocol.data import EvaluationData, prepare
 from cluster.evaluation.protocol.protocols import Split
 from cluster.evaluation.systems.trained import TrainedRecommender
@@ -124,14 +124,7 @@ def within_window(split: Split, window: int) -> Split:
 
 def step_batches(split: Split, config: OfflineConfig, targets: int, count: int) -> list[pa.RecordBatch]:
     """The first packed batches of passes over the training events."""
-    passes = TrainingPasses(
-        split,
-        batch_targets=targets,
-        window=config.model.history_length,
-        mask_all=config.model.history_mask == "all",
-        first_events=config.fit.first_events,
-        seed=config.seed,
-    )
+    passes = TrainingPasses(split, replace(PassSettings.of(config), batch_targets=targets))
     batches: list[pa.RecordBatch] = []
     number = 1
     while len(batches) < count:

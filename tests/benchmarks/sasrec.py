@@ -17,7 +17,7 @@ for each position on both sides. `both`, the default, asks for the ratio and the
 import os
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,9 @@ import numpy as np
 import torch
 
 from cluster.evaluation.config import OfflineConfig
-from cluster.evaluation.measuring.ranking import rank
-from cluster.evaluation.protocol.batches import TrainingPasses
+from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses
 from cluster.evaluation.protocol.data import EvaluationData, prepare
-from cluster.evaluation.systems.fitting import Fitted, fit
+from cluster.evaluation.systems.fitting import FitPlan, Fitted, fit
 from cluster.evaluation.systems.systems import SYSTEMS, create
 from model.metrics import hit_rate
 from tests.benchmarks.support.command import benchmark_parser, finish
@@ -177,14 +176,7 @@ def timed_ours(data: EvaluationData, loss: str, config: OfflineConfig, sizes: Si
     recommender = create(
         SYSTEMS[SYSTEM_OF_LOSS[loss]], config, data.catalogue, data.item_ids, torch.device("cpu")
     )
-    passes = TrainingPasses(
-        data.split,
-        batch_targets=config.fit.batch_targets,
-        window=config.model.history_length,
-        mask_all=config.model.history_mask == "all",
-        first_events=config.fit.first_events,
-        seed=config.seed,
-    )
+    passes = TrainingPasses(data.split, PassSettings.of(config))
     examples, clock = 0, Clock()
     for step, batch in enumerate(passes.batches(1)):
         if step == sizes.warmup:
@@ -201,12 +193,9 @@ def fit_ours(data: EvaluationData, loss: str, config: OfflineConfig) -> tuple[Fi
     recommender = create(
         SYSTEMS[SYSTEM_OF_LOSS[loss]], config, data.catalogue, data.item_ids, torch.device("cpu")
     )
-    shared = {"window": config.model.history_length, "exclude_seen": True}
-    mask_all = config.model.history_mask == "all"
-    fitted = fit(
-        recommender, data.split, data.item_ids, config.fit, mask_all=mask_all, seed=config.seed, **shared
-    )
-    ranking = rank(recommender, data.interactions, data.split.test, data.item_ids, **shared)
+    plan = replace(FitPlan.of(config), exclude_seen=True)
+    fitted = fit(recommender, data.split, data.item_ids, plan)
+    ranking = plan.rank(recommender, data.interactions, data.split.test, data.item_ids)
     return fitted, hit_rate(ranking.rank_G, 10)
 
 

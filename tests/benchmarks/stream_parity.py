@@ -28,7 +28,7 @@ from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.evaluation.protocol.protocols import Queries
-from cluster.evaluation.systems.fitting import PassReport, fit
+from cluster.evaluation.systems.fitting import FitPlan, PassReport, fit
 from cluster.evaluation.systems.from_checkpoint import recommender_of
 from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
 from deploy.command.options import settings
@@ -103,17 +103,9 @@ def train_at_rest(data: EvaluationData, config: OfflineConfig) -> dict[str, Any]
     started = time.perf_counter()
     device = resolve_device(config.device)
     recommender = create(SYSTEMS[REFERENCE], config, data.catalogue, data.item_ids, device)
-    fitted = fit(
-        recommender,
-        data.split,
-        data.item_ids,
-        config.fit,
-        window=config.model.history_length,
-        mask_all=False,
-        exclude_seen=config.protocol.exclude_seen,
-        seed=config.seed,
-        tell=tell,
-    )
+    plan = FitPlan.of(config, tell=tell)
+    plan = replace(plan, batches=replace(plan.batches, mask_all=False))
+    fitted = fit(recommender, data.split, data.item_ids, plan)
     figures = ranked(recommender, data, data.split.test, config)
     return {
         **figures,

@@ -1,5 +1,7 @@
 """Systems compared on data at rest, with their towers on the device."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,8 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.evaluation.config import OfflineConfig
-from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import prepare
-from cluster.evaluation.systems.fitting import fit
+from cluster.evaluation.systems.fitting import FitPlan, fit
 from cluster.evaluation.systems.from_checkpoint import recommender_of
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.evaluation.systems.systems import SYSTEMS, create
@@ -40,19 +41,10 @@ TOWERS = {system.source: name for name, system in SYSTEMS.items() if system.trai
 def _ranked(name, device):
     config = SYSTEMS[name].settings_of(TINY, {}, {})
     recommender = create(SYSTEMS[name], config, DATA.catalogue, DATA.item_ids, device)
-    window = config.model.history_length
-    fitted = fit(
-        recommender,
-        DATA.split,
-        DATA.item_ids,
-        config.fit,
-        window=window,
-        mask_all=True,
-        exclude_seen=True,
-        seed=1,
-    )
-    test = DATA.split.test
-    found = rank(recommender, DATA.interactions, test, DATA.item_ids, window=window, exclude_seen=True)
+    plan = FitPlan.of(config)
+    plan = replace(plan, batches=replace(plan.batches, mask_all=True, seed=1), exclude_seen=True)
+    fitted = fit(recommender, DATA.split, DATA.item_ids, plan)
+    found = plan.rank(recommender, DATA.interactions, DATA.split.test, DATA.item_ids)
     return fitted.validation, found.rank_G
 
 

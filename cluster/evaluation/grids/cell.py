@@ -18,9 +18,9 @@ from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.code_version import code_of
 from cluster.evaluation.grids.walk_forward import walk
 from cluster.evaluation.measuring.measures import RankedTargets, ranked_targets
-from cluster.evaluation.measuring.ranking import Ranking, rank
+from cluster.evaluation.measuring.ranking import Ranking
 from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
-from cluster.evaluation.systems.fitting import Fitted, PassReport, fit
+from cluster.evaluation.systems.fitting import FitPlan, Fitted, PassReport, fit
 from cluster.evaluation.systems.overrides import leaves
 from cluster.evaluation.systems.systems import SYSTEMS, create
 from model.recommender import Recommender
@@ -117,19 +117,9 @@ def run_cell(
     system, config = SYSTEMS[cell.system], cell.config
     data = prepare(tables, config)
     recommender = create(system, config, data.catalogue, data.item_ids, resolve_device(config.device))
-    fitted = fit(
-        recommender,
-        data.split,
-        data.item_ids,
-        config.fit,
-        window=config.model.history_length,
-        mask_all=config.model.history_mask == "all",
-        exclude_seen=config.protocol.exclude_seen,
-        seed=config.seed,
-        passes=cell.passes,
-        tell=tell,
-    )
-    ranking = _test_ranking(cell, data, recommender, fitted, tell)
+    plan = FitPlan.of(config, trained=system.trained, tell=tell)
+    fitted = fit(recommender, data.split, data.item_ids, plan)
+    ranking = _test_ranking(cell, data, recommender, fitted, plan)
     ranks = ranked_targets(data, ranking) if ranking is not None else None
     return CellResult(
         key=cell.key,
@@ -146,39 +136,14 @@ def run_cell(
 
 
 def _test_ranking(
-    cell: Cell,
-    data: EvaluationData,
-    recommender: Recommender,
-    fitted: Fitted,
-    tell: Callable[[PassReport], None],
+    cell: Cell, data: EvaluationData, recommender: Recommender, fitted: Fitted, plan: FitPlan
 ) -> Ranking | None:
     """The test's targets, after a walk-forward up to them if there is one; None for a trial, which stops before."""
-    config, system = cell.config, SYSTEMS[cell.system]
     if not data.split.stages:
         if cell.trial:
             return None
-        return rank(
-            recommender,
-            data.interactions,
-            data.split.test,
-            data.item_ids,
-            window=config.model.history_length,
-            exclude_seen=config.protocol.exclude_seen,
-        )
-    ranking = walk(
-        recommender,
-        data.split,
-        data.item_ids,
-        config.fit,
-        fitted,
-        window=config.model.history_length,
-        mask_all=config.model.history_mask == "all",
-        exclude_seen=config.protocol.exclude_seen,
-        seed=config.seed,
-        passes=config.fit.walk_passes if system.trained else 1,
-        test=not cell.trial,
-        tell=tell,
-    )
+        return plan.rank(recommender, data.interactions, data.split.test, data.item_ids)
+    ranking = walk(recommender, data.split, data.item_ids, plan, fitted, test=not cell.trial)
     return None if cell.trial else ranking
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 
-from cluster.evaluation.config import FitConfig
-from cluster.evaluation.measuring.ranking import Float64Array, Ranking, rank
+from cluster.evaluation.measuring.ranking import Float64Array, Ranking
 from cluster.evaluation.protocol.batches import TrainingPasses
 from cluster.evaluation.protocol.protocols import Split
-from cluster.evaluation.systems.fitting import Fitted, PassReport
+from cluster.evaluation.systems.fitting import FitPlan, Fitted, PassReport
 from model.metrics import hit_rate
 from model.recommender import Int64Array, Recommender
 
@@ -21,16 +19,10 @@ def walk(
     recommender: Recommender,
     split: Split,
     item_ids: Int64Array,
-    config: FitConfig,
+    plan: FitPlan,
     fitted: Fitted,
     *,
-    window: int,
-    mask_all: bool,
-    exclude_seen: bool,
-    seed: int,
-    passes: int,
     test: bool = True,
-    tell: Callable[[PassReport], None] = lambda report: None,
 ) -> Ranking:
     """Goes through the stages of a split: ranks the queries of each, then trains on its events.
 
@@ -38,46 +30,31 @@ def walk(
         recommender: fitted on what comes before the stages.
         split: with stages.
         item_ids: int64, ascending, all items that are ranked.
-        config: sizes, and `walk_rate`.
+        plan: how; with `mask_all`, what comes after a stage is not masked in it.
         fitted: gets the time and examples of training, and `walk_validation`.
-        window: W.
-        mask_all: see TrainingPasses; what comes after a stage is never in it.
-        exclude_seen: of the ranking.
-        seed: of the orders of the events.
-        passes: over each stretch.
         test: whether to go on behind the validation.
-        tell: hears of every stage.
     Returns:
         The ranks of `split.test`, or nothing.
     """
+    config = plan.fit
     validation: list[Float64Array] = []
     tested: list[Float64Array] = []
     stages = [stage for stage in split.stages if test or not stage.tested]
     for number, stage in enumerate(stages):
-        ranking = rank(
-            recommender, split.interactions, stage.queries, item_ids, window=window, exclude_seen=exclude_seen
-        )
+        ranking = plan.rank(recommender, split.interactions, stage.queries, item_ids)
         (tested if stage.tested else validation).append(ranking.rank_G)
         if number + 1 < len(stages):
             started = time.perf_counter()
-            reader = TrainingPasses(
-                split,
-                batch_targets=config.batch_targets,
-                window=window,
-                mask_all=mask_all,
-                first_events=config.first_events,
-                seed=seed,
-                stage=stage,
-            )
-            for again in range(passes):
-                for batch in reader.batches(config.passes + 1 + number * passes + again):
+            reader = TrainingPasses(split, plan.batches, stage)
+            for again in range(plan.walk_passes):
+                for batch in reader.batches(config.passes + 1 + number * plan.walk_passes + again):
                     fitted.refused_steps += "refused" in recommender.train_on(batch, decay=config.walk_rate)
                 fitted.examples += reader.targets
             recommender.end_pass()
             fitted.train_s += time.perf_counter() - started
         found = hit_rate(ranking.rank_G, 10) if len(ranking.rank_G) else math.nan
         best = max(fitted.validation, default=math.nan)
-        tell(PassReport(config.passes, config.passes, math.nan, found, best, number + 1, len(stages)))
+        plan.tell(PassReport(config.passes, config.passes, math.nan, found, best, number + 1, len(stages)))
     fitted.walk_validation = hit_rate(np.concatenate(validation), 10) if any(map(len, validation)) else 0.0
     rank_G = np.concatenate(tested) if tested else np.zeros(0)
     query_G = np.repeat(np.arange(len(split.test)), np.diff(split.test.target_offset_Q1))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Queries, Split, Stage
 from cluster.publishing.query_batch import AFTER_ALL_MS
@@ -32,55 +33,73 @@ class _Pieces:
         return _Pieces(self.user_P[chosen], self.start_P[chosen], self.end_P[chosen])
 
 
+@dataclass(frozen=True)
+class PassSettings:
+    """How training events are cut into the batches of a pass.
+
+    Attributes:
+        batch_targets: target events per batch; a batch may end with one piece more.
+        window: W, events of history before a piece; also the most targets of one.
+        mask_all: whether `seen` holds all training events of the user, later ones included.
+        first_events: whether events without a history are targets.
+        seed: of the orders.
+    """
+
+    batch_targets: int
+    window: int
+    mask_all: bool
+    first_events: bool
+    seed: int
+
+    @classmethod
+    def of(cls, config: OfflineConfig) -> PassSettings:
+        """As the configuration says."""
+        return cls(
+            config.fit.batch_targets,
+            config.model.history_length,
+            config.model.history_mask == "all",
+            config.fit.first_events,
+            config.seed,
+        )
+
+
 class TrainingPasses:
     """Cuts the training events into batches of a constant number of targets, in a new order for each pass.
 
     Args:
         split: what is trained on.
-        batch_targets: events to foretell per batch; a batch may end with one piece more.
-        window: W, events of history before a piece; also the most targets of one.
-        mask_all: whether `seen` holds all training events of the user, later ones included.
-        first_events: whether events without a history are targets.
-        seed: of the orders.
+        settings: how it is cut.
         stage: what is trained on instead of the events before the split: a stretch of a walk-forward.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        batch_targets: int,
-        window: int,
-        mask_all: bool,
-        first_events: bool,
-        seed: int,
-        stage: Stage | None = None,
-    ) -> None:
-        self._interactions, self._window, self._mask_all = split.interactions, window, mask_all
+    def __init__(self, split: Split, settings: PassSettings, stage: Stage | None = None) -> None:
+        self._interactions, self._settings = split.interactions, settings
         self._train_U = stage.until_U if stage else split.train_U
-        self._batch_targets, self._seed = batch_targets, seed
         first_U = stage.before_U if stage else np.zeros_like(split.train_U)
-        self._pieces = _pieces(self._train_U, window, first_U if first_events else np.maximum(first_U, 1))
+        if not settings.first_events:
+            first_U = np.maximum(first_U, 1)
+        self._pieces = _pieces(self._train_U, settings.window, first_U)
         self.targets = int((self._pieces.end_P - self._pieces.start_P).sum())
         """Events to foretell in a pass."""
 
     def steps(self) -> int:
         """Batches of a pass."""
-        return max(1, -(-self.targets // self._batch_targets))
+        return max(1, -(-self.targets // self._settings.batch_targets))
 
     def batches(self, number: int) -> Iterator[pa.RecordBatch]:
         """The batches of the pass `number`, a function of it and of the seed."""
-        rng = np.random.default_rng([self._seed, number])
+        rng = np.random.default_rng([self._settings.seed, number])
         pieces = self._pieces.take(rng.permutation(self._pieces.user_P.shape[0]))
         ends = np.cumsum(pieces.end_P - pieces.start_P)
-        cuts = np.searchsorted(ends, np.arange(1, self.steps()) * self._batch_targets, side="left") + 1
+        wanted = np.arange(1, self.steps()) * self._settings.batch_targets
+        cuts = np.searchsorted(ends, wanted, side="left") + 1
         for chosen in np.split(np.arange(ends.shape[0]), np.minimum(cuts, ends.shape[0])):
             if chosen.shape[0]:
                 yield self._batch(pieces.take(chosen))
 
     def _batch(self, pieces: _Pieces) -> pa.RecordBatch:
-        seen_end_P = self._train_U[pieces.user_P] if self._mask_all else pieces.start_P
-        return _rows(self._interactions, pieces, self._window, seen_end_P, placeholder=False)
+        seen_end_P = self._train_U[pieces.user_P] if self._settings.mask_all else pieces.start_P
+        return _rows(self._interactions, pieces, self._settings.window, seen_end_P, placeholder=False)
 
 
 def query_batches(

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.evaluation.config import FitConfig
-from cluster.evaluation.measuring.ranking import rank
-from cluster.evaluation.protocol.batches import TrainingPasses
-from cluster.evaluation.protocol.protocols import Split
+from cluster.evaluation.config import FitConfig, OfflineConfig
+from cluster.evaluation.measuring.ranking import Ranking, rank
+from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses
+from cluster.evaluation.protocol.interactions import Interactions
+from cluster.evaluation.protocol.protocols import Queries, Split
 from model.metrics import hit_rate
 from model.recommender import Int64Array, Recommender
 
@@ -54,42 +55,63 @@ class PassReport:
     stages: int = 0
 
 
-def fit(
-    recommender: Recommender,
-    split: Split,
-    item_ids: Int64Array,
-    config: FitConfig,
-    *,
-    window: int,
-    mask_all: bool,
-    exclude_seen: bool,
-    seed: int,
-    passes: int = 0,
-    tell: Callable[[PassReport], None] = lambda report: None,
-) -> Fitted:
-    """Trains on all training events `passes` times and goes back to the pass with the best validation HR@10.
+@dataclass(frozen=True)
+class FitPlan:
+    """How one recommender is fitted, and how it is ranked on the way.
+
+    Attributes:
+        fit: learning rates and sizes.
+        batches: how the events are cut.
+        exclude_seen: whether items that a user has had are left out of the ranking.
+        passes: over the training events.
+        walk_passes: over each stretch of a walk-forward.
+        tell: called with a report after every pass and every stage.
+    """
+
+    fit: FitConfig
+    batches: PassSettings
+    exclude_seen: bool
+    passes: int
+    walk_passes: int
+    tell: Callable[[PassReport], None] = lambda report: None
+
+    @classmethod
+    def of(
+        cls,
+        config: OfflineConfig,
+        *,
+        trained: bool = True,
+        tell: Callable[[PassReport], None] = lambda report: None,
+    ) -> FitPlan:
+        """As the configuration says; what is not `trained` by gradients reads everything once."""
+        passes = (config.fit.passes, config.fit.walk_passes) if trained else (1, 1)
+        return cls(config.fit, PassSettings.of(config), config.protocol.exclude_seen, *passes, tell)
+
+    def rank(
+        self, recommender: Recommender, interactions: Interactions, queries: Queries, item_ids: Int64Array
+    ) -> Ranking:
+        """The queries' targets among all items; see `ranking.rank`."""
+        return rank(
+            recommender,
+            interactions,
+            queries,
+            item_ids,
+            window=self.batches.window,
+            exclude_seen=self.exclude_seen,
+        )
+
+
+def fit(recommender: Recommender, split: Split, item_ids: Int64Array, plan: FitPlan) -> Fitted:
+    """Trains on all training events, `plan.passes` times, and goes back to the pass with the best validation HR@10.
 
     Args:
         recommender: fresh.
         split: training events and validation queries; the test is not looked at.
         item_ids: int64, ascending, all items that are ranked.
-        config: learning rates and sizes.
-        window: W.
-        mask_all: see TrainingPasses.
-        exclude_seen: of the validation's ranking.
-        seed: of the order of the events.
-        passes: instead of the configured number, if not 0.
-        tell: hears of every pass.
+        plan: how.
     """
-    passes = passes or config.passes
-    reader = TrainingPasses(
-        split,
-        batch_targets=config.batch_targets,
-        window=window,
-        mask_all=mask_all,
-        first_events=config.first_events,
-        seed=seed,
-    )
+    config, passes = plan.fit, plan.passes
+    reader = TrainingPasses(split, plan.batches)
     queries = split.validation.some(config.validation_users, 0)
     total = reader.steps() * passes
     fitted, step, best, since_best, state = Fitted(), 0, -1.0, 0, None
@@ -105,16 +127,14 @@ def fit(
         fitted.examples += reader.targets
         if number % config.validate_every and number < passes:
             continue
-        ranking = rank(
-            recommender, split.interactions, queries, item_ids, window=window, exclude_seen=exclude_seen
-        )
+        ranking = plan.rank(recommender, split.interactions, queries, item_ids)
         score = hit_rate(ranking.rank_G, 10) if len(queries) else 0.0
         fitted.validation.append(score)
         since_best += 1
         if score > best:
             best, since_best, fitted.best_pass = score, 0, number
             state = recommender.state() if number < passes else None
-        tell(PassReport(number, passes, float(np.mean(losses)), score, best))
+        plan.tell(PassReport(number, passes, float(np.mean(losses)), score, best))
         if config.patience and since_best >= config.patience:
             break
     if state is not None:

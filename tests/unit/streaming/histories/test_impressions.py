@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.evaluation.config import OfflineConfig
-from cluster.evaluation.protocol.batches import TrainingPasses
+from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses
 from cluster.evaluation.protocol.data import Tables, prepare
 from cluster.evaluation.protocol.protocols import Stage
 from cluster.evaluation.systems.overrides import with_settings
@@ -61,8 +61,6 @@ def test_and_in_an_evaluation():
     for place in range(len(UNWANTED)):
         # A row that begins at this event, as a stretch of a walk-forward has it.
         stretch = Stage(split.test, np.array([place]), np.array([place + 1]), tested=False)
-        reader = TrainingPasses(
-            split, batch_targets=9, window=9, mask_all=False, first_events=True, seed=1, stage=stretch
-        )
+        reader = TrainingPasses(split, PassSettings(9, 9, mask_all=False, first_events=True, seed=1), stretch)
         batches += reader.batches(1)
     assert _unwanted(batches) == UNWANTED

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.cell import Cell, run_cell
 from cluster.evaluation.grids.walk_forward import walk
+from cluster.evaluation.protocol.batches import PassSettings
 from cluster.evaluation.protocol.data import prepare
 from cluster.evaluation.protocol.protocols import moments
-from cluster.evaluation.systems.fitting import Fitted, fit
+from cluster.evaluation.systems.fitting import FitPlan, Fitted, fit
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.evaluation.systems.systems import SYSTEMS, create
 from tests.support.data_tables import random_tables, tables_of
@@ -79,10 +80,11 @@ def _prepared(events):
 def _walked(data, passes=1, **more):
     config = with_settings(OfflineConfig(), WALKING)
     recorder = Recording()
-    shared = {"window": 4, "mask_all": True, "exclude_seen": True, "seed": 1}
-    fitted = fit(recorder, data.split, data.item_ids, config.fit, passes=1, **shared)
+    batches = replace(PassSettings.of(config), window=4, mask_all=True, seed=1)
+    plan = FitPlan(config.fit, batches, exclude_seen=True, passes=1, walk_passes=passes)
+    fitted = fit(recorder, data.split, data.item_ids, plan)
     recorder.fitting, recorder.asked = len(recorder.trained), []
-    ranking = walk(recorder, data.split, data.item_ids, config.fit, fitted, passes=passes, **shared, **more)
+    ranking = walk(recorder, data.split, data.item_ids, plan, fitted, **more)
     return recorder, fitted, ranking
 
 
@@ -195,25 +197,20 @@ def test_every_system_goes_on_from_what_it_knows_and_gives_the_same_again(name):
     stages = len(data.split.stages)
     assert stages == 3
     assert [(r.stage, r.stages) for r in told if r.stages] == [(n + 1, stages) for n in range(stages)]
-    shared = {
-        "window": config.model.history_length,
-        "mask_all": config.model.history_mask == "all",
-        "exclude_seen": config.protocol.exclude_seen,
-        "seed": config.seed,
-    }
-    passes, often = (2, config.fit.walk_passes) if system.trained else (1, 1)
+    plan = FitPlan.of(config, trained=system.trained)
+    assert (plan.passes, plan.walk_passes) == ((2, config.fit.walk_passes) if system.trained else (1, 1))
 
-    def walked(split, fit_first=True, walk_passes=often):
+    def walked(split, fit_first=True, plan=plan):
         recommender = create(system, config, data.catalogue, data.item_ids, torch.device("cpu"))
         fitted = Fitted()
         if fit_first:
-            fitted = fit(recommender, split, data.item_ids, config.fit, **shared, passes=passes)
-        ranking = walk(recommender, split, data.item_ids, config.fit, fitted, **shared, passes=walk_passes)
+            fitted = fit(recommender, split, data.item_ids, plan)
+        ranking = walk(recommender, split, data.item_ids, plan, fitted)
         return ranking.rank_G.tolist()
 
     assert walked(data.split) == ranks
     # One that learns nothing on its way stands elsewhere, and so does one that knows only what came on its way.
-    assert walked(data.split, walk_passes=0) != ranks
+    assert walked(data.split, plan=replace(plan, walk_passes=0)) != ranks
     assert walked(data.split, fit_first=False) != ranks
     if not system.trained:
         # At the last stage it knows what it would, had it read everything before that at once.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.evaluation.config import OfflineConfig
-from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
+from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses, query_batches
 from cluster.evaluation.protocol.data import prepare
 from streaming.config import StreamConfig
 from streaming.events.hashing import attribute_id
@@ -21,7 +21,7 @@ DATA = prepare(random_tables(events=500, users=25), OfflineConfig())
 
 def _passes(data=DATA, **changes):
     arguments = {"batch_targets": 32, "window": 6, "mask_all": True, "first_events": False, "seed": 1}
-    return TrainingPasses(data.split, **(arguments | changes))
+    return TrainingPasses(data.split, PassSettings(**(arguments | changes)))
 
 
 def _sequence(user):
@@ -134,7 +134,7 @@ def test_explicit_negatives_of_a_row_are_the_last_ones_given_before_it():
     action = pa.array(["view" if kind else "skip" for kind in kinds])
     config = replace(OfflineConfig(), stream=StreamConfig(negative_actions=["skip"]))
     data = prepare(tables_of(events, action=action), config)
-    passes = TrainingPasses(data.split, batch_targets=1, window=2, mask_all=False, first_events=False, seed=0)
+    passes = _passes(data, batch_targets=1, window=2, mask_all=False, seed=0)
     found = {row["events_before"]: row["negatives"] for b in passes.batches(1) for row in b.to_pylist()}
     assert found == {1: [], 3: [50], 5: [50, 51]}
     [query] = [row for b in query_batches(data.interactions, data.split.test, 2, 9) for row in b.to_pylist()]

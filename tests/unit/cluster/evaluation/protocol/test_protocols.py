@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.evaluation.config import OfflineConfig, ProtocolConfig
-from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
+from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses, query_batches
 from cluster.evaluation.protocol.data import EvaluationData, prepare
 from cluster.evaluation.protocol.protocols import ProtocolError, moments
 from streaming.config import StreamConfig
@@ -37,7 +37,7 @@ def _targets(queries):
 
 
 def _trained_rows(data):
-    passes = TrainingPasses(data.split, batch_targets=7, window=5, mask_all=True, first_events=True, seed=0)
+    passes = TrainingPasses(data.split, PassSettings(7, 5, mask_all=True, first_events=True, seed=0))
     return [row for batch in passes.batches(1) for row in batch.to_pylist()]
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cluster.evaluation.config import FitConfig, OfflineConfig
-from cluster.evaluation.protocol.batches import TrainingPasses, query_batches
+from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses, query_batches
 from cluster.evaluation.protocol.data import prepare
-from cluster.evaluation.systems.fitting import fit
+from cluster.evaluation.systems.fitting import FitPlan, fit
 from cluster.evaluation.systems.trained import TrainedRecommender
 from model.cl_epidtn import CLEPIDTN
 from model.config import ModelConfig
@@ -22,6 +22,7 @@ CONFIG = replace(
     model=ModelConfig(dim=8, heads=2, layers=1, history_length=5, augmented_dim=4, uniform_negatives=5),
 )
 DATA = prepare(random_tables(users=30, items=20), CONFIG)
+BATCHES = PassSettings(batch_targets=64, window=5, mask_all=True, first_events=False, seed=1)
 USERS = len(DATA.split.validation)
 
 
@@ -67,13 +68,14 @@ def _fit(script, passes=0, kind=Scripted, **settings):
         recommender,
         DATA.split,
         DATA.item_ids,
-        config,
-        window=5,
-        mask_all=True,
-        exclude_seen=False,
-        seed=1,
-        passes=passes,
-        tell=reports.append,
+        FitPlan(
+            config,
+            replace(BATCHES, batch_targets=config.batch_targets),
+            exclude_seen=False,
+            passes=passes or config.passes,
+            walk_passes=0,
+            tell=reports.append,
+        ),
     )
     return recommender, fitted, reports
 
@@ -140,7 +142,7 @@ def test_a_state_that_is_loaded_after_more_training_gives_the_same_vectors_to_th
     torch.manual_seed(0)
     towers = CLEPIDTN(CONFIG.model, 1)
     recommender = TrainedRecommender(towers, DATA.catalogue, CONFIG, FitConfig(), torch.device("cpu"))
-    reader = TrainingPasses(DATA.split, batch_targets=64, window=5, mask_all=True, first_events=False, seed=1)
+    reader = TrainingPasses(DATA.split, BATCHES)
     [queries] = query_batches(DATA.interactions, DATA.split.test, 5, 1000)
 
     def vectors():

@@ -10,7 +10,7 @@ from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.grids.cell import Cell
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import prepare
-from cluster.evaluation.systems.fitting import fit
+from cluster.evaluation.systems.fitting import FitPlan, fit
 from cluster.evaluation.systems.overrides import OverrideError, leaves, with_settings
 from cluster.evaluation.systems.systems import (
     REFERENCE,
@@ -43,16 +43,9 @@ DATA = prepare(random_tables(), TINY)
 def _fitted(system, seed=1):
     config = with_settings(system.settings_of(TINY, {}, {}), {"seed": seed})
     recommender = create(system, config, DATA.catalogue, DATA.item_ids, torch.device("cpu"))
-    fitted = fit(
-        recommender,
-        DATA.split,
-        DATA.item_ids,
-        config.fit,
-        window=config.model.history_length,
-        mask_all=True,
-        exclude_seen=True,
-        seed=seed,
-    )
+    plan = FitPlan.of(config)
+    plan = replace(plan, batches=replace(plan.batches, mask_all=True), exclude_seen=True)
+    fitted = fit(recommender, DATA.split, DATA.item_ids, plan)
     ranking = rank(
         recommender, DATA.interactions, DATA.split.test, DATA.item_ids, window=50, exclude_seen=True
     )
