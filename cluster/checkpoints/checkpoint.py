@@ -44,12 +44,11 @@ from cluster.checkpoints.manifest import (
     CheckpointError,
     UnknownFormatError,
     chain_of,
-    file_problem,
     read_manifest,
 )
 from retrieval.storage.base import CHECKPOINTS, Hook, Storage, nothing
 from retrieval.storage.durable import FileEntry, manifest_checksum
-from retrieval.storage.files import HashingSink, StoredFile
+from retrieval.storage.files import HashingSink, StoredFile, file_problem
 from retrieval.storage.opening import open_storage, split_location
 
 _log = logging.getLogger(__name__)
@@ -181,7 +180,7 @@ class CheckpointStore:
         taken = {
             repeat for number, repeat in map(CHECKPOINTS.order_of, self.storage.names()) if number == step
         }
-        name = f"step-{step:08d}" + (f".{max(taken) + 1}" if taken else "")
+        name = CHECKPOINTS.name_of(step, max(taken) + 1 if taken else 0)
         self._at("begin")
         self.check_claim()
         self.storage.begin(name)

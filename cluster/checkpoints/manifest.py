@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,21 +34,6 @@ def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
 
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
 """From each older format to the present one."""
-
-
-def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
-    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
-    try:
-        content = storage.read(name, entry["name"])
-    except FileNotFoundError:
-        return "is missing"
-    except NotAFile:
-        return "is not a file but a link"
-    if content.size != entry["size"]:
-        return f"has {content.size} bytes instead of {entry['size']} and does not match its checksum"
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        return "does not match its checksum"
-    return ""
 
 
 def read_manifest(storage: Storage, name: str) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
         NoSuchCheckpoint: there is none at all, or none of a name.
     """
     from cluster.checkpoints.checkpoint import open_checkpoint
-    from cluster.checkpoints.manifest import CheckpointError, file_problem, read_manifest
+    from cluster.checkpoints.manifest import CheckpointError, read_manifest
+    from retrieval.storage.files import file_problem
 
     store = _store(config)
     results = []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 
-from retrieval.storage.base import Storage
+from retrieval.storage.base import NotAFile, Storage
 from retrieval.storage.durable import FileEntry
+
+CHUNK_BYTES = 8 * 2**20
 
 
 class HashingSink:
@@ -56,3 +59,20 @@ class StoredFile:
 
     def __str__(self) -> str:
         return f"{self.storage.where}/{self.owner}/{self.name}"
+
+
+def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
+    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with storage.reading(name, entry["name"]) as source:
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+    except FileNotFoundError:
+        return "is missing"
+    except NotAFile:
+        return "is not a file but a link"
+    if size != entry["size"]:
+        return f"has {size} bytes instead of {entry['size']} and does not match its checksum"
+    return "" if digest.hexdigest() == entry["sha256"] else "does not match its checksum"

@@ -5,25 +5,46 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 
-from retrieval.storage.base import CHECKPOINTS, MANIFEST, Hook, Kind, NotAFile
+from retrieval.storage.base import (
+    CHECKPOINTS,
+    MANIFEST,
+    POINTER,
+    Describe,
+    Hook,
+    Kind,
+    LocalCopy,
+    NotAFile,
+    never,
+)
 from retrieval.storage.durable import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
+    FileEntry,
     fsync_directory,
     is_plain_file,
     make_private,
+    seal,
     write_durably,
 )
 from retrieval.storage.notes import LocalNotes, Notes
+from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders
 
 _HIDDEN = (".writing-", ".removing-", ".replaced-")
+
+
+@dataclass(frozen=True)
+class _InPlace:
+    """A file that needs no copy."""
+
+    path: Path
 
 
 class LocalStorage:
@@ -31,6 +52,7 @@ class LocalStorage:
 
     def __init__(self, root: Path, kind: Kind = CHECKPOINTS) -> None:
         self.root, self.kind = root, kind
+        self._building = OwnedFolders(root, ".building-")
 
     @property
     def where(self) -> str:
@@ -70,21 +92,56 @@ class LocalStorage:
         at("renamed")
         fsync_directory(self.root)
 
+    def build(self) -> OwnedFolder:
+        """See Storage: a hidden folder beside the sets, locked by whoever builds in it."""
+        folder = self._building.make()
+        with self.exclusive():
+            self._remove_hidden()
+        return folder
+
+    def commit_next(self, folder: OwnedFolder, describe: Describe) -> str:
+        """See Storage: the files are fsynced before the name is taken."""
+        entries = [seal(path) for path in sorted(folder.path.iterdir()) if path.name != LOCK]
+        with self.exclusive():
+            name = self.kind.name_of(max(map(self._number, self.names()), default=0) + 1)
+            write_durably(folder.path / MANIFEST, describe(name, entries))
+            (folder.path / LOCK).unlink()
+            fsync_directory(folder.path)
+            folder.path.rename(self.root / name)
+            fsync_directory(self.root)
+        folder.lock.close()
+        return name
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """See Storage: a lock beside the sets, which goes with its process."""
+        return self._building.exclusive()
+
     def read(self, name: str, file: str) -> pa.Buffer:
         """See Storage; mapped, not read."""
-        path = self.root / name / file
-        if not is_plain_file(path):
-            raise NotAFile(f"{path} is a link, a pipe or a device; a checkpoint's files lie in its folder")
+        path = self._file(name, file)
         if path.stat().st_size == 0:
             return pa.py_buffer(b"")
         with pa.memory_map(str(path)) as source:
             return source.read_buffer()
 
-    def remove(self, name: str) -> None:
+    @contextmanager
+    def reading(self, name: str, file: str) -> Iterator[IO[bytes]]:
         """See Storage."""
-        going = self.root / f".removing-{name}"
+        with self._file(name, file).open("rb") as source:
+            yield source
+
+    def copy_here(self, name: str, entry: FileEntry) -> LocalCopy:
+        """See Storage: it is here already."""
+        return _InPlace(self.root / name / entry.name)
+
+    def remove(self, name: str, unless: Callable[[], bool] = never) -> None:
+        """See Storage."""
+        if unless():
+            return
+        # Hidden first, so that a crash half-way leaves no set without its files.
+        going = self.root / f".removing-{name}-{uuid.uuid4().hex}"
         (self.root / name).rename(going)
-        shutil.rmtree(going, ignore_errors=True)  # what is left of it `begin` removes
+        shutil.rmtree(going, ignore_errors=True)  # what is left of it `begin` or `build` removes
 
     def discard(self, name: str) -> None:
         """See Storage."""
@@ -111,6 +168,24 @@ class LocalStorage:
                 with suppress(FileNotFoundError):  # committed just now, or removed by somebody else
                     leftover.rename(going)
                     shutil.rmtree(going, ignore_errors=True)
+
+    def _remove_hidden(self) -> None:
+        """What no writer of many needs: sets that are going, and pointers that were never put in place."""
+        for removing in self.root.glob(".removing-*"):
+            shutil.rmtree(removing)
+        for pointer in self.root.glob(f".{POINTER}-*"):
+            pointer.unlink()
+
+    def _number(self, name: str) -> int:
+        return self.kind.order_of(name)[0]
+
+    def _file(self, name: str, file: str) -> Path:
+        path = self.root / name / file
+        if not is_plain_file(path):
+            raise NotAFile(
+                f"{path} is a link, a pipe or a device; the files of {self.kind.plural} lie in their folders"
+            )
+        return path
 
     def _unfinished(self, name: str) -> Path:
         return self.root / f".writing-{name}"

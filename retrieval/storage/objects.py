@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 from pyarrow import fs
 
-from retrieval.storage.base import CHECKPOINTS, MANIFEST, Hook, Kind
+from retrieval.storage.base import (
+    CHECKPOINTS,
+    MANIFEST,
+    DamagedFile,
+    Describe,
+    Hook,
+    Kind,
+    LocalCopy,
+    never,
+    nothing,
+)
+from retrieval.storage.cache import FileCache
+from retrieval.storage.durable import FileEntry
+from retrieval.storage.files import CHUNK_BYTES, HashingSink
 from retrieval.storage.notes import Notes, ObjectNotes
+from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders
+
+ABANDONED_AFTER_S = 24 * 3600.0
+"""A version that was begun and to which no file has been added for so long is removed by whoever writes next."""
+_RESERVATION = "reserved-"
+_GIVE_WAY = 8
 
 
 class ObjectStorage:
@@ -22,10 +44,19 @@ class ObjectStorage:
         prefix: `bucket/folder`.
         uri: what the user wrote, for messages.
         kind: what it holds.
+        cache: of this machine; by default the user's.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, prefix: str, uri: str, kind: Kind = CHECKPOINTS) -> None:
+    def __init__(
+        self,
+        filesystem: fs.FileSystem,
+        prefix: str,
+        uri: str,
+        kind: Kind = CHECKPOINTS,
+        cache: FileCache | None = None,
+    ) -> None:
         self._files, self._prefix, self._uri, self.kind = filesystem, prefix.rstrip("/"), uri, kind
+        self._cache = cache or FileCache()
 
     @property
     def where(self) -> str:
@@ -55,18 +86,67 @@ class ObjectStorage:
         """See Storage: the put of the manifest is the commit."""
         at("manifest")
         at("rename")
-        with self._files.open_output_stream(self._object(name, MANIFEST)) as sink:
-            sink.write(manifest)
+        self._put(self._object(name, MANIFEST), manifest)
         at("renamed")
+
+    def build(self) -> OwnedFolder:
+        """See Storage: on this machine's disk, beside the cache."""
+        return OwnedFolders(self._cache.root, ".building-").make()
+
+    def commit_next(self, folder: OwnedFolder, describe: Describe) -> str:
+        """See Storage: a name that is reserved, the files, then the manifest, whose put is the commit."""
+        name, reservation = self._reserve()
+        try:
+            entries = [
+                self._upload(name, path) for path in sorted(folder.path.iterdir()) if path.name != LOCK
+            ]
+            if self._files.get_file_info(reservation).type != fs.FileType.File:
+                raise OSError(f"{self.where}/{name} was removed while it was written; it took too long")
+            self.commit(name, describe(name, entries), nothing)
+        except Exception:
+            with suppress(OSError):  # a later writer sweeps it
+                self.remove(name)  # the put of the manifest may have been done after all
+                self.discard(name)
+            raise
+        with suppress(OSError):
+            self._files.delete_file(reservation)
+        folder.remove()
+        return name
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """See Storage: nothing is locked; `remove` asks again, and names are reserved."""
+        return nullcontext()
+
+    @contextmanager
+    def reading(self, name: str, file: str) -> Iterator[IO[bytes]]:
+        """See Storage."""
+        with self._files.open_input_stream(self._object(name, file)) as source:
+            yield source
+
+    def copy_here(self, name: str, entry: FileEntry) -> LocalCopy:
+        """See Storage: from the cache, which fills once for each content."""
+        found = self._files.get_file_info(self._object(name, entry.name))
+        if found.type != fs.FileType.File:
+            raise FileNotFoundError(f"{self.where}/{name}/{entry.name}")
+        if found.size != entry.size:
+            raise DamagedFile(f"{entry.name} has {found.size} bytes instead of {entry.size}")
+        return self._cache.copy_of(entry, lambda: self.reading(name, entry.name))
 
     def read(self, name: str, file: str) -> pa.Buffer:
         """See Storage."""
         with self._files.open_input_file(self._object(name, file)) as source:
             return source.read_buffer()
 
-    def remove(self, name: str) -> None:
-        """See Storage: without its manifest it is garbage at once."""
-        self._files.delete_file(self._object(name, MANIFEST))
+    def remove(self, name: str, unless: Callable[[], bool] = never) -> None:
+        """See Storage: without its manifest it is garbage at once, and with it again it is whole."""
+        try:
+            manifest = self.read(name, MANIFEST)
+            self._files.delete_file(self._object(name, MANIFEST))
+        except FileNotFoundError:  # somebody else removes it too
+            return
+        if unless():
+            self._put(self._object(name, MANIFEST), manifest)
+            return
         self.discard(name)
 
     def discard(self, name: str) -> None:
@@ -88,6 +168,46 @@ class ObjectStorage:
 
     def drop_unfinished(self) -> None:
         """See Storage: there is no rename, so a manifest that is being put now still counts."""
+
+    def _reserve(self) -> tuple[str, str]:
+        """A name above all that are taken, and the object that keeps other writers from it.
+
+        pyarrow.fs knows neither locks nor conditional writes, but what was put is listed at once: whoever puts a
+        reservation and then finds it alone was first, and everybody else finds it. Two that find both give way.
+        """
+        number, step = max((self.kind.order_of(name)[0] for name in self._prefixes()), default=0), 1
+        while True:
+            number += step
+            name = self.kind.name_of(number)
+            reservation = self._object(name, f"{_RESERVATION}{uuid.uuid4().hex}")
+            self._put(reservation, b"being written")
+            found = self._files_of(name)
+            if [file.path for file in found] == [reservation]:
+                self._sweep(found[0].mtime_ns, keep=name)
+                return name, reservation
+            self._files.delete_file(reservation)
+            step = 1 + secrets.randbelow(_GIVE_WAY)
+
+    def _sweep(self, now_ns: int, keep: str) -> None:
+        """Remove what was begun and not committed, and has not grown for long by the store's own clock."""
+        for name in set(self._prefixes()).difference(self.names(), [keep]):
+            files = self._files_of(name)
+            if files and now_ns - max(file.mtime_ns for file in files) > ABANDONED_AFTER_S * 1e9:
+                self.discard(name)
+
+    def _upload(self, name: str, path: Path) -> FileEntry:
+        with self.writing(name, path.name) as raw, path.open("rb") as source:
+            sink = HashingSink(raw)
+            shutil.copyfileobj(source, sink, CHUNK_BYTES)
+        return sink.entry(path.name)
+
+    def _put(self, path: str, content: bytes | pa.Buffer) -> None:
+        with self._files.open_output_stream(path) as sink:
+            sink.write(content)
+
+    def _files_of(self, name: str) -> list[fs.FileInfo]:
+        found = self._files.get_file_info(fs.FileSelector(f"{self._prefix}/{name}", allow_not_found=True))
+        return [info for info in found if info.type == fs.FileType.File]
 
     def _prefixes(self) -> list[str]:
         entries = self._files.get_file_info(fs.FileSelector(self._prefix, allow_not_found=True))

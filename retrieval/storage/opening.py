@@ -11,11 +11,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from retrieval.storage.base import CHECKPOINTS, Kind, Storage, StorageLocationError
+from retrieval.storage.cache import FileCache
 from retrieval.storage.local import LocalStorage
 from retrieval.storage.objects import ObjectStorage
 
 
-def open_storage(location: str | Path, kind: Kind = CHECKPOINTS) -> Storage:
+def open_storage(location: str | Path, kind: Kind = CHECKPOINTS, cache: FileCache | None = None) -> Storage:
     """The storage at a folder or at a URI such as `s3://bucket/prefix`.
 
     Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and
@@ -24,6 +25,7 @@ def open_storage(location: str | Path, kind: Kind = CHECKPOINTS) -> Storage:
     Args:
         location: the folder or URI.
         kind: what lies there; its setting is named in errors.
+        cache: for copies of what lies in an object store; by default the user's.
     Raises:
         StorageLocationError: credentials in the URI, or a scheme that pyarrow.fs does not know.
     """
@@ -42,7 +44,7 @@ def open_storage(location: str | Path, kind: Kind = CHECKPOINTS) -> Storage:
         raise StorageLocationError(
             f"no {kind.plural} can be kept at {text} ({kind.setting}): {error}"
         ) from error
-    return ObjectStorage(filesystem, prefix, text.partition("?")[0].rstrip("/"), kind)
+    return ObjectStorage(filesystem, prefix, text.partition("?")[0].rstrip("/"), kind, cache)
 
 
 def _with_endpoint(uri: str) -> str:

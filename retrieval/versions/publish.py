@@ -21,9 +21,10 @@ from retrieval.indexes.exact import exact_top_k, recall_at_k
 from retrieval.indexes.gpu_index import build_index
 from retrieval.indexes.ivf import IndexInputError, IvfIndex, finite_rows
 from retrieval.indexes.parts import read_parts, write_part
+from retrieval.storage.base import MANIFEST
 from retrieval.versions.gate import GateReport, Measured, check_version, not_finite, overlap_of
 from retrieval.versions.searcher import INDEX_FILE, ITEMS_FILE, SEARCHED_FILES, LoadedVersion
-from retrieval.versions.store import MANIFEST, Version, VersionError, VersionStore
+from retrieval.versions.store import Version, VersionError, VersionStore
 from retrieval.versions.tuning import choose_nprobe
 
 __all__ = ["PublishReport", "publish", "write_part"]
@@ -128,7 +129,7 @@ def _prune(store: VersionStore, keep: int) -> None:
     try:
         store.prune(keep)
     except OSError as error:
-        _log.warning("an old index version in %s was not removed: %s", store.root, error)
+        _log.warning("an old index version in %s was not removed: %s", store.where, error)
 
 
 def _settled(report: PublishReport) -> PublishReport:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from retrieval.indexes.gpu_index import GpuIvfIndex
 from retrieval.indexes.ivf import IndexInputError, IvfIndex
 from retrieval.indexes.parts import read_ids
+from retrieval.storage.cache import FileCache
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.store import Version, VersionError, VersionStore
 
@@ -94,12 +95,15 @@ class Searcher:
     """The live version of a store; `refresh` swaps it, a search in progress keeps the one it began with.
 
     Args:
-        root: of the store.
+        location: of the store, a folder or a URI.
         gpu: search on this GPU; the CPU keeps a copy, which serves while a new version goes up.
+        cache: for copies of what lies in an object store; by default the user's.
     """
 
-    def __init__(self, root: Path, gpu: int | None = None) -> None:
-        self._store = VersionStore(root)
+    def __init__(
+        self, location: str | Path, gpu: int | None = None, *, cache: FileCache | None = None
+    ) -> None:
+        self._store = VersionStore(location, cache)
         self._follower = VersionFollower(self._store, lambda version: LoadedVersion.load_on(version, gpu))
         self.refresh()
 
@@ -137,7 +141,7 @@ class Searcher:
         """
         loaded = self.loaded
         if loaded is None:
-            raise VersionError(f"no index version is live in {self._store.root}")
+            raise VersionError(f"no index version is live in {self._store.where}")
         return loaded.search(query_QD, k, exclude)
 
 

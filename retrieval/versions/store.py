@@ -1,40 +1,31 @@
-"""Index versions: immutable directories with one manifest, and one pointer to the live one.
+"""Index versions: sets of files that are never changed, each with one manifest, and one pointer to the live one.
 
-    begin   a hidden directory `.building-…`, locked by whoever builds in it
-    commit  files fsynced, `manifest.json` (sizes, SHA-256, its own checksum) last, then renamed to `v00000007`
-    promote `CURRENT` replaced by an atomic rename
-A crash at any point leaves the old pointer to a whole version; what was being built is removed by the next
-`begin`. Rolling back is promoting an older version.
+    begin   a folder on this machine, locked by whoever builds in it
+    commit  on a disk: files fsynced, `manifest.json` (sizes, SHA-256, its own checksum) last, then renamed to
+            `v00000007`; in an object store: a name is reserved, the files are uploaded, the manifest is put last
+    promote `CURRENT` replaced as a whole: by an atomic rename, or by the put of one object
+A crash at any point leaves the old pointer to a whole version; what was being built is removed by a later writer.
+Rolling back is promoting an older version. The storage (`retrieval.storage`) is the one that checkpoints use.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retrieval.storage.durable import (
-    fsync_directory,
-    is_plain_file,
-    is_plain_name,
-    manifest_checksum,
-    replace_durably,
-    seal,
-    sha256,
-    write_durably,
-)
-from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders
+from retrieval.storage.base import MANIFEST, POINTER, VERSIONS, DamagedFile, LocalCopy, NotAFile, Storage
+from retrieval.storage.cache import FileCache
+from retrieval.storage.durable import FileEntry, is_plain_name, manifest_checksum
+from retrieval.storage.files import file_problem
+from retrieval.storage.opening import open_storage
+from retrieval.storage.owned_folder import OwnedFolder
 
 FORMAT = 2
 """Format 1 had no checksum of the manifest itself; its versions are still read."""
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"v(\d{8,})")
-_POINTER = "CURRENT"
 
 
 class VersionError(RuntimeError):
@@ -47,69 +38,119 @@ class VersionCorrupt(VersionError):
 
 @dataclass(frozen=True)
 class Version:
-    """A committed version."""
+    """A committed version; the copies that were made of its files stay while this object does."""
 
     name: str
-    path: Path
     manifest: Mapping[str, Any]
+    storage: Storage = field(compare=False, repr=False)
+    _copies: dict[str, LocalCopy] = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    def file(self, name: str) -> Path:
-        """One of its files.
+    @property
+    def path(self) -> Path:
+        """Its folder.
 
         Raises:
-            VersionCorrupt: its manifest does not list it, so nobody can say whether it is whole.
+            VersionError: it lies in an object store.
         """
-        if name not in self.files():
-            raise VersionCorrupt(f"index version {self.name} is damaged: its manifest does not list {name}")
-        return self.path / name
+        path = self.storage.path(self.name)
+        if path is None:
+            raise VersionError(f"{self.storage.where}/{self.name} is no folder on this machine")
+        return path
+
+    def file(self, name: str) -> Path:
+        """One of its files, on this machine; from an object store it is copied once, and checked.
+
+        Raises:
+            VersionCorrupt: its manifest does not list it, so nobody can say whether it is whole; or what was to be
+                copied is not what the manifest says.
+        """
+        if name not in self._copies:
+            entry = next((entry for entry in self.entries if entry["name"] == name), None)
+            if entry is None:
+                raise VersionCorrupt(
+                    f"index version {self.name} is damaged: its manifest does not list {name}"
+                )
+            try:
+                copy = self.storage.copy_here(self.name, FileEntry(name, entry["size"], entry["sha256"]))
+            except FileNotFoundError as error:
+                raise VersionCorrupt(f"index version {self.name} is damaged: {name} is missing") from error
+            except DamagedFile as error:
+                raise VersionCorrupt(f"index version {self.name} is damaged: {error}") from error
+            self._copies[name] = copy
+        return self._copies[name].path
 
     def files(self, prefix: str = "") -> list[str]:
         """The names of its files that start so, sorted."""
-        return sorted(entry["name"] for entry in self.manifest["files"] if entry["name"].startswith(prefix))
+        return sorted(entry["name"] for entry in self.entries if entry["name"].startswith(prefix))
+
+    @property
+    def entries(self) -> Sequence[Mapping[str, Any]]:
+        """What the manifest says of each file: `name`, `size`, `sha256`."""
+        entries: Sequence[Mapping[str, Any]] = self.manifest["files"]
+        return entries
 
 
 class VersionStore:
-    """All versions under one folder, for any number of writers and readers."""
+    """All versions in one folder or under one URI, for any number of writers and readers.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._building = OwnedFolders(root, ".building-")
+    Args:
+        location: the folder, or a URI such as `s3://bucket/prefix`.
+        cache: for copies of what lies in an object store; by default the user's.
+    """
+
+    def __init__(self, location: str | Path, cache: FileCache | None = None) -> None:
+        self.storage = open_storage(location, VERSIONS, cache)
+
+    @property
+    def where(self) -> str:
+        """The place, for people, and for another store of the same versions."""
+        return self.storage.where
+
+    @property
+    def root(self) -> Path:
+        """Its folder.
+
+        Raises:
+            VersionError: it lies in an object store.
+        """
+        path = self.storage.path("")
+        if path is None:
+            raise VersionError(f"{self.where} is no folder on this machine")
+        return path
 
     def begin(self) -> OwnedFolder:
-        """A fresh hidden directory to build in; removes what crashes left behind."""
-        building = self._building.make()
-        with self._building.exclusive():
-            self._remove_leftovers()
-        return building
+        """A fresh folder to build in; removes what crashes left behind."""
+        return self.storage.build()
 
     def commit(self, building: OwnedFolder, described: Mapping[str, Any]) -> Version:
-        """Seal the files and give the directory its name; it is not live yet."""
-        files = [vars(seal(path)) for path in sorted(building.path.iterdir()) if path.name != LOCK]
-        with self._building.exclusive():
-            name = f"v{max((_number(n) for n in self.names()), default=0) + 1:08d}"
+        """Seal the files and give them a name; the version is not live yet."""
+
+        def describe(name: str, files: Sequence[FileEntry]) -> bytes:
+            manifest = {**described, "format": FORMAT, "version": name, "files": [vars(f) for f in files]}
             # As it will be read back: a tuple comes back as a list.
-            manifest = json.loads(
-                json.dumps({**described, "format": FORMAT, "version": name, "files": files})
-            )
-            manifest["checksum"] = manifest_checksum(manifest)
-            write_durably(building.path / MANIFEST, json.dumps(manifest, indent=1).encode())
-            (building.path / LOCK).unlink()
-            fsync_directory(building.path)
-            building.path.rename(self.root / name)
-            fsync_directory(self.root)
-        building.lock.close()
-        return Version(name, self.root / name, manifest)
+            manifest = json.loads(json.dumps(manifest))
+            return json.dumps(manifest | {"checksum": manifest_checksum(manifest)}, indent=1).encode()
+
+        return self.open(self.storage.commit_next(building, describe))
 
     def promote(self, name: str) -> Version:
         """Make a version live.
+
+        Where nothing can be locked it may be removed meanwhile by `prune`. One of the two always notices: that looks
+        at the pointer once the manifest is gone, and this at the manifest once the pointer names it.
 
         Raises:
             VersionError: there is no such version.
         """
         self.open(name)  # first of all: where there is no folder there is no lock either
-        with self._building.exclusive():
-            version = self.open(name)
-            replace_durably(self.root / _POINTER, name.encode())
+        with self.storage.exclusive():
+            version, before = self.open(name), self.live_name()
+            self.storage.notes.put(POINTER, name.encode())
+            try:
+                self.open(name)
+            except VersionError:
+                self._point_back(name, before)
+                raise
         return version
 
     def rollback(self, name: str) -> Version:
@@ -119,15 +160,12 @@ class VersionStore:
             VersionError: there is no such version.
             VersionCorrupt: one of its files is damaged; the live version stays.
         """
-        self.verify(name)
+        _require_whole(self.open(name))
         return self.promote(name)
 
     def live_name(self) -> str | None:
         """What the pointer says, None before the first promotion."""
-        try:
-            return (self.root / _POINTER).read_text().strip()
-        except FileNotFoundError:
-            return None
+        return self.storage.notes.read(POINTER).decode().strip() or None
 
     def current(self) -> Version | None:
         """The live version, or None before the first promotion.
@@ -146,9 +184,7 @@ class VersionStore:
 
     def names(self) -> list[str]:
         """Committed versions, oldest first."""
-        if not self.root.is_dir():
-            return []
-        return sorted((p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name)), key=_number)
+        return self.storage.names()
 
     def versions(self) -> list[Version]:
         """Committed versions, oldest first."""
@@ -161,55 +197,71 @@ class VersionStore:
             VersionError: it is not there, or its format is unknown.
             VersionCorrupt: its manifest cannot be read.
         """
-        path = self.root / name
-        if not _NAME.fullmatch(name) or not path.is_dir():
-            known = ", ".join(self.names()) or "none"
-            raise VersionError(f"there is no index version {name!r} in {self.root}; there are: {known}")
-        return Version(name, path, _read_manifest(name, path / MANIFEST))
+        try:
+            if VERSIONS.is_name(name):
+                return Version(name, _read_manifest(self.storage, name), self.storage)
+        except VersionCorrupt:
+            if name in self.names():
+                raise
+        known = ", ".join(self.names()) or "none"
+        raise VersionError(f"there is no index version {name!r} in {self.where}; there are: {known}")
 
-    def verify(self, name: str, only: frozenset[str] | None = None) -> Version:
+    def verify(self, name: str, only: Iterable[str] | None = None) -> Version:
         """Check size and checksum of every file, or of those in `only`.
+
+        From an object store the files are copied to this machine, where they are checked and stay for `Version.file`.
 
         Raises:
             VersionError: there is no such version.
             VersionCorrupt: names the first file that does not match.
         """
         version = self.open(name)
-        for entry in version.manifest["files"]:
-            problem = "" if only is not None and entry["name"] not in only else _problem(version.path, entry)
-            if problem:
-                raise VersionCorrupt(f"index version {name} is damaged: {entry['name']} {problem}")
+        wanted = frozenset(version.files() if only is None else only)
+        if self.storage.path(name) is not None:
+            _require_whole(version, wanted)
+        for file in sorted(wanted.intersection(version.files())):
+            version.file(file)
         return version
 
     def prune(self, keep: int) -> None:
         """Remove the oldest versions beyond `keep`, never the live one."""
-        with self._building.exclusive():
-            live = self.live_name()
+        with self.storage.exclusive():
             for name in self.names()[: -max(keep, 1)]:
-                if name != live:
-                    # Hidden first, so that a crash half-way leaves no version without its files.
-                    hidden = (self.root / name).rename(self.root / f".removing-{name}-{uuid.uuid4().hex}")
-                    shutil.rmtree(hidden)
+                if not self._is_live(name):
+                    self.storage.remove(name, unless=partial(self._is_live, name))
 
-    def _remove_leftovers(self) -> None:
-        for removing in self.root.glob(".removing-*"):
-            shutil.rmtree(removing)
-        for pointer in self.root.glob(f".{_POINTER}-*"):
-            pointer.unlink()
+    def _is_live(self, name: str) -> bool:
+        return self.live_name() == name
+
+    def _point_back(self, name: str, before: str | None) -> None:
+        if self.live_name() != name:
+            return
+        if before is None:
+            self.storage.notes.remove(POINTER)
+        else:
+            self.storage.notes.put(POINTER, before.encode())
 
 
-def _read_manifest(name: str, path: Path) -> dict[str, Any]:
+def _require_whole(version: Version, only: frozenset[str] | None = None) -> None:
+    for entry in version.entries:
+        if only is None or entry["name"] in only:
+            problem = file_problem(version.storage, version.name, entry)
+            if problem:
+                raise VersionCorrupt(f"index version {version.name} is damaged: {entry['name']} {problem}")
+
+
+def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
+    place = f"{storage.where}/{name}"
+    path = f"{place}/{MANIFEST}"
     try:
-        if not is_plain_file(path):
-            raise VersionCorrupt(f"index version {name} is damaged: {path} is not a file but a link")
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(storage.read(name, MANIFEST).to_pybytes())
         written_as = manifest["format"]
+    except NotAFile as error:
+        raise VersionCorrupt(f"index version {name} is damaged: {path} is not a file but a link") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VersionCorrupt(f"index version {name} is damaged: {path}: {error!r}") from error
     if written_as not in (1, FORMAT):
-        raise VersionError(
-            f"{path.parent} has version format {written_as!r}; this program reads 1 and {FORMAT}"
-        )
+        raise VersionError(f"{place} has version format {written_as!r}; this program reads 1 and {FORMAT}")
     unsigned = written_as == 1 and "checksum" not in manifest
     if not unsigned and manifest.get("checksum") != manifest_checksum(manifest):
         raise VersionCorrupt(f"index version {name} is damaged: {path} does not match its own checksum")
@@ -225,20 +277,3 @@ def _is_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict) and {"name", "size", "sha256"} <= set(entry) and is_plain_name(entry["name"])
     )
-
-
-def _problem(folder: Path, entry: Mapping[str, Any]) -> str:
-    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
-    path = folder / entry["name"]
-    try:
-        if not is_plain_file(path):
-            return "is not a file but a link"
-    except FileNotFoundError:
-        return "is missing"
-    if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
-        return "does not match its checksum"
-    return ""
-
-
-def _number(name: str) -> int:
-    return int(name[1:])

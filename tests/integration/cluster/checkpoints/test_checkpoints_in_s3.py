@@ -2,19 +2,12 @@
 
 import json
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
-from pyarrow import fs
 from typer.testing import CliRunner
 
 from cluster.audit.exactly_once import verify_exactly_once
@@ -32,67 +25,16 @@ from deploy.cli import app
 from retrieval.storage.base import StorageLocationError, nothing
 from retrieval.storage.opening import open_storage
 from tests.support.ranks import run_on_ranks
+from tests.support.s3_server import SECRET, objects_in, s3_bucket
 from tests.support.unit_runs import small_config, small_run, train_steps
 from tests.support.worker_runs import config_of, events, produce, train
-
-_SECRET = "not-in-any-message"
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    """`s3://…` of an empty bucket, with endpoint and credentials in the environment as a user would set them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("s3") / "moto.log").open("wb")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": _SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        _wait_for(port, server)
-        fs.S3FileSystem(
-            endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True
-        ).create_dir("runs")
-        yield "s3://runs"
-    finally:
-        os.kill(server.pid, signal.SIGTERM)
-        server.wait(10)
-        log.close()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _wait_for(port, server):
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
-            return
-        except OSError:
-            assert server.poll() is None, "the S3 server ended before it answered"
-            assert time.monotonic() < deadline, "the S3 server did not answer within 60 s"
-            time.sleep(0.1)
-
-
-def _objects(uri):
-    filesystem, path = fs.FileSystem.from_uri(
-        f"{uri}?endpoint_override={os.environ['AWS_ENDPOINT_URL'][7:]}&scheme=http"
-    )
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    return {
-        info.path.removeprefix(path + "/"): info for info in found if info.type == fs.FileType.File
-    }, filesystem
+    """`s3://…` of an empty bucket."""
+    with s3_bucket(tmp_path_factory.mktemp("s3")) as uri:
+        yield uri
 
 
 def test_a_run_goes_on_from_a_chain_in_s3_and_old_chains_are_removed_there(bucket):
@@ -112,7 +54,7 @@ def test_a_run_goes_on_from_a_chain_in_s3_and_old_chains_are_removed_there(bucke
     last = checkpointer.finish(run.step)
     checkpointer.close()
     assert store.names() == [last.name]
-    assert {name.split("/")[0] for name in _objects(f"{bucket}/whole")[0]} == {last.name}
+    assert {name.split("/")[0] for name in objects_in(f"{bucket}/whole")[0]} == {last.name}
 
 
 @pytest.mark.parametrize("step", ["write", "manifest", "rename", "renamed"])
@@ -133,11 +75,11 @@ def test_in_s3_the_manifest_is_the_commit_and_what_a_crash_leaves_is_swept(bucke
         checkpointer_of(run, CheckpointStore(where, at=cut), Collectives(), at=cut).finish(run.step)
     found = CheckpointStore(where).newest()
     assert (found.name == first.name) is (step != "renamed")
-    garbage = {name.split("/")[0] for name in _objects(where)[0]} - set(CheckpointStore(where).names())
+    garbage = {name.split("/")[0] for name in objects_in(where)[0]} - set(CheckpointStore(where).names())
     assert bool(garbage) is (step in ("manifest", "rename"))
     train_steps(run, 1)
     checkpointer_of(run, CheckpointStore(where), Collectives()).finish(run.step)
-    assert {name.split("/")[0] for name in _objects(where)[0]} == set(CheckpointStore(where).names())
+    assert {name.split("/")[0] for name in objects_in(where)[0]} == set(CheckpointStore(where).names())
 
 
 def test_in_s3_a_checkpoint_can_begin_while_the_writing_thread_removes_old_ones(bucket):
@@ -156,7 +98,7 @@ def test_in_s3_a_checkpoint_can_begin_while_the_writing_thread_removes_old_ones(
         removing.result()
     assert begun > 1
     assert storage.names() == []
-    assert not _objects(f"{bucket}/swept")[0]
+    assert not objects_in(f"{bucket}/swept")[0]
 
 
 def test_in_s3_what_somebody_else_has_just_removed_is_removed(bucket):
@@ -178,7 +120,7 @@ def test_in_s3_what_somebody_else_has_just_removed_is_removed(bucket):
     storage._files = SomebodyIsFirst(storage._files)
     storage.begin("step-00000002")
     assert storage._files.removed == ["runs/raced/step-00000001"]
-    assert not _objects(f"{bucket}/raced")[0]
+    assert not objects_in(f"{bucket}/raced")[0]
 
 
 def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_starting_point(bucket, caplog):
@@ -191,7 +133,7 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
         checkpointer.start_new_chain()
         names.append(checkpointer.finish(run.step).name)
     checkpointer.close()
-    objects, filesystem = _objects(where)
+    objects, filesystem = objects_in(where)
     with filesystem.open_output_stream(objects[f"{names[1]}/towers.safetensors"].path) as victim:
         victim.write(b"something else")
     with caplog.at_level(logging.ERROR):
@@ -200,7 +142,7 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
     config = small_config()
     config.train = TrainConfig(init_from=where)
     assert find_starting_point(config).name == names[0]
-    assert _SECRET not in caplog.text
+    assert SECRET not in caplog.text
     resumed = small_run(store.newest())
     again = checkpointer_of(resumed, store, Collectives(), store.newest())
     again._policy = FullPolicy(share=10.0)
@@ -211,7 +153,7 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
     newest = CheckpointStore(where).newest()
     assert [link.step for link in newest.links] == [1, 2, 3]
     assert newest.name == last.name
-    assert {name.split("/")[0] for name in _objects(where)[0]} == {link.name for link in newest.links}
+    assert {name.split("/")[0] for name in objects_in(where)[0]} == {link.name for link in newest.links}
 
 
 def test_two_ranks_train_into_s3_go_on_from_there_and_the_command_line_reads_it(
@@ -241,7 +183,7 @@ def test_two_ranks_train_into_s3_go_on_from_there_and_the_command_line_reads_it(
     status, found = command("diff", "--old", full["name"], "--new", delta["name"])
     assert (status, found["identical"], found["counters"]["events_trained"][1]) == (0, False, 300)
     assert [(r["whole"], len(r["files"]) > 8) for r in command("verify")[1]] == [(True, True)] * 2
-    objects, filesystem = _objects(where)
+    objects, filesystem = objects_in(where)
     with filesystem.open_output_stream(objects[f"{full['name']}/towers.safetensors"].path) as victim:
         victim.write(b"something else")
     status, results = command("verify")
@@ -250,10 +192,10 @@ def test_two_ranks_train_into_s3_go_on_from_there_and_the_command_line_reads_it(
 
 
 def test_credentials_in_the_location_are_refused_without_being_shown():
-    for uri in (f"s3://somebody:{_SECRET}@runs/x", f"s3://runs/x?secret_key={_SECRET}"):
-        with pytest.raises(StorageLocationError, match="AWS_SECRET_ACCESS_KEY in the environment") as refused:
+    for uri in (f"s3://somebody:{SECRET}@runs/x", f"s3://runs/x?secret_key={SECRET}"):
+        with pytest.raises(StorageLocationError, match="AWSSECRET_ACCESS_KEY in the environment") as refused:
             open_storage(uri)
-        assert _SECRET not in str(refused.value)
+        assert SECRET not in str(refused.value)
     with pytest.raises(StorageLocationError, match=r"nowhere://x.*train\.checkpoint_path"):
         open_storage("nowhere://x")
 
