@@ -2,7 +2,7 @@
 
 Shape letters: N items, Q queries, K results, D columns, L lists.
 
-Never run on a GPU: written against Faiss 1.15, tested with a stand-in for its GPU classes (`make test-gpu` runs it).
+Written against Faiss 1.15. `make test-gpu` runs it on a GPU, `make test` with a stand-in for Faiss's GPU classes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.config import IndexConfig
 from retrieval.gpu import MOST_RESULTS, gpu_faiss, new_resources, require_gpu, resources
@@ -27,8 +28,15 @@ class GpuIvfIndex(IvfIndex):
     selectors on a GPU: what is excluded must be fetched and left out.
     """
 
-    def __init__(self, index: Any, kind: str, scratch: Any, on_cpu: IvfIndex | None = None) -> None:
-        super().__init__(index, kind, scratch)  # the index uses its resources for as long as it lives
+    def __init__(
+        self,
+        index: Any,
+        kind: str,
+        scratch: Any,
+        on_cpu: IvfIndex | None = None,
+        list_N: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        super().__init__(index, kind, scratch, list_N)  # the index uses its resources for as long as it lives
         self._on_cpu = on_cpu
         self._lock = threading.Lock()
 
@@ -59,7 +67,7 @@ class GpuIvfIndex(IvfIndex):
         numbers = np.arange(items, dtype=np.int64)
         ids, lists_of = faiss.swig_ptr(numbers), faiss.swig_ptr(assigned)
         index.add_core(items, faiss.swig_ptr(vectors_ND), ids, lists_of)
-        return GpuIvfIndex(index, config.kind, scratch)
+        return GpuIvfIndex(index, config.kind, scratch, None, assigned.astype(np.int32))
 
     @staticmethod
     def copy_of(index: IvfIndex, gpu: int) -> GpuIvfIndex:

@@ -46,9 +46,12 @@ class IvfIndex:
     Results are row numbers, not item ids: Faiss marks a missing result with -1, which is an id like any other to us.
     """
 
-    def __init__(self, index: Any, kind: str, owner: Any = None) -> None:
+    def __init__(
+        self, index: Any, kind: str, owner: Any = None, list_N: npt.NDArray[np.int32] | None = None
+    ) -> None:
         self._index = index
         self._owner = owner
+        self._list_N = list_N
         self.kind = kind
 
     @staticmethod
@@ -80,7 +83,7 @@ class IvfIndex:
         index.train(vectors_ND[:1])  # the quantizer is full: this only marks the index as trained
         assigned = assign_lists(vectors_ND, centroids, config)
         index.add_core(items, faiss.swig_ptr(vectors_ND), None, faiss.swig_ptr(assigned))
-        return IvfIndex(index, config.kind)
+        return IvfIndex(index, config.kind, None, assigned.astype(np.int32))
 
     @property
     def nlist(self) -> int:
@@ -109,6 +112,14 @@ class IvfIndex:
     def list_lengths(self) -> Int64Array:
         """Items in each list, int64 (L,)."""
         return np.array([self._index.invlists.list_size(i) for i in range(self.nlist)], np.int64)
+
+    def lists_of(self, rows: Int64Array) -> Int64Array:
+        """The list of each row, int64 in the shape of `rows`; 0 for the -1 of a missing result.
+
+        Only of an index as it was built: a file does not say it.
+        """
+        assert self._list_N is not None, "an index that was read from a file does not know its rows' lists"
+        return np.where(rows >= 0, self._list_N[rows], 0).astype(np.int64)
 
     def on_cpu(self) -> IvfIndex:
         """The index that a file of this one gives."""
