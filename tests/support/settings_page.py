@@ -1,15 +1,15 @@
-"""docs/reference/settings.md, out of the settings dataclasses: `python -m tests.settings_page` writes it."""
+"""docs/reference/settings.md, out of the settings dataclasses: `python -m tests.support.settings_page` writes it."""
 
 from __future__ import annotations
 
 from itertools import groupby
 
 from deploy.command.config_loading import Setting, describe_settings
-from tests.documents import ROOT
+from tests.support.documents import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "settings.md"
 _HEAD = """\
-<!-- written by `python -m tests.settings_page`; a test compares it with the settings dataclasses -->
+<!-- written by `python -m tests.support.settings_page`; a test compares it with the settings dataclasses -->
 # Settings
 
 Every setting is a `key=value` argument of every verb, or a key of the YAML file given with `--config`. Arguments take

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DECISIONS = ROOT / "docs" / "decisions"
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _PAGE_NOT_RUN = re.compile(r"<!-- not run on this page: (.+?) -->", re.DOTALL)
