@@ -53,7 +53,7 @@ def device_of_group(
         gpus: of the cluster.
         may_grow: nodes may still come, so `device=cuda` waits for them.
     Raises:
-        ValueError: `device=cuda` with fewer GPUs than workers: Ray would wait for them for ever.
+        ValueError: `device=cuda` with fewer GPUs than workers: Ray would wait for them forever.
     """
     if device == "cuda" and may_grow:
         return "cuda"

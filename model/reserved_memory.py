@@ -1,7 +1,7 @@
 """Arrays that grow in place: address space is reserved for as much as the machine could hold, memory comes by touch.
 
 Growing by copies would need the old and the new array at once, and every view of the old one would go stale. Here
-a view stays valid for ever, and what was never written costs nothing.
+a view stays valid forever, and what was never written costs nothing.
 """
 
 from __future__ import annotations

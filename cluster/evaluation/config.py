@@ -12,7 +12,7 @@ from cluster.config import FreshetConfig
 
 @dataclass
 class ProtocolConfig:
-    """What is trained on, and what is to be foretold."""
+    """What is trained on, and what is to be predicted."""
 
     kind: Literal["leave_one_out", "temporal"] = field(
         default="leave_one_out", metadata={"help": "each user's last event, or everything after a date"}
@@ -35,14 +35,14 @@ class ProtocolConfig:
     walk_forward_days: int = field(
         default=0,
         metadata={
-            "help": "temporal: foretell so many days, train on them, go on with the next ones; 0: nothing after "
+            "help": "temporal: predict so many days, train on them, go on with the next ones; 0: nothing after "
             "validation_from is trained on"
         },
     )
     test_at_once: bool = field(
         default=False,
         metadata={
-            "help": "walk_forward_days: walk up to test_from only; one frozen model foretells all of the test"
+            "help": "walk_forward_days: walk up to test_from only; one frozen model predicts all of the test"
         },
     )
 
@@ -91,7 +91,7 @@ class FitConfig:
     """How a trained system reads a data set."""
 
     passes: int = field(default=12, metadata={"help": "how often everything is read"})
-    batch_targets: int = field(default=1500, metadata={"help": "events to foretell in one step"})
+    batch_targets: int = field(default=1500, metadata={"help": "events to predict in one step"})
     learning_rate: float = field(default=2.8e-3, metadata={"help": "of the towers (AdamW), at its highest"})
     row_learning_rate: float = field(default=1e-2, metadata={"help": "of the embedding rows, at its highest"})
     row_optimizer: Literal["adam", "adagrad"] = field(
@@ -104,7 +104,7 @@ class FitConfig:
     weight_decay: float = field(default=0.0, metadata={"help": "decoupled, towers only"})
     gradient_clip: float = field(default=5.0, metadata={"help": "norm of the towers' gradient (0 = off)"})
     first_events: bool = field(
-        default=False, metadata={"help": "whether a user's first event, without a history, is foretold too"}
+        default=False, metadata={"help": "whether a user's first event, without a history, is predicted too"}
     )
     validate_every: int = field(
         default=1, metadata={"help": "passes between validations; the best one is kept"}

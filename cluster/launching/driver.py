@@ -2,7 +2,7 @@
 
 `Driver.run` returns when the work is done. It gives the work up when a stop was asked for before anything was trained,
 when the last checkpoint does not come in time, or when the head does not answer any more: then an own Ray instance is
-killed, and because the thread may hang in Ray for ever, the process ends without waiting for it (`_end_at_exit`).
+killed, and because the thread may hang in Ray forever, the process ends without waiting for it (`_end_at_exit`).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Driver:
                 self._give_up(1)
                 raise StopTimedOut(
                     f"stopped, but the last checkpoint was not committed within {self._stop_within_s:g} s "
-                    "(setting: train.stop_within_s): the next run goes on from the one before it"
+                    "(setting: train.stop_within_s): the next run resumes from the one before it"
                 )
         return True
 
@@ -149,7 +149,7 @@ class Driver:
         self._give_up(status=1)
         what = f"its process {missing} ended" if missing else f"no answer for {self._silent_s:.0f} s"
         raise HeadLost(
-            f"Ray's head on {where} is gone ({what}): start the command again, it goes on from the newest checkpoint"
+            f"Ray's head on {where} is gone ({what}): start the command again, it resumes from the newest checkpoint"
         )
 
     def _give_up(self, status: int) -> None:

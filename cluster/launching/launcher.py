@@ -57,7 +57,7 @@ _RAY_TRAIN_ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _FEW_HEAPS_ENV = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")}
 _ENDED = ("stopped", "finished")
 _FAILED_WHILE_STOPPING = (
-    "stopped, but the workers failed before the last checkpoint: the next run goes on from the one before it"
+    "stopped, but the workers failed before the last checkpoint: the next run resumes from the one before it"
 )
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class TrainingStopped(RuntimeError):
 def run_training(
     config: FreshetConfig, stop: StopRequest | None = None, *, take_over: bool = False
 ) -> TrainingSummary:
-    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`), a stop is asked for, or for ever.
+    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`), a stop is asked for, or forever.
 
     What can be refused before Ray starts is refused before Ray starts. A stop ends the present step and commits a last
     checkpoint; the summary's `state` is then `stopped`.
@@ -138,7 +138,7 @@ def _refuse_what_cannot_start(config: FreshetConfig) -> None:
 
 
 def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, stop: StopRequest) -> None:
-    """Ray Train counts failures over the whole run; one that goes on for ever has some every month.
+    """Ray Train counts failures over the whole run; one that goes on forever has some every month.
 
     So `train.max_restarts` is for failures without a new checkpoint between them: when Ray Train gives up a run that
     has committed one meanwhile, it starts over, with all its restarts.
@@ -309,7 +309,7 @@ def _controller_named() -> Iterator[None]:
         yield
     except ray.exceptions.RayActorError as error:
         raise ControllerLost(
-            f"Ray Train's controller is gone ({type(error).__name__}): start the command again, it goes on from the "
+            f"Ray Train's controller is gone ({type(error).__name__}): start the command again, it resumes from the "
             "newest checkpoint"
         ) from error
 

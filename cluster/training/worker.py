@@ -439,7 +439,7 @@ class Worker:
                 self._since.saving()
                 self._tell(self._commit_last(decision, min(patience_s, self.config.train.storage_patience_s)))
         except (BrokerUnavailable, CheckpointError) as failed:
-            error = f"stopped without a last checkpoint, the next run goes on from the one before: {failed}"
+            error = f"stopped without a last checkpoint, the next run resumes from the one before: {failed}"
             _log.error("%s", error)
         self.comm.gather_objects(None)
         self.progress.stopped(self.run, decision.totals, self.publisher, error)

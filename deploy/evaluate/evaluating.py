@@ -148,7 +148,7 @@ class Evaluation:
             try:
                 return run_grid(cells, self.runner, files, display.take)
             except (KeyboardInterrupt, SystemExit):
-                display.say(f"interrupted with {display.view.done_text}; the same command goes on from here")
+                display.say(f"interrupted with {display.view.done_text}; the same command resumes from here")
                 raise
 
     @cached_property

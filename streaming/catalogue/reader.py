@@ -34,7 +34,7 @@ class CatalogueReader:
         config: the stream.
         positions: where to go on, by topic and partition, as `positions()` gave them. What is missing, or not
             in the log any more, starts at the beginning: records repeat, which is harmless.
-        ids: the topics that these positions are of, as `ids` gave them: one that was deleted and created anew has
+        ids: the topics that these positions are of, as `ids` gave them: one that was deleted and recreated has
             another id and is read from its beginning, also if that happens while it is followed.
 
     Attributes:
@@ -211,7 +211,7 @@ class CatalogueReader:
         return polled
 
     def _read_anew(self, topic: str) -> None:
-        """A topic that was created anew, maybe with other partitions; the other one goes on where it is."""
+        """A topic that was recreated, maybe with other partitions; the other one goes on where it is."""
         numbers = self._consumer.partitions_for_topic(topic)
         if not numbers:
             raise UnknownTopicOrPartitionError(topic)  # the next poll comes here again
@@ -221,7 +221,7 @@ class CatalogueReader:
         for at, offset in goes_on.items():
             self._consumer.seek(at, offset)
         self._next = goes_on
-        self._read_again(places, "was deleted and created anew")
+        self._read_again(places, "was deleted and recreated")
 
     def _read_again(self, places: Iterable[TopicPartition], why: str) -> None:
         """From the beginning, as of now; a topic without leaders is tried again with the next poll."""

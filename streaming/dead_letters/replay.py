@@ -166,7 +166,7 @@ def replay_letters(
     except KafkaError as error:
         raise ReplayFailed(
             f"the replay ended after {report.replayed} letters ({type(error).__name__}: {error}): the brokers at "
-            f"{config.bootstrap_servers} went away, or another replay runs; the same command goes on"
+            f"{config.bootstrap_servers} went away, or another replay runs; the same command continues"
         ) from error
     finally:
         producer.close(timeout=5)

@@ -33,7 +33,7 @@ class Gap(NamedTuple):
         start: offset of the first of them; some of its rows may have been read.
         until: where reading went on.
         watermark_ms: latest event time of the partition before them; 0 if there was none.
-        is_anew: the topic was deleted and created anew before them: offsets from here on are of another log.
+        is_anew: the topic was deleted and recreated before them: offsets from here on are of another log.
     """
 
     start: int
@@ -43,7 +43,7 @@ class Gap(NamedTuple):
 
     @property
     def messages(self) -> int:
-        """How many there were, as far as offsets tell; none in a topic that was created anew."""
+        """How many there were, as far as offsets tell; none in a topic that was recreated."""
         return max(0, self.until - self.start)
 
 

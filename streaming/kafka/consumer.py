@@ -132,7 +132,7 @@ def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) 
 
 
 def topic_id(consumer: KafkaConsumer, topic: str, *, ask: bool = False) -> str:
-    """Kafka's id of a topic (KIP-516), as Kafka's tools write it: another one if it was deleted and created anew.
+    """Kafka's id of a topic (KIP-516), as Kafka's tools write it: another one if it was deleted and recreated.
 
     Args:
         consumer: knows it as of its last metadata.
@@ -196,11 +196,11 @@ def _instead(
     at: TopicPartition, offset: int, first: int, end: int, lost: LostPosition, *, is_anew: bool
 ) -> int:
     """Where to go on, told loudly."""
-    what = f"{at.topic} partition {at.partition} holds offsets {first} to {end}, but reading should go on at {offset}"
+    what = f"{at.topic} partition {at.partition} holds offsets {first} to {end}, but reading should resume at {offset}"
     if is_anew:
-        what += " of an earlier topic of this name: the topic was deleted and created anew"
+        what += " of an earlier topic of this name: the topic was deleted and recreated"
     else:
-        what += ": the log was trimmed or the topic was created anew"
+        what += ": the log was trimmed or the topic was recreated"
     if lost == "fail":
         raise PositionLost(
             f"{what}. Choose with stream.lost_position: earliest goes on at {first} and latest at {end}, what is "

@@ -1,4 +1,4 @@
-"""Brokers that are away: said once when it begins and once when it is over, and not waited for for ever."""
+"""Brokers that are away: said once when it begins and once when it is over, and not waited for forever."""
 
 import logging
 import time

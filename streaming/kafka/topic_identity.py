@@ -1,4 +1,4 @@
-"""A topic is its id, not its name: one that is deleted and created anew under its name is another one (KIP-516)."""
+"""A topic is its id, not its name: one that is deleted and recreated under its name is another one (KIP-516)."""
 
 import math
 import time

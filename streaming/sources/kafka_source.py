@@ -65,7 +65,7 @@ class KafkaSource:
         config: the stream.
         partitions: those to read.
         start: where to begin; a partition that is missing begins at the start of its log.
-        end_offsets: where to end, exclusive, by partition; None reads on for ever.
+        end_offsets: where to end, exclusive, by partition; None reads on forever.
         watermark_ms: latest event time before the start, by partition, where it is known.
         topic_ids: the topics that the start positions are of, by partition, where they are known: if the topic has
             another id now, the position is lost, whatever the log holds.
@@ -144,7 +144,7 @@ class KafkaSource:
     def ready_rows(self) -> dict[int, int]:
         """Rows that `take` could return now, by partition.
 
-        Only here positions move into a topic that was created anew, so that rows of one `take` are of one topic.
+        Only here positions move into a topic that was recreated, so that rows of one `take` are of one topic.
         """
         with self._changed:
             self._raise_error()
@@ -306,7 +306,7 @@ class KafkaSource:
         return all(reader.queue.ready >= quota or reader.ended for reader in self._readers.values())
 
     def _turn_over(self) -> None:
-        """Where the topic was created anew and nothing of the earlier one is left, the position moves into it."""
+        """Where the topic was recreated and nothing of the earlier one is left, the position moves into it."""
         for reader in self._readers.values():
             if reader.turn_over():
                 self._room.set()
@@ -432,17 +432,17 @@ class KafkaSource:
                 if offsets[p] < reader.queue.fetched:
                     raise PositionLost(
                         f"{self._topic} partition {p} goes on at {offsets[p]}, before what was read already: the topic "
-                        "was created anew; start from an empty storage_path."
+                        "was recreated; start from an empty storage_path."
                     )
                 if p in elsewhere:
                     reader.jump(start, offsets[p])
 
     def _begin_anew(self, anew: str) -> None:
-        """The topic was deleted and created anew: what was fetched of the earlier one is still to be taken."""
+        """The topic was deleted and recreated: what was fetched of the earlier one is still to be taken."""
         ends = [p for p, reader in self._readers.items() if reader.is_bounded]
         if ends:
             raise PositionLost(
-                f"{self._topic} was deleted and created anew while a range of it was being read (partitions {ends}): "
+                f"{self._topic} was deleted and recreated while a range of it was being read (partitions {ends}): "
                 "start the run again, with stream.lost_position=earliest or an empty storage_path"
             )
         places = {TopicPartition(self._topic, p): r.queue.fetched for p, r in self._readers.items()}
@@ -465,10 +465,10 @@ class KafkaSource:
             self._changed.notify_all()
 
     def _too_few(self, known: Sequence[int], missing: Sequence[int]) -> TopicMissing:
-        """A topic only loses partitions by being created anew."""
+        """A topic only loses partitions by being recreated."""
         return TopicMissing(
             f"The topic {self._topic!r} has {len(known)} partitions, without {', '.join(map(str, missing))}, from "
-            "which this run has read: it was created anew with fewer. Create it with as many or more, or start from an "
+            "which this run has read: it was recreated with fewer. Create it with as many or more, or start from an "
             "empty storage_path (--init-from keeps what was learnt)"
         )
 

@@ -91,7 +91,7 @@ class PartitionReader:
         self.queue.skip_gap(self.queue.fetched)
 
     def begin_anew(self, begin: int, topic_id: str) -> None:
-        """Goes on here in the topic that was created anew, once all rows of the earlier one are taken.
+        """Goes on here in the topic that was recreated, once all rows of the earlier one are taken.
 
         Nothing may wait to be decoded; what is received from now on is of the new topic.
         """

@@ -55,7 +55,7 @@ class Size:
     """How much is trained.
 
     Attributes:
-        targets: events to foretell in a step.
+        targets: events to predict in a step.
         warmup: steps before the clock starts, and before losses are compared.
         steps: steps under the clock, in each run.
         checked: steps whose losses and gradients are compared.

@@ -54,7 +54,7 @@ class Fault:
 
 
 def plan(seed: int | Sequence[int], world: int) -> Iterator[Fault]:
-    """Faults for ever: rounds of 45, each in an order of its own."""
+    """Faults forever: rounds of 45, each in an order of its own."""
     rng = np.random.default_rng(seed)
     while True:
         round_ = _round(rng, world)

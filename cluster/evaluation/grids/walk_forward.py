@@ -1,4 +1,4 @@
-"""A walk-forward: each stretch of time is foretold as of its start, then trained on, as a stream would have it."""
+"""A walk-forward: each stretch of time is predicted as of its start, then trained on, as a stream would have it."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class TrainingPasses:
             first_U = np.maximum(first_U, 1)
         self._pieces = _pieces(self._train_U, settings.window, first_U)
         self.targets = int((self._pieces.end_P - self._pieces.start_P).sum())
-        """Events to foretell in a pass."""
+        """Events to predict in a pass."""
 
     def steps(self) -> int:
         """Batches of a pass."""

@@ -79,7 +79,7 @@ def prepare(tables: Tables, config: OfflineConfig) -> EvaluationData:
     events = event_columns(tables.interactions, *signals(tables.interactions, config))
     if not (events.sign_N > 0).any():
         raise ProtocolError(
-            f"none of the {tables.interactions.num_rows} events is a positive, so there is nothing to foretell "
+            f"none of the {tables.interactions.num_rows} events is a positive, so there is nothing to predict "
             "(settings: stream.positive_actions, stream.negative_actions, stream.negative_below_value)"
         )
     catalogue = catalogue_of(tables.items, tables.users, events.item_N, config.stream)

@@ -1,4 +1,4 @@
-"""What is trained on, and which events of whom are to be foretold.
+"""What is trained on, and which events of whom are to be predicted.
 
 Shape letters: U users, Q queries, G targets of all queries.
 """
@@ -61,7 +61,7 @@ class Queries:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of time of a walk-forward: it is foretold as of its start, then trained on."""
+    """A stretch of time of a walk-forward: it is predicted as of its start, then trained on."""
 
     queries: Queries
     before_U: Int64Array

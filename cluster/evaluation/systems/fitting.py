@@ -36,7 +36,7 @@ class Fitted:
 
     @property
     def examples_per_s(self) -> float:
-        """Events to foretell per second of training."""
+        """Events to predict per second of training."""
         return self.examples / self.train_s if self.train_s > 0 else math.nan
 
 

@@ -63,7 +63,7 @@ class BatchTaker:
             raise failure
         taken, self._in_hand = self._in_hand, None
         if taken is None:
-            run.note_gaps()  # a topic that was created anew: what is taken from here on is of it
+            run.note_gaps()  # a topic that was recreated: what is taken from here on is of it
             taken = self._take()
         run.note_gaps(taken.gaps, taken.topic_ids)
         run.stream.count_dead(taken.dead)

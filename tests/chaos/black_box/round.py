@@ -64,7 +64,7 @@ class Result:
 
 
 def plans(seed: int, strikes: Sequence[str] = (), per_round: int = 2) -> Iterator[Plan]:
-    """Rounds for ever: every strike comes before any comes again.
+    """Rounds forever: every strike comes before any comes again.
 
     Args:
         seed: of all that is drawn.

@@ -198,11 +198,11 @@ def test_a_missing_partition_is_an_error(stream_config):
 def test_a_position_that_the_log_no_longer_holds_is_an_error_not_a_silent_gap(stream_factory):
     config = stream_factory(partitions=1)
     _send(config, 1, messages=5, rows=1)
-    with pytest.raises(PositionLost, match="holds offsets 0 to 5, but reading should go on at 9"):
+    with pytest.raises(PositionLost, match="holds offsets 0 to 5, but reading should resume at 9"):
         KafkaSource(config, [0], {0: Position(9, 0)})
     with KafkaAdminClient(bootstrap_servers=config.bootstrap_servers) as admin:
         admin.delete_records({TopicPartition(config.interactions_topic, 0): 3})
-    with pytest.raises(PositionLost, match="holds offsets 3 to 5, but reading should go on at 2"):
+    with pytest.raises(PositionLost, match="holds offsets 3 to 5, but reading should resume at 2"):
         KafkaSource(config, [0], {0: Position(2, 0)})
     with KafkaSource(config, [0], {}, {0: 5}) as source:
         assert source.positions() == {0: (3, 0)}

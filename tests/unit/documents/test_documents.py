@@ -113,6 +113,8 @@ def test_a_benchmark_page_names_commit_and_machine():
     without = {}
     for page in sorted((ROOT / "docs" / "benchmarks").glob("*.md")):
         text = page.read_text()
-        if page.name != "README.md" and not ("commit" in text and "machine" in text.lower() and commands(page)):
+        if page.name != "README.md" and not (
+            "commit" in text and "machine" in text.lower() and commands(page)
+        ):
             without[page.name] = text[:80]
     assert without == {}

@@ -1,4 +1,4 @@
-"""A topic that is deleted and created anew under its name is another one, and is read from its beginning."""
+"""A topic that is deleted and recreated under its name is another one, and is read from its beginning."""
 
 import time
 from dataclasses import replace
@@ -61,7 +61,7 @@ def test_a_topic_created_anew_and_filled_past_the_position_is_a_lost_position(
     assert not accounting.exactly_once
     assert (accounting.events_lost, accounting.events_doubled) == (600, 0)
     assert accounting.messages_removed > 0
-    with pytest.raises(PositionLost, match=r"deleted and created anew.*stream\.lost_position"):
+    with pytest.raises(PositionLost, match=r"deleted and recreated.*stream\.lost_position"):
         train(0, config)
     on = replace(config, stream=replace(stream, lost_position=choice))
     read = 600 if choice == "earliest" else 0

@@ -72,7 +72,7 @@ def test_a_run_outlives_its_disk_and_what_came_meanwhile_is_kept_once(stream_con
 
 
 class _FullUntil:
-    """No new folder below the checkpoints until a checkpoint has been tried so often; for ever with 0."""
+    """No new folder below the checkpoints until a checkpoint has been tried so often; forever with 0."""
 
     def __init__(self, config, tries):
         self._left = tries
@@ -155,7 +155,7 @@ def test_a_stop_on_a_full_disk_says_that_the_next_run_goes_on_from_the_checkpoin
     progress = _on_a_full_disk(config, stop=_AskedAfter(tmp_path / "run", 600))
     assert progress["state"] == "stopped"
     assert "[Errno 28]" in progress["stop_error"]
-    assert "the next run goes on from the one before" in progress["stop_error"]
+    assert "the next run resumes from the one before" in progress["stop_error"]
     again = Worker(
         replace(config, train=replace(config.train, bounded=True)), Collectives(), torch.device("cpu")
     )

@@ -312,7 +312,7 @@ def test_the_end_of_ray_trains_controller_is_one_line_of_ours(capsys):
     assert report(lost.value) == 1
     said = capsys.readouterr().err
     assert said == (
-        "freshet: error: Ray Train's controller is gone (ActorDiedError): start the command again, it goes on from the "
+        "freshet: error: Ray Train's controller is gone (ActorDiedError): start the command again, it resumes from the "
         "newest checkpoint\n"
     )
     with pytest.raises(ControllerLost), _controller_named():

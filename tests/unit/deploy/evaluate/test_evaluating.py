@@ -114,7 +114,7 @@ def shared_layout(tmp_path):
 
 
 def _hit_rate_of_popularity(events, cuts):
-    """HR@10 and queries by hand; `cuts` are per user the items to count, those left out, and the one to foretell."""
+    """HR@10 and queries by hand; `cuts` are per user the items to count, those left out, and the one to predict."""
     counts = Counter(item for counted, _, _ in cuts.values() for item in counted)
     ranks = []
     for _, seen, target in cuts.values():
@@ -161,7 +161,7 @@ def test_a_folder_laid_out_like_the_shared_data_is_split_at_dates_with_weights_o
     assert wals["ndcg@10"] != written["results"][1]["ndcg@10"]
 
 
-def test_low_ratings_of_such_a_folder_are_no_events_to_learn_or_to_foretell(shared_layout):
+def test_low_ratings_of_such_a_folder_are_no_events_to_learn_or_to_predict(shared_layout):
     folder, events = shared_layout
     done = _evaluate(folder, "--models", "popularity,cl_epidtn", "stream.negative_below_value=3")
     assert done.exit_code == 0, done.output
@@ -284,7 +284,7 @@ def test_an_interruption_says_how_to_go_on(folder, monkeypatch):
     monkeypatch.setattr(grid, "run_cell", interrupted)
     done = _evaluate(folder, "--models", "popularity,dssm")
     assert done.exit_code != 0
-    assert "interrupted with 1 of 2 cells; the same command goes on from here" in done.output
+    assert "interrupted with 1 of 2 cells; the same command resumes from here" in done.output
 
 
 def test_training_steps_that_were_left_out_are_counted_in_the_report_and_said(folder):

@@ -18,7 +18,7 @@ ITEMS = 100
 
 @contextmanager
 def running(readers, work):
-    """Call `work(n)` for ever in `readers` threads while the block runs; then raise what one of them raised."""
+    """Call `work(n)` forever in `readers` threads while the block runs; then raise what one of them raised."""
     done = threading.Event()
 
     def loop(n):

@@ -1,4 +1,4 @@
-"""A walk-forward foretells every stretch before it trains on it, and trains on everything once."""
+"""A walk-forward predicts every stretch before it trains on it, and trains on everything once."""
 
 from dataclasses import replace
 
@@ -90,7 +90,7 @@ def _walked(data, passes=1, **more):
 
 @settings(deadline=None, max_examples=60)
 @given(EVENTS)
-def test_no_stage_is_trained_on_before_it_is_foretold_and_all_are_trained_on_once(events):
+def test_no_stage_is_trained_on_before_it_is_predicted_and_all_are_trained_on_once(events):
     try:
         data = _prepared(events)
     except ValueError:
@@ -135,7 +135,7 @@ def test_a_user_is_asked_for_in_every_stage_and_targets_are_those_of_the_stage()
     assert data.split.test.target_G.tolist() == [1 + (u + d) % 6 for d in (15, 17, 19) for u in (1, 2, 3)]
 
 
-def test_at_once_the_test_is_foretold_as_of_its_start_by_what_walked_up_to_it():
+def test_at_once_the_test_is_predicted_as_of_its_start_by_what_walked_up_to_it():
     tables, settings_ = tables_of(_steady()), WALKING | {"protocol.test_at_once": True}
     config = with_settings(OfflineConfig(), settings_)
     data, walking = prepare(tables, config), _prepared(_steady())

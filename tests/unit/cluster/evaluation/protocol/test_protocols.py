@@ -1,4 +1,4 @@
-"""What is trained on and what is to be foretold: nothing of the test, and under `temporal` nothing later, is seen."""
+"""What is trained on and what is to be predicted: nothing of the test, and under `temporal` nothing later, is seen."""
 
 from dataclasses import replace
 
@@ -151,7 +151,7 @@ def test_temporal_targets_are_the_next_event_or_day_or_all_that_the_user_has_not
         )
         for targets in ("next", "day", "all")
     }
-    # The next event of user 1 is an item that it has had, so there is nothing to foretell.
+    # The next event of user 1 is an item that it has had, so there is nothing to predict.
     assert found == {"next": {1: [3]}, "day": {0: [5, 6], 1: [3]}, "all": {0: [5, 6, 7], 1: [3]}}
 
 

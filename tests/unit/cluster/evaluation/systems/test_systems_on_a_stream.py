@@ -58,7 +58,7 @@ def test_every_system_trains_on_a_batchers_batches_and_encodes_them(name):
     assert np.isfinite(after).all()
     assert all(np.isfinite(list(each.values())).all() for each in terms)
     assert not np.allclose(after, before, atol=1e-4)
-    # What was taken often is what is foretold: 32 events a batch of a few items make that safe.
+    # What was taken often is what is predicted: 32 events a batch of a few items make that safe.
     taken = np.bincount(np.concatenate([_targets(batch) for batch in read]), minlength=POPULATION.items + 1)[
         1:
     ]
