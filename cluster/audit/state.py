@@ -88,14 +88,9 @@ def _of_state(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def digest(state: State) -> str:
     """SHA-256 of all of it but the settings: equal digests are equal states, bit for bit."""
     whole = hashlib.sha256()
-    for name, content in _contents(state):
+    for name, content in contents(state):
         whole.update(name.encode() + b"\0" + content + b"\0")
     return whole.hexdigest()
-
-
-def digests(state: State) -> dict[str, str]:
-    """The digest of each part, to see where two states part."""
-    return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in _contents(state)}
 
 
 def difference(old: State, new: State) -> dict[str, Any]:
@@ -121,7 +116,8 @@ def _own(checkpoint: Checkpoint, prefix: str) -> list[str]:
     return sorted(e["name"] for e in checkpoint.manifest["files"] if e["name"].startswith(prefix))
 
 
-def _contents(state: State) -> Iterator[tuple[str, bytes]]:
+def contents(state: State) -> Iterator[tuple[str, bytes]]:
+    """Each part of a state by name, as bytes in one fixed form."""
     yield "manifest", json.dumps(state.manifest, sort_keys=True).encode()
     for name, tensor in sorted(state.tensors.items()):
         yield name, f"{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes()

@@ -175,10 +175,6 @@ class LocalRows:
         found: npt.NDArray[np.bool_] = lives & (self.changed_C[rows] == 0)
         return found
 
-    def mark_all_changed(self) -> None:
-        """The next `take_changes` gives every living row, as after a checkpoint that was not committed."""
-        self.mark_changed(self.rows())
-
     def mark_changed(self, rows: Int64Array) -> None:
         """Rows whose value, state, frequency or last-seen time is another now."""
         self.changed_C[rows] |= _CHANGED

@@ -37,16 +37,6 @@ def feature_ids(texts: pa.Array) -> Int64s:
     return ids
 
 
-def category_id(category: str) -> int:
-    """The feature id of an item's category."""
-    return int(feature_ids(pa.array([category], pa.string()))[0])
-
-
-def attribute_id(name: str, value: str) -> int:
-    """The feature id of one value of a user attribute; equal values of two attributes differ."""
-    return category_id(f"{name}={value}")
-
-
 @njit(cache=True, nogil=True)
 def _rotate(x: np.uint64, bits: int) -> np.uint64:
     return np.uint64((x << np.uint64(bits)) | (x >> np.uint64(64 - bits)))

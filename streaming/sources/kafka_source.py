@@ -156,14 +156,6 @@ class KafkaSource:
         with self._changed:
             return self._ended()
 
-    def buffered(self) -> dict[int, tuple[int, int]]:
-        """Rows that wait to be taken, and bytes of their messages and of those not decoded yet, by partition."""
-        with self._changed:
-            return {
-                p: (reader.queue.ready, reader.queue.size + reader.waiting_bytes)
-                for p, reader in self._readers.items()
-            }
-
     def take(self, quota: Mapping[int, int]) -> Decoded:
         """At most quota[p] rows of partition p, without waiting; unusable rows count.
 

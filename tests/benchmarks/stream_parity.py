@@ -29,7 +29,6 @@ from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.evaluation.protocol.protocols import Queries
 from cluster.evaluation.systems.fitting import FitPlan, PassReport, fit
-from cluster.evaluation.systems.from_checkpoint import recommender_of
 from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
 from deploy.command.options import settings
 from deploy.datasets.datasets import fetch, load
@@ -38,6 +37,7 @@ from model.recommender import Recommender
 from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import fill_topics, stream_passes, training_events
+from tests.support.checkpoint_recommender import recommender_of
 
 REQUIRED_RATIO = 0.95
 PARTITIONS = 4

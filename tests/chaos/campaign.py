@@ -28,7 +28,7 @@ import pyarrow as pa
 from kafka import KafkaProducer
 
 from cluster.audit.exactly_once import verify_exactly_once
-from cluster.audit.state import State, digests, read_state
+from cluster.audit.state import State, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.parts.rows import WAITING
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
@@ -43,6 +43,7 @@ from streaming.producing.producer import EventProducer
 from tests.chaos.faults import Fault, plan
 from tests.chaos.group import drive, is_alive, read_status, wait_until_gone
 from tests.chaos.verdict import FINISHED, DiedOfItself, read_ended, struck
+from tests.support.state_digests import digests
 
 EVENTS, USERS, ITEMS = 4000, 60, 80
 SIZES = (1, 2, 3)

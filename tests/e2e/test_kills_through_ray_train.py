@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.audit.exactly_once import verify_exactly_once
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.observability.progress_file import read_progress
@@ -20,6 +20,7 @@ from streaming.local_broker.broker import LocalBroker
 from tests.chaos.campaign import fill_topics
 from tests.support.local_ray import LocalRay, wait_until
 from tests.support.ranks import run_on_ranks
+from tests.support.state_digests import digests
 from tests.support.worker_runs import train
 
 pytestmark = pytest.mark.timeout(900)

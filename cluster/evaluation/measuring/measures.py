@@ -19,7 +19,6 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 CUTS = (10, 50)
-METRICS = ("hr@10", "hr@50", "recall@10", "recall@50", "ndcg@10")
 SLICES = ("tail", "low_activity")
 HEAD_SHARE = 0.2
 """Share of the items, by training count, that are no tail."""

@@ -14,11 +14,11 @@ from model.features import KeyCollector, query_inputs
 from streaming.batches.batcher import Batcher
 from streaming.catalogue.catalogue import Catalogue, CatalogueReader
 from streaming.dead_letters.writer import DeadLetterWriter
-from streaming.events.hashing import attribute_id, category_id
 from streaming.histories.history import UserStore
 from streaming.producing.catalogue import publish_catalogue
 from streaming.producing.replay import replay
 from streaming.sources.kafka_source import KafkaSource, end_offsets
+from tests.support.feature_ids import attribute_id, category_id
 from tests.support.worker_runs import records_of
 
 # Per user: gender, age and occupation as the file has them, and the texts that the stream carries.

@@ -15,6 +15,7 @@ from streaming.codecs.codec import ARROW, ENCODING_HEADER, JSON, encode_events
 from streaming.config import StreamConfig
 from streaming.events.partitioner import partition_of_users
 from streaming.sources.kafka_source import KafkaSource
+from tests.support.source_buffers import buffered
 
 PARTITIONS = 2
 MESSAGES, MESSAGE_BYTES = 1200, 32_768
@@ -66,7 +67,7 @@ def _drain(config: StreamConfig, ends: dict[int, int], rows_at_once: int, *, lat
     """Takes everything in so many pieces; how many rows. Late: not before reading ahead has come to a standstill."""
     with KafkaSource(config, range(PARTITIONS), {}, ends) as source:
         before = None
-        while late and (now := source.buffered()) != before:
+        while late and (now := buffered(source)) != before:
             before = now
             time.sleep(1.0)
         rows = 0

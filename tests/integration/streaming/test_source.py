@@ -23,6 +23,7 @@ from streaming.sources.kafka_source import (
     end_offsets,
     partitions_of,
 )
+from tests.support.source_buffers import buffered
 
 
 def _wait(condition, timeout_s=20):
@@ -243,9 +244,9 @@ def test_a_big_topic_takes_no_more_memory_than_the_settings_say(stream_factory):
         taken, most_rows, most_bytes = 0, 0, 0
         while not source.finished:
             source.wait_full(600, 0.05)
-            buffered = source.buffered().values()
-            most_rows = max(most_rows, *(rows for rows, _ in buffered))
-            most_bytes = max(most_bytes, *(size for _, size in buffered))
+            held = buffered(source).values()
+            most_rows = max(most_rows, *(rows for rows, _ in held))
+            most_bytes = max(most_bytes, *(size for _, size in held))
             if taken == 0:
                 time.sleep(1.0)  # a trainer that is slow
             taken += source.take({0: 600, 1: 600}).row_count

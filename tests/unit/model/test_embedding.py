@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from model.embedding import EmbeddingRows, initial_rows
+from model.embedding import initial_rows
+from tests.support.embedding_rows import EmbeddingRows
 
 
 def _keys(*pairs):

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from cluster.audit.exactly_once import verify_exactly_once
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.checkpoints import claim
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageInUse, StorageTaken, claimed_by_run, join
@@ -26,6 +26,7 @@ from retrieval.storage.base import StorageLocationError, nothing
 from retrieval.storage.opening import open_storage
 from tests.support.ranks import run_on_ranks
 from tests.support.s3_server import SECRET, objects_in, s3_bucket
+from tests.support.state_digests import digests
 from tests.support.unit_runs import small_config, small_run, train_steps
 from tests.support.worker_runs import config_of, events, produce, train
 

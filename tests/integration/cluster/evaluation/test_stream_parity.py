@@ -10,7 +10,6 @@ from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.evaluation.config import FitConfig, OfflineConfig, ProtocolConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import Tables, prepare
-from cluster.evaluation.systems.from_checkpoint import config_of, recommender_of
 from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
 from cluster.training.state.run import seed_dropout
 from model.config import ModelConfig
@@ -21,6 +20,7 @@ from streaming.dead_letters.writer import DeadLetterWriter
 from streaming.histories.history import UserStore
 from streaming.sources.kafka_source import KafkaSource, end_offsets
 from tests.benchmarks.support.stream_passes import fill_topics, stream_passes, training_events
+from tests.support.checkpoint_recommender import config_of, recommender_of
 
 USERS, ITEMS, EVENTS, PARTITIONS, WINDOW = 40, 60, 900, 3, 8
 BATCH = 96

@@ -10,8 +10,8 @@ from cluster.audit.exactly_once import verify_exactly_once
 from cluster.audit.state import read_state
 from cluster.serving.recommender import Recommender
 from model.features import attribute_table
-from streaming.events.hashing import attribute_id
 from streaming.producing.catalogue import publish_catalogue
+from tests.support.feature_ids import attribute_id
 from tests.support.ranks import run_on_ranks
 from tests.support.worker_runs import config_of, events, newest, produce, train
 

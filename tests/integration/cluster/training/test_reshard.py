@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 
 from cluster.audit.exactly_once import verify_exactly_once
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.worker import Worker
 from streaming.config import StreamConfig
 from tests.support.ranks import run_on_ranks
+from tests.support.state_digests import digests
 from tests.support.worker_runs import config_of, events, newest, produce, train
 
 EVENTS, ROWS, STEPS = 1600, 60, 3

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.training.state.worker_state import checkpointer_of
 from retrieval.storage.local import LocalStorage
+from tests.support.state_digests import digests
 from tests.support.unit_runs import small_run, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

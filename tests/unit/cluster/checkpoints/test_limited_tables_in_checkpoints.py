@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.parts.rows import load_waiting, waiting_tables
 from cluster.checkpoints.writing import FullPolicy
@@ -10,6 +10,7 @@ from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig
 from cluster.training.state.worker_state import checkpointer_of
 from model.features import ITEM, SOURCE, USER
+from tests.support.state_digests import digests
 from tests.support.unit_runs import small_run, train_steps
 
 LIMITS = TableConfig(admit_after=3, max_waiting=12, expire_after_s=1e9, max_rows=25, sweep_every=2)

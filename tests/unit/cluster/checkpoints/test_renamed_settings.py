@@ -7,9 +7,9 @@ import pytest
 
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.config import FreshetConfig, ProgressiveConfig
-from cluster.evaluation.systems.from_checkpoint import config_of
 from cluster.training.state.compatibility import flat, require_resumable
 from retrieval.storage.durable import manifest_checksum
+from tests.support.checkpoint_recommender import config_of
 
 CONFIG = FreshetConfig(progressive=ProgressiveConfig(top_k=7, sample_fraction=0.5))
 

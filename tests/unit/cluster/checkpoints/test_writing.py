@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.audit.state import difference, digest, digests, read_state
+from cluster.audit.state import difference, digest, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.parts.rows import load_rows
@@ -20,6 +20,7 @@ from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
+from tests.support.state_digests import digests
 from tests.support.unit_runs import small_run, train_steps
 
 FORMAT_1 = Path(__file__).parents[3] / "data" / "checkpoint-format-1"

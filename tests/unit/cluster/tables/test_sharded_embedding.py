@@ -6,7 +6,7 @@ import torch
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from model.embedding import EmbeddingRows
+from tests.support.embedding_rows import EmbeddingRows
 
 DIM = 6
 
@@ -94,7 +94,7 @@ def test_changes_are_what_was_made_trained_or_counted_since_they_were_last_taken
     table.lookup(zeros, np.arange(10_000, 13_000))  # grows
     keys, _ = _changed_keys(table)
     assert keys == {(0, 1), (0, 2), (0, 3)} | {(0, k) for k in range(10_000, 13_000)}
-    table.mark_all_changed()
+    table.mark_changed(table.rows())
     assert len(_changed_keys(table)[0]) == len(table) == 3003
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
@@ -14,6 +14,7 @@ from cluster.collectives import Collectives
 from cluster.training.refresh import encode_users
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from model.features import attribute_table
+from tests.support.state_digests import digests
 from tests.support.unit_runs import open_run, small_config, train_steps
 
 BEFORE, NOW = ["gender", "age"], ["country", "age", "job", "gender"]

@@ -10,8 +10,8 @@ from streaming.catalogue import records as catalogue_records
 from streaming.catalogue.catalogue import Catalogue, CatalogueUpdate
 from streaming.catalogue.records import parse_items, parse_users
 from streaming.config import StreamConfig
-from streaming.events.hashing import attribute_id, category_id
 from streaming.events.schema import ITEM_SCHEMA, USER_SCHEMA
+from tests.support.feature_ids import attribute_id, category_id
 
 CONFIG = StreamConfig(max_categories=2, user_attributes=["gender", "age"])
 

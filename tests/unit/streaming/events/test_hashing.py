@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from streaming.events.hashing import attribute_id, category_id, hash_texts
+from streaming.events.hashing import hash_texts
+from tests.support.feature_ids import attribute_id, category_id
 
 
 def test_texts_of_every_length_hash_as_xxhash_says():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.parts.pairs import BASELINES, PairPart, load_pairs, merged_pairs
@@ -15,6 +15,7 @@ from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
 from model.baselines.pair_table import PairTable
+from tests.support.state_digests import digests
 from tests.support.unit_runs import small_run, train_steps
 
 FORMAT_1 = Path(__file__).parents[4] / "data" / "checkpoint-format-1"

@@ -12,9 +12,9 @@ from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses, query_batches
 from cluster.evaluation.protocol.data import prepare
 from streaming.config import StreamConfig
-from streaming.events.hashing import attribute_id
 from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from tests.support.data_tables import random_tables, tables_of
+from tests.support.feature_ids import attribute_id
 
 DATA = prepare(random_tables(events=500, users=25), OfflineConfig())
 

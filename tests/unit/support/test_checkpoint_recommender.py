@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.config import FreshetConfig, TrainConfig
-from cluster.evaluation.systems.from_checkpoint import config_of
 from model.config import ModelConfig
 from retrieval.storage.opening import open_storage
 from streaming.config import StreamConfig
+from tests.support.checkpoint_recommender import config_of
 
 CONFIG = FreshetConfig(
     stream=StreamConfig(user_attributes=["age"], history_length=7),
