@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+KINDS = ("ivf_flat", "ivf_fp16", "ivf_sq8")
+
 
 @dataclass
 class IndexConfig:
     """How item vectors are indexed, and what a version must show before it goes live."""
 
-    kind: Literal["ivf_flat", "ivf_fp16"] = field(
-        default="ivf_fp16", metadata={"help": "how a list stores vectors: float32 or float16"}
+    kind: Literal["ivf_flat", "ivf_fp16", "ivf_sq8"] = field(
+        default="ivf_fp16", metadata={"help": "how a list stores numbers: in float32, float16, or 8 bits"}
     )
     nlist: int = field(default=0, metadata={"help": "inverted lists (0 = from the catalogue's size)"})
     nprobe: int = field(
@@ -53,7 +55,7 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting."""
-        _require("kind", self.kind, self.kind in ("ivf_flat", "ivf_fp16"), "be ivf_flat or ivf_fp16")
+        _require("kind", self.kind, self.kind in KINDS, f"be one of {', '.join(KINDS)}")
         _require("device", self.device, self.device in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
         for name in ("nlist", "nprobe", "min_overlap", "warm_start_iterations", "gpu"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "not be negative")

@@ -60,7 +60,10 @@ def new_resources() -> Any:
     return made
 
 
+_BYTES_OF_A_NUMBER = {"ivf_flat": 4, "ivf_fp16": 2, "ivf_sq8": 1}
+
+
 def bytes_needed(items: int, dim: int, kind: str) -> int:
     """Bytes that an index of so many items takes on a GPU while it is built, with room for uneven lists and scratch."""
-    of_vector = dim * (4 if kind == "ivf_flat" else 2) + 4
+    of_vector = dim * _BYTES_OF_A_NUMBER[kind] + 4
     return int(1.2 * items * of_vector) + _SCRATCH_BYTES * 2

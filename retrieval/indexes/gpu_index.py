@@ -18,7 +18,15 @@ import numpy.typing as npt
 from retrieval.config import IndexConfig
 from retrieval.gpu import MOST_RESULTS, gpu_faiss, new_resources, require_gpu, resources
 from retrieval.indexes.coarse import assign_lists, train_centroids
-from retrieval.indexes.ivf import Float32Array, Int64Array, IvfIndex, lists_for, require_usable
+from retrieval.indexes.ivf import (
+    CODES,
+    Float32Array,
+    Int64Array,
+    IvfIndex,
+    lists_for,
+    require_usable,
+    sample_for_codes,
+)
 
 
 class GpuIvfIndex(IvfIndex):
@@ -62,7 +70,7 @@ class GpuIvfIndex(IvfIndex):
         assigned = assign_lists(vectors_ND, centroids, config)
         scratch = resources()
         index = _empty(scratch, centroids, dim, lists, config)
-        index.train(vectors_ND[:1])  # the quantizer is full: this only marks the index as trained
+        index.train(sample_for_codes(vectors_ND, config.kind))
         index.reserveMemory(items)  # or its lists would grow by copies
         numbers = np.arange(items, dtype=np.int64)
         ids, lists_of = faiss.swig_ptr(numbers), faiss.swig_ptr(assigned)
@@ -144,9 +152,9 @@ def _empty(scratch: Any, centroid_LD: Float32Array, dim: int, lists: int, config
     if flat:
         index = gpu_faiss.GpuIndexIVFFlat(scratch, quantizer, dim, lists, by_inner_product, settings)
     else:
-        half = faiss.ScalarQuantizer.QT_fp16
+        codes = CODES[config.kind]
         index = gpu_faiss.GpuIndexIVFScalarQuantizer(
-            scratch, quantizer, dim, lists, half, by_inner_product, False, settings
+            scratch, quantizer, dim, lists, codes, by_inner_product, False, settings
         )
     # The index points to it and does not own it; Faiss lets no other attribute be added.
     index.referenced_objects = [*getattr(index, "referenced_objects", ()), quantizer]

@@ -25,6 +25,10 @@ _ITEMS_PER_LIST = 30
 _WRITE_BYTES = 1 << 20
 # A scan of so few costs no more than choosing lists does, and cannot miss anything.
 _TOO_FEW_FOR_LISTS = 1000
+_MOST_FOR_CODES = 65_536
+
+CODES = {"ivf_fp16": faiss.ScalarQuantizer.QT_fp16, "ivf_sq8": faiss.ScalarQuantizer.QT_8bit}
+"""How Faiss stores a number, of the kinds that do not keep it."""
 
 
 class IndexInputError(ValueError):
@@ -80,7 +84,7 @@ class IvfIndex:
         quantizer = faiss.IndexFlatIP(dim)
         quantizer.add(centroids)
         index = _empty_ivf(quantizer, dim, lists, config.kind)
-        index.train(vectors_ND[:1])  # the quantizer is full: this only marks the index as trained
+        index.train(sample_for_codes(vectors_ND, config.kind))
         assigned = assign_lists(vectors_ND, centroids, config)
         index.add_core(items, faiss.swig_ptr(vectors_ND), None, faiss.swig_ptr(assigned))
         return IvfIndex(index, config.kind, None, assigned.astype(np.int32))
@@ -174,8 +178,14 @@ def finite_rows(vectors_ND: Float32Array) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isfinite(vectors_ND).all(axis=1), np.bool_)
 
 
+def sample_for_codes(vectors_ND: Float32Array, kind: str) -> Float32Array:
+    """What to train an index with whose coarse quantizer is full: 8 bits need the range of each column."""
+    step = max(1, vectors_ND.shape[0] // _MOST_FOR_CODES) if kind == "ivf_sq8" else vectors_ND.shape[0]
+    return np.ascontiguousarray(vectors_ND[::step])
+
+
 def _empty_ivf(quantizer: faiss.Index, dim: int, nlist: int, kind: str) -> faiss.IndexIVF:
     if kind == "ivf_flat":
         return faiss.IndexIVFFlat(quantizer, dim, nlist, faiss.METRIC_INNER_PRODUCT)
-    half = faiss.ScalarQuantizer.QT_fp16
-    return faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, half, faiss.METRIC_INNER_PRODUCT, False)
+    codes = CODES[kind]
+    return faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, codes, faiss.METRIC_INNER_PRODUCT, False)

@@ -16,7 +16,7 @@ from retrieval.versions.searcher import Searcher
 from retrieval.versions.store import VersionStore
 from tests.unit.retrieval.conftest import clustered
 
-KINDS = ["ivf_flat", "ivf_fp16"]
+KINDS = ["ivf_flat", "ivf_fp16", "ivf_sq8"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

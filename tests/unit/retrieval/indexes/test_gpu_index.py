@@ -39,7 +39,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
             build_index(clustered(10)[0], IndexConfig(device="cuda", **settings), seed=1)
 
 
-@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16"])
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8"])
 def test_it_finds_and_scans_what_the_cpus_does_and_its_file_is_the_cpus(one_gpu, kind, tmp_path):
     vectors, queries = clustered(3000)
     here = IvfIndex.build(vectors, IndexConfig(kind=kind, device="cpu"), seed=1)

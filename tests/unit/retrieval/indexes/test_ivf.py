@@ -19,7 +19,7 @@ def numpy_top_k(queries, vectors, k):
     ]
 
 
-@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16"])
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8"])
 def test_clustered_unit_vectors_reach_the_target_with_at_most_half_of_the_lists(kind):
     vectors, queries = clustered(3000)
     index, nprobe, recall = tuned(vectors, queries, IndexConfig(kind=kind))
@@ -96,13 +96,29 @@ def test_scanned_counts_the_items_of_the_probed_lists():
     assert index.scanned(queries, index.nlist) == 2000
 
 
-def test_a_saved_index_answers_as_before(tmp_path):
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8"])
+def test_a_saved_index_answers_as_before(tmp_path, kind):
     vectors, queries = clustered(2000)
-    index = IvfIndex.build(vectors, IndexConfig(), seed=1)
+    index = IvfIndex.build(vectors, IndexConfig(kind=kind), seed=1)
     index.save(tmp_path / "index.faiss")
     loaded = IvfIndex.load(tmp_path / "index.faiss", index.kind)
     for mine, theirs in zip(index.search(queries, 10, 4), loaded.search(queries, 10, 4), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_each_kind_stores_a_number_in_its_own_width(tmp_path):
+    vectors, queries = clustered(3000, 64)
+    sizes, errors = [], []
+    for kind in ("ivf_flat", "ivf_fp16", "ivf_sq8"):
+        index = IvfIndex.build(vectors, IndexConfig(kind=kind), seed=1)
+        index.save(tmp_path / kind)
+        sizes.append((tmp_path / kind).stat().st_size)
+        rows, scores = index.search(queries, 10, index.nlist)
+        errors.append(float(np.abs(scores - np.einsum("qd,qkd->qk", queries, vectors[rows])).max()))
+    numbers = vectors.size
+    assert sizes[0] - sizes[1] == pytest.approx(2 * numbers, rel=0.01)
+    assert sizes[1] - sizes[2] == pytest.approx(numbers, rel=0.01)
+    assert errors[0] < 1e-6 < errors[1] < errors[2] < 0.02
 
 
 def test_the_same_seed_builds_the_same_index():

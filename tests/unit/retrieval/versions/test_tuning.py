@@ -23,7 +23,7 @@ def _built(kind, norms, seed=0):
     return IvfIndex.build(vectors, config, seed=1), queries, exact_top_k(queries, vectors, 10)
 
 
-@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16"])
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8"])
 @pytest.mark.parametrize("norms", ["unit", "uneven"])
 def test_no_smaller_nprobe_reaches_the_target(kind, norms):
     index, queries, wanted = _built(kind, norms)
@@ -31,7 +31,7 @@ def test_no_smaller_nprobe_reaches_the_target(kind, norms):
     for target in TARGETS:
         config = IndexConfig(kind=kind, recall_target=target, min_recall=target, max_probe_fraction=1.0)
         chosen, reached = choose_nprobe(index, queries, wanted, config)
-        assert chosen == next(n for n, found in enumerate(recall, 1) if found >= target)
+        assert chosen == next((n for n, found in enumerate(recall, 1) if found >= target), index.nlist)
         assert reached == recall[chosen - 1]
 
 
