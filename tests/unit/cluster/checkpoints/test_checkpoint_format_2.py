@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
-from cluster.audit.state import digests, read_state
+from cluster.audit.state import read_state
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.collectives import Collectives
 from cluster.training.state.worker_state import checkpointer_of
+from tests.support.state_digests import digests
 from tests.support.unit_runs import small_run, train_steps
 
 FORMAT_2 = Path(__file__).parents[3] / "data" / "checkpoints-format-2"
