@@ -113,6 +113,12 @@ class TrainConfig:
             "empty: storage_path/checkpoints"
         },
     )
+    index_path: str = field(
+        default="",
+        metadata={
+            "help": "folder or URI of the index versions, like train.checkpoint_path; empty: storage_path/index"
+        },
+    )
     publish_every_s: float = field(
         default=10.0, metadata={"help": "seconds between index versions (0 = only at the end)"}
     )
@@ -250,9 +256,15 @@ class FreshetConfig:
         return self.train.checkpoint_path or self._own_checkpoints
 
     @property
+    def index_location(self) -> str:
+        """Where index versions lie: `train.index_path`, or a folder in `storage_path`."""
+        return self.train.index_path or str(Path(self.storage_path) / "index")
+
+    @property
     def claimed_locations(self) -> list[str]:
-        """Where a run's claims lie: for all that it writes into `storage_path`, and where its checkpoints are."""
-        return list(dict.fromkeys([self._own_checkpoints, self.checkpoint_location]))
+        """Where a run's claims lie: for what it writes into `storage_path`, and where checkpoints and versions are."""
+        elsewhere = [self.train.index_path] if self.train.index_path else []
+        return list(dict.fromkeys([self._own_checkpoints, self.checkpoint_location, *elsewhere]))
 
     @property
     def _own_checkpoints(self) -> str:

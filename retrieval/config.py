@@ -34,6 +34,13 @@ class IndexConfig:
     versions_to_keep: int = field(
         default=5, metadata={"help": "older versions are removed, never the live one"}
     )
+    cache_gib: float = field(
+        default=20.0,
+        metadata={
+            "help": "most GiB on this machine for copies of versions that lie in an object store, beyond those in use "
+            "(in $FRESHET_CACHE, else ~/.cache/freshet)"
+        },
+    )
     build_iterations: int = field(default=10, metadata={"help": "k-means iterations of the coarse quantizer"})
     warm_start_iterations: int = field(
         default=0, metadata={"help": "iterations from the live version's centroids (0 = train from scratch)"}
@@ -57,7 +64,7 @@ class IndexConfig:
         """Refuse values that cannot work, naming the setting."""
         _require("kind", self.kind, self.kind in KINDS, f"be one of {', '.join(KINDS)}")
         _require("device", self.device, self.device in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
-        for name in ("nlist", "nprobe", "min_overlap", "warm_start_iterations", "gpu"):
+        for name in ("nlist", "nprobe", "min_overlap", "warm_start_iterations", "gpu", "cache_gib"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "not be negative")
         for name in ("recall_k", "versions_to_keep", "build_iterations", "max_imbalance"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")

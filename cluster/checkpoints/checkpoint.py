@@ -49,7 +49,8 @@ from cluster.checkpoints.manifest import (
 from retrieval.storage.base import CHECKPOINTS, Hook, Storage, nothing
 from retrieval.storage.durable import FileEntry, manifest_checksum
 from retrieval.storage.files import HashingSink, StoredFile, file_problem
-from retrieval.storage.opening import open_storage, split_location
+from retrieval.storage.location import split_location
+from retrieval.storage.opening import open_storage
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Checkpoint:
     @property
     def location(self) -> str:
         """Its folder or URI."""
-        return f"{self.storage.where}/{self.name}"
+        return self.storage.location(self.name)
 
     @property
     def path(self) -> Path:
@@ -278,6 +279,14 @@ class CheckpointStore:
                 f"none of the {len(problems)} checkpoints in {self.where} verifies: {problems[0]}; {self._advice}"
             )
         return None
+
+    def verified(self, name: str) -> Checkpoint:
+        """A checkpoint of this place by its name, read and verified as by `open_checkpoint`.
+
+        Raises:
+            CheckpointError: it is none, is of an unknown format, or a file does not match.
+        """
+        return _open_chain(self.storage, name, {})
 
     def open(self, name: str) -> Checkpoint:
         """A checkpoint whose chain somebody else has verified: only the manifests are read."""

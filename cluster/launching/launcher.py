@@ -34,7 +34,9 @@ from cluster.training.control import NoStop
 from cluster.training.state.compatibility import require_resumable, require_same, require_same_towers
 from cluster.training.state.starting_point import find_starting_point
 from cluster.training.steps.quarantine import PoisonedTraining
+from retrieval.storage.base import StorageLocationError
 from retrieval.storage.durable import make_private, replace_durably
+from retrieval.storage.location import absolute_location
 from retrieval.storage.opening import open_storage
 from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost
 from streaming.kafka.outage import patiently
@@ -179,23 +181,20 @@ def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:
     """Workers run in other folders than this one."""
     train = replace(
         config.train,
-        init_from=_absolute(config.train.init_from),
-        checkpoint_path=_absolute(config.train.checkpoint_path),
+        init_from=absolute_location(config.train.init_from),
+        checkpoint_path=absolute_location(config.train.checkpoint_path),
+        index_path=absolute_location(config.train.index_path),
     )
     return replace(
         config,
         train=train,
-        stream=replace(config.stream, parquet=_absolute(config.stream.parquet)),
-        storage_path=str(Path(config.storage_path).resolve()),
+        stream=replace(config.stream, parquet=absolute_location(config.stream.parquet)),
+        storage_path=absolute_location(config.storage_path),
     )
 
 
-def _absolute(location: str) -> str:
-    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
-
-
 def run_refresh(
-    config: FreshetConfig, checkpoint: str | Path | None = None, stop: StopRequest | None = None
+    config: FreshetConfig, checkpoint: str | None = None, stop: StopRequest | None = None
 ) -> dict[str, Any] | None:
     """Re-embed the whole catalogue from a checkpoint (by default the newest) across the workers, and publish.
 
@@ -208,7 +207,7 @@ def run_refresh(
     config = _with_absolute_paths(config)
     _storage(config)
     while True:
-        opened = open_checkpoint(_absolute(str(checkpoint))) if checkpoint is not None else _newest(config)
+        opened = open_checkpoint(absolute_location(checkpoint)) if checkpoint is not None else _newest(config)
         require_same(opened, config, ["train.row_optimizer"], "take another checkpoint")
         require_same_towers(opened, config, "take another checkpoint")
         with holding(opened.storage, opened.name, "freshet refresh"):
@@ -259,6 +258,11 @@ def _take_report(path: Path) -> dict[str, Any]:
 
 
 def _storage(config: FreshetConfig) -> Path:
+    if "://" in config.storage_path:
+        raise StorageLocationError(
+            f"storage_path={config.storage_path} is an address, but must be a folder; what may lie in an object store "
+            "has settings of its own: train.checkpoint_path, train.index_path"
+        )
     storage = Path(config.storage_path)
     for path in (storage, storage / "checkpoints"):
         if path.exists() and not path.is_dir():

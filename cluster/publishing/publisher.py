@@ -28,12 +28,13 @@ from cluster.observability.freshness import Freshness, UnpublishedAppends
 from cluster.publishing.index_device import index_settings
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.publishing.query_side import QuerySide
+from cluster.publishing.version_store import version_store
 from cluster.storage_trouble import StorageTrouble
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.two_tower import TwoTower
 from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
 from retrieval.versions.publish import PublishReport, publish, write_part
-from retrieval.versions.store import VersionError, VersionStore
+from retrieval.versions.store import VersionError
 from streaming.catalogue.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Publisher:
 
     Args:
         comm: the ranks.
-        config: settings; versions go to `storage_path/index`.
+        config: settings; versions go to `train.index_path`, by default to `storage_path/index`.
         check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
     """
 
@@ -63,7 +64,7 @@ class Publisher:
         self, comm: Collectives, config: FreshetConfig, check: Callable[[], None] = lambda: None
     ) -> None:
         self.storage = Path(config.storage_path)
-        self.store = VersionStore(self.storage / "index")
+        self.store = version_store(config)
         self.unpublished = UnpublishedAppends()
         self.freshness = Freshness()
         self.last: PublishReport | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,10 @@ import pyarrow as pa
 
 from cluster.config import FreshetConfig
 from cluster.publishing.query_side import QuerySide
+from cluster.publishing.version_store import version_store
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.searcher import LoadedVersion
-from retrieval.versions.store import Version, VersionStore
+from retrieval.versions.store import Version
 from streaming.catalogue.catalogue import Catalogue
 from streaming.config import StreamConfig
 
@@ -67,7 +67,6 @@ class ServedModel:
 
 
 def follow_models(config: FreshetConfig) -> VersionFollower[ServedModel]:
-    """Follows the live version under `storage_path`; nothing is loaded before the first `refresh`."""
+    """Follows the live version of a run; nothing is loaded before the first `refresh`."""
     gpu = config.index.gpu if config.index.device == "cuda" else None
-    store = VersionStore(Path(config.storage_path) / "index")
-    return VersionFollower(store, partial(ServedModel.load, stream=config.stream, gpu=gpu))
+    return VersionFollower(version_store(config), partial(ServedModel.load, stream=config.stream, gpu=gpu))

@@ -67,8 +67,8 @@ class Recommender:
         self._models = follow_models(config)
         if not self._models.refresh():
             raise NothingToServe(
-                f"no index version is live in {config.storage_path}/index; run `freshet train` or `freshet refresh`, "
-                "or set storage_path to a run that has published"
+                f"no index version is live in {config.index_location}; run `freshet train` or `freshet refresh`, "
+                "or set storage_path (or train.index_path) to a run that has published"
             )
         self._config = config
         newest = CheckpointStore(config.checkpoint_location).newest()

@@ -27,7 +27,9 @@ _RATE_WINDOW_S = 10.0
 class ProgressReporter:
     """Collects on every rank, writes on rank 0."""
 
-    def __init__(self, storage: Path, run_id: str, comm: Collectives) -> None:
+    def __init__(
+        self, storage: Path, run_id: str, comm: Collectives, versions: VersionStore | None = None
+    ) -> None:
         self.last: dict[str, Any] = {}
         self.checkpoint_problem = ""
         """Why the storage takes no checkpoints at present; empty if it does."""
@@ -39,7 +41,7 @@ class ProgressReporter:
         self._written_s = 0.0
         self._checkpoint: dict[str, object] | None = None
         self._published_before = 0
-        self._live = LiveIndex(VersionStore(storage / "index"))
+        self._live = LiveIndex(versions or VersionStore(storage / "index"))
         self._static: dict[str, Any] = {"run_id": run_id, "workers": comm.world}
         self._begin_attempt(run_id)
 

@@ -23,6 +23,7 @@ from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher, Snapshot
+from cluster.publishing.version_store import version_store
 from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
 from cluster.training.intake.catalogue_feed import CatalogueFeed
 from cluster.training.intake.intake import Intake
@@ -80,7 +81,7 @@ class Worker:
         join_run(self.checkpoints, run_id, comm)  # first of all: who was evicted writes nothing
         self._intake = Intake(config, comm)
         self.run = self._new_run(self._intake.count_partitions())
-        self.progress = ProgressReporter(storage, run_id, comm)
+        self.progress = ProgressReporter(storage, run_id, comm, version_store(config))
         self._group_offsets = GroupOffsets(config.stream)
         self._on_checkpoint, self._at = on_checkpoint, at
         self._notice = stop or NoStop()
@@ -162,7 +163,7 @@ class Worker:
     ) -> Checkpoint | None:
         """Rank 0 looks and verifies, so that every rank restores the same checkpoint."""
         found = find() if self.comm.rank == 0 else None
-        told = self.comm.gather_objects((found.storage.where, found.name) if found else None)[0]
+        told = self.comm.gather_objects((found.storage.location(), found.name) if found else None)[0]
         if told is None or found is not None:
             return found
         return (store or CheckpointStore(told[0])).open(told[1])

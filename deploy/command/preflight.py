@@ -50,17 +50,21 @@ def check_stream(config: FreshetConfig) -> None:
 
 
 def check_storage(config: FreshetConfig) -> None:
-    """See that `storage_path`, and `train.checkpoint_path` unless it is an address, can be folders to write in.
+    """See that `storage_path`, and the other places unless they are addresses, can be folders to write in.
 
     Raises:
         StorageUnusable: they cannot; names the setting.
     """
     if "://" in config.storage_path:
         raise StorageUnusable(
-            f"storage_path={config.storage_path} is an address, but must be a folder; checkpoints alone may lie in an "
-            "object store (setting: train.checkpoint_path)"
+            f"storage_path={config.storage_path} is an address, but must be a folder; only checkpoints and index "
+            "versions may lie in an object store (settings: train.checkpoint_path, train.index_path)"
         )
-    places = {"storage_path": config.storage_path, "train.checkpoint_path": config.train.checkpoint_path}
+    places = {
+        "storage_path": config.storage_path,
+        "train.checkpoint_path": config.train.checkpoint_path,
+        "train.index_path": config.train.index_path,
+    }
     for setting, place in places.items():
         if place and "://" not in place:
             folder = Path(place).expanduser()
@@ -92,16 +96,27 @@ def _say_what_others_can_read(folder: Path, setting: str, names: Collection[str]
         )
 
 
-def check_checkpoint(path: Path) -> None:
-    """See that a directory holds a whole checkpoint (its checksums are verified when it is read).
+def check_checkpoint(location: str | Path) -> None:
+    """See that a folder or URI holds a checkpoint (its checksums are verified when it is read).
 
     Raises:
-        NotACheckpoint: names the path and what is missing.
+        NotACheckpoint: names the place and what is missing.
     """
-    if not path.is_dir():
-        raise NotACheckpoint(f"{path} is not a checkpoint: there is no such folder (setting: --checkpoint)")
-    if not (path / "manifest.json").is_file():
+    from retrieval.storage.base import MANIFEST
+    from retrieval.storage.location import split_location
+    from retrieval.storage.opening import open_storage
+
+    root, name = split_location(location)
+    storage = open_storage(root)
+    folder = storage.path(name)
+    if folder is not None and not folder.is_dir():
         raise NotACheckpoint(
-            f"{path} is not a checkpoint: it has no manifest.json (setting: --checkpoint); "
-            f"`freshet status` lists the checkpoints of a storage_path"
+            f"{location} is not a checkpoint: there is no such folder (setting: --checkpoint)"
         )
+    try:
+        storage.read(name, MANIFEST)
+    except FileNotFoundError:
+        raise NotACheckpoint(
+            f"{location} is not a checkpoint: it has no {MANIFEST} (setting: --checkpoint); "
+            f"`freshet status` lists the checkpoints of a storage_path"
+        ) from None

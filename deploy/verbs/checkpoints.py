@@ -110,7 +110,6 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
     Raises:
         NoSuchCheckpoint: there is none at all, or none of a name.
     """
-    from cluster.checkpoints.checkpoint import open_checkpoint
     from cluster.checkpoints.manifest import CheckpointError, read_manifest
     from retrieval.storage.files import file_problem
 
@@ -126,7 +125,7 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
             for entry in read_manifest(store.storage, name)["files"]:
                 found = file_problem(store.storage, name, entry)
                 files.append({"name": entry["name"], "bytes": entry["size"], "problem": found})
-            open_checkpoint(f"{store.where}/{name}")
+            store.verified(name)
         except CheckpointError as error:
             problem = str(error)
         results.append({"name": name, "whole": not problem, "files": files, "problem": problem})
@@ -159,7 +158,7 @@ def checkpoint_named(config: FreshetConfig, name: str = "") -> Checkpoint:
             raise _none_in(store)
         return newest
     [found] = _existing(store, [name])
-    return open_checkpoint(f"{store.where}/{found}")
+    return store.verified(found)
 
 
 def _store(config: FreshetConfig) -> CheckpointStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,9 +23,14 @@ def refresh(
     config: ConfigOption = None,
     json: JsonOption = None,
     checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", metavar="DIR", help="Default: the newest one.", show_default=False),
-    ] = None,
+        str,
+        typer.Option(
+            "--checkpoint",
+            metavar="PLACE",
+            help="Its folder or URI. Default: the newest one.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Embed the whole catalogue again from a checkpoint, across the cluster, and publish it as a version.
 
@@ -38,7 +42,7 @@ def refresh(
     print_fields(result)
 
 
-def run_refresh(config: FreshetConfig, checkpoint: Path | None) -> dict[str, Any]:
+def run_refresh(config: FreshetConfig, checkpoint: str = "") -> dict[str, Any]:
     """Re-embed the catalogue from a checkpoint (the newest by default) and publish it as a version.
 
     Raises:
@@ -50,11 +54,11 @@ def run_refresh(config: FreshetConfig, checkpoint: Path | None) -> dict[str, Any
     stop = StopRequest()
     with ask_on_signals(stop):
         check_storage(config)
-        if checkpoint is not None:
+        if checkpoint:
             check_checkpoint(checkpoint)
         from cluster.launching import launcher
 
-        result = launcher.run_refresh(config, checkpoint, stop)
+        result = launcher.run_refresh(config, checkpoint or None, stop)
     if result is None:
         raise SystemExit(stop.status)
     refreshed: dict[str, Any] = plain(result)

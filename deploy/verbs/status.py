@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from deploy.screen.screen import counted, freshness_text, number, rate, set_asid
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
+    from retrieval.versions.store import VersionStore
 
 SILENT_AFTER_S = 30.0
 
@@ -50,11 +52,13 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
         NothingThere: no progress, no checkpoint and no version there.
     """
     from cluster.observability.progress_file import read_progress
+    from retrieval.versions.store import VersionError, VersionStore
 
     storage = Path(config.storage_path)
     record = read_progress(storage)
     checkpoints = _checkpoints(config)
-    versions = _manifests(storage / "index", "v*")
+    index = VersionStore(config.index_location)
+    versions = _readable(index.names(), lambda name: index.open(name).manifest, VersionError)
     if record is None and not checkpoints and not versions:
         raise NothingThere(
             f"no trainer has written anything into {storage} "
@@ -69,7 +73,7 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
         "index_versions": [
             _brief(manifest, "items", "recall", "nprobe", "nlist", "step") for manifest in versions
         ],
-        "index_current": _current(storage / "index"),
+        "index_current": _live_name(index),
     }
     return status | _lag(config, checkpoints, record)
 
@@ -84,30 +88,21 @@ def _live_text(status: dict[str, Any]) -> str:
 
 
 def _checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
-    """Manifests, oldest first; on a disk they are read without loading what writes them."""
-    location = config.checkpoint_location
-    if "://" not in location:
-        return _manifests(Path(location).expanduser(), "step-*")
-    from cluster.checkpoints.checkpoint import CheckpointStore
+    """Manifests that can be read, oldest first; of the others `freshet checkpoint list` says why not."""
     from cluster.checkpoints.manifest import CheckpointError, read_manifest
+    from retrieval.storage.opening import open_storage
 
-    store, found = CheckpointStore(location), []
-    for name in store.names():
-        try:
-            found.append({**read_manifest(store.storage, name), "name": name})
-        except CheckpointError:
-            continue  # `freshet checkpoint list` says so
-    return found
+    storage = open_storage(config.checkpoint_location)
+    return _readable(storage.names(), lambda name: read_manifest(storage, name), CheckpointError)
 
 
-def _manifests(folder: Path, pattern: str) -> list[dict[str, Any]]:
+def _readable(
+    names: Iterable[str], read: Callable[[str], Mapping[str, Any]], damaged: type[Exception]
+) -> list[dict[str, Any]]:
     found = []
-    for path in sorted(folder.glob(f"{pattern}/manifest.json")):
-        try:
-            manifest = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # being pruned, or damaged: the reader that verifies says so
-        found.append({**manifest, "name": path.parent.name})
+    for name in names:
+        with suppress(damaged, OSError):  # being pruned, or damaged: the reader that verifies says so
+            found.append({**read(name), "name": name})
     return found
 
 
@@ -116,9 +111,9 @@ def _brief(manifest: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {"name": manifest["name"], **{key: fields[key] for key in keys if key in fields}}
 
 
-def _current(folder: Path) -> str | None:
+def _live_name(store: VersionStore) -> str | None:
     try:
-        return (folder / "CURRENT").read_text().strip() or None
+        return store.live_name()
     except OSError:
         return None
 

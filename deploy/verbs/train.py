@@ -11,6 +11,7 @@ from deploy.command.options import ConfigOption, JsonOption, Overrides, TakeOver
 from deploy.command.output import plain, print_fields, write_json
 from deploy.command.preflight import check_storage, check_stream
 from deploy.command.sigterm import ask_on_signals
+from retrieval.storage.location import absolute_location
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -24,14 +25,14 @@ def train(
     config: ConfigOption = None,
     json: JsonOption = None,
     init_from: Annotated[
-        Path | None,
+        str,
         typer.Option(
             "--init-from",
-            metavar="DIR",
-            help="A checkpoint or a run's folder that a new run starts from: train.init_from=DIR.",
+            metavar="PLACE",
+            help="A checkpoint or a run's folder, or its URI, that a new run starts from: train.init_from=PLACE.",
             show_default=False,
         ),
-    ] = None,
+    ] = "",
     from_: Annotated[
         str,
         typer.Option(
@@ -54,14 +55,14 @@ def train(
         bool, typer.Option("--event-time", help="--from and --until are event times, not broker times.")
     ] = False,
     parquet: Annotated[
-        Path | None,
+        str,
         typer.Option(
             "--parquet",
             metavar="PATH",
             help="Read these event files instead of the topic: stream.parquet.",
             show_default=False,
         ),
-    ] = None,
+    ] = "",
     take_over: TakeOverOption = False,
 ) -> None:
     """Train on the stream, commit checkpoints and publish index versions; resumes from the last checkpoint.
@@ -80,7 +81,7 @@ def train(
         "stream.from_time": from_,
         "stream.until_time": until,
         "stream.time_axis": "event" if event_time else "",
-        "stream.parquet": parquet.expanduser().absolute() if parquet is not None else None,
+        "stream.parquet": absolute_location(parquet),
     }
     start = [f"{name}={value}" for name, value in chosen.items() if value]
     summary = run_train(settings(config, [*(overrides or []), *start]), take_over=take_over)

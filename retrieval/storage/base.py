@@ -113,6 +113,9 @@ class Storage(Protocol):
     def where(self) -> str:
         """The place, for people."""
 
+    def location(self, name: str = "") -> str:
+        """What opens one set, or the place itself, again: with the options that stand in the query of a URI."""
+
     def names(self) -> list[str]:
         """Committed sets, lowest number first; on disk also a folder whose manifest somebody took away."""
 

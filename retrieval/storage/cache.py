@@ -1,8 +1,9 @@
 """Copies of stored files on this machine's disk, for what reads paths: Faiss, memory maps.
 
-A copy is named by its content, so versions that share a file share its copy, and a copy can never be of something
-else. Whoever uses one holds a lock on it, which goes with its process; what nobody uses is removed, the longest unused
-first, once all copies together exceed the bound.
+A copy lies in a folder that is named by its content, so versions that share a file share its copy, and a copy can never
+be of something else. The copy keeps the name of its file, which may tell the reader something. Whoever uses one holds a
+lock on it, which goes with its process; what nobody uses is removed, the longest unused first, once all copies together
+exceed the bound.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import IO
 
 from retrieval.storage.base import DamagedFile
-from retrieval.storage.durable import PRIVATE_FILE, FileEntry, make_private
+from retrieval.storage.durable import PRIVATE_FILE, PRIVATE_FOLDER, FileEntry, is_plain_name, make_private
 from retrieval.storage.files import CHUNK_BYTES
 
 DEFAULT_BYTES = 20 * 2**30
 Source = Callable[[], AbstractContextManager[IO[bytes]]]
+_COPYING = ".copying-"
 _LEFTOVER_AFTER_S = 60.0
 """Between making a file and locking it a copy can be taken for a leftover; no longer than this."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -57,8 +59,8 @@ class FileCache:
             DamagedFile: the source is not what the entry says.
             OSError: the source cannot be read, or the cache cannot be written.
         """
-        if not _SHA256.fullmatch(entry.sha256):  # it becomes a path
-            raise DamagedFile(f"{entry.name} has {entry.sha256!r} for a checksum")
+        if not _SHA256.fullmatch(entry.sha256) or not is_plain_name(entry.name):  # they become a path
+            raise DamagedFile(f"{entry.name!r} has {entry.sha256!r} for a checksum")
         make_private(self.root)
         while (found := self._find(entry)) is None:
             self._download(entry, open_source)
@@ -66,7 +68,7 @@ class FileCache:
 
     def _find(self, entry: FileEntry) -> CachedFile | None:
         """The copy that is there, if it is whole; locked before it is read, so that it stays."""
-        path = self.root / entry.sha256
+        path = self._path(entry)
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -84,7 +86,7 @@ class FileCache:
 
     def _download(self, entry: FileEntry, open_source: Source) -> None:
         """Copy the whole file beside the others, then give it its name, which nobody else's copy loses by that."""
-        temporary = self.root / f".{entry.sha256}-{uuid.uuid4().hex}"
+        temporary, path = self.root / f"{_COPYING}{uuid.uuid4().hex}", self._path(entry)
         try:
             digest = hashlib.sha256()
             with open_source() as source, _new_file(temporary) as sink:
@@ -97,27 +99,35 @@ class FileCache:
             if digest.hexdigest() != entry.sha256:
                 raise DamagedFile(f"{entry.name} does not match its checksum")
             self._shrink(entry.size)
-            with suppress(FileExistsError):  # somebody else was faster
-                (self.root / entry.sha256).hardlink_to(temporary)
+            with suppress(
+                FileExistsError, FileNotFoundError
+            ):  # somebody was faster, or removes the folder now
+                path.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
+                path.hardlink_to(temporary)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _shrink(self, coming: int) -> None:
         """Make room: what killed processes left half copied goes, then the copies that were used longest ago."""
         copies = []
-        for path in self.root.iterdir():
+        for leftover in self.root.glob(f"{_COPYING}*"):
             with suppress(FileNotFoundError):
-                found = path.stat()
-                if not path.name.startswith("."):
-                    copies.append((found.st_mtime, found.st_size, path))
-                elif path.is_file() and time.time() - found.st_mtime > _LEFTOVER_AFTER_S:
-                    _remove_unused(path)
+                if time.time() - leftover.stat().st_mtime > _LEFTOVER_AFTER_S:
+                    _remove_unused(leftover)
+        for path in self.root.glob("[0-9a-f]*/*"):
+            with suppress(FileNotFoundError):
+                copies.append((path.stat().st_mtime, path.stat().st_size, path))
         surplus = sum(size for _, size, _ in copies) + coming - self._most_bytes
         for _, size, path in sorted(copies):
             if surplus <= 0:
                 break
             if _remove_unused(path):
                 surplus -= size
+                with suppress(OSError):  # another copy lies there
+                    path.parent.rmdir()
+
+    def _path(self, entry: FileEntry) -> Path:
+        return self.root / entry.sha256 / entry.name
 
 
 def _remove_unused(path: Path) -> bool:

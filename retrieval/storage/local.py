@@ -59,6 +59,10 @@ class LocalStorage:
         """The folder."""
         return str(self.root)
 
+    def location(self, name: str = "") -> str:
+        """See Storage."""
+        return str(self.root / name)
+
     def names(self) -> list[str]:
         """See Storage."""
         if not self.root.is_dir():

@@ -42,7 +42,7 @@ class ObjectStorage:
     Args:
         filesystem: with credentials and endpoint from the environment.
         prefix: `bucket/folder`.
-        uri: what the user wrote, for messages.
+        uri: what the user wrote; its query is not in messages.
         kind: what it holds.
         cache: of this machine; by default the user's.
     """
@@ -55,13 +55,20 @@ class ObjectStorage:
         kind: Kind = CHECKPOINTS,
         cache: FileCache | None = None,
     ) -> None:
-        self._files, self._prefix, self._uri, self.kind = filesystem, prefix.rstrip("/"), uri, kind
+        self._files, self._prefix, self.kind = filesystem, prefix.rstrip("/"), kind
+        self._uri, _, self._query = uri.partition("?")
+        self._uri = self._uri.rstrip("/")
         self._cache = cache or FileCache()
 
     @property
     def where(self) -> str:
         """The URI."""
         return self._uri
+
+    def location(self, name: str = "") -> str:
+        """See Storage."""
+        place = f"{self._uri}/{name}" if name else self._uri
+        return f"{place}?{self._query}" if self._query else place
 
     def names(self) -> list[str]:
         """See Storage: those with a manifest."""

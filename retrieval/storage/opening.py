@@ -44,7 +44,7 @@ def open_storage(location: str | Path, kind: Kind = CHECKPOINTS, cache: FileCach
         raise StorageLocationError(
             f"no {kind.plural} can be kept at {text} ({kind.setting}): {error}"
         ) from error
-    return ObjectStorage(filesystem, prefix, text.partition("?")[0].rstrip("/"), kind, cache)
+    return ObjectStorage(filesystem, prefix, text, kind, cache)
 
 
 def _with_endpoint(uri: str) -> str:
@@ -55,9 +55,3 @@ def _with_endpoint(uri: str) -> str:
     parts = urlsplit(endpoint)
     joint = "&" if "?" in uri else "?"
     return f"{uri}{joint}endpoint_override={parts.netloc}&scheme={parts.scheme}"
-
-
-def split_location(location: str | Path) -> tuple[str, str]:
-    """The storage and the name in it of one checkpoint's own location."""
-    root, _, name = str(location).rstrip("/").rpartition("/")
-    return (root or "."), name

@@ -245,6 +245,10 @@ class ParquetSource:
 
 
 def _row_groups(where: str) -> list[_RowGroup]:
+    if "://" in where:
+        raise ParquetUnusable(
+            f"{where} is an address, but files are read from folders (setting: stream.parquet)"
+        )
     path = Path(where).expanduser()
     whole = path / EVENTS_FILE
     parts = (file for file in sorted(path.glob("*.parquet")) if file.name not in (ITEMS_FILE, USERS_FILE))

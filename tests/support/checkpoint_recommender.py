@@ -37,7 +37,7 @@ def recommender_of(checkpoint: Checkpoint, device: torch.device) -> TrainedRecom
     model = cl_epidtn(config.model, len(config.stream.user_attributes))
     fit = FitConfig(row_optimizer=config.train.row_optimizer)
     recommender = TrainedRecommender(model, catalogue, config, fit, device)
-    load_towers(checkpoint.path / TOWERS, recommender.model)
+    load_towers(checkpoint.file(TOWERS), recommender.model)
     load_rows(checkpoint.files(ROWS), recommender.table, 0, 1)
     return recommender
 

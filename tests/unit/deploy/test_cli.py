@@ -122,6 +122,24 @@ def test_init_from_is_a_setting_by_another_name_and_wins_over_it(monkeypatch):
     assert seen == ["runs/a", "runs/a", ""]
 
 
+def test_locations_may_be_uris_and_reach_their_readers_as_they_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr("deploy.verbs.train.run_train", lambda config, **_: seen.append(config) or {})
+    monkeypatch.setattr(
+        "deploy.verbs.refresh.run_refresh", lambda config, checkpoint: seen.append(checkpoint) or {}
+    )
+    uri = "s3://bucket/a//b?region=x"
+    settings = [f"train.checkpoint_path={uri}", f"train.index_path={uri}"]
+    options = ["--init-from", uri, "--parquet", uri]
+    assert CliRunner().invoke(app, ["train", *options, *settings]).exit_code == 0
+    assert CliRunner().invoke(app, ["refresh", "--checkpoint", uri]).exit_code == 0
+    config, checkpoint = seen
+    train = config.train
+    places = [train.init_from, train.checkpoint_path, train.index_path, config.stream.parquet, checkpoint]
+    assert places == [uri] * 5
+    assert (config.checkpoint_location, config.index_location) == (uri, uri)
+
+
 def test_who_is_alive_is_evicted_only_when_that_is_asked_for(monkeypatch):
     evicts = []
     monkeypatch.setattr(

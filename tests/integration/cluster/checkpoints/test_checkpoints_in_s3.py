@@ -22,6 +22,7 @@ from cluster.config import TrainConfig
 from cluster.training.state.starting_point import find_starting_point
 from cluster.training.state.worker_state import checkpointer_of
 from deploy.cli import app
+from deploy.command.preflight import NotACheckpoint, check_checkpoint
 from retrieval.storage.base import StorageLocationError, nothing
 from retrieval.storage.opening import open_storage
 from tests.support.ranks import run_on_ranks
@@ -158,36 +159,56 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
 
 
 def test_two_ranks_train_into_s3_go_on_from_there_and_the_command_line_reads_it(
-    bucket, stream_config, tmp_path
+    bucket, stream_config, tmp_path, monkeypatch
 ):
     """The whole loop, from Kafka: stopped after some rows, then by other workers to the end."""
     produce(stream_config, events(300))
-    where = f"{bucket}/worker"
-    on = config_of(stream_config, tmp_path / "run", checkpoint_path=where)
+    monkeypatch.setenv("FRESHET_CACHE", str(tmp_path / "cache"))
+    where, index = f"{bucket}/worker", f"{bucket}/worker-index"
+    on = config_of(stream_config, tmp_path / "run", checkpoint_path=where, index_path=index)
     cut = replace(on, train=replace(on.train, stop_after_rows=150))
     stopped, ended = run_on_ranks(train, 2, cut, on)[0]
     assert 150 <= stopped["events_trained"] < 300
     assert ended["events_trained"] == 300
     assert verify_exactly_once(on).exactly_once
     # There is no more than the claim on what else a run writes to its storage.
-    assert not any(path.name.startswith("step-") for path in (tmp_path / "run").rglob("*"))
+    assert not any(path.name.startswith(("step-", "v0")) for path in (tmp_path / "run").rglob("*"))
 
     def command(verb, *arguments):
         out = tmp_path / "out.json"
-        places = [f"storage_path={tmp_path / 'run'}", f"train.checkpoint_path={where}"]
-        done = CliRunner().invoke(app, ["checkpoint", verb, *arguments, *places, "--json", str(out)])
-        return done.exit_code, json.loads(out.read_text())
+        done = CliRunner().invoke(app, [*verb.split(), *arguments, *places, "--json", str(out)])
+        content = (
+            out.read_text() if out.exists() else pytest.fail(f"{verb}: {done.output} {done.exception!r}")
+        )
+        out.unlink()
+        return done.exit_code, json.loads(content)
 
-    status, (full, delta) = command("list")
+    places = [
+        f"storage_path={tmp_path / 'run'}",
+        f"train.checkpoint_path={where}",
+        f"train.index_path={index}",
+        f"stream.bootstrap_servers={stream_config.bootstrap_servers}",
+        f"stream.interactions_topic={stream_config.interactions_topic}",
+    ]
+    status, said = command("status")
+    assert (status, said["lag_messages"], said["index_current"]) == (0, 0, ended["index"]["version"])
+    assert [entry["name"] for entry in said["index_versions"]][-1] == said["index_current"]
+    assert [entry["step"] for entry in said["checkpoints"]] == [stopped["step"], ended["step"]]
+    assert len(command("recommend", "--history", "1,2,3", "-k", "5")[1][0]["items"]) == 5
+    run = said["checkpoints"][-1]["name"]
+    check_checkpoint(f"{where}/{run}")
+    with pytest.raises(NotACheckpoint, match=rf"{where}/step-99999999 is not a checkpoint.*--checkpoint"):
+        check_checkpoint(f"{where}/step-99999999")
+    status, (full, delta) = command("checkpoint list")
     assert (status, full["kind"], delta["kind"], delta["parent"]) == (0, "full", "delta", full["name"])
     assert [entry["events_trained"] for entry in (full, delta)] == [stopped["events_trained"], 300]
-    status, found = command("diff", "--old", full["name"], "--new", delta["name"])
+    status, found = command("checkpoint diff", "--old", full["name"], "--new", delta["name"])
     assert (status, found["identical"], found["counters"]["events_trained"][1]) == (0, False, 300)
-    assert [(r["whole"], len(r["files"]) > 8) for r in command("verify")[1]] == [(True, True)] * 2
+    assert [(r["whole"], len(r["files"]) > 8) for r in command("checkpoint verify")[1]] == [(True, True)] * 2
     objects, filesystem = objects_in(where)
     with filesystem.open_output_stream(objects[f"{full['name']}/towers.safetensors"].path) as victim:
         victim.write(b"something else")
-    status, results = command("verify")
+    status, results = command("checkpoint verify")
     assert (status, [r["whole"] for r in results]) == (1, [False, False])
     assert "towers.safetensors has 14 bytes" in results[1]["problem"]
 

@@ -134,3 +134,8 @@ def test_a_run_whose_storage_path_was_taken_over_stops_though_its_checkpoints_li
     for act in (older.check_claim, lambda: older.begin(2)):
         with pytest.raises(StorageTaken, match=r"taken over by run wednesday"):
             act()
+
+
+def test_index_versions_that_lie_elsewhere_are_claimed_too(tmp_path, place):
+    config = FreshetConfig(storage_path=str(tmp_path), train=TrainConfig(index_path=str(tmp_path / "index")))
+    assert config.claimed_locations == [str(place), str(tmp_path / "index")]

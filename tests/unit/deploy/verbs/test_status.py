@@ -9,6 +9,7 @@ import pytest
 
 from deploy.command.terminal import Terminal
 from deploy.verbs.status import NothingThere, checkpoint_offsets, collect_status, print_status
+from retrieval.storage.durable import manifest_checksum
 
 
 @pytest.fixture
@@ -24,17 +25,24 @@ def run(tmp_path, monkeypatch, progress_record):
             "rows_read": 2400,
             "written_ms": int((time.time() - 200) * 1000),
             "stream": {"origin": {"1": 5}},
+            "format": 2,
+            "chain": [],
+            "files": [],
         }
+        manifest["checksum"] = manifest_checksum(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "checkpoints" / ".writing-step-00000300").mkdir()
     version = tmp_path / "index" / "v00000006"
     version.mkdir(parents=True)
-    (version / "manifest.json").write_text(json.dumps({"items": 1682, "recall": 0.987}))
+    (version / "manifest.json").write_text(
+        json.dumps({"format": 1, "files": [], "items": 1682, "recall": 0.987})
+    )
     (tmp_path / "index" / "CURRENT").write_text("v00000006\n")
     monkeypatch.setattr("streaming.sources.kafka_source.end_offsets", lambda config, topic: {0: 24, 1: 26})
     return SimpleNamespace(
         storage_path=str(tmp_path),
         checkpoint_location=str(tmp_path / "checkpoints"),
+        index_location=str(tmp_path / "index"),
         stream=SimpleNamespace(interactions_topic="i", parquet=""),
     )
 
@@ -61,7 +69,10 @@ def test_a_broker_that_does_not_answer_leaves_the_rest_of_the_status(run, monkey
 
 def test_an_empty_storage_path_is_an_error_that_names_the_setting(tmp_path):
     config = SimpleNamespace(
-        storage_path=str(tmp_path), checkpoint_location=str(tmp_path / "checkpoints"), stream=None
+        storage_path=str(tmp_path),
+        checkpoint_location=str(tmp_path / "checkpoints"),
+        index_location=str(tmp_path / "index"),
+        stream=None,
     )
     with pytest.raises(NothingThere, match="storage_path"):
         collect_status(config)

@@ -34,6 +34,8 @@ def cache(tmp_path):
 
 
 def names(cache):
+    """The folders of the copies, and what is being copied; no folder is left without its copy."""
+    assert all(path.is_file() or list(path.iterdir()) for path in cache.root.iterdir())
     return sorted(path.name for path in cache.root.iterdir())
 
 
@@ -42,13 +44,14 @@ def test_a_file_is_copied_once_and_shared(cache):
     copies = [cache.copy_of(source.entry, source) for _ in range(3)]
     assert {copy.path.read_bytes() for copy in copies} == {source.content}
     assert (source.reads, names(cache)) == (1, [source.entry.sha256])
+    assert copies[0].path.name == "file"  # row files say in their names which rows they hold
 
 
 def test_what_was_used_longest_ago_is_removed_once_the_bound_is_passed(cache):
     sources = [Source(b"%d" % n * 40) for n in range(3)]
     for n, source in enumerate(sources[:2]):
         cache.copy_of(source.entry, source)
-        os.utime(cache.root / source.entry.sha256, (n, n))
+        os.utime(cache.root / source.entry.sha256 / "file", (n, n))
     cache.copy_of(sources[2].entry, sources[2])
     assert names(cache) == sorted(source.entry.sha256 for source in sources[1:])
 
@@ -76,6 +79,14 @@ def test_what_is_not_as_the_manifest_says_leaves_nothing(cache):
     with pytest.raises(DamagedFile, match="file does not match its checksum"):
         cache.copy_of(source.entry, other)
     assert names(cache) == []
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "", ".."])
+def test_a_name_that_is_a_path_is_refused(cache, name):
+    source = Source(b"content")
+    with pytest.raises(DamagedFile, match="for a checksum"):
+        cache.copy_of(FileEntry(name, 7, source.entry.sha256), source)
+    assert source.reads == 0
 
 
 @pytest.mark.parametrize("checksum", ["../outside", "/etc/hostname", "", "a" * 63, "A" * 64])
