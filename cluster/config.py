@@ -86,7 +86,7 @@ class TrainConfig:
     init_from: str = field(
         default="",
         metadata={
-            "help": "a checkpoint, or a run's folder: a new run starts from what was learnt there, the stream anew"
+            "help": "a checkpoint, or a run's folder: a new run starts from what was learned there, the stream anew"
         },
     )
     checkpoint_every_s: float = field(default=15.0, metadata={"help": "seconds between checkpoints"})
@@ -200,7 +200,7 @@ class ProgressiveConfig:
         default=True, metadata={"help": "score streaming popularity and co-occurrence beside it"}
     )
     baseline_max_items: int = field(
-        default=20_000, metadata={"help": "with more items than this co-occurrence is not counted any more"}
+        default=20_000, metadata={"help": "with more items than this co-occurrence is no longer counted"}
     )
     baseline_max_pairs: int = field(
         default=4_000_000,

@@ -6,7 +6,7 @@ give the same numbers, whatever the settings say of actions. The sum of 64-bit h
 depend on order, and an event that is lost or doubled changes it.
 
 What retention has removed before it was read cannot be counted again: behind such a gap hash and counters per user
-begin anew, and the proof is of what came since. The other numbers are of everything.
+start over, and the proof covers what came since. The other numbers cover everything.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Ledger:
         return sum(ledger.quarantined for ledger in self.partitions.values())
 
     def add_quarantined(self, batch: pa.RecordBatch) -> None:
-        """Count the targets of a training batch that nothing was learnt from."""
+        """Count the targets of a training batch that nothing was learned from."""
         self.add_batch(batch)
         events_N = np.diff(batch.column("offset").offsets.to_numpy())
         partition_N = batch.column("partition").to_numpy()

@@ -22,7 +22,7 @@ class StorageTrouble:
         """It did not work; the caller goes on without it and tries again later."""
         before, self.problem = self.problem, f"{self._what}: {error}"
         if not before:
-            _log.error("%s; the run goes on, and it is tried again", self.problem)
+            _log.error("%s; the run continues and will retry", self.problem)
 
     def works(self) -> None:
         """It worked."""

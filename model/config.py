@@ -29,7 +29,7 @@ class ModelConfig:
         default="event",
         metadata={
             "help": "what an event's history ends before: the event itself, or all of the user's events of its time "
-            "(baskets: what is bought together does not predict one another)"
+            "(baskets: items bought together do not predict one another)"
         },
     )
     augmented_dim: int = field(default=32, metadata={"help": "width of the augmented vectors (A)"})

@@ -22,7 +22,7 @@ class Recommender(Protocol):
     """Fits on training batches (docs/reference/batch.md) of a stream or of a data set; encodes users and items."""
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """Take one batch in. Returns loss terms by name, empty for what only counts; `refused` if nothing was learnt.
+        """Take one batch in. Returns loss terms by name, empty for what only counts; `refused` if nothing was learned.
 
         Args:
             batch: one row per run of a user; the events are `items[context_length:]`.

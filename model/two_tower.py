@@ -75,7 +75,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a model works out of a step on the host, before its inputs go to the device; nothing, unless it says so."""
+    """What a model prepares on the host before a step's inputs go to the device; nothing by default."""
 
 
 def no_gather(x: Tensor) -> Tensor:

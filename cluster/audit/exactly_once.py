@@ -161,7 +161,7 @@ def _of_earlier_topics(
 
 
 def _behind_all(saved: Mapping[str, Any], partitions: Iterable[int]) -> dict[str, Any]:
-    """The manifest's `stream` as it would be if these partitions began anew here."""
+    """The manifest's `stream` as it would be if these partitions started over here."""
     names = [str(p) for p in partitions]
     dead_before = {p: saved["dead"].get(p, 0) + saved["dead_before"].get(p, 0) for p in names}
     return {

@@ -56,11 +56,11 @@ class ProtocolConfig:
             )
         if self.walk_forward_days and self.kind != "temporal":
             raise ValueError(
-                f"protocol.walk_forward_days needs protocol.kind=temporal, got {self.kind}: leaving one out has no days"
+                f"protocol.walk_forward_days needs protocol.kind=temporal, got {self.kind}: leave-one-out has no days"
             )
         if self.test_at_once and not self.walk_forward_days:
             raise ValueError(
-                "protocol.test_at_once needs protocol.walk_forward_days: without a walk it always is"
+                "protocol.test_at_once needs protocol.walk_forward_days: without it, the test always is"
             )
         for name in ("validation_from", "test_from"):
             _require_moment(f"protocol.{name}", getattr(self, name))

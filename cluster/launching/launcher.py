@@ -76,16 +76,16 @@ class ControllerLost(RuntimeError):
 
 
 class TrainingStopped(RuntimeError):
-    """A worker met something that a restart cannot mend; the message is the worker's."""
+    """A worker met a problem that a restart cannot solve; the message is the worker's."""
 
 
 def run_training(
     config: FreshetConfig, stop: StopRequest | None = None, *, take_over: bool = False
 ) -> TrainingSummary:
-    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`), a stop is asked for, or forever.
+    """Train until the stream ends (`train.bounded`, `train.stop_after_rows`) or a stop is requested.
 
-    What can be refused before Ray starts is refused before Ray starts. A stop ends the present step and commits a last
-    checkpoint; the summary's `state` is then `stopped`.
+    On a live topic it trains indefinitely. Configuration errors are raised before Ray starts. A stop ends the current
+    step and commits a last checkpoint; the summary's `state` is then `stopped`.
 
     Args:
         config: settings.
@@ -174,7 +174,9 @@ def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, st
         evicted = owner is not None and owner.run_id != run_id  # then the new checkpoints are its successor's
         if evicted or restarts == 0 or store.names()[-1:] == before:
             raise failure
-        _log.warning("the workers failed %d times, but trained meanwhile, so they start again", restarts + 1)
+        _log.warning(
+            "the workers failed %d times but made progress in between, so they are restarted", restarts + 1
+        )
 
 
 def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:
@@ -216,7 +218,9 @@ def run_refresh(
             except ray.train.TrainingFailedError:
                 if checkpoint is not None or not _is_removed(opened):
                     raise
-        _log.warning("%s was removed while it was read, so the refresh takes the newest one", opened.location)
+        _log.warning(
+            "%s was removed while it was being read; refreshing from the newest one instead", opened.location
+        )
 
 
 def _refresh(config: FreshetConfig, opened: Checkpoint, stop: StopRequest) -> dict[str, Any] | None:

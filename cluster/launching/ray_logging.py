@@ -42,7 +42,7 @@ def quiet() -> None:
 
 
 def quiet_traceback() -> None:
-    """Called by a rank that raises on purpose, or because it has lost the others: the reason is told elsewhere."""
+    """Called by a rank that raises on purpose, or because it has lost the others: the reason is reported elsewhere."""
     logging.getLogger(_RAISED_BY_A_RANK).setLevel(logging.CRITICAL)
 
 

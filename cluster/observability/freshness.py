@@ -35,10 +35,10 @@ class FreshnessHistogram:
 
 
 class Freshness:
-    """Freshness of late and of the whole run, apart: what waited in the topic at the start stands in the run's alone.
+    """Freshness of the last minutes and of the whole run; a backlog at the start affects only the latter.
 
     Args:
-        window_s: how long a version counts as of late.
+        window_s: how long a version counts as recent.
         clock: seconds, monotonic.
     """
 
@@ -95,7 +95,7 @@ class UnpublishedAppends:
             self._kept, self._every = self._parts[0].shape[0], self._every * 2
 
     def drain(self) -> Int64Array:
-        """All noted times, int64 (E,); starts anew."""
+        """All noted times, int64 (E,); then starts empty."""
         taken = np.concatenate([np.zeros(0, np.int64), *self._parts])
         self._parts, self._noted, self._kept, self._every = [], 0, 0, 1
         return taken

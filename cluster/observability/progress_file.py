@@ -49,7 +49,7 @@ class ProgressFile:
             self._trouble.works()
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last, by whomever; None if there is nothing that can be read."""
+        """What was last written, by any process; None if nothing can be read."""
         try:
             return read_progress(self._folder)
         except (OSError, ValueError) as error:

@@ -81,12 +81,12 @@ class ProgressReporter:
             self._write("training", run, totals, publisher)
 
     def finished(self, run: TrainingRun, totals: Report, publisher: Publisher) -> None:
-        """Write the last word."""
+        """Write the final report."""
         if self._comm.rank == 0:
             self._write("finished", run, totals, publisher)
 
     def stopped(self, run: TrainingRun, totals: Report, publisher: Publisher, error: str) -> None:
-        """Write the last word of a run that was asked to stop; `error` says why its last checkpoint is missing."""
+        """Write the final report of a run that was stopped; `error` says why its last checkpoint is missing."""
         if self._comm.rank == 0:
             self._write("stopped", run, totals, publisher, error)
 

@@ -169,7 +169,7 @@ class Worker:
         return (store or CheckpointStore(told[0])).open(told[1])
 
     def _grow(self, partitions: int) -> None:
-        """Users move to where they belong now: by a checkpoint of this instant, which is then read anew.
+        """Users move to where they belong now: by a checkpoint of this instant, which is then read again.
 
         If the storage does not take it, on whichever rank, the next turn of the loop tries again.
         """
@@ -178,7 +178,7 @@ class Worker:
         try:
             told = self._checkpointer.finish(old.step)
         except CheckpointError as error:
-            _log.error("%s; the partitions that are new wait for it", error)
+            _log.error("%s; the new partitions wait for it", error)
             time.sleep(_STORAGE_RETRY_S)
             return
         self._tell(told)
@@ -284,7 +284,7 @@ class Worker:
                 taker.take_ahead(run.train_step)
 
         left: pa.RecordBatch | None = batch
-        while left is not None:  # once, but for events that can be trained on in smaller steps only
+        while left is not None:  # once, except for events that can be trained on only in smaller steps
             try:
                 outcome = guarded.train(left, run.step, meanwhile)
             except Exception as error:
@@ -312,7 +312,7 @@ class Worker:
         self.progress.stepped(outcome.losses, outcome.events)
 
     def _quarantine(self, quarantined: Quarantined) -> None:
-        """Nothing was learnt from these events; every rank comes here for the same step."""
+        """Nothing was learned from these events; every rank comes here for the same step."""
         run, topic = self.run, self.config.stream.dead_letters
         letters = quarantine_letters(quarantined, run.source, run.step)
         _log.error(

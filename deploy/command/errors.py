@@ -1,4 +1,4 @@
-"""How a failure is told: one line on stderr, an exit status, a traceback only for bugs."""
+"""How a failure is reported: one line on stderr, an exit status, a traceback only for bugs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns of a data set's files as the stream has them; what is no id, time or text is told by file and column.
+"""Columns of a data set's files as the stream has them; other values are reported by file and column.
 
 A pandas frame with missing values has floats where there were integers: whole numbers are read as such, NaN as missing.
 """
@@ -23,7 +23,7 @@ _LARGEST_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """One file of a data set, read, and who is told what was left out of it."""
+    """One file of a data set, read, and the callback that reports what was left out of it."""
 
     path: Path
     table: pa.Table

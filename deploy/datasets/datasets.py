@@ -154,7 +154,7 @@ def _read_bounded(path: Path, most_bytes: int) -> pa.Table:
         if room < 0:
             raise DatasetError(
                 f"{path} decodes to more than half of this machine's {machine_bytes() / 2**30:.1f} GiB of memory "
-                f"(row group {group} of {groups}): give a part of it, or use a larger machine"
+                f"(row group {group} of {groups}): use a part of it, or a larger machine"
             )
     return pa.concat_tables(tables)
 
@@ -276,7 +276,7 @@ def _users(file: DatasetFile) -> pa.Table:
         if name in NOT_ATTRIBUTES:
             continue
         if pa.types.is_nested(decoded(file.table[name]).type):
-            file.say(f"{file.path}: column {name} is left out: {file.table[name].type} is no attribute")
+            file.say(f"{file.path}: column {name} is left out: {file.table[name].type} is not an attribute")
             continue
         columns[name] = file.as_type(name, pa.string())
     return file.last_of_each(file.complete_rows(columns, [USER_ID]), USER_ID)

@@ -1,4 +1,4 @@
-"""`--chaos`: SIGKILL one worker after the first checkpoint, and say so."""
+"""`--chaos`: SIGKILL one worker after the first checkpoint, and report it."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Demo:
         self.display.stage("starting Ray and its workers")
         while self._tick(config, trainer).state != "training":
             if trainer.check():
-                raise CommandError(f"the trainer ended before it began (log: {trainer.log_path})")
+                raise CommandError(f"the trainer exited before training began (log: {trainer.log_path})")
             time.sleep(POLL_S)
 
     def _stream(self, stack: ExitStack, config: FreshetConfig, dataset: Dataset, trainer: Child) -> None:
@@ -140,7 +140,7 @@ class Demo:
             if replay.finished and self.figures.stream_s != self.figures.stream_s:  # NaN: not noted yet
                 self.figures.stream_s = time.monotonic() - started
                 self.display.say(f"all {replay.produced:,} events are in the topic")
-                self.display.stage("training what is left")
+                self.display.stage("training on the rest")
             self._tick(config, trainer)
             time.sleep(POLL_S)
         replay.check()
@@ -235,7 +235,7 @@ def run_demo(options: DemoOptions) -> int:
         with display, stop_on_signals():
             figures = demo.run()
     except Exception as error:
-        # What was measured until then is worth keeping; the error itself is told by the caller.
+        # Keep what was measured until then; the caller reports the error itself.
         demo.figures.problems.append(one_line(unwrap(error)))
         _write_figures(demo.figures, options.json_path)
         raise

@@ -37,6 +37,6 @@ class DemoOptions:
         int, typer.Option("--partitions", min=1, help="Partitions of the interactions topic.")
     ] = 4
     stall_s: Annotated[
-        float, typer.Option("--stall-seconds", help="Give up after so many seconds without progress.")
+        float, typer.Option("--stall-seconds", help="Fail after this many seconds without progress.")
     ] = 300
     take_over: TakeOverOption = False

@@ -67,7 +67,7 @@ def print_report(console: Terminal, figures: DemoFigures) -> None:
     run_dir = _short(Path(figures.run_dir))
     console.print(f"Results: {run_dir} (settings.yaml, demo.json, storage/, logs/)")
     for problem in figures.problems:
-        console.print(f"Not in order: {problem}", style="bold red")
+        console.print(f"Failed checks: {problem}", style="bold red")
     user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
     console.print("Go on with:")
     settings = shlex.quote(str(run_dir / "settings.yaml"))

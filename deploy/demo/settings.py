@@ -69,7 +69,7 @@ def new_run_dir(root: Path) -> Path:
             continue
         _point_latest_at(run_dir)
         return run_dir
-    raise FileExistsError(f"{root} has a thousand runs of this second (setting: --dir)")
+    raise FileExistsError(f"{root} already has a thousand runs that started in this second (setting: --dir)")
 
 
 def _point_latest_at(run_dir: Path) -> None:

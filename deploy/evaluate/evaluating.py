@@ -51,7 +51,7 @@ def run_evaluation(options: EvaluateOptions, console: Terminal) -> int:
     require_matplotlib()
     require_packages(systems)
     tables = load_tables(options.data, console, config.stream)
-    prepare(tables, config)  # what cannot be split is told now
+    prepare(tables, config)  # fail now if the data cannot be split
     evaluation = Evaluation(options, systems, config, points, tables, console)
     with stop_on_signals():
         try:

@@ -84,7 +84,9 @@ def sweep_points(options: EvaluateOptions) -> list[dict[str, Any]]:
         # Commas inside a list's brackets separate nothing.
         texts = [value for value in re.split(r",(?![^\[]*\])", values) if value]
         if not key or not texts:
-            raise UsageError(f"'{text}' is no sweep; write --sweep key=v1,v2, for example model.layers=1,2,5")
+            raise UsageError(
+                f"'{text}' is not a sweep; write --sweep key=v1,v2, for example model.layers=1,2,5"
+            )
         points += [{key: _value(options, key, value)} for value in texts]
     return points
 

@@ -140,7 +140,7 @@ class EvaluationDisplay:
             self.say(f"{cell_title(event.cell)}: {what} {rate(shown, 4)} in {duration(event.result.wall_s)}")
 
     def _say_pass(self, event: CellEvent) -> None:
-        # The end of a single pass is the end of the cell, which is told anyway.
+        # The end of a single pass is the end of the cell, which is reported anyway.
         several = event.cell.passes > 1 or (event.report is not None and event.report.stages > 1)
         if self._live is None and event.report is not None and several:
             self.say(f"{cell_title(event.cell)}: {_pass_text(event.report)}")

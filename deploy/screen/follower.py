@@ -34,7 +34,7 @@ class ProgressFollower(Background):
             if self._stop.asked and not stopping:
                 stopping = True
                 self._display.say(
-                    "stopping: a last checkpoint is committed first; Ctrl-C ends at once, without"
+                    "stopping: committing a last checkpoint first; press Ctrl-C again to end at once without it"
                 )
             record = read_progress(self._storage_path) or {}
             if record.get("run_id", other) != other:

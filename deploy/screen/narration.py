@@ -7,12 +7,12 @@ from deploy.screen.screen import index_text
 
 
 def narrate(before: Progress, now: Progress) -> list[str]:
-    """One sentence for each thing that a person wants to be told, oldest first."""
+    """One sentence for each event of interest, oldest first."""
     lines = []
     if now.restarts > before.restarts:
-        resized = f"the group goes from {before.workers} to {now.workers} workers"
+        resized = f"the group changes from {before.workers} to {now.workers} workers"
         what = resized if 0 < before.workers != now.workers else "workers lost"
-        lines.append(f"{what}; attempt {now.attempt} goes on from the last checkpoint")
+        lines.append(f"{what}; attempt {now.attempt} resumes from the last checkpoint")
     if now.state != before.state and now.state == "training":
         group = "1 worker is" if now.workers == 1 else f"{now.workers} workers are"
         lines.append(f"{group} ready at step {now.step:,}")

@@ -168,7 +168,7 @@ def _percentiles(p50_s: float | None, p99_s: float | None) -> str:
 def lag_text(progress: Progress) -> str:
     """How many events wait to be read, as far as is known."""
     lag = progress.lag_events
-    return "lag not known yet" if lag is None else f"lag {'about ' if lag else ''}{lag:,} events"
+    return "lag not yet known" if lag is None else f"lag {'about ' if lag else ''}{lag:,} events"
 
 
 def _index_panel(progress: Progress) -> RenderableType:

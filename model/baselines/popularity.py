@@ -56,7 +56,7 @@ class StreamingPopularity:
 
 
 class Popularity:
-    """How often an item has been taken, of late if so wanted, as a Recommender: a user is [1], an item is [its count].
+    """How often an item was taken, as a Recommender: a user is [1], an item is [its count].
 
     count(i) = Σ_e w_e,  w_e = 2^(−(t − t_e) / half-life),  t: the latest event's time; w_e = 1 without a half-life.
 

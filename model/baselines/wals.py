@@ -37,9 +37,9 @@ class WALS:
     """min Σ_ui c_ui (p_ui − x_u·y_i)² + λ (Σ ‖x_u‖² + Σ ‖y_i‖²), c_ui = 1 + κ w_ui, p_ui = 1 where u took i, else 0.
 
     w_ui is the summed weight of the user's events with the item. `end_pass` factorises all that has been read so far,
-    anew each time: before the first one all vectors are zero. It keeps the events themselves, because one that is read
+    from scratch: before the first one all vectors are zero. It keeps the events themselves, because one that is read
     again, in a further pass over the same data, counts once: its partition, offset and row tell it from others. A
-    user's vector is solved anew from the history of the query,
+    user's vector is solved again from the history of the query,
     each item of it once with weight 1,
     x = (YᵀY + κ Σ_i y_i y_iᵀ + λ I)⁻¹ (1 + κ) Σ_i y_i,
     so it needs no user that the factorisation has seen. An item without an interaction has a zero vector.

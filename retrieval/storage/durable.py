@@ -71,7 +71,7 @@ def write_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEn
 
 
 def replace_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:
-    """Write a file anew; a reader finds the old content or the new one, also after a crash or an error."""
+    """Replace a file; a reader finds the old content or the new one, also after a crash or an error."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         entry = write_durably(temporary, payload, private=private)

@@ -52,7 +52,7 @@ class OwnedFolders:
         self._root, self._prefix = root, prefix
 
     def make(self) -> OwnedFolder:
-        """A fresh folder, empty but for its lock; removes those that no process owns any more."""
+        """A fresh folder, empty except for its lock; removes those that no process owns any more."""
         make_private(self._root)
         with self.exclusive():
             self._remove_abandoned()

@@ -71,7 +71,7 @@ class Admission:
     def load_moved(self, partition: int, partitions: int, tables: Iterable[pa.Table]) -> None:
         """Takes from the windows of a smaller topic the ids of the users who are in this partition now.
 
-        The watermark starts anew: none of the partitions before had these users alone.
+        The watermark starts over: none of the partitions before had these users alone.
         """
         for table in tables:
             home_N = table[WINDOW_KEY].to_numpy() % partitions

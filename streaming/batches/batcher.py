@@ -52,7 +52,7 @@ class KnownItems(UserAttributes, Protocol):
     """What the batcher needs of the catalogue."""
 
     def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
-        """bool (q,): whether each item was deleted; nothing is learnt of its events."""
+        """bool (q,): whether each item was deleted; nothing is learned of its events."""
 
 
 class DeadLetterSink(Protocol):

@@ -185,8 +185,8 @@ class CatalogueReader:
             start[at] = first[at] if saved is None else saved.offset
             if (is_anew and saved is not None) or not first[at] <= start[at] <= end[at]:
                 _log.warning(
-                    "partition %d of %s holds records %d to %d, not %d, where reading was to go on: all of it is read; "
-                    "what was deleted in records that are gone stays known",
+                    "partition %d of %s holds records %d to %d, not %d, where reading was to resume; "
+                    "all of it is reread; ids deleted by records that are gone remain in the catalogue",
                     *(at.partition, at.topic, first[at], end[at], start[at]),
                 )
                 start[at] = first[at]
@@ -229,7 +229,8 @@ class CatalogueReader:
         first = self._consumer.beginning_offsets(again)
         for at in again:
             _log.warning(
-                "partition %d of %s %s: all of it is read again; what was deleted in records that are gone stays known",
+                "partition %d of %s %s: all of it is reread; "
+                "ids deleted by records that are gone remain in the catalogue",
                 *(at.partition, at.topic, why),
             )
             self._consumer.seek(at, first[at])

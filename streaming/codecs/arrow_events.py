@@ -52,7 +52,7 @@ def parse_rows(batch: pa.RecordBatch, message: Message) -> ParsedEvents:
     """The rows of one batch that was read elsewhere, as those of a message.
 
     Raises:
-        ValueError: a column that is required is missing, or one is there twice.
+        ValueError: a column that is required is missing, or one occurs twice.
     """
     _require_columns(batch.schema.names)
     return _parsed([message], [_checked(batch)])
@@ -118,7 +118,7 @@ def _require_columns(names: Sequence[str]) -> None:
             raise _UnreadableError(f"column {name} is missing (it has {', '.join(names)})")
     for name in EVENT_SCHEMA.names:
         if names.count(name) > 1:
-            raise _UnreadableError(f"column {name} is there twice")
+            raise _UnreadableError(f"column {name} occurs twice")
 
 
 @dataclass

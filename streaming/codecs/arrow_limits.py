@@ -74,7 +74,7 @@ def declared(value: bytes) -> Extent:
                 dictionaries += bytes_here
             else:
                 rows += batch.int64(0)
-                # Arrow puts a dictionary that came in parts together for each batch anew.
+                # Arrow reassembles a dictionary that came in parts for each batch.
                 size += dictionaries
     except (struct.error, IndexError, ValueError, OverflowError) as error:
         if isinstance(error, ArrowLimitError):

@@ -1,7 +1,7 @@
-"""Dead letters once more: what is in their topic, and how mended ones come back exactly once.
+"""Replaying dead letters: what is in their topic, and how corrected ones come back exactly once.
 
-A mended event and the marker that says so (key `replayed/<key of the letter>`, on the dead-letter topic) are sent in
-one Kafka transaction: a replay that crashes leaves either both or neither, and the next one passes over what is marked.
+A corrected event and its marker (key `replayed/<key of the letter>`, on the dead-letter topic) are sent in one Kafka
+transaction: a replay that crashes leaves either both or neither, and the next one passes over what is marked.
 A run that goes on from before the bad row writes its letter again under the same key; the marker has one of its own.
 """
 
@@ -94,7 +94,7 @@ class ReplayReport:
 
 @dataclass
 class _Record:
-    """Stands in for the Kafka record that a mended letter would become, where it is checked."""
+    """Stands in for the Kafka record that a corrected letter would become, for validation."""
 
     topic: str
     key: bytes | None
@@ -127,18 +127,18 @@ def read_letters(config: StreamConfig) -> list[StoredLetter]:
 
 def replay_letters(
     config: StreamConfig,
-    mend: Callable[[StoredLetter], Any],
+    correct: Callable[[StoredLetter], Any],
     chosen: Callable[[StoredLetter], bool] = lambda letter: True,
     *,
     dry_run: bool = False,
 ) -> ReplayReport:
-    """Sends mended dead letters to the topics that they came from, each once however often this is called.
+    """Send corrected dead letters to the topics that they came from, each once however often this is called.
 
     An event without an `event_id` gets one that names its letter.
 
     Args:
         config: the stream.
-        mend: the event (or record) that a letter becomes; it may change nothing.
+        correct: the event (or record) that a letter becomes; it may change nothing.
         chosen: which letters.
         dry_run: only says what would be done.
     Raises:
@@ -147,14 +147,14 @@ def replay_letters(
     """
     report = ReplayReport()
     if dry_run:
-        for _ in _mended(config, read_letters(config), mend, chosen, report):
+        for _ in _corrected(config, read_letters(config), correct, chosen, report):
             report.replayed += 1
         return report
     producer = _open(config)
     try:
         # After this an earlier replay's transaction has ended, so its markers are there or never will be.
         producer.init_transactions()
-        messages = _mended(config, read_letters(config), mend, chosen, report)
+        messages = _corrected(config, read_letters(config), correct, chosen, report)
         while some := list(islice(messages, LETTERS_PER_TRANSACTION)):
             producer.begin_transaction()
             for message in some:
@@ -166,7 +166,7 @@ def replay_letters(
     except KafkaError as error:
         raise ReplayFailed(
             f"the replay ended after {report.replayed} letters ({type(error).__name__}: {error}): the brokers at "
-            f"{config.bootstrap_servers} went away, or another replay runs; the same command continues"
+            f"{config.bootstrap_servers} went away, or another replay runs; run the same command again to continue"
         ) from error
     finally:
         producer.close(timeout=5)
@@ -182,10 +182,10 @@ class _Message:
     letter: str
 
 
-def _mended(
+def _corrected(
     config: StreamConfig,
     letters: Sequence[StoredLetter],
-    mend: Callable[[StoredLetter], Any],
+    correct: Callable[[StoredLetter], Any],
     chosen: Callable[[StoredLetter], bool],
     report: ReplayReport,
 ) -> Iterator[_Message]:
@@ -198,7 +198,7 @@ def _mended(
         if topic and topic not in partitions:
             with consumer_of(config) as consumer:
                 partitions[topic] = len(known_partitions(config, consumer, topic))
-        message, problem = _message(config, letter, mend(letter), topic, partitions.get(topic, 0))
+        message, problem = _message(config, letter, correct(letter), topic, partitions.get(topic, 0))
         if message is None:
             report.unusable[letter.key] = problem
         else:
@@ -219,11 +219,11 @@ def _topics(config: StreamConfig) -> tuple[str, str, str]:
 def _message(
     config: StreamConfig, letter: StoredLetter, entry: Any, topic: str, partitions: int
 ) -> tuple[_Message | None, str]:
-    """What a mended letter is sent as, or what keeps it from being used: what its reader would say."""
+    """What a corrected letter is sent as, or the reason why its reader would not accept it."""
     if not topic:
-        return None, f"it came from {quoted(letter.topic)}, which is none of this stream's topics"
+        return None, f"it came from {quoted(letter.topic)}, which is not one of this stream's topics"
     if entry is None:
-        return None, "the original is no JSON: give the event in a file (--from)"
+        return None, "the original is not JSON: provide the event in a file (--from)"
     is_event = topic == config.interactions_topic
     id_name = ITEM_ID if topic == config.items_topic else USER_ID
     if type(entry) is not dict or (problem := problem_of_id(id_name, entry.get(id_name))):

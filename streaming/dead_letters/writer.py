@@ -113,7 +113,7 @@ class DeadLetterWriter:
         while True:
             try:
                 if future is None:
-                    raise KafkaTimeoutError("it could not be handed over")
+                    raise KafkaTimeoutError("the producer did not accept it")
                 future.get(timeout=timeout_s)
                 return
             except (MessageSizeTooLargeError, RecordListTooLargeError):
@@ -184,7 +184,7 @@ class DeadLetterWriter:
                 # Another worker may have been quicker; whatever else it was shows below.
                 reason = str(error)
             else:
-                reason = "created, but without a leader"
+                reason = "created, but has no leader"
             while not partition_counts(admin, [name]):
                 if time.monotonic() > deadline:
                     raise DeadLettersLost(f"The dead-letter topic {name!r} cannot be used: {reason}")

@@ -1,4 +1,4 @@
-"""What an event says of its user's taste: the item is wanted (a target), unwanted, or nothing is learnt of it.
+"""What an event says of its user's taste: the item is wanted (a target), unwanted, or nothing is learned of it.
 
 Shapes: N events, K actions that the settings name.
 """

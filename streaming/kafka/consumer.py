@@ -203,11 +203,11 @@ def _instead(
         what += ": the log was trimmed or the topic was recreated"
     if lost == "fail":
         raise PositionLost(
-            f"{what}. Choose with stream.lost_position: earliest goes on at {first} and latest at {end}, what is "
-            "between is counted as skipped. Or keep the log longer (retention.ms), or start from an empty storage_path."
+            f"{what}. Set stream.lost_position: earliest resumes at {first} and latest at {end}; messages "
+            "in between are counted as skipped. Or keep the log longer (retention.ms), or use an empty storage_path."
         )
     chosen = first if lost == "earliest" else end
-    _log.error("%s; goes on at %d (stream.lost_position=%s)", what, chosen, lost)
+    _log.error("%s; resuming at %d (stream.lost_position=%s)", what, chosen, lost)
     return chosen
 
 

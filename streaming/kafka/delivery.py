@@ -298,5 +298,5 @@ class Delivery:
         lost = sum(len(queue) for queue in self._pending.values())
         return DeliveryError(
             f"{lost} messages to the topic {self.topic} were not acknowledged ({cause}): "
-            f"look at the brokers at stream.bootstrap_servers={self._config.bootstrap_servers}"
+            f"check the brokers at stream.bootstrap_servers={self._config.bootstrap_servers}"
         )

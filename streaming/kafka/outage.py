@@ -1,4 +1,4 @@
-"""Brokers that are away: said once when it begins and once when it is over, and not waited for forever."""
+"""Unavailable brokers: logged once when it begins and once when it is over, and waited for up to a limit."""
 
 import logging
 import time
@@ -90,7 +90,7 @@ class Outage:
         if self._said_s is None:
             _log.warning("%s; waiting for up to %g s (stream.broker_patience_s)", what, patience_s)
         elif now - self._said_s >= _SAY_AGAIN_S:
-            _log.warning("still no broker at %s after %.0f s", self._config.bootstrap_servers, self.silent_s)
+            _log.warning("no broker yet at %s after %.0f s", self._config.bootstrap_servers, self.silent_s)
         else:
             return
         self._said_s = now

@@ -31,10 +31,10 @@ _CREDENTIALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, Il
 _HINTS: dict[tuple[type[KafkaError], ...], str] = {
     (AuthorizationError,): "give this user the right to it (kafka-acls)",
     (UnsupportedCodecError, UnsupportedCompressionTypeError): "install the package of the codec",
-    (InvalidTopicError,): "look at the names of topics in the settings of stream",
+    (InvalidTopicError,): "check the topic names in the stream settings",
     (UnsupportedVersionError, UnsupportedForMessageFormatError): "the brokers are too old",
-    (KafkaConfigurationError,): "look at the settings of stream",
-    (PolicyViolationError, SecurityDisabledError): "look at the brokers' configuration",
+    (KafkaConfigurationError,): "check the stream settings",
+    (PolicyViolationError, SecurityDisabledError): "check the brokers' configuration",
 }
 _PERMANENT = (*_CREDENTIALS, *(kind for kinds in _HINTS for kind in kinds))
 
@@ -55,12 +55,12 @@ def is_permanent(error: BaseException) -> bool:
 def refused(config: StreamConfig, error: KafkaError) -> BrokerRefused:
     """The error to raise where Kafka said that something cannot be done."""
     hint = next(
-        (said for kinds, said in _HINTS.items() if isinstance(error, kinds)), "look at the brokers' logs"
+        (said for kinds, said in _HINTS.items() if isinstance(error, kinds)), "check the brokers' logs"
     )
     if isinstance(error, _CREDENTIALS):
         hint = f"look at {_settings_of_security(config)}"
     return BrokerRefused(
-        f"Kafka at {config.bootstrap_servers} (stream.bootstrap_servers) refuses for good: {error}; {hint}."
+        f"Kafka at {config.bootstrap_servers} (stream.bootstrap_servers) refuses permanently: {error}; {hint}."
     )
 
 
@@ -71,7 +71,7 @@ def unavailable(config: StreamConfig, error: KafkaError) -> BrokerUnavailable | 
     if config.security_protocol == "PLAINTEXT":
         hint = "or stream.security_protocol, if it demands TLS or a password"
     else:
-        hint = f"and look at {_settings_of_security(config)}"
+        hint = f"and check {_settings_of_security(config)}"
     return BrokerUnavailable(
         f"No Kafka broker answers at {config.bootstrap_servers} within {config.connect_timeout_s:g} s "
         f"({type(error).__name__}): start one, or set stream.bootstrap_servers, {hint}."
@@ -196,5 +196,5 @@ def _wait_until_visible(admin: KafkaAdminClient, wanted: Iterable[str]) -> None:
     while missing := set(wanted) - set(partition_counts(admin, wanted)):
         if time.monotonic() > deadline:
             names = ", ".join(sorted(missing))
-            raise TopicError(f"Created, but without a leader after {VISIBLE_TIMEOUT_S:g} s: {names}")
+            raise TopicError(f"Created, but no leader after {VISIBLE_TIMEOUT_S:g} s: {names}")
         time.sleep(POLL_S)

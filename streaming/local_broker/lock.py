@@ -1,4 +1,4 @@
-"""Writes `kafka.lock` anew, for another Kafka version: `python -m streaming.local_broker.lock`."""
+"""Rewrites `kafka.lock` for another Kafka version: `python -m streaming.local_broker.lock`."""
 
 import tempfile
 from pathlib import Path

@@ -108,7 +108,7 @@ def in_time_order(interactions: pa.Table, seed: int) -> pa.RecordBatch:
     times = times_in_ms(table[TIMESTAMP_MS], TIMESTAMP_MS)
     if times.null_count:
         raise ValueError(
-            f"{times.null_count} of {table.num_rows} events have no {TIMESTAMP_MS}, by which they are sent in order"
+            f"{times.null_count} of {table.num_rows} events have no {TIMESTAMP_MS}, which determines the order"
         )
     table = table.set_column(table.column_names.index(TIMESTAMP_MS), TIMESTAMP_MS, times)
     time_N = times.to_numpy()

@@ -435,7 +435,7 @@ class KafkaSource:
         if ends:
             raise PositionLost(
                 f"{self._topic} was deleted and recreated while a range of it was being read (partitions {ends}): "
-                "start the run again, with stream.lost_position=earliest or an empty storage_path"
+                "restart the run with stream.lost_position=earliest or an empty storage_path"
             )
         places = {TopicPartition(self._topic, p): r.queue.fetched for p, r in self._readers.items()}
         try:
@@ -461,7 +461,7 @@ class KafkaSource:
         return TopicMissing(
             f"The topic {self._topic!r} has {len(known)} partitions, without {', '.join(map(str, missing))}, from "
             "which this run has read: it was recreated with fewer. Create it with as many or more, or start from an "
-            "empty storage_path (--init-from keeps what was learnt)"
+            "empty storage_path (--init-from keeps what was learned)"
         )
 
     def _assigned(self) -> list[TopicPartition]:

@@ -254,7 +254,7 @@ def _row_groups(where: str) -> list[_RowGroup]:
     parts = (file for file in sorted(path.glob("*.parquet")) if file.name not in (ITEMS_FILE, USERS_FILE))
     files = [path] if path.is_file() else [whole] if whole.is_file() else list(parts)
     if not files:
-        raise ParquetUnusable(f"{path} is no Parquet file and holds none (setting: stream.parquet)")
+        raise ParquetUnusable(f"{path} is not a Parquet file and contains none (setting: stream.parquet)")
     groups: list[_RowGroup] = []
     for file in files:
         try:

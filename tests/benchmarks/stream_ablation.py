@@ -39,7 +39,7 @@ from tests.benchmarks.support.stream_passes import fill_topics, log_of, train_ra
 PARTITIONS = 4
 BLOCK_EVENTS = 500
 _NEVER_S = 1e9
-# A file's order inside a second is an artefact.
+# A file's order inside a second is an artifact.
 DEFAULTS = ["protocol.shuffle_ties=true", "device=cpu"]
 WITHOUT = ["model.contrastive_weight=0"]
 

@@ -41,7 +41,7 @@ from tests.support.checkpoint_recommender import recommender_of
 
 REQUIRED_RATIO = 0.95
 PARTITIONS = 4
-# A file's order inside a second is an artefact that neither side should learn.
+# A file's order inside a second is an artifact that neither side should learn.
 DEFAULTS = ["protocol.shuffle_ties=true", "device=cpu"]
 # A server sees the past only, and a stream trains on first events too.
 FORCED = ["protocol.kind=leave_one_out", "model.history_mask=past", "fit.first_events=true"]

@@ -59,7 +59,7 @@ def small_config(signals=None, **model):
 
 
 def open_run(config, checkpoint=None, start=None, device=CPU):
-    """New, as a checkpoint has it at its place in the log, or new with what a checkpoint has learnt (`start`)."""
+    """New, as a checkpoint has it at its place in the log, or new with what a checkpoint has learned (`start`)."""
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), device)
     if checkpoint is None:
         attributes = len(config.stream.user_attributes)

@@ -80,7 +80,7 @@ def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, s
         events: columns.
         catalogue: for the users' attributes.
         shuffle_ties: events of a user with the same time come in an order drawn from `seed`, not in that of the file:
-            a file's order inside a second or a day can be an artefact that a model learns.
+            a file's order inside a second or a day can be an artifact that a model learns.
         seed: of the shuffling.
     """
     rows = events.user_N.shape[0]

@@ -83,7 +83,7 @@ class Split:
     test: Queries
     """In a walk-forward those of all tested stages, in their order."""
     stages: tuple[Stage, ...] = ()
-    """Of a walk-forward, in the order of time; empty where nothing is learnt after `train_U`."""
+    """Of a walk-forward, in the order of time; empty where nothing is learned after `train_U`."""
 
 
 class ProtocolError(ValueError):

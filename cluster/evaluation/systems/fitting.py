@@ -32,7 +32,7 @@ class Fitted:
     """Wall seconds of training, validation not included."""
     examples: int = 0
     refused_steps: int = 0
-    """Steps from which nothing was learnt, because a loss or a gradient was not finite."""
+    """Steps from which nothing was learned, because a loss or a gradient was not finite."""
 
     @property
     def examples_per_s(self) -> float:

@@ -1,7 +1,7 @@
 """What a tombstone on the users' or the items' topic removes, at a step boundary, on every rank alike.
 
 Of a user: events, explicit negatives, attributes, the row of the user's id. Of an item: its rows, its place in
-everybody's history, its title and categories; the id stays known as deleted, so that later events of the item are
+everybody's history, its title and categories; the id remains known as deleted, so that later events of the item are
 ignored and no row comes back. What is removed is not in the next checkpoint or version, and in older ones until
 retention drops them. The ledger keeps how many rows of a user were used, without which exactly-once could not be proved
 while the topic holds them.
@@ -56,7 +56,7 @@ class NotFound:
                 parts.append(f"{kind} {shown}{more}")
         if not parts:
             return ""
-        return f"nothing was known of what was to be deleted: {'; '.join(parts)} (is the key written as in the events?)"
+        return f"tombstones matched nothing: {'; '.join(parts)} (is the key written as in the events?)"
 
 
 def forget_deleted(run: TrainingRun, update: CatalogueUpdate, comm: Collectives) -> NotFound:
@@ -102,6 +102,6 @@ def _unknown(
 
 
 def _deleted(records: pa.Table, name: str) -> Int64Array:
-    """Ids with a tombstone, each once; a record behind it starts anew."""
+    """Ids with a tombstone, each once; a later record starts over."""
     ids: Int64Array = np.unique(pc.filter(records[name], records[DELETED]).to_numpy())
     return ids

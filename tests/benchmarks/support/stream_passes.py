@@ -1,7 +1,7 @@
 """The training events of a split as a topic, and the streaming trainer over it, once per pass.
 
 What `fit` does to a data set at rest, the real worker does to a log: the same events in time order, the same size of
-a step, the same learning rates, each pass started from what the one before has learnt (`train.init_from`).
+a step, the same learning rates, each pass started from what the one before has learned (`train.init_from`).
 """
 
 from collections.abc import Iterator

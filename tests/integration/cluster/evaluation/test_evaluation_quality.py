@@ -14,7 +14,7 @@ def test_the_reference_beats_popularity_by_a_wide_margin(tmp_path):
             "evaluate",
             *("--data", "ml-100k", "--models", "cl_epidtn,popularity", "--workers", "0"),
             *("--out", str(tmp_path / "out"), "--json", str(tmp_path / "result.json")),
-            # The file's order within a second is an artefact that can be learnt.
+            # The file's order within a second is an artifact that can be learnt.
             "protocol.shuffle_ties=true",
             # Small and steep: 20 s of one CPU.
             *("model.dim=32", "model.layers=1", "model.uniform_negatives=250", "model.dropout=0.2"),

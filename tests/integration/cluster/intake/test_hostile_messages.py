@@ -172,7 +172,7 @@ def test_a_user_of_digits_is_forgotten_however_the_id_was_written_and_a_stranger
     (progress,) = train(0, config)
     assert Recommender(config).history_titles("1001", 20) == []
     notice = progress["notice"]
-    assert notice.startswith("nothing was known of what was to be deleted: user '")
+    assert notice.startswith("tombstones matched nothing: user '")
     assert {name for name in ("'01001'", "'424242'", "'no such item'", "'1001'") if name in notice} == {
         "'01001'",
         "'424242'",

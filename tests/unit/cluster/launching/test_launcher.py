@@ -169,7 +169,10 @@ def test_a_refresh_whose_checkpoint_was_removed_takes_the_newest_and_says_so(tmp
     config, read = _refresh(tmp_path, monkeypatch, replace_it)
     assert run_refresh(config) == {}
     assert read == ["step-00000001", "step-00000002"]
-    assert "step-00000001 was removed while it was read, so the refresh takes the newest one" in caplog.text
+    assert (
+        "step-00000001 was removed while it was being read; refreshing from the newest one instead"
+        in caplog.text
+    )
 
 
 def test_a_refresh_that_fails_for_another_reason_fails_and_its_checkpoint_was_held(tmp_path, monkeypatch):
@@ -288,7 +291,7 @@ def test_files_that_are_not_there_are_told_before_ray_starts(tmp_path, monkeypat
     rounds, config = _run(tmp_path, monkeypatch)
     config.stream.parquet = str(tmp_path / "nowhere")
     with pytest.raises(
-        ParquetUnusable, match=r"nowhere is no Parquet file and holds none \(setting: stream\.parquet\)"
+        ParquetUnusable, match=r"nowhere is not a Parquet file and contains none \(setting: stream\.parquet\)"
     ):
         run_training(config)
     assert rounds.failures == []

@@ -118,7 +118,7 @@ def test_figures_out_of_order_are_written_and_exit_with_1(world, tmp_path, progr
     world.records = [progress_record(), progress_record(state="finished", index=index)]
     assert run_demo(DemoOptions(tmp_path, seconds=0, json_path=tmp_path / "demo.json")) == 1
     assert json.loads((tmp_path / "demo.json").read_text())["ok"] is False
-    assert "Not in order: 2 index versions" in capsys.readouterr().out
+    assert "Failed checks: 2 index versions" in capsys.readouterr().out
 
 
 def test_chaos_that_never_killed_anybody_exits_with_1(world, tmp_path, progress_record):

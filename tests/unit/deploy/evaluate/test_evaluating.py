@@ -452,7 +452,7 @@ def test_an_evaluation_that_is_killed_goes_on_with_what_it_had_finished(folder):
     [
         (["--models", "dsm"], 1, "unknown model 'dsm' (did you mean 'dssm'?)"),
         (["--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
-        (["--sweep", "model.layers"], 2, "'model.layers' is no sweep"),
+        (["--sweep", "model.layers"], 2, "'model.layers' is not a sweep"),
         (["--sweep", "model.layer=1,2"], 2, "did you mean 'model.layers'?"),
         (["--sweep", "model.layers=1,x"], 2, "setting 'model.layers' cannot be 'x'"),
         (["--tuned", "/nowhere.yaml"], 2, "/nowhere.yaml cannot be read"),

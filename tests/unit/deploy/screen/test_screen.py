@@ -98,7 +98,7 @@ def test_the_lag_is_in_events_and_not_known_before_the_run_has_looked(progress_r
     assert "| lag about 75,123 events |" in plain_line(DemoView(progress=parse_progress(progress_record())))
     assert "| lag 0 events |" in plain_line(DemoView(progress=parse_progress(progress_record(lag_events=0))))
     for unknown in (Progress(), parse_progress(progress_record(lag_events=None))):
-        assert "| lag not known yet |" in plain_line(DemoView(progress=unknown))
+        assert "| lag not yet known |" in plain_line(DemoView(progress=unknown))
 
 
 def test_a_sparkline_spans_the_scale_and_leaves_gaps():
@@ -137,7 +137,7 @@ def test_the_narration_tells_a_group_that_was_resized_from_one_that_was_lost(pro
     before = parse_progress(progress_record(workers=1))
     after = parse_progress(progress_record(workers=3, restarts=1, attempt=2))
     assert narrate(before, after) == [
-        "the group goes from 1 to 3 workers; attempt 2 goes on from the last checkpoint"
+        "the group changes from 1 to 3 workers; attempt 2 resumes from the last checkpoint"
     ]
 
 

@@ -92,7 +92,7 @@ def test_the_report_prints_the_figures_the_problems_and_how_to_go_on(tmp_path, m
     assert "100,000 produced, 99,998 trained" in text
     assert ".200 (2.5 × popularity .080; co-occurrence .170)" in text
     assert "10,000 events of the second half" in text
-    assert "Not in order: 99,998 of 100,000" in text
+    assert "Failed checks: 99,998 of 100,000" in text
     command = text.splitlines()[-1]
     assert command.endswith(" recommend --config runs/demo/x/settings.yaml --user 42")
 

@@ -95,7 +95,7 @@ def test_unusable_rows_of_an_arrow_message_are_dead_letters_and_the_rest_survive
             pa.RecordBatch.from_arrays(
                 [pa.array([1])] * 4, ["user_id", "item_id", "timestamp_ms", "item_id"]
             ),
-            "column item_id is there twice",
+            "column item_id occurs twice",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""A step that cannot be learnt from changes nothing."""
+"""A step that cannot be learned from changes nothing."""
 
 import numpy as np
 import orjson
