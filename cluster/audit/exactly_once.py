@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.parts.users import merged_ledger, partitions_in
+from cluster.checkpoints.parts.ledger import merged_ledger
+from cluster.checkpoints.parts.stream import saved_stream
+from cluster.checkpoints.parts.users import partitions_in
 from cluster.config import FreshetConfig
 from cluster.ledger import PartitionLedger
-from cluster.training.state.stream_state import saved_stream
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.position import Position

@@ -18,19 +18,21 @@ import torch
 
 from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import Checkpoint
-from cluster.checkpoints.parts.catalogue import ITEMS
-from cluster.checkpoints.parts.catalogue import USERS as CATALOGUE_USERS
-from cluster.checkpoints.parts.pairs import BASELINES, merged_pairs
+from cluster.checkpoints.parts.baselines import FILE as BASELINES
+from cluster.checkpoints.parts.ledger import LedgerPart, merged_ledger
+from cluster.checkpoints.parts.pairs import PairPart, merged_pairs
 from cluster.checkpoints.parts.rows import PREFIX as ROWS
-from cluster.checkpoints.parts.rows import WAITING, merged_rows
+from cluster.checkpoints.parts.rows import RowPart, merged_rows
 from cluster.checkpoints.parts.towers import FILE as TOWERS
-from cluster.checkpoints.parts.users import merged_ledger, merged_users, partitions_in
+from cluster.checkpoints.parts.users import UserPart, merged_users, partitions_in
 from cluster.ledger import PartitionLedger
 from model.key_index import KeyIndex
 
 # True of the writing, not of the state.
 _NOT_STATE = ("format", "kind", "follows", "written_ms", "chain", "checksum", "files", "config", "workers")
 _IDENTITIES = ("topic_ids", "catalogue_ids")
+# Of these a delta has what changed. It has all of any other part, so those are read without knowing their names.
+_READ_THROUGH_THE_CHAIN = (*RowPart.names, *UserPart.names, *LedgerPart.names, *PairPart.names)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,10 @@ class State:
 
 def read_state(checkpoint: Checkpoint) -> State:
     """The state of a verified checkpoint, all of it in memory."""
-    tensor_files = [TOWERS, BASELINES, *_own(checkpoint, "rng-")]
-    table_files = [ITEMS, CATALOGUE_USERS, *_own(checkpoint, "admission-"), *_own(checkpoint, WAITING)]
+    own = [str(entry["name"]) for entry in checkpoint.manifest["files"]]
+    whole = [name for name in own if not name.startswith(_READ_THROUGH_THE_CHAIN)]
+    tensor_files = [name for name in whole if name.endswith(".safetensors")]
+    table_files = [name for name in whole if name.endswith(".arrow")]
     partitions = partitions_in(checkpoint)
     return State(
         _of_state(checkpoint.manifest),
@@ -110,10 +114,6 @@ def difference(old: State, new: State) -> dict[str, Any]:
         "rows": _row_changes(old.rows, new.rows),
         "users": _user_changes(old.users, new.users),
     }
-
-
-def _own(checkpoint: Checkpoint, prefix: str) -> list[str]:
-    return sorted(e["name"] for e in checkpoint.manifest["files"] if e["name"].startswith(prefix))
 
 
 def contents(state: State) -> Iterator[tuple[str, bytes]]:

@@ -19,10 +19,10 @@ import itertools
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, Writing
 from cluster.checkpoints.manifest import CheckpointError
+from cluster.checkpoints.part import Part, Slice
 from cluster.collectives import Collectives
 from retrieval.storage.base import Hook, nothing
 from retrieval.storage.durable import FileEntry
@@ -37,38 +38,6 @@ from retrieval.storage.durable import FileEntry
 _SLICES_AHEAD = 8
 _ELSEWHERE = "on another rank"
 _log = logging.getLogger(__name__)
-
-
-Slice: TypeAlias = pa.Table | Callable[[], pa.Table]
-"""A copy, or what makes one: called by the thread at any time before `Part.changes`, while training goes on."""
-
-
-class Part(Protocol):
-    """State that grows with ids or users: whole in a full checkpoint, what changed in a delta."""
-
-    def forget(self) -> None:
-        """What changed so far is in a checkpoint already."""
-
-    def base(self) -> Iterator[tuple[str, Slice]]:
-        """All of it in slices, (file, slice), those of a file together; what changes later is in `changes` whole."""
-
-    def changes(self) -> dict[str, pa.Table]:
-        """Copies of what changed since `forget` or the last call, by file; tables without rows are not written."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything beside the parts, copied between two steps.
-
-    Attributes:
-        tables: by file name.
-        tensors: by file name; on the CPU.
-        told: what this rank tells rank 0 for the manifest.
-    """
-
-    tables: Mapping[str, pa.Table]
-    tensors: Mapping[str, Mapping[str, torch.Tensor]]
-    told: Mapping[str, Any]
 
 
 @dataclass
@@ -98,7 +67,8 @@ class _OnItsWay:
     writing: Writing
     parent: Checkpoint | None
     entries: list[FileEntry] = field(default_factory=list)
-    snapshot: Snapshot | None = None
+    told: Mapping[str, Any] | None = None
+    """What this rank tells for the manifest; there is none before the snapshot."""
     job: Future[list[FileEntry]] | None = None
 
 
@@ -108,9 +78,7 @@ class Checkpointer:
     Args:
         store: where they go.
         comm: the ranks.
-        parts: this rank's growing state, as the parent has it.
-        snapshot: copies the rest of this rank's state.
-        describe: the manifest's state from what every rank told (rank 0).
+        parts: this rank's state, as the parent has it.
         parent: what this run was resumed from; None makes the first checkpoint a full one.
         policy: when to write a full one.
         at: fault hook, by the numbered steps of `checkpoint.py`.
@@ -121,8 +89,6 @@ class Checkpointer:
         store: CheckpointStore,
         comm: Collectives,
         parts: Sequence[Part],
-        snapshot: Callable[[], Snapshot],
-        describe: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
         *,
         parent: Checkpoint | None = None,
         policy: FullPolicy | None = None,
@@ -131,7 +97,6 @@ class Checkpointer:
         self.stalls_s: list[float] = []
         """How long each checkpoint has kept training waiting so far, on this rank."""
         self._store, self._comm, self._parts = store, comm, parts
-        self._snapshot, self._describe = snapshot, describe
         self._parent, self._policy, self._at = parent, policy or FullPolicy(), at
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._now: _OnItsWay | None = None
@@ -202,7 +167,7 @@ class Checkpointer:
             self._give_up(error)
             return None
         self._now.entries += self._now.job.result()
-        if self._now.snapshot is None:
+        if self._now.told is None:
             self.stalls_s[-1] += time.perf_counter() - started
             self._take_snapshot()
             return None
@@ -288,19 +253,22 @@ class Checkpointer:
         tables = {
             file: table for part in self._parts for file, table in part.changes().items() if table.num_rows
         }
-        self._now.snapshot = self._snapshot()
-        tables |= self._now.snapshot.tables
-        self._now.job = self._thread.submit(
-            self._write, self._now.writing, tables, self._now.snapshot.tensors
-        )
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {}
+        told: dict[str, Any] = {}
+        for copies in [part.copies() for part in self._parts]:
+            tables |= copies.tables
+            tensors |= copies.tensors
+            told |= copies.told
+        self._now.told = told
+        self._now.job = self._thread.submit(self._write, self._now.writing, tables, tensors)
         self.stalls_s[-1] += time.perf_counter() - started
 
     def _commit(self) -> Checkpoint | None:
         now, self._now = self._now, None
         assert now is not None
-        assert now.snapshot is not None
+        assert now.told is not None
         self._at("written")
-        told = self._comm.gather_objects({"files": now.entries, **now.snapshot.told})
+        told = self._comm.gather_objects({"files": now.entries, **now.told})
         committed = None
         if self._comm.rank == 0:
             files = [entry for rank in told for entry in rank.pop("files")]
@@ -315,6 +283,13 @@ class Checkpointer:
                 self._thread.submit(self._prune, committed)
         self._parent = committed
         return committed
+
+    def _describe(self, told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The manifest's state; what all ranks know, rank 0 says."""
+        described = dict(told[0])
+        for part in self._parts:
+            described |= part.merged(told)
+        return described
 
     def _prune(self, committed: Checkpoint) -> None:
         try:

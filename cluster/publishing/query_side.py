@@ -1,11 +1,6 @@
 """What turns a user into a query vector: towers, rows and catalogue of one state, and their form in an index version.
 
-| file of a version | written by | holds |
-|---|---|---|
-| `model.json` | rank 0 | the settings that describe towers and rows |
-| `towers.safetensors` | rank 0 | the towers, without their optimizer |
-| `rows-LLLL-HHHH.arrow` | every rank | the rows it owns, without their optimizer |
-| `catalogue-items.arrow`, `catalogue-users.arrow` | rank 0 | the catalogue |
+A version holds them as a checkpoint does, without the optimizers, and in `model.json` the settings that describe them.
 
 Shape letters: E events (queries), D columns.
 """
@@ -21,11 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cluster.checkpoints.parts.catalogue import read_catalogue, save_catalogue
-from cluster.checkpoints.parts.rows import PREFIX as ROWS
-from cluster.checkpoints.parts.rows import load_rows, save_rows
-from cluster.checkpoints.parts.towers import FILE as TOWERS
-from cluster.checkpoints.parts.towers import load_towers, save_towers
+from cluster.checkpoints.part import Saved, ServedPart
+from cluster.checkpoints.parts.catalogue import CataloguePart
+from cluster.checkpoints.parts.rows import RowPart
+from cluster.checkpoints.parts.towers import TowerPart
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.tables.config import TableConfig
@@ -83,10 +77,10 @@ class QuerySide:
             config: the run's.
             comm: of the run.
         """
-        save_rows(folder, self.table, comm.rank, comm.world, state=False)
+        for part in self._parts(comm):
+            part.publish(folder)
         if comm.rank != 0:
             return
-        save_towers(folder, self.model, None)
         described = {
             "model": asdict(config.model),
             "user_attributes": config.stream.user_attributes,
@@ -95,7 +89,6 @@ class QuerySide:
             "seed": config.seed,
         }
         write_durably(folder / DESCRIPTION, json.dumps(described).encode())
-        save_catalogue(folder, self.catalogue)
 
     @staticmethod
     def load(version: Version, stream: StreamConfig) -> QuerySide:
@@ -109,8 +102,6 @@ class QuerySide:
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in saved["model"].items() if k in known})
         model = cl_epidtn(config, len(saved["user_attributes"]))
-        load_towers(version.file(TOWERS), model)
-        model.eval()
         table = ShardedEmbedding(
             config.dim,
             Collectives(),
@@ -120,7 +111,18 @@ class QuerySide:
             init_std=config.init_std,
             limits=TableConfig(admit_after=float(saved.get("admit_after", 1.0))),
         )
-        load_rows([version.file(name) for name in version.files(ROWS)], table, 0, 1, state=False)
         catalogue = Catalogue(replace(stream, user_attributes=saved["user_attributes"]))
-        catalogue.apply(read_catalogue(version))
-        return QuerySide(model, table, catalogue, config)
+        queries = QuerySide(model, table, catalogue, config)
+        for part in queries._parts(Collectives()):
+            part.restore(Saved(version))
+        model.eval()
+        return queries
+
+    def _parts(self, comm: Collectives) -> list[ServedPart]:
+        """What a version has of a checkpoint's parts."""
+        first = comm.rank == 0
+        return [
+            TowerPart(self.model, writes=first),
+            RowPart(self.table, comm.rank, comm.world, state=False),
+            CataloguePart(self.catalogue, writes=first),
+        ]

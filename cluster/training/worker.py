@@ -19,6 +19,7 @@ import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
+from cluster.checkpoints.parts.stream import saved_stream
 from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
@@ -34,7 +35,7 @@ from cluster.training.progress_report import ProgressReporter
 from cluster.training.since import Since
 from cluster.training.state.run import TrainingRun, partitions_of_rank
 from cluster.training.state.starting_point import find_starting_point, start_from
-from cluster.training.state.stream_state import Epoch, saved_stream
+from cluster.training.state.stream_state import Epoch
 from cluster.training.state.worker_state import checkpointer_of, restore_checkpoint
 from cluster.training.steps.guarded_step import GuardedStep, StepOutcome
 from cluster.training.steps.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
@@ -210,8 +211,8 @@ class Worker:
             batch_full=float(self._taker.in_hand or batcher.wait_full(self._quota, 0.0)),
             two_full=float(self._may_take_ahead and batcher.wait_full(self._quota_ahead, 0.0)),
             finished=float(self.run.source.finished and self._intake.bounded),
-            rows_read=batcher.rows_read + self.run.rows_read_before,
-            dead_letters=batcher.rows_dead + self.run.dead_letters_before,
+            rows_read=self.run.rows_read,
+            dead_letters=self.run.rows_dead,
             negatives=self.run.ledger.negatives,
             ignored=self.run.ledger.ignored,
             duplicates=self.run.ledger.duplicates,

@@ -30,7 +30,7 @@ from kafka import KafkaProducer
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.audit.state import State, read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.parts.rows import WAITING
+from cluster.checkpoints.parts.waiting import PREFIX as WAITING
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.tables.config import TableConfig
 from model.config import ModelConfig

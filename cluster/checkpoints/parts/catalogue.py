@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from cluster.checkpoints.arrays import read_table, write_table
 from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.part import Copies, Saved, ServedPart
 from retrieval.storage.durable import FileEntry
 from retrieval.versions.store import Version
 from streaming.catalogue.catalogue import Catalogue
@@ -15,6 +17,31 @@ from streaming.catalogue.records import CatalogueUpdate
 
 ITEMS = "catalogue-items.arrow"
 USERS = "catalogue-users.arrow"
+
+
+class CataloguePart(ServedPart):
+    """The catalogue. Every rank has the same, so one of them writes."""
+
+    names = ("catalogue-",)
+
+    def __init__(self, catalogue: Catalogue, *, writes: bool = True) -> None:
+        self._catalogue, self._writes = catalogue, writes
+
+    def copies(self) -> Copies:
+        """See Part."""
+        return Copies(catalogue_tables(self._catalogue)) if self._writes else Copies()
+
+    def restore(self, saved: Saved) -> None:
+        """See Part."""
+        found = read_catalogue(saved.source)
+        if saved.attributes.changed:
+            found = replace(found, users=saved.attributes.of_users(found.users))
+        self._catalogue.apply(found)
+
+    def publish(self, folder: Path) -> None:
+        """See ServedPart."""
+        if self._writes:
+            save_catalogue(folder, self._catalogue)
 
 
 def catalogue_tables(catalogue: Catalogue) -> dict[str, pa.Table]:

@@ -11,7 +11,7 @@ well, whole in every checkpoint: `cooccurrence.row`, `.column` and `.count`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,10 @@ import torch
 
 from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.part import Part, Saved
+from cluster.checkpoints.parts.baselines import FILE as BASELINES
 from model.baselines.pair_table import Pairs, PairTable
 
-BASELINES = "baselines.safetensors"
 _STEM = "cooccurrence"
 _ROW, _COLUMN, _COUNT = "row", "column", "count"
 _PAIRS_AT_ONCE = 1 << 16
@@ -32,17 +33,27 @@ Int64Array = npt.NDArray[np.int64]
 _NO_PAIRS = Pairs(*(np.zeros(0, np.int32),) * 3)
 
 
-class PairPart:
-    """The counts as a part of a checkpoint (`writing.Part`). Every rank counts the same, so one of them writes.
+class PairPart(Part):
+    """The counts. Every rank counts the same, so one of them writes.
 
     Args:
         counts: this rank's.
         writes: whether this rank writes them.
         parent: what the next delta builds on; if its pairs are in the file of earlier versions, that delta has all.
+        stopped: whether counting has stopped for good, as `BaselinePart` restores it; then there is nothing to restore.
     """
 
-    def __init__(self, counts: PairTable, *, writes: bool, parent: Checkpoint | None = None) -> None:
-        self._counts, self._writes = counts, writes
+    names = (_STEM,)
+
+    def __init__(
+        self,
+        counts: PairTable,
+        *,
+        writes: bool,
+        parent: Checkpoint | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._counts, self._writes, self._stopped = counts, writes, stopped
         self._parent_has_them = parent is None or bool(parent.files(_STEM))
 
     def forget(self) -> None:
@@ -67,6 +78,11 @@ class PairPart:
         if not self._parent_has_them:
             changed, self._parent_has_them = self._counts.pairs(), True
         return {f"{_STEM}.changes.arrow": _table(changed)} if self._writes else {}
+
+    def restore(self, saved: Saved) -> None:
+        """See Part."""
+        if not self._stopped():
+            load_pairs(saved.checkpoint, self._counts)
 
 
 def load_pairs(checkpoint: Checkpoint, counts: PairTable) -> None:

@@ -5,7 +5,6 @@
 | `rows-LLLL-HHHH.arrow` | every row of the range, copied in slices while they were trained on |
 | `rows-LLLL-HHHH.changes.arrow` | rows that are new or other than in what comes before, whole |
 | `rows-LLLL-HHHH.removed.arrow` | keys that have no row any more |
-| `waiting-LLLL-HHHH.arrow` | keys that are counted before they have a row; whole in every checkpoint |
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import torch
 from cluster.checkpoints.arrays import read_table, write_table
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
+from cluster.checkpoints.part import Saved, ServedPart
 from cluster.checkpoints.parts.row_copies import RowCopies
 from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -30,7 +30,6 @@ from retrieval.storage.durable import FileEntry
 from retrieval.storage.files import StoredFile
 
 PREFIX = "rows-"
-WAITING = "waiting-"
 _REMOVED = ".removed"
 _SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
 
@@ -39,11 +38,21 @@ Int16Array = npt.NDArray[np.int16]
 RowFile = Path | StoredFile
 
 
-class RowPart:
-    """The rows of one rank as a part of a checkpoint (`checkpointing.Part`)."""
+class RowPart(ServedPart):
+    """The rows of one rank.
 
-    def __init__(self, table: ShardedEmbedding, rank: int, world: int) -> None:
-        self._table = table
+    Args:
+        table: this rank's.
+        rank: this rank.
+        world: how many there are.
+        state: whether the optimizer's state is restored too; an index version has none.
+    """
+
+    names = (PREFIX,)
+    learnt = True
+
+    def __init__(self, table: ShardedEmbedding, rank: int, world: int, *, state: bool = True) -> None:
+        self._table, self._rank, self._world, self._state = table, rank, world, state
         low, high = bucket_range(rank, world)
         self._stem = f"{PREFIX}{low:04d}-{high:04d}"
 
@@ -71,6 +80,22 @@ class RowPart:
             f"{self._stem}.changes.arrow": row_columns(self._table, changed),
             f"{self._stem}{_REMOVED}.arrow": pa.table({"table": tables, "id": ids}),
         }
+
+    def restore(self, saved: Saved) -> None:
+        """See Part."""
+        load_rows(
+            saved.files(PREFIX),
+            self._table,
+            self._rank,
+            self._world,
+            attributes=saved.attributes,
+            advice=saved.advice,
+            state=self._state,
+        )
+
+    def publish(self, folder: Path) -> None:
+        """See ServedPart: nobody can train on from there."""
+        save_rows(folder, self._table, self._rank, self._world, state=False)
 
 
 def row_columns(table: ShardedEmbedding, local: Int64Array, *, state: bool = True) -> pa.Table:
@@ -162,32 +187,6 @@ def load_rows(
             buckets = buckets_of(tables, ids)
             wanted &= (buckets >= low) & (buckets < high)
             _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice, state)
-
-
-def waiting_tables(table: ShardedEmbedding, rank: int, world: int) -> dict[str, pa.Table]:
-    """The file of this rank's keys without a row, if keys have to wait at all."""
-    if not table.limits.has_shared_rows:
-        return {}
-    low, high = bucket_range(rank, world)
-    return {f"{WAITING}{low:04d}-{high:04d}.arrow": table.waiting.to_table()}
-
-
-def load_waiting(files: Iterable[RowFile], table: ShardedEmbedding, rank: int, world: int) -> None:
-    """Read the keys whose buckets this rank owns, from files written by any number of ranks.
-
-    Args:
-        files: of one checkpoint; every one of a chain has them all.
-        table: gets the keys, unless it makes all rows at once.
-        rank: this rank.
-        world: how many there are.
-    """
-    if not table.limits.has_shared_rows:
-        return
-    low, high = bucket_range(rank, world)
-    for file in files:
-        waiting = read_table(file)
-        buckets = buckets_of(*_keys(waiting))
-        table.waiting.load(waiting.filter(pa.array((buckets >= low) & (buckets < high))))
 
 
 def merged_rows(files: Sequence[RowFile]) -> pa.Table:

@@ -12,14 +12,51 @@ from torch import Tensor, nn
 
 from cluster.checkpoints.arrays import read_tensors, write_tensors
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
-from model.attribute_columns import EarlierColumns
+from cluster.checkpoints.part import Copies, Saved, ServedPart
+from model.attribute_columns import EarlierColumns, earlier_columns
 from model.tower_optimizer import TowerOptimizer
+from model.two_tower import TwoTower
 from retrieval.storage.durable import FileEntry
 from retrieval.storage.files import StoredFile
 
 FILE = "towers.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _log = logging.getLogger(__name__)
+
+
+class TowerPart(ServedPart):
+    """The towers. Every rank has the same, so one of them writes.
+
+    Args:
+        model: the towers.
+        optimizer: theirs; an index version has none.
+        writes: whether this rank writes them.
+    """
+
+    names = (FILE,)
+    learnt = True
+
+    def __init__(
+        self, model: TwoTower, optimizer: TowerOptimizer | None = None, *, writes: bool = True
+    ) -> None:
+        self._model, self._optimizer, self._writes = model, optimizer, writes
+
+    def copies(self) -> Copies:
+        """See Part."""
+        return (
+            Copies(tensors={FILE: tower_tensors(self._model, self._optimizer)}) if self._writes else Copies()
+        )
+
+    def restore(self, saved: Saved) -> None:
+        """See Part."""
+        change = saved.attributes
+        columns = earlier_columns(self._model, change.place_F, len(change.before)) if change.changed else {}
+        load_towers(saved.file(FILE), self._model, self._optimizer, columns=columns, advice=saved.advice)
+
+    def publish(self, folder: Path) -> None:
+        """See ServedPart."""
+        if self._writes:
+            save_towers(folder, self._model, None)
 
 
 def tower_tensors(model: nn.Module, optimizer: TowerOptimizer | None) -> dict[str, Tensor]:

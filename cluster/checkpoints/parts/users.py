@@ -1,10 +1,9 @@
-"""What belongs to the users of a partition, as Arrow files: histories, and the ledger of what was used.
+"""The histories of the users of a partition, as Arrow files.
 
 | file | holds |
 |---|---|
 | `users-pPPPPP.arrow` | every user of the partition |
 | `users-pPPPPP.changes.arrow` | users who are new or other than before; one without events was removed |
-| `ledger-pPPPPP.arrow`, `ledger-pPPPPP.changes.arrow` | the same for the counts of used rows; the sums are metadata |
 """
 
 from __future__ import annotations
@@ -12,27 +11,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.checkpoints.arrays import read_table
 from cluster.checkpoints.checkpoint import Checkpoint
-from cluster.ledger import Ledger, PartitionLedger
-from streaming.events.schema import EVENTS, NEGATIVES, USER_ID
+from cluster.checkpoints.manifest import CheckpointError
+from cluster.checkpoints.part import Part, Saved
+from cluster.checkpoints.parts.stream import saved_stream
+from streaming.events.partitioner import Int32s, key_hashes_of_users
+from streaming.events.schema import EVENTS, KEY_HASH, NEGATIVES, USER_ID
 from streaming.histories.history import UserStore
-from streaming.histories.user_changes import CountChanges, UserChanges
+from streaming.histories.user_changes import UserChanges
 
 USERS = "users-p"
-LEDGER = "ledger-p"
 _USERS_AT_ONCE = 4096
 
 
-class UserPart:
-    """The histories of one rank's users as a part of a checkpoint (`checkpointing.Part`)."""
+class UserPart(Part):
+    """The histories of one rank's users.
 
-    def __init__(self, users: UserStore, partitions: Sequence[int]) -> None:
-        self._users, self._partitions = users, partitions
+    Args:
+        users: this rank's.
+        partitions: those that it reads.
+        spread_over: how many partitions the topic has; in a checkpoint of when it had fewer, users are elsewhere.
+    """
+
+    names = (USERS,)
+
+    def __init__(self, users: UserStore, partitions: Sequence[int], spread_over: int) -> None:
+        self._users, self._partitions, self._spread_over = users, partitions, spread_over
         self._changes = UserChanges(users)
 
     def forget(self) -> None:
@@ -56,40 +64,12 @@ class UserPart:
             for p in self._partitions
         }
 
-
-class LedgerPart:
-    """The ledgers of one rank as a part of a checkpoint (`checkpointing.Part`)."""
-
-    def __init__(self, ledger: Ledger, partitions: Sequence[int]) -> None:
-        self._ledger = ledger
-        self._counts = {p: CountChanges() for p in partitions}
-        self._sums: dict[int, dict[str, str]] = {}
-
-    def forget(self) -> None:
+    def restore(self, saved: Saved) -> None:
         """See Part."""
-        for partition in self._counts:
-            self._take(partition)
-
-    def base(self) -> Iterator[tuple[str, pa.Table]]:
-        """See Part."""
-        for partition in self._counts:
-            yield f"{LEDGER}{partition:05d}.arrow", self._ledger.partitions[partition].to_table()
-
-    def changes(self) -> dict[str, pa.Table]:
-        """See Part."""
-        return {
-            f"{LEDGER}{p:05d}.changes.arrow": self._ledger.partitions[p].to_table(self._take(p))
-            for p in self._counts
-        }
-
-    def _take(self, partition: int) -> npt.NDArray[np.int64]:
-        """Places of the users whose counts have changed; of one user if only the sums have, which go with the users."""
-        ledger = self._ledger.partitions[partition]
-        places = self._counts[partition].take(ledger.counts)
-        if places.shape[0] == 0 and ledger.sums != self._sums.get(partition):
-            places = np.arange(min(1, ledger.counts.shape[0]))
-        self._sums[partition] = ledger.sums
-        return places
+        if saved_stream(saved.manifest)["partitions"] == self._spread_over:
+            load_users(saved.checkpoint, self._users, self._partitions)
+        else:
+            load_moved_users(saved.checkpoint, self._users, self._partitions, self._spread_over)
 
 
 def partitions_in(checkpoint: Checkpoint) -> list[int]:
@@ -99,18 +79,11 @@ def partitions_in(checkpoint: Checkpoint) -> list[int]:
 
 def merged_users(checkpoint: Checkpoint, partition: int) -> pa.Table:
     """The users of a partition, by user id, as `UserStore.load` takes them."""
-    users = _last_of_each(read_table(f) for f in reversed(checkpoint.files(f"{USERS}{partition:05d}")))
+    users = last_of_each(read_table(f) for f in reversed(checkpoint.files(f"{USERS}{partition:05d}")))
     is_there = pc.greater(users[EVENTS], 0)
     if NEGATIVES in users.column_names:
         is_there = pc.or_(is_there, pc.greater(pc.list_value_length(users[NEGATIVES]), 0))
     return users.filter(is_there).sort_by(USER_ID)
-
-
-def merged_ledger(checkpoint: Checkpoint, partition: int) -> PartitionLedger:
-    """The ledger of a partition."""
-    tables = [read_table(f) for f in reversed(checkpoint.files(f"{LEDGER}{partition:05d}"))]
-    metadata = tables[0].schema.metadata
-    return PartitionLedger.from_table(_last_of_each(tables).replace_schema_metadata(metadata))
 
 
 def load_users(checkpoint: Checkpoint, store: UserStore, partitions: Iterable[int]) -> None:
@@ -119,8 +92,34 @@ def load_users(checkpoint: Checkpoint, store: UserStore, partitions: Iterable[in
         store.load(merged_users(checkpoint, partition))
 
 
-def _last_of_each(newest_first: Iterable[pa.Table]) -> pa.Table:
-    """One row per user, of the first table that has the user."""
+def load_moved_users(checkpoint: Checkpoint, users: UserStore, mine: Iterable[int], partitions: int) -> None:
+    """Fill a store with the users of some partitions from a checkpoint of when the topic had fewer.
+
+    Raises:
+        CheckpointError: it is of a version that did not write key hashes, and has users whose ids were texts.
+    """
+    wanted = list(mine)
+    for partition in partitions_in(checkpoint):
+        table = merged_users(checkpoint, partition)
+        if KEY_HASH not in table.column_names:
+            table = table.append_column(KEY_HASH, pa.array(_key_hashes(checkpoint, table, partition)))
+        home_N = table[KEY_HASH].to_numpy() % partitions
+        users.load(table.filter(pa.array(np.isin(home_N, wanted))))
+
+
+def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int32s:
+    key_N = key_hashes_of_users(table[USER_ID].to_numpy())
+    if (key_N % saved_stream(checkpoint.manifest)["partitions"] != partition).any():
+        raise CheckpointError(
+            f"{checkpoint.location} does not say where users with text ids belong in a topic that has gained "
+            "partitions: go on with the version before until it has written a checkpoint,"
+            " or start in an empty storage_path"
+        )
+    return key_N
+
+
+def last_of_each(newest_first: Iterable[pa.Table]) -> pa.Table:
+    """One row per user, of the first table that has the user; `ledger.py` has such tables too."""
     known, parts = np.zeros(0, np.int64), []
     for table in newest_first:
         users = table[USER_ID].to_numpy()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cluster.checkpoints.parts.generators import seed_dropout
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import compute_deterministically
@@ -32,11 +33,6 @@ from streaming.histories.history import UserStore
 def partitions_of_rank(partitions: int, rank: int, world: int) -> list[int]:
     """The partitions that a rank reads; all of a user's events are in one of them."""
     return list(range(rank, partitions, world))
-
-
-def seed_dropout(seed: int, rank: int, step: int = 0) -> None:
-    """Dropout differs between ranks, and between runs that start at different steps."""
-    torch.manual_seed(seed + 7919 * (rank + 1) + 1_000_003 * step)
 
 
 @dataclass
@@ -141,6 +137,46 @@ class TrainingRun:
         """Let go of the stream."""
         self.source.close()
         self.dead_letters.close()
+
+    def seed_dropout(self, rank: int) -> None:
+        """Dropout draws masks that no earlier step of the run has had."""
+        seed_dropout(self.config.seed, rank, self.step)
+
+    def count_on_from(self, step: int, events_seen: float) -> None:
+        """Go on at a step."""
+        self.step, self.train_step.events_seen = step, events_seen
+
+    def restore_counts(
+        self, events_trained: int, init_from: Mapping[str, Any] | None, *, rows_read: int, rows_dead: int
+    ) -> None:
+        """Go on from the counts of earlier runs; rows are those of all ranks, on rank 0 only."""
+        self.events_trained, self.init_from = events_trained, init_from
+        self.rows_read_before, self.dead_letters_before = rows_read, rows_dead
+
+    def restore_positions(
+        self, positions: Mapping[int, Position], catalogue: Mapping[str, Mapping[int, Position]]
+    ) -> None:
+        """Read the stream on from here, and the catalogue's topics (rank 0)."""
+        self.positions, self.catalogue_positions = dict(positions), catalogue
+
+    def next_positions(self) -> Mapping[int, Position]:
+        """Where each partition is read on."""
+        return self.source.positions()
+
+    @property
+    def events_seen(self) -> float:
+        """Summed weight of the events of all steps."""
+        return self.train_step.events_seen
+
+    @property
+    def rows_read(self) -> int:
+        """Rows that this rank has read; on rank 0, with those of earlier runs."""
+        return self.batcher.rows_read + self.rows_read_before
+
+    @property
+    def rows_dead(self) -> int:
+        """Those of them that were dead letters."""
+        return self.batcher.rows_dead + self.dead_letters_before
 
     @property
     def source(self) -> EventSource:

@@ -17,7 +17,7 @@ from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.state.compatibility import require_same, require_same_towers
-from cluster.training.state.run import TrainingRun, seed_dropout
+from cluster.training.state.run import TrainingRun
 from cluster.training.state.worker_state import restore_learnt
 from retrieval.storage.base import MANIFEST, StorageLocationError
 
@@ -64,7 +64,7 @@ def start_from(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> N
         restore_learnt(run, checkpoint, comm, advice=_ADVICE)
         comm.gather_objects(None)
     run.init_from = {"path": checkpoint.location, "step": checkpoint.step}
-    seed_dropout(run.config.seed, comm.rank, run.step)
+    run.seed_dropout(comm.rank)
     _log.info("started from %s (step %d)", checkpoint.location, run.step)
 
 

@@ -1,6 +1,6 @@
 """What a run remembers of its stream beside positions: windows, watermarks, how the topic grew, what it could not read.
 
-Part of the checkpoint: `admission-pPPPP.arrow` of each partition, written by its reader, and the manifest's `stream`.
+`cluster/checkpoints/parts/stream.py` saves and restores it.
 """
 
 from __future__ import annotations
@@ -9,23 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from cluster.checkpoints.arrays import read_table
-from cluster.checkpoints.checkpoint import Checkpoint
-from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.parts.users import merged_users, partitions_in
+from cluster.checkpoints.parts.stream import BY_PARTITION
 from streaming.batches.admission import Admission
 from streaming.events.dead_letter import DeadLetter
-from streaming.events.partitioner import Int32s, key_hashes_of_users
 from streaming.events.position import Gap
-from streaming.events.schema import KEY_HASH, USER_ID
-from streaming.histories.history import UserStore
-
-_FILE = "admission-p"
-_BY_PARTITION = ("origin", "skipped", "behind", "dead", "dead_before", "topic_ids", "earlier_epochs")
-"""What a rank knows of its own partitions; of all of them together in the manifest's `stream`."""
 
 
 @dataclass(frozen=True)
@@ -91,82 +78,23 @@ class StreamState:
             counts = self.dead_before if is_before else self.dead
             counts[letter.partition] = counts.get(letter.partition, 0) + 1
 
-    def tables(self, partitions: Iterable[int]) -> dict[str, pa.Table]:
-        """The files of these partitions, by name; whole in every checkpoint, also in a delta."""
-        return {f"{_FILE}{p:05d}.arrow": self.admission.to_table(p) for p in partitions}
-
     def to_json(self) -> dict[str, Any]:
-        """This rank's part of the manifest's `stream`; `merged` puts the parts together."""
+        """This rank's part of the manifest's `stream`; `merged_stream` puts the parts together."""
         return {
             "partitions": self.partitions,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "catalogue_ids": dict(self.catalogue_ids),
-            **{name: dict(getattr(self, name)) for name in _BY_PARTITION},
+            **{name: dict(getattr(self, name)) for name in BY_PARTITION},
         }
 
-    def restore(self, checkpoint: Checkpoint, mine: Iterable[int]) -> None:
-        """Go on from a checkpoint, for the partitions of this rank; one of an earlier version knows nothing."""
-        saved = saved_stream(checkpoint.manifest)
+    def load_json(self, saved: Mapping[str, Any], mine: Iterable[int]) -> None:
+        """Go on from the manifest's `stream`, for the partitions of this rank."""
         self.epochs = [Epoch(e["partitions"], _by_number(e["until"])) for e in saved["epochs"]]
-        partitions = list(mine)
-        for name in _BY_PARTITION:
+        partitions = set(mine)
+        for name in BY_PARTITION:
             setattr(self, name, {p: value for p, value in _by_number(saved[name]).items() if p in partitions})
         self.catalogue_ids = dict(saved["catalogue_ids"])
         self.behind = {p: (at, watermark_ms) for p, (at, watermark_ms) in self.behind.items()}
-        files = {int(f.stem.removeprefix(_FILE)): f for f in checkpoint.files(_FILE)}
-        moved = saved["partitions"] != self.partitions
-        tables = [read_table(f) for f in files.values()] if moved else []
-        for partition in partitions:
-            if moved:
-                self.admission.load_moved(partition, self.partitions, tables)
-            elif partition in files:
-                self.admission.load(partition, read_table(files[partition]))
-
-
-def load_moved_users(checkpoint: Checkpoint, users: UserStore, mine: Iterable[int], partitions: int) -> None:
-    """Fill a store with the users of some partitions from a checkpoint of when the topic had fewer.
-
-    Raises:
-        CheckpointError: it is of a version that did not write key hashes, and has users whose ids were texts.
-    """
-    wanted = list(mine)
-    for partition in partitions_in(checkpoint):
-        table = merged_users(checkpoint, partition)
-        if KEY_HASH not in table.column_names:
-            table = table.append_column(KEY_HASH, pa.array(_key_hashes(checkpoint, table, partition)))
-        home_N = table[KEY_HASH].to_numpy() % partitions
-        users.load(table.filter(pa.array(np.isin(home_N, wanted))))
-
-
-def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int32s:
-    key_N = key_hashes_of_users(table[USER_ID].to_numpy())
-    if (key_N % saved_stream(checkpoint.manifest)["partitions"] != partition).any():
-        raise CheckpointError(
-            f"{checkpoint.location} does not say where users with text ids belong in a topic that has gained "
-            "partitions: go on with the version before until it has written a checkpoint,"
-            " or start in an empty storage_path"
-        )
-    return key_N
-
-
-def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The manifest's `stream` from what every rank said; numbers of partitions as text, as JSON has them."""
-    ranks = list(parts)
-    whole = {**ranks[0], **{name: {} for name in _BY_PARTITION}}
-    for rank in ranks:
-        for name in _BY_PARTITION:
-            whole[name] |= {str(p): value for p, value in rank[name].items()}
-    whole["epochs"] = [
-        {**epoch, "until": {str(p): at for p, at in epoch["until"].items()}} for epoch in whole["epochs"]
-    ]
-    return whole
-
-
-def saved_stream(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's `stream`; of a checkpoint that has none, what follows from its positions."""
-    nothing = {"partitions": len(manifest["positions"]), "epochs": [], "catalogue_ids": {}}
-    nothing |= {name: {} for name in _BY_PARTITION}
-    return nothing | dict(manifest.get("stream") or {})
 
 
 def _by_number(values: Mapping[str, Any]) -> dict[int, Any]:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from cluster.checkpoints.parts.generators import generator_states, restore_generators
 from cluster.collectives import Collectives
 from cluster.training.steps.candidates import Runs
-from cluster.training.steps.generators import generator_states, restore_generators
 from cluster.training.steps.progressive import ProgressiveValidation
 from cluster.training.steps.quarantine import Quarantined
 from cluster.training.steps.refusal import StepRefused

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,11 @@ class Curve:
         """As `progress.json` and the manifest hold it."""
         # Copies: the curve goes on growing while a manifest or a report holds this.
         return {"bin_events": self.bin_events, **{name: list(values) for name, values in self.bins.items()}}
+
+    def load_json(self, saved: Mapping[str, Any]) -> None:
+        """Go on from `to_json`, bins as wide as they were then."""
+        self.bin_events = int(saved["bin_events"])
+        self.bins = {name: list(saved[name]) for name in self.bins}
 
 
 class ProgressiveValidation:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cluster.checkpoints.parts.generators import generator_states, restore_generators
 from cluster.collectives import Collectives, CrossRankGather
 from cluster.config import FreshetConfig
 from cluster.tables.sharded_embedding import Lookup, ShardedEmbedding
@@ -32,7 +33,6 @@ from cluster.training.steps.candidates import (
     target_rows,
     uniform_negatives,
 )
-from cluster.training.steps.generators import generator_states, restore_generators
 from cluster.training.steps.refusal import StepRefused, first_failure, may_be_of_events, together
 from model.features import (
     ITEM,

@@ -7,11 +7,11 @@ import torch
 
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.parts.generators import seed_dropout
 from cluster.evaluation.config import FitConfig, OfflineConfig, ProtocolConfig
 from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import Tables, prepare
 from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
-from cluster.training.state.run import seed_dropout
 from model.config import ModelConfig
 from streaming.batches.batcher import Batcher
 from streaming.catalogue.catalogue import Catalogue

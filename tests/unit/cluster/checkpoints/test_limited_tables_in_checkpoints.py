@@ -4,7 +4,7 @@ import numpy as np
 
 from cluster.audit.state import read_state
 from cluster.checkpoints.checkpoint import CheckpointStore
-from cluster.checkpoints.parts.rows import load_waiting, waiting_tables
+from cluster.checkpoints.parts.waiting import load_waiting, waiting_tables
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cluster.checkpoints.parts.users import LedgerPart
+from cluster.checkpoints.parts.ledger import LedgerPart
 from cluster.ledger import Ledger, PartitionLedger
 
 

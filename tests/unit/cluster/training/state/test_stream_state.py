@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.training.state.stream_state import Epoch, StreamState, merged
+from cluster.checkpoints.parts.stream import merged_stream
+from cluster.training.state.stream_state import Epoch, StreamState
 from streaming.batches.admission import Admission
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
@@ -40,7 +41,7 @@ def test_the_manifest_has_what_all_ranks_know(state):
     other = StreamState(Admission(StreamConfig()), 2)
     state.note_gaps({0: [Gap(5, 20, 1000)]})
     other.count_dead(_letters(1, 9))
-    whole = merged([state.to_json(), other.to_json()])
+    whole = merged_stream([state.to_json(), other.to_json()])
     assert (whole["skipped"], whole["behind"], whole["dead"]) == ({"0": 15}, {"0": (20, 1000)}, {"1": 1})
 
 

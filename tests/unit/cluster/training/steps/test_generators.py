@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.parts.generators import seed_dropout
 from cluster.collectives import Collectives
-from cluster.training.state.run import seed_dropout
 from cluster.training.state.worker_state import restore_checkpoint, save_checkpoint
 from tests.support.unit_runs import open_run, small_config, train_steps
 

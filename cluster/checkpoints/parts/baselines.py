@@ -1,0 +1,48 @@
+"""What the streaming baselines hold by item: `baselines.safetensors`; pairs of items have a part of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cluster.checkpoints.arrays import read_tensors
+from cluster.checkpoints.part import Copies, Part, Saved
+
+FILE = "baselines.safetensors"
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class Baselines(Protocol):
+    """`ProgressiveValidation`, as far as it is saved and restored."""
+
+    def baseline_arrays(self) -> Mapping[str, Int64Array]:
+        """The item of each column of the baselines and what they hold by column."""
+
+    def load_baselines(self, arrays: Mapping[str, Int64Array]) -> None:
+        """Go on from `baseline_arrays`."""
+
+
+class BaselinePart(Part):
+    """Popularity counts and the columns' items. Every rank has the same, so one of them writes."""
+
+    names = (FILE,)
+
+    def __init__(self, baselines: Baselines, *, writes: bool) -> None:
+        self._baselines, self._writes = baselines, writes
+
+    def copies(self) -> Copies:
+        """See Part."""
+        if not self._writes:
+            return Copies()
+        arrays = self._baselines.baseline_arrays()
+        return Copies(tensors={FILE: {name: torch.from_numpy(array) for name, array in arrays.items()}})
+
+    def restore(self, saved: Saved) -> None:
+        """See Part."""
+        tensors = read_tensors(saved.file(FILE))
+        self._baselines.load_baselines({name: tensor.numpy() for name, tensor in tensors.items()})

@@ -1,0 +1,73 @@
+"""The ledger of what was used of each partition, as Arrow files; the sums are metadata.
+
+| file | holds |
+|---|---|
+| `ledger-pPPPPP.arrow` | the counts of every user of the partition |
+| `ledger-pPPPPP.changes.arrow` | those that have changed |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.checkpoints.arrays import read_table
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.part import Part, Saved
+from cluster.checkpoints.parts.users import last_of_each, partitions_in
+from cluster.ledger import Ledger, PartitionLedger
+from streaming.histories.user_changes import CountChanges
+
+LEDGER = "ledger-p"
+
+
+class LedgerPart(Part):
+    """The ledgers of one rank."""
+
+    names = (LEDGER,)
+
+    def __init__(self, ledger: Ledger, partitions: Sequence[int]) -> None:
+        self._ledger = ledger
+        self._counts = {p: CountChanges() for p in partitions}
+        self._sums: dict[int, dict[str, str]] = {}
+
+    def forget(self) -> None:
+        """See Part."""
+        for partition in self._counts:
+            self._take(partition)
+
+    def base(self) -> Iterator[tuple[str, pa.Table]]:
+        """See Part."""
+        for partition in self._counts:
+            yield f"{LEDGER}{partition:05d}.arrow", self._ledger.partitions[partition].to_table()
+
+    def changes(self) -> dict[str, pa.Table]:
+        """See Part."""
+        return {
+            f"{LEDGER}{p:05d}.changes.arrow": self._ledger.partitions[p].to_table(self._take(p))
+            for p in self._counts
+        }
+
+    def restore(self, saved: Saved) -> None:
+        """See Part; a partition that is new has none yet."""
+        for partition in self._counts.keys() & set(partitions_in(saved.checkpoint)):
+            self._ledger.partitions[partition] = merged_ledger(saved.checkpoint, partition)
+
+    def _take(self, partition: int) -> npt.NDArray[np.int64]:
+        """Places of the users whose counts have changed; of one user if only the sums have, which go with the users."""
+        ledger = self._ledger.partitions[partition]
+        places = self._counts[partition].take(ledger.counts)
+        if places.shape[0] == 0 and ledger.sums != self._sums.get(partition):
+            places = np.arange(min(1, ledger.counts.shape[0]))
+        self._sums[partition] = ledger.sums
+        return places
+
+
+def merged_ledger(checkpoint: Checkpoint, partition: int) -> PartitionLedger:
+    """The ledger of a partition."""
+    tables = [read_table(f) for f in reversed(checkpoint.files(f"{LEDGER}{partition:05d}"))]
+    metadata = tables[0].schema.metadata
+    return PartitionLedger.from_table(last_of_each(tables).replace_schema_metadata(metadata))

@@ -1,0 +1,165 @@
+"""How far a run has come: steps, counts and positions, in the manifest.
+
+What a run counts, every rank knows or rank 0 alone; what a rank has read, it tells for itself, and the manifest has
+the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from cluster.checkpoints.part import Copies, Part, Saved
+from streaming.events.position import Position
+
+
+class Steps(Protocol):
+    """The part of `TrainingRun` that `StepPart` saves and restores."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+
+    @property
+    def events_seen(self) -> float:
+        """Summed weight of the events of all steps."""
+
+    def count_on_from(self, step: int, events_seen: float) -> None:
+        """Go on at a step."""
+
+
+class StepPart(Part):
+    """The step and the events behind it.
+
+    A run that starts from another's checkpoint counts on: random views and negatives are functions of (seed, step), so
+    nothing is drawn again that was drawn before, and a warm-up that is over stays so.
+    """
+
+    learnt = True
+
+    def __init__(self, run: Steps) -> None:
+        self._run = run
+
+    def copies(self) -> Copies:
+        """See Part."""
+        return Copies(told={"step": self._run.step, "events_seen": self._run.events_seen})
+
+    def restore(self, saved: Saved) -> None:
+        """See Part."""
+        self._run.count_on_from(int(saved.manifest["step"]), float(saved.manifest["events_seen"]))
+
+
+class Counts(Protocol):
+    """The part of `TrainingRun` that `CountsPart` saves and restores."""
+
+    @property
+    def rows_read(self) -> int:
+        """Rows that this rank has read; on rank 0, with those of earlier runs."""
+
+    @property
+    def rows_dead(self) -> int:
+        """Those of them that were dead letters."""
+
+    @property
+    def events_trained(self) -> int:
+        """By all ranks."""
+
+    @property
+    def init_from(self) -> Mapping[str, Any] | None:
+        """What the run was started from."""
+
+    def restore_counts(
+        self, events_trained: int, init_from: Mapping[str, Any] | None, *, rows_read: int, rows_dead: int
+    ) -> None:
+        """Go on from the counts of earlier runs."""
+
+
+class CountsPart(Part):
+    """What was read and trained, over all restarts."""
+
+    def __init__(self, run: Counts, rank: int) -> None:
+        self._run, self._rank = run, rank
+
+    def copies(self) -> Copies:
+        """See Part."""
+        run = self._run
+        return Copies(
+            told={
+                "rows_read": run.rows_read,
+                "dead_letters": run.rows_dead,
+                "events_trained": run.events_trained,
+                "init_from": run.init_from,
+            }
+        )
+
+    def merged(self, told: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """See Part."""
+        return {name: sum(rank[name] for rank in told) for name in ("rows_read", "dead_letters")}
+
+    def restore(self, saved: Saved) -> None:
+        """See Part."""
+        manifest = saved.manifest
+        speaks = self._rank == 0  # counted on one rank, so that the sum over ranks is the total
+        self._run.restore_counts(
+            int(manifest["events_trained"]),
+            manifest.get("init_from"),
+            rows_read=int(manifest["rows_read"]) if speaks else 0,
+            rows_dead=int(manifest["dead_letters"]) if speaks else 0,
+        )
+
+
+class Places(Protocol):
+    """The part of `TrainingRun` that `PositionsPart` saves and restores."""
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """Those that this rank reads."""
+
+    @property
+    def catalogue_positions(self) -> Mapping[str, Mapping[int, Position]]:
+        """Where the catalogue's topics are read on (rank 0)."""
+
+    def next_positions(self) -> Mapping[int, Position]:
+        """Where each partition is read on."""
+
+    def restore_positions(
+        self, positions: Mapping[int, Position], catalogue: Mapping[str, Mapping[int, Position]]
+    ) -> None:
+        """Read on from here."""
+
+
+class PositionsPart(Part):
+    """Where the stream and the catalogue are read on."""
+
+    def __init__(self, run: Places, rank: int) -> None:
+        self._run, self._rank = run, rank
+
+    def copies(self) -> Copies:
+        """See Part."""
+        return Copies(
+            told={
+                "positions": _to_json(self._run.next_positions()),
+                "catalogue_positions": {t: _to_json(p) for t, p in self._run.catalogue_positions.items()},
+            }
+        )
+
+    def merged(self, told: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """See Part."""
+        return {"positions": {p: at for rank in told for p, at in rank["positions"].items()}}
+
+    def restore(self, saved: Saved) -> None:
+        """See Part; the catalogue is read by rank 0."""
+        manifest, mine = saved.manifest, self._run.partitions
+        positions = {p: at for p, at in _from_json(manifest["positions"]).items() if p in mine}
+        topics = manifest["catalogue_positions"] if self._rank == 0 else {}
+        self._run.restore_positions(
+            positions, {topic: _from_json(places) for topic, places in topics.items()}
+        )
+
+
+def _to_json(positions: Mapping[int, Position]) -> dict[str, list[int]]:
+    return {str(p): list(at) for p, at in positions.items()}
+
+
+def _from_json(positions: Mapping[str, Sequence[int]]) -> dict[int, Position]:
+    return {int(p): Position(*at) for p, at in positions.items()}

@@ -1,0 +1,56 @@
+"""The one list of what a run's checkpoints hold: who adds a piece of state adds its part here.
+
+A part's file in `cluster/checkpoints/parts/` says which files it writes, when, and what is in them. Of a catalogue of a
+million items without titles, a delta carries about 15 MB that did not change.
+"""
+
+from __future__ import annotations
+
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.part import Part
+from cluster.checkpoints.parts.baselines import BaselinePart
+from cluster.checkpoints.parts.catalogue import CataloguePart
+from cluster.checkpoints.parts.curve import CurvePart
+from cluster.checkpoints.parts.generators import GeneratorPart
+from cluster.checkpoints.parts.ledger import LedgerPart
+from cluster.checkpoints.parts.pairs import PairPart
+from cluster.checkpoints.parts.progress import CountsPart, PositionsPart, StepPart
+from cluster.checkpoints.parts.rows import RowPart
+from cluster.checkpoints.parts.settings import SettingsPart
+from cluster.checkpoints.parts.stream import StreamPart
+from cluster.checkpoints.parts.towers import TowerPart
+from cluster.checkpoints.parts.users import UserPart
+from cluster.checkpoints.parts.waiting import WaitingPart
+from cluster.collectives import Collectives
+from cluster.training.state.run import TrainingRun
+
+
+def parts_of(run: TrainingRun, comm: Collectives, parent: Checkpoint | None = None) -> list[Part]:
+    """Every piece of a run's state, in the order in which it is restored.
+
+    Args:
+        run: its state is read and written in place.
+        comm: of the run; what every rank has alike is written by rank 0.
+        parent: what the next delta builds on.
+    """
+    rank, world, first = comm.rank, comm.world, comm.rank == 0
+    counted = run.progressive.cooccurrence
+    return [
+        TowerPart(run.model, run.train_step.optimizer, writes=first),
+        RowPart(run.table, rank, world),
+        WaitingPart(run.table, rank, world),
+        StepPart(run),
+        StreamPart(run.stream, run.partitions),
+        UserPart(run.users, run.partitions, run.stream.partitions),
+        LedgerPart(run.ledger, run.partitions),
+        CataloguePart(run.catalogue, writes=first),
+        CountsPart(run, rank),
+        PositionsPart(run, rank),
+        CurvePart(run.curve),
+        BaselinePart(run.progressive, writes=first),
+        PairPart(
+            counted.pairs, writes=first, parent=parent, stopped=lambda: counted.stopped
+        ),  # after BaselinePart
+        GeneratorPart(run.device, rank, world, lambda: run.seed_dropout(rank)),  # after StepPart
+        SettingsPart(run.config),
+    ]
