@@ -52,5 +52,5 @@ def parts_of(run: TrainingRun, comm: Collectives, parent: Checkpoint | None = No
             counted.pairs, writes=first, parent=parent, stopped=lambda: counted.stopped
         ),  # after BaselinePart
         GeneratorPart(run.device, rank, world, lambda: run.seed_dropout(rank)),  # after StepPart
-        SettingsPart(run.config),
+        SettingsPart(run),
     ]

@@ -91,10 +91,10 @@ def test_whatever_is_trained_while_a_base_is_copied_the_checkpoint_is_of_one_ste
     while len(committed) < 2:
         if checkpointer.idle:
             checkpointer.begin(run.step)
-            if checkpointer._now.snapshot is not None:
+            if checkpointer._now.told is not None:
                 expected = _saved_whole(run, tmp_path / f"whole-{len(committed)}")
         if checkpointer.ready:
-            had = checkpointer._now.snapshot
+            had = checkpointer._now.told
             done = checkpointer.advance()
             if done is not None:
                 committed.append(done)
