@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import torch
 from safetensors.torch import load, save
 
 from retrieval.storage.durable import FileEntry, write_durably
-from retrieval.storage.files import StoredFile
+
+
+class StoredContent(Protocol):
+    """A file that lies wherever a storage keeps it; `StoredFile` is one."""
+
+    @property
+    def stem(self) -> str:
+        """Its name without the last suffix."""
+
+    def read(self) -> pa.Buffer:
+        """The content."""
 
 
 def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -32,13 +43,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
     return write_durably(path, tensor_bytes(tensors))
 
 
-def read_table(file: Path | StoredFile) -> pa.Table:
+def read_table(file: Path | StoredContent) -> pa.Table:
     """Read an Arrow IPC file."""
     content = pa.py_buffer(file.read_bytes()) if isinstance(file, Path) else file.read()
     return pa.ipc.open_file(content).read_all()
 
 
-def read_tensors(file: Path | StoredFile) -> dict[str, torch.Tensor]:
+def read_tensors(file: Path | StoredContent) -> dict[str, torch.Tensor]:
     """Read a safetensors file onto the CPU."""
     content = file.read_bytes() if isinstance(file, Path) else file.read().to_pybytes()
     return load(content)

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, TypeAlias
 import pyarrow as pa
 import torch
 
+from cluster.checkpoints.arrays import StoredContent
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.manifest import START_ANEW
-from retrieval.storage.files import StoredFile
 from retrieval.versions.store import Version
 
 Slice: TypeAlias = pa.Table | Callable[[], pa.Table]
@@ -40,6 +40,26 @@ class Copies:
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     tensors: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class VersionFile:
+    """A file of an index version by its name: the copy of it on this machine may be called otherwise."""
+
+    version: Version
+    name: str
+
+    @property
+    def stem(self) -> str:
+        """Its name without the last suffix."""
+        return self.name.rpartition(".")[0]
+
+    def read(self) -> pa.Buffer:
+        """The content, as the version's manifest describes it."""
+        return pa.py_buffer(self.version.file(self.name).read_bytes())
+
+    def __str__(self) -> str:
+        return f"{self.version.storage.where}/{self.version.name}/{self.name}"
 
 
 @dataclass
@@ -69,24 +89,26 @@ class Saved:
         """What the manifest says."""
         return self.source.manifest
 
-    def file(self, name: str) -> StoredFile | Path:
+    def file(self, name: str) -> StoredContent:
         """One of its own files.
 
         Raises:
-            CheckpointError, VersionCorrupt: its manifest does not list it.
+            CheckpointError: its manifest does not list it; of a version, `read` raises VersionCorrupt.
         """
-        return self.source.file(name)
+        return (
+            self.source.file(name) if isinstance(self.source, Checkpoint) else VersionFile(self.source, name)
+        )
 
-    def files(self, prefix: str) -> Sequence[StoredFile | Path]:
+    def files(self, prefix: str) -> Sequence[StoredContent]:
         """The files whose names start so; of a checkpoint, those of its whole chain, the full one's first."""
         if isinstance(self.source, Checkpoint):
             return self.source.files(prefix)
-        return [self.source.file(name) for name in self.source.files(prefix)]
+        return self.own_files(prefix)
 
-    def own_files(self, prefix: str) -> list[StoredFile | Path]:
+    def own_files(self, prefix: str) -> list[StoredContent]:
         """The same without the chain: of what is whole in every checkpoint, the newest is enough."""
         names = sorted(entry["name"] for entry in self.manifest["files"])
-        return [self.source.file(name) for name in names if name.startswith(prefix)]
+        return [self.file(name) for name in names if name.startswith(prefix)]
 
 
 class Part(ABC):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cluster.checkpoints.arrays import read_table, write_table
+from cluster.checkpoints.arrays import StoredContent, read_table, write_table
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.checkpoints.part import Saved, ServedPart
@@ -27,7 +27,6 @@ from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.key_index import KeyIndex
 from retrieval.storage.durable import FileEntry
-from retrieval.storage.files import StoredFile
 
 PREFIX = "rows-"
 _REMOVED = ".removed"
@@ -35,7 +34,7 @@ _SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
 
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]
-RowFile = Path | StoredFile
+RowFile = Path | StoredContent
 
 
 class RowPart(ServedPart):

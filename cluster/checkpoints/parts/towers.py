@@ -10,14 +10,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from cluster.checkpoints.arrays import read_tensors, write_tensors
+from cluster.checkpoints.arrays import StoredContent, read_tensors, write_tensors
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.checkpoints.part import Copies, Saved, ServedPart
 from model.attribute_columns import EarlierColumns, earlier_columns
 from model.tower_optimizer import TowerOptimizer
 from model.two_tower import TwoTower
 from retrieval.storage.durable import FileEntry
-from retrieval.storage.files import StoredFile
 
 FILE = "towers.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -75,7 +74,7 @@ def save_towers(directory: Path, model: nn.Module, optimizer: TowerOptimizer | N
 
 
 def load_towers(
-    file: Path | StoredFile,
+    file: Path | StoredContent,
     model: nn.Module,
     optimizer: TowerOptimizer | None = None,
     *,

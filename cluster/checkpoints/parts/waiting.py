@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cluster.checkpoints.arrays import read_table
+from cluster.checkpoints.arrays import StoredContent, read_table
 from cluster.checkpoints.part import Copies, Part, Saved
 from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from retrieval.storage.files import StoredFile
 
 PREFIX = "waiting-"
 
@@ -43,7 +42,9 @@ def waiting_tables(table: ShardedEmbedding, rank: int, world: int) -> dict[str, 
     return {f"{PREFIX}{low:04d}-{high:04d}.arrow": table.waiting.to_table()}
 
 
-def load_waiting(files: Iterable[StoredFile | Path], table: ShardedEmbedding, rank: int, world: int) -> None:
+def load_waiting(
+    files: Iterable[Path | StoredContent], table: ShardedEmbedding, rank: int, world: int
+) -> None:
     """Read the keys whose buckets this rank owns, from files written by any number of ranks.
 
     Args:

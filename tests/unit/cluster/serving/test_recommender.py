@@ -1,5 +1,6 @@
 """A recommender that follows a run: every answer is of one version, whatever is published meanwhile."""
 
+import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from cluster.publishing.query_batch import query_batch
 from cluster.publishing.served_model import ServedModel
 from cluster.serving.recommender import NothingToServe, Recommender
 from cluster.training.refresh import encode_users
-from retrieval.versions.store import VersionCorrupt, VersionStore
+from retrieval.versions.store import Version, VersionCorrupt, VersionStore
 from streaming.catalogue.records import CatalogueUpdate
 from tests.support.unit_runs import open_run, small_config, train_steps
 
@@ -164,3 +165,17 @@ def test_query_vectors_of_a_version_are_those_of_the_run_that_published_it(publi
     batch = query_batch(users, run.users, run.catalogue, run.config.stream.history_length)
     np.testing.assert_array_equal(model.encode(batch), encode_users(run, users))
     assert model.version is version
+
+
+def test_copies_under_other_names_as_of_an_object_store_answer_alike(publishing, tmp_path, monkeypatch):
+    publishing.publish()
+    wanted = _answers(Recommender(publishing.run.config))
+    stored = Version.file
+
+    def copied(version, name):
+        copy = tmp_path / hashlib.sha256(name.encode()).hexdigest()
+        copy.write_bytes(stored(version, name).read_bytes())
+        return copy
+
+    monkeypatch.setattr(Version, "file", copied)
+    assert _answers(Recommender(publishing.run.config)) == wanted
