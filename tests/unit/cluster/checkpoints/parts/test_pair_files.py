@@ -10,7 +10,8 @@ import torch
 from cluster.audit.state import read_state
 from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
-from cluster.checkpoints.parts.pairs import BASELINES, PairPart, load_pairs, merged_pairs
+from cluster.checkpoints.parts.baselines import FILE as BASELINES
+from cluster.checkpoints.parts.pairs import PairPart, load_pairs, merged_pairs
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
