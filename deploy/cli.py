@@ -14,6 +14,7 @@ from deploy.verbs import (
     checkpoints,
     data,
     dead_letters,
+    index_versions,
     recommend,
     refresh,
     replay,
@@ -40,6 +41,7 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(submit.app, name="submit")
 checkpoints.app.add_typer(checkpoint_audit.app)
 app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(index_versions.app, name="index")
 
 
 def main() -> None:

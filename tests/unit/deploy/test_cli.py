@@ -29,6 +29,9 @@ VERBS = [
     ["checkpoint", "verify"],
     ["checkpoint", "diff"],
     ["checkpoint", "audit"],
+    ["index", "list"],
+    ["index", "verify"],
+    ["index", "rollback"],
 ]
 
 

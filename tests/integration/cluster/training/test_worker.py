@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from kafka import KafkaConsumer, KafkaProducer
+from typer.testing import CliRunner
 
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.checkpoints.arrays import read_table, read_tensors
@@ -24,10 +25,10 @@ from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.serving.recommender import NothingToServe, Recommender, UnknownUser
 from cluster.training.refresh import refresh_from
 from cluster.training.worker import Worker
+from deploy.cli import app
 from model.config import ModelConfig
 from model.features import ITEM
 from retrieval.storage.opening import open_storage
-from retrieval.versions.store import VersionStore
 from streaming.config import StreamConfig
 from streaming.producing.producer import EventProducer
 from streaming.sources.kafka_source import KafkaSource, end_offsets
@@ -140,7 +141,8 @@ def test_two_ranks_train_every_event_once_and_bad_events_go_to_the_dead_letter_t
     assert len(found) == 5
     assert not {r.item_id for r in found} & items
     assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
-    VersionStore(tmp_path / "index").rollback("v00000001")
+    rollback = ["index", "rollback", f"storage_path={tmp_path}", "--to", "v00000001"]
+    assert CliRunner().invoke(app, rollback).exit_code == 0
     again = Recommender(config).recommend(user_id=1, k=5)
     assert [r.item_id for r in again] == [r.item_id for r in found]
     assert Recommender(config).recommend(history=sorted(items), k=3)

@@ -1,0 +1,195 @@
+"""The verbs `index list`, `verify` and `rollback`: which versions there are, whether they are whole, which is live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deploy.command.errors import CommandError, UsageError
+from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.output import print_fields, write_json
+from deploy.command.terminal import Terminal, line
+from deploy.screen.screen import number, rate
+from deploy.verbs.checkpoints import print_verified
+
+if TYPE_CHECKING:
+    from cluster.config import FreshetConfig
+    from retrieval.versions.store import Version, VersionStore
+
+_FIGURES = ("step", "items", "kind", "nlist", "nprobe", "recall")
+
+app = typer.Typer(
+    help="Inspect the index versions of a run, and go back to an older one.", no_args_is_help=True
+)
+
+
+class NoSuchVersion(CommandError):
+    """There is no index version, or none of that name; names the place and the setting."""
+
+
+@app.command("list", epilog="**Example:** `freshet index list storage_path=runs/movies`")
+def index_list(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
+    """The index versions of a run: items, kind, recall, size, and which one is live."""
+    entries = list_versions(settings(config, overrides))
+    write_json(json, entries)
+    print_versions(Terminal(), entries)
+
+
+@app.command("verify", epilog="**Example:** `freshet index verify storage_path=runs/movies`")
+def index_verify(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
+    ] = None,
+) -> None:
+    """Read every file of the index versions; exits 1 if one is damaged."""
+    results = verify_versions(settings(config, overrides), name or [])
+    write_json(json, results)
+    print_verified(Terminal(), results)
+    raise typer.Exit(0 if all(result["whole"] for result in results) else 1)
+
+
+@app.command(
+    "rollback", epilog="**Example:** `freshet index rollback storage_path=runs/movies --to v00000007`"
+)
+def index_rollback(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="NAME", help="The version to serve.", show_default=False)
+    ] = "",
+) -> None:
+    """Make an older index version live again, if it is still whole.
+
+    Whoever serves follows at once. A trainer that goes on publishing makes its next version live as usual.
+    """
+    if not to:
+        raise UsageError("index rollback needs a version: give --to (`freshet index list` names them)")
+    result = roll_back(settings(config, overrides), to)
+    write_json(json, result)
+    print_fields(result)
+
+
+def list_versions(config: FreshetConfig) -> list[dict[str, Any]]:
+    """One entry per version, oldest first.
+
+    Returns:
+        `name`, `live`, `bytes`, `step`, `items`, `kind`, `nlist`, `nprobe`, `recall` (null if not in its manifest);
+        of one that cannot be read, `name`, `live` and `error`.
+    Raises:
+        NoSuchVersion: there is none at all.
+    """
+    from retrieval.versions.store import VersionError
+
+    store = _store(config)
+    live = store.live_name()
+    entries: list[dict[str, Any]] = []
+    for name in _existing(store, []):
+        try:
+            entries.append({"name": name, "live": name == live, **_figures(store.open(name))})
+        except VersionError as error:
+            entries.append({"name": name, "live": name == live, "error": str(error)})
+    return entries
+
+
+def verify_versions(config: FreshetConfig, names: list[str]) -> list[dict[str, Any]]:
+    """Read every file of the named versions (by default of all).
+
+    Returns:
+        `name`, `whole`, `files` (name, bytes, problem: empty if none), `problem`.
+    Raises:
+        NoSuchVersion: there is none at all, or none of a name.
+    """
+    from retrieval.storage.files import file_problem
+    from retrieval.versions.store import VersionError
+
+    store = _store(config)
+    results = []
+    for name in _existing(store, names):
+        files: list[dict[str, Any]] = []
+        problem = ""
+        try:
+            for entry in store.open(name).entries:
+                found = file_problem(store.storage, name, entry)
+                files.append({"name": entry["name"], "bytes": entry["size"], "problem": found})
+        except VersionError as error:
+            problem = str(error)
+        whole = not problem and not any(file["problem"] for file in files)
+        results.append({"name": name, "whole": whole, "files": files, "problem": problem})
+    return results
+
+
+def roll_back(config: FreshetConfig, name: str) -> dict[str, Any]:
+    """Make an older version live.
+
+    Returns:
+        `live`, its name, and `before`, the name of the one that was live (or null).
+    Raises:
+        NoSuchVersion: there is none of that name.
+        VersionCorrupt: one of its files is damaged; the live version stays.
+    """
+    store = _store(config)
+    [found] = _existing(store, [name])
+    before = store.live_name()
+    return {"live": store.rollback(found).name, "before": before}
+
+
+def _store(config: FreshetConfig) -> VersionStore:
+    from retrieval.versions.store import VersionStore
+
+    return VersionStore(Path(config.storage_path) / "index")
+
+
+def _existing(store: VersionStore, names: list[str]) -> list[str]:
+    known = store.names()
+    if not known:
+        raise NoSuchVersion(f"no index version in {store.where} (setting: storage_path)")
+    for name in names:
+        if name not in known:
+            raise NoSuchVersion(
+                f"no index version {name} in {store.where}; there are {', '.join(known)} "
+                "(setting: storage_path)"
+            )
+    return names or known
+
+
+def _figures(version: Version) -> dict[str, Any]:
+    return {
+        "bytes": sum(entry["size"] for entry in version.entries),
+        **{name: version.manifest.get(name) for name in _FIGURES},
+    }
+
+
+def print_versions(console: Terminal, entries: list[dict[str, Any]]) -> None:
+    """One line per version, at most 80 columns wide."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("version", "live", "step", "items", "kind", "recall", "nprobe", "MB"):
+        table.add_column(
+            name, no_wrap=True, justify="left" if name in ("version", "live", "kind") else "right"
+        )
+    for entry in entries:
+        live = "live" if entry["live"] else ""
+        if "error" in entry:
+            table.add_row(entry["name"], live, line("unreadable", style="red"))
+            continue
+        table.add_row(
+            entry["name"],
+            live,
+            number(entry["step"]),
+            number(entry["items"]),
+            str(entry["kind"] or "–"),
+            rate(entry["recall"]),
+            f"{entry['nprobe'] or '–'} of {entry['nlist'] or '–'}",
+            f"{entry['bytes'] / 1e6:,.2f}",
+        )
+    console.print(table)
+    for entry in entries:
+        if "error" in entry:
+            console.print(f"{entry['name']}: {entry['error']}")

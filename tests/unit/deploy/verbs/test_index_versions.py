@@ -1,0 +1,111 @@
+"""`index list | verify | rollback` on versions that lie in a run's folder."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli import app
+from deploy.command.errors import UsageError
+from deploy.verbs.index_versions import NoSuchVersion
+from retrieval.versions.store import VersionCorrupt, VersionStore
+
+FIGURES = {"step": 30, "items": 1682, "kind": "ivf", "nlist": 41, "nprobe": 7, "recall": 0.953}
+
+
+@pytest.fixture
+def versions(tmp_path):
+    """Two versions, of which the second is live."""
+    store = VersionStore(tmp_path / "index")
+    for content in (b"old", b"newer"):
+        building = store.begin()
+        (building.path / "index.faiss").write_bytes(content)
+        store.promote(store.commit(building, FIGURES).name)
+    return store
+
+
+def _invoke(tmp_path, *arguments):
+    out = tmp_path / "out.json"
+    done = CliRunner().invoke(
+        app, ["index", *arguments, f"storage_path={tmp_path}", "--json", str(out)], env={"COLUMNS": "80"}
+    )
+    return done, json.loads(out.read_text()) if out.exists() else None
+
+
+def test_the_list_shows_the_figures_of_each_version_and_which_is_live(tmp_path, versions):
+    done, entries = _invoke(tmp_path, "list")
+    assert done.exit_code == 0
+    assert entries == [
+        {"name": "v00000001", "live": False, "bytes": 3, **FIGURES},
+        {"name": "v00000002", "live": True, "bytes": 5, **FIGURES},
+    ]
+    lines = done.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == ["v00000002", "live", "30", "1,682", "ivf", ".953", "7", "of", "41", "0.00"]
+
+
+def test_a_version_without_figures_is_listed(tmp_path):
+    store = VersionStore(tmp_path / "index")
+    store.commit(store.begin(), {})
+    done, [entry] = _invoke(tmp_path, "list")
+    assert done.exit_code == 0
+    assert (entry["name"], entry["live"], entry["recall"]) == ("v00000001", False, None)
+
+
+def test_an_unreadable_version_is_listed_with_what_is_wrong(tmp_path, versions):
+    (tmp_path / "index" / "v00000001" / "manifest.json").write_text("{")
+    done, [damaged, whole] = _invoke(tmp_path, "list")
+    assert done.exit_code == 0
+    assert "v00000001 is damaged" in damaged["error"]
+    assert whole["live"]
+    assert "v00000001: index version v00000001 is damaged" in done.output
+
+
+def test_whole_versions_are_verified(tmp_path, versions):
+    done, results = _invoke(tmp_path, "verify")
+    assert done.exit_code == 0
+    assert [result["whole"] for result in results] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "manifest.json"])
+def test_a_damaged_version_is_named_and_exits_1(tmp_path, versions, name):
+    (tmp_path / "index" / "v00000001" / name).write_bytes(b"xxx")
+    done, results = _invoke(tmp_path, "verify")
+    assert done.exit_code == 1
+    assert [result["whole"] for result in results] == [False, True]
+    assert "v00000001  DAMAGED" in done.output
+    done, [alone] = _invoke(tmp_path, "verify", "--name", "v00000002")
+    assert (done.exit_code, alone["whole"]) == (0, True)
+
+
+def test_an_older_version_becomes_the_live_one(tmp_path, versions):
+    done, result = _invoke(tmp_path, "rollback", "--to", "v00000001")
+    assert done.exit_code == 0
+    assert result == {"live": "v00000001", "before": "v00000002"}
+    assert versions.current().name == "v00000001"
+
+
+def test_a_damaged_version_does_not_become_live(tmp_path, versions):
+    (tmp_path / "index" / "v00000001" / "index.faiss").write_bytes(b"xxx")
+    done, _ = _invoke(tmp_path, "rollback", "--to", "v00000001")
+    assert isinstance(done.exception, VersionCorrupt)
+    assert versions.current().name == "v00000002"
+
+
+@pytest.mark.parametrize("arguments", [["rollback", "--to", "v00000009"], ["verify", "--name", "v00000009"]])
+def test_an_unknown_version_is_refused_with_those_that_there_are(tmp_path, versions, arguments):
+    done, _ = _invoke(tmp_path, *arguments)
+    assert isinstance(done.exception, NoSuchVersion)
+    assert "there are v00000001, v00000002" in str(done.exception)
+
+
+def test_a_rollback_without_a_name_is_a_usage_error(tmp_path, versions):
+    done, _ = _invoke(tmp_path, "rollback")
+    assert isinstance(done.exception, UsageError)
+    assert "--to" in str(done.exception)
+
+
+def test_a_run_without_versions_is_an_error_that_names_the_setting(tmp_path):
+    done, _ = _invoke(tmp_path, "list")
+    assert isinstance(done.exception, NoSuchVersion)
+    assert "storage_path" in str(done.exception)
