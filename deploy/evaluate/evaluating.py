@@ -16,7 +16,7 @@ from deploy.evaluate.files import Trials, write_cells, write_results, write_tria
 from deploy.evaluate.options import EvaluateOptions, sweep_points
 from deploy.evaluate.plot import draw, require_matplotlib
 from deploy.evaluate.progress import EvaluationDisplay
-from deploy.evaluate.report import Report, build_report, print_report
+from deploy.evaluate.report import EvaluationReport, build_report, print_report
 from deploy.evaluate.tuned import read_tuned
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Evaluation:
             "trials": {name: len(of_system) for name, of_system in trials.items()},
         }
 
-    def _write(self, report: Report, cells: Sequence[Cell], outcome: GridOutcome) -> None:
+    def _write(self, report: EvaluationReport, cells: Sequence[Cell], outcome: GridOutcome) -> None:
         """Tables and plots; the report then knows where they are."""
         folder = self.folder
         write_cells(folder / "cells.csv", cells, outcome)

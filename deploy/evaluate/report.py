@@ -54,7 +54,7 @@ LEFT_OUT_FIRST = (
 
 
 @dataclass
-class Report:
+class EvaluationReport:
     """What one command found."""
 
     rows: list[Row]
@@ -91,7 +91,7 @@ class Report:
         }
 
 
-def build_report(cells: Sequence[Cell], outcome: GridOutcome, about: Mapping[str, Any]) -> Report:
+def build_report(cells: Sequence[Cell], outcome: GridOutcome, about: Mapping[str, Any]) -> EvaluationReport:
     """Everything that the cells gave."""
     from cluster.evaluation.grids.summary import summarise
     from deploy.evaluate.progress import cell_title
@@ -99,7 +99,7 @@ def build_report(cells: Sequence[Cell], outcome: GridOutcome, about: Mapping[str
     titles = {cell.key: cell_title(cell) for cell in cells}
     data = next((result.data for result in outcome.results.values()), {})
     errors = {titles.get(key, key): error for key, error in outcome.errors.items()}
-    return Report(summarise(cells, outcome), dict(data), dict(about), errors)
+    return EvaluationReport(summarise(cells, outcome), dict(data), dict(about), errors)
 
 
 def row_as_json(row: Row) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def row_as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def print_report(console: Terminal, report: Report) -> None:
+def print_report(console: Terminal, report: EvaluationReport) -> None:
     """The table, what it says, what failed, where the files are."""
     if not console.is_terminal:
         console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe has no width of its own
@@ -140,7 +140,7 @@ def print_report(console: Terminal, report: Report) -> None:
         console.print(f"failed: {cell}: {error}", style="bold red", soft_wrap=True)
 
 
-def _too_wide(console: Terminal, report: Report) -> list[str]:
+def _too_wide(console: Terminal, report: EvaluationReport) -> list[str]:
     """The figures that a narrow terminal has no room for."""
     wide = console.options.update(width=10 * TABLE_WIDTH)
     for count in range(len(LEFT_OUT_FIRST) + 1):
@@ -150,7 +150,7 @@ def _too_wide(console: Terminal, report: Report) -> list[str]:
     return left_out
 
 
-def results_table(report: Report, left_out: Collection[str] = ()) -> Table:
+def results_table(report: EvaluationReport, left_out: Collection[str] = ()) -> Table:
     """One row per model, or per model and swept value; means over seeds with their standard deviations below."""
     names = [name for name in HEADINGS if name not in left_out]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -179,7 +179,7 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
     return list(first_of.values())
 
 
-def legend(report: Report, left_out: Collection[str] = ()) -> list[str]:
+def legend(report: EvaluationReport, left_out: Collection[str] = ()) -> list[str]:
     """What the columns mean."""
     data, row = report.data, report.rows[0]
     # A walk-forward asks for a user once in every stage.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -142,20 +141,20 @@ def roll_back(config: FreshetConfig, name: str) -> dict[str, Any]:
 
 
 def _store(config: FreshetConfig) -> VersionStore:
-    from retrieval.versions.store import VersionStore
+    from cluster.publishing.version_store import version_store
 
-    return VersionStore(Path(config.storage_path) / "index")
+    return version_store(config)
 
 
 def _existing(store: VersionStore, names: list[str]) -> list[str]:
     known = store.names()
     if not known:
-        raise NoSuchVersion(f"no index version in {store.where} (setting: storage_path)")
+        raise NoSuchVersion(f"no index version in {store.where} (setting: storage_path or train.index_path)")
     for name in names:
         if name not in known:
             raise NoSuchVersion(
                 f"no index version {name} in {store.where}; there are {', '.join(known)} "
-                "(setting: storage_path)"
+                "(setting: storage_path or train.index_path)"
             )
     return names or known
 

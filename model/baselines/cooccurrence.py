@@ -112,7 +112,7 @@ class Cooccurrence:
         self._recent_items = recent_items
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See Recommender: counts each event's item with the items before it."""
+        """See RetrievalModel: counts each event's item with the items before it."""
         histories = Histories.of(batch, self._index)
         recent_ER = histories.recent(self._recent_items)
         target_ER = np.broadcast_to(histories.target_E[:, None], recent_ER.shape)
@@ -123,10 +123,10 @@ class Cooccurrence:
         return {}
 
     def end_pass(self) -> None:
-        """See Recommender: counts are ready at any time."""
+        """See RetrievalModel: counts are ready at any time."""
 
     def encode_users(self, batch: pa.RecordBatch) -> Any:
-        """See Recommender."""
+        """See RetrievalModel."""
         recent_ER = Histories.of(batch, self._index).recent(self._recent_items)
         event, place = np.nonzero(recent_ER >= 0)
         item = recent_ER[event, place]
@@ -134,22 +134,22 @@ class Cooccurrence:
         return self._tools.sparse.csr_matrix((self._norms()[item], (event, item)), shape=shape)
 
     def encode_items(self, item_ids: Int64Array) -> Any:
-        """See Recommender."""
+        """See RetrievalModel."""
         column_Q = self._index.find(item_ids)
         norm_Q = self._norms()[np.maximum(column_Q, 0)]
         return self._tools.rows_or_zero(self._counts.matrix(), column_Q, norm_Q).tocsc()
 
     def scores(self, users: Any, items: Any) -> Float32Array:
-        """See Recommender."""
+        """See RetrievalModel."""
         scores: Float32Array = self._tools.inner_products(users, items)
         return scores
 
     def state(self) -> Any:
-        """See Recommender."""
+        """See RetrievalModel."""
         return self._counts.matrix().copy()
 
     def load_state(self, state: Any) -> None:
-        """See Recommender."""
+        """See RetrievalModel."""
         self._counts.load(state.copy())
 
     def _norms(self) -> Float32Array:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from model.baselines.histories import Histories, ItemIndex
 from model.baselines.popularity import StreamingPopularity
 from model.baselines.sparse import PairCounts, SparseMatrix, inner_products, rows_or_zero, sparse
-from model.recommender import Float32Array, Int64Array
+from model.retrieval_model import Float32Array, Int64Array
 
 
 class Markov:
@@ -36,7 +36,7 @@ class Markov:
         self._popularity = StreamingPopularity()
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See Recommender: counts each event's item, and the step to it from the item before."""
+        """See RetrievalModel: counts each event's item, and the step to it from the item before."""
         histories = Histories.of(batch, self._index)
         target_E, last_E = histories.target_E, histories.recent(1)[:, 0]
         known_E = target_E >= 0
@@ -46,10 +46,10 @@ class Markov:
         return {}
 
     def end_pass(self) -> None:
-        """See Recommender: counts are ready at any time."""
+        """See RetrievalModel: counts are ready at any time."""
 
     def encode_users(self, batch: pa.RecordBatch) -> SparseMatrix:
-        """See Recommender."""
+        """See RetrievalModel."""
         last_E = Histories.of(batch, self._index).recent(1)[:, 0]
         events, items = np.arange(last_E.shape[0]), len(self._index)
         rows = np.concatenate([events[last_E >= 0], events])
@@ -58,7 +58,7 @@ class Markov:
         return sparse.csr_matrix((ones, (rows, columns)), shape=(events.shape[0], items + 1))
 
     def encode_items(self, item_ids: Int64Array) -> SparseMatrix:
-        """See Recommender: the counts of the steps to each item, and its share of all events."""
+        """See RetrievalModel: the counts of the steps to each item, and its share of all events."""
         column_Q = self._index.find(item_ids)
         steps = rows_or_zero(self._transitions.matrix(), column_Q)
         count_I = self._popularity.counts(len(self._index))
@@ -67,14 +67,14 @@ class Markov:
         return sparse.hstack([steps, sparse.csr_matrix(share_Q[:, None])], format="csc")
 
     def scores(self, users: SparseMatrix, items: SparseMatrix) -> Float32Array:
-        """See Recommender."""
+        """See RetrievalModel."""
         return inner_products(users, items)
 
     def state(self) -> Any:
-        """See Recommender."""
+        """See RetrievalModel."""
         return self._transitions.matrix().copy(), self._popularity.to_arrays()
 
     def load_state(self, state: Any) -> None:
-        """See Recommender."""
+        """See RetrievalModel."""
         self._transitions.load(state[0].copy())
         self._popularity.load_arrays(state[1])

@@ -56,7 +56,7 @@ class StreamingPopularity:
 
 
 class Popularity:
-    """How often an item was taken, as a Recommender: a user is [1], an item is [its count].
+    """How often an item was taken, as a RetrievalModel: a user is [1], an item is [its count].
 
     count(i) = Σ_e w_e,  w_e = 2^(−(t − t_e) / half-life),  t: the latest event's time; w_e = 1 without a half-life.
 
@@ -72,7 +72,7 @@ class Popularity:
         self._latest_ms = 0
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See Recommender: counts the events' items."""
+        """See RetrievalModel: counts the events' items."""
         events = Histories.of(batch, self._index)
         known_E = events.target_E >= 0
         weight_E = None
@@ -89,14 +89,14 @@ class Popularity:
         return np.exp2(-age_ms / self._half_life_ms)
 
     def end_pass(self) -> None:
-        """See Recommender: counts are ready at any time."""
+        """See RetrievalModel: counts are ready at any time."""
 
     def encode_users(self, batch: pa.RecordBatch) -> Float32Array:
-        """See Recommender: ones, float32 (E, 1)."""
+        """See RetrievalModel: ones, float32 (E, 1)."""
         return np.ones((batch.column("weight").flatten().to_numpy().shape[0], 1), np.float32)
 
     def encode_items(self, item_ids: Int64Array) -> Float32Array:
-        """See Recommender: counts, float32 (Q, 1)."""
+        """See RetrievalModel: counts, float32 (Q, 1)."""
         column_Q = self._index.find(item_ids)
         if len(self._index) == 0:
             return np.zeros((column_Q.shape[0], 1), np.float32)
@@ -104,14 +104,14 @@ class Popularity:
         return np.where(column_Q >= 0, count_Q, np.float32(0))[:, None]
 
     def scores(self, users: Float32Array, items: Float32Array) -> Float32Array:
-        """See Recommender."""
+        """See RetrievalModel."""
         return users @ items.T
 
     def state(self) -> Any:
-        """See Recommender."""
+        """See RetrievalModel."""
         return self._count_I.copy(), self._latest_ms
 
     def load_state(self, state: Any) -> None:
-        """See Recommender."""
+        """See RetrievalModel."""
         count_I, self._latest_ms = state
         self._count_I = count_I.copy()

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from model.baselines.extra import evaluation_package
 from model.baselines.histories import Histories, ItemIndex
-from model.recommender import Float32Array, Int64Array
+from model.retrieval_model import Float32Array, Int64Array
 
 
 class _Read(NamedTuple):
@@ -72,7 +72,7 @@ class WALS:
         self._item_IF = np.zeros((len(self._index), factors), np.float32)
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See Recommender: keeps the events for `end_pass`."""
+        """See RetrievalModel: keeps the events for `end_pass`."""
         histories = Histories.of(batch, self._index)
         known_E = histories.target_E >= 0
         places: Any = batch.column("offset")
@@ -91,7 +91,7 @@ class WALS:
         return {}
 
     def end_pass(self) -> None:
-        """See Recommender: factorises all events so far, if there are new ones."""
+        """See RetrievalModel: factorises all events so far, if there are new ones."""
         read = _each_once([self._solved, *self._since])
         is_new, self._since = len(read.user_P) > len(self._solved.user_P), []
         if not is_new:
@@ -108,7 +108,7 @@ class WALS:
         self._item_IF[np.bincount(read.item_P, minlength=len(self._index)) == 0] = 0.0
 
     def encode_users(self, batch: pa.RecordBatch) -> Float32Array:
-        """See Recommender: solved from each event's history, float32 (E, F)."""
+        """See RetrievalModel: solved from each event's history, float32 (E, F)."""
         histories = Histories.of(batch, self._index)
         events = histories.place_E.shape[0]
         event_X, item_X = histories.known()
@@ -124,21 +124,21 @@ class WALS:
         return solved
 
     def encode_items(self, item_ids: Int64Array) -> Float32Array:
-        """See Recommender: float32 (Q, F)."""
+        """See RetrievalModel: float32 (Q, F)."""
         column_Q = self._index.find(item_ids)
         return self._item_IF[np.maximum(column_Q, 0)] * (column_Q >= 0)[:, None].astype(np.float32)
 
     def scores(self, users: Float32Array, items: Float32Array) -> Float32Array:
-        """See Recommender: how near each p_ui is to 1."""
+        """See RetrievalModel: how near each p_ui is to 1."""
         return users @ items.T
 
     def state(self) -> Any:
-        """See Recommender."""
+        """See RetrievalModel."""
         # What has been read is replaced and never written to.
         return self._item_IF.copy(), self._solved, self._since.copy()
 
     def load_state(self, state: Any) -> None:
-        """See Recommender."""
+        """See RetrievalModel."""
         item_IF, self._solved, since = state
         self._item_IF, self._since = item_IF.copy(), since.copy()
 

@@ -33,7 +33,7 @@ from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
 from deploy.command.options import settings
 from deploy.datasets.datasets import fetch, load
 from model.metrics import hit_rate, ndcg
-from model.recommender import Recommender
+from model.retrieval_model import RetrievalModel
 from streaming.local_broker.broker import LocalBroker
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.stream_passes import fill_topics, stream_passes, training_events
@@ -139,7 +139,7 @@ def train_on_stream(
 
 
 def ranked(
-    recommender: Recommender, data: EvaluationData, queries: Queries, config: OfflineConfig
+    recommender: RetrievalModel, data: EvaluationData, queries: Queries, config: OfflineConfig
 ) -> dict[str, float]:
     """Figures of a full ranking."""
     ranks = rank(

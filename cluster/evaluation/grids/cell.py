@@ -23,7 +23,7 @@ from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.evaluation.systems.fitting import FitPlan, Fitted, PassReport, fit
 from cluster.evaluation.systems.overrides import leaves
 from cluster.evaluation.systems.systems import SYSTEMS, create
-from model.recommender import Recommender
+from model.retrieval_model import RetrievalModel
 
 FORMAT = 2
 """Of a cell's result; another one is another cell."""
@@ -136,7 +136,7 @@ def run_cell(
 
 
 def _test_ranking(
-    cell: Cell, data: EvaluationData, recommender: Recommender, fitted: Fitted, plan: FitPlan
+    cell: Cell, data: EvaluationData, recommender: RetrievalModel, fitted: Fitted, plan: FitPlan
 ) -> Ranking | None:
     """The test's targets, after a walk-forward up to them if there is one; None for a trial, which stops before."""
     if not data.split.stages:

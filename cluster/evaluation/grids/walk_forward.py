@@ -12,11 +12,11 @@ from cluster.evaluation.protocol.batches import TrainingPasses
 from cluster.evaluation.protocol.protocols import Split
 from cluster.evaluation.systems.fitting import FitPlan, Fitted, PassReport
 from model.metrics import hit_rate
-from model.recommender import Int64Array, Recommender
+from model.retrieval_model import Int64Array, RetrievalModel
 
 
 def walk(
-    recommender: Recommender,
+    recommender: RetrievalModel,
     split: Split,
     item_ids: Int64Array,
     plan: FitPlan,

@@ -15,7 +15,7 @@ from cluster.evaluation.protocol.batches import query_batches
 from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Queries
 from model.metrics import rank_in_row
-from model.recommender import Recommender
+from model.retrieval_model import RetrievalModel
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class Ranking:
 
 
 def rank(
-    recommender: Recommender,
+    recommender: RetrievalModel,
     interactions: Interactions,
     queries: Queries,
     item_ids: Int64Array,

@@ -15,7 +15,7 @@ from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses
 from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Queries, Split
 from model.metrics import hit_rate
-from model.recommender import Int64Array, Recommender
+from model.retrieval_model import Int64Array, RetrievalModel
 
 
 @dataclass
@@ -88,7 +88,7 @@ class FitPlan:
         return cls(config.fit, PassSettings.of(config), config.protocol.exclude_seen, *passes, tell)
 
     def rank(
-        self, recommender: Recommender, interactions: Interactions, queries: Queries, item_ids: Int64Array
+        self, recommender: RetrievalModel, interactions: Interactions, queries: Queries, item_ids: Int64Array
     ) -> Ranking:
         """The queries' targets among all items; see `ranking.rank`."""
         return rank(
@@ -101,7 +101,7 @@ class FitPlan:
         )
 
 
-def fit(recommender: Recommender, split: Split, item_ids: Int64Array, plan: FitPlan) -> Fitted:
+def fit(recommender: RetrievalModel, split: Split, item_ids: Int64Array, plan: FitPlan) -> Fitted:
     """Trains on all training events, `plan.passes` times, and goes back to the pass with the best validation HR@10.
 
     Args:

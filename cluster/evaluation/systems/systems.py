@@ -11,7 +11,7 @@ from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.setting_names import did_you_mean
 from model.baselines.extra import evaluation_package
-from model.recommender import Int64Array, Recommender
+from model.retrieval_model import Int64Array, RetrievalModel
 
 if TYPE_CHECKING:
     # Names and settings are checked without it, in a moment.
@@ -165,7 +165,7 @@ def create(
     catalogue: Catalogue,
     item_ids: Int64Array,
     device: torch.device,
-) -> Recommender:
+) -> RetrievalModel:
     """A fresh one, initialised from `config.seed`.
 
     Args:
@@ -191,7 +191,7 @@ def create(
         extra = {**asdict(config.wals), "threads": config.fit.threads, "seed": config.seed}
     if system.name == "popularity":
         extra = asdict(config.popularity)
-    recommender: Recommender = make(item_ids, **extra)
+    recommender: RetrievalModel = make(item_ids, **extra)
     return recommender
 
 

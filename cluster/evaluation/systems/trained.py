@@ -1,4 +1,4 @@
-"""A two-tower system as a Recommender: the streaming trainer's own step, on one process."""
+"""A two-tower system as a RetrievalModel: the streaming trainer's own step, on one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cluster.training.steps.refusal import StepRefused
 from cluster.training.steps.train_step import TrainStep
 from model.features import KeyCollector, item_inputs, query_inputs
 from model.precision import use_precision
-from model.recommender import Float32Array, Int64Array
+from model.retrieval_model import Float32Array, Int64Array
 from model.two_tower import TwoTower
 from streaming.catalogue.catalogue import Catalogue
 
@@ -74,7 +74,7 @@ class TrainedRecommender:
         self._step = 0
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See Recommender: one optimizer step; one that is refused is left out, with a warning and "refused": 1."""
+        """See RetrievalModel: one optimizer step; one that is refused is left out, with a warning and "refused": 1."""
         step, self._step = self._step, self._step + 1
         try:
             return self._train_step.train(self._train_step.prepare(batch, step), step, decay=decay)
@@ -83,11 +83,11 @@ class TrainedRecommender:
             return {**refused.losses, "refused": 1.0}
 
     def end_pass(self) -> None:
-        """See Recommender: a step has been done for every batch, nothing is left to do."""
+        """See RetrievalModel: a step has been done for every batch, nothing is left to do."""
 
     @torch.no_grad()
     def encode_users(self, batch: pa.RecordBatch) -> Float32Array:
-        """See Recommender."""
+        """See RetrievalModel."""
         self.model.eval()
         keys = KeyCollector()
         queries = query_inputs(batch, self._catalogue.categories, keys, self.model.config).to(self._device)
@@ -97,7 +97,7 @@ class TrainedRecommender:
 
     @torch.no_grad()
     def encode_items(self, item_ids: Int64Array) -> Float32Array:
-        """See Recommender."""
+        """See RetrievalModel."""
         self.model.eval()
         parts = []
         for start in range(0, item_ids.shape[0], _ITEMS_AT_ONCE):
@@ -109,7 +109,7 @@ class TrainedRecommender:
 
     @torch.no_grad()
     def scores(self, users: Float32Array, items: Float32Array) -> Float32Array:
-        """See Recommender: the model's own comparison."""
+        """See RetrievalModel: the model's own comparison."""
         queries, known = torch.from_numpy(users), torch.from_numpy(items)
         scores: Float32Array = (
             self.model.scores(queries.to(self._device), known.to(self._device)).cpu().numpy()
@@ -117,11 +117,11 @@ class TrainedRecommender:
         return scores
 
     def state(self) -> Any:
-        """See Recommender: towers and row values (what encoding reads; not the optimizer's)."""
+        """See RetrievalModel: towers and row values (what encoding reads; not the optimizer's)."""
         return copy.deepcopy(self.model.state_dict()), self.table.values_CD[: len(self.table)].clone()
 
     def load_state(self, state: Any) -> None:
-        """See Recommender. A row that came later gets the value it began with: as such it was encoded before."""
+        """See RetrievalModel. A row that came later gets the value it began with: as such it was encoded before."""
         towers, values_KD = state
         self.model.load_state_dict(towers)
         known = values_KD.shape[0]  # rows are never removed here, so the first ones are those of that moment

@@ -16,7 +16,7 @@ from deploy.command.errors import CommandError, last_line_of, one_line, report
 from deploy.command.terminal import Terminal, guard_streams, line, panel, printable, say, say_lines, stacked
 from deploy.demo.figures import DemoFigures
 from deploy.demo.report import print_report
-from deploy.evaluate.report import Report
+from deploy.evaluate.report import EvaluationReport
 from deploy.evaluate.report import print_report as print_evaluation
 from deploy.screen.progress import parse_progress
 from deploy.screen.screen import DemoView, plain_line, render
@@ -115,7 +115,7 @@ STATUS = {
     "broker": HOSTILE,
 }
 BAD_FILE = {"name": HOSTILE, "bytes": 1, "problem": HOSTILE}
-EVALUATION = Report([], errors={HOSTILE: HOSTILE}, files={"table": [Path(HOSTILE)]})
+EVALUATION = EvaluationReport([], errors={HOSTILE: HOSTILE}, files={"table": [Path(HOSTILE)]})
 VIEW = DemoView(
     HOSTILE,
     HOSTILE,

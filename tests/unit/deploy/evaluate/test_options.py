@@ -221,10 +221,10 @@ def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
 
 
 def test_the_protocol_is_told_in_words():
-    from deploy.evaluate.report import Report
+    from deploy.evaluate.report import EvaluationReport
 
     def told(**protocol):
-        return Report([], about={"protocol": protocol}).protocol
+        return EvaluationReport([], about={"protocol": protocol}).protocol
 
     assert told(kind="leave_one_out", shuffle_ties=True) == "leave one out, ties shuffled"
     assert told(kind="temporal", walk_forward_days=0) == "temporal"

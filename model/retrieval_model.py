@@ -18,7 +18,7 @@ Vectors = Any
 """float32 (n, D): a NumPy array, or a SciPy CSR matrix where D is as large as the catalogue."""
 
 
-class Recommender(Protocol):
+class RetrievalModel(Protocol):
     """Fits on training batches (docs/reference/batch.md) of a stream or of a data set; encodes users and items."""
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
