@@ -92,7 +92,9 @@ class TrainConfig:
     checkpoint_every_s: float = field(default=15.0, metadata={"help": "seconds between checkpoints"})
     checkpoints_to_keep: int = field(
         default=3,
-        metadata={"help": "older ones are removed after a commit, but for those that a kept one builds on"},
+        metadata={
+            "help": "older ones are deleted after a commit, except those that a retained one depends on"
+        },
     )
     checkpoint_full_every: int = field(
         default=20,

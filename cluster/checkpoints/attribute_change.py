@@ -44,7 +44,7 @@ class AttributeChange:
 
     @property
     def changed(self) -> bool:
-        """Whether anything is other: names or their order."""
+        """Whether names or their order differ."""
         return self.before != self.now
 
     @property

@@ -9,12 +9,12 @@ A commit, in this order (`writing.py` drives it; the names are those of its faul
     6. `rename`: rank 0 renames the folder to `step-…` (in an object store the manifest is put instead): this instant
        is the commit; `renamed`, the parent is fsynced;
     7. `offsets`: positions go to Kafka for lag tools;
-    8. `prune`: older checkpoints are removed, but for those that a kept one builds on, and all of a line given up.
+    8. `prune`: deletes old checkpoints, except those that a retained one depends on; also deletes abandoned branches.
 A crash before 6 leaves garbage that is never listed, removed by the next `begin`.
 
-A line is what one run after the other went on from: each manifest names the checkpoint that it `follows`. Where a run
-falls back behind damage, what is newer than the one it goes on from is given up, and removed once the next commit
-stands: it would come back as the newest should its files be mended, and take the places of good ones meanwhile.
+A line is a sequence of checkpoints in which each continued from the one before, which its manifest names in `follows`.
+When a run falls back to an older checkpoint because newer ones are damaged, the newer ones are abandoned, and deleted
+after the next commit. Otherwise they would count as the newest if their files were repaired, and displace good ones.
 
 A full checkpoint holds everything; a delta holds the rows and users that changed since its parent, and everything that
 is small. The manifest of a delta names its chain, from the full one on, with the checksum of each manifest, so that
@@ -336,7 +336,7 @@ class Writing:
 def _line_of(newest: Checkpoint, manifests: dict[str, Mapping[str, Any]]) -> list[str]:
     """What `newest` and those before it went on from, newest first, and whatever is older than all of that.
 
-    What lies between two of these belongs to a line that was given up.
+    Checkpoints between two of these belong to an abandoned branch.
     """
     line = [newest.name]
     while (before := _followed_by(manifests[line[-1]])) in manifests and before not in line:

@@ -19,7 +19,7 @@ class LiveIndex:
     def figures(self) -> dict[str, Any]:
         """`version` (name) and its `items`, `kind`, `nlist`, `nprobe`, `recall`; empty before the first one.
 
-        A disk that cannot be read changes nothing: what was seen last is told again.
+        A disk that cannot be read changes nothing: the last figures are returned again.
         """
         try:
             name = self._store.live_name()

@@ -133,7 +133,7 @@ def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str
 
 
 def diff_checkpoints(config: FreshetConfig, old: str, new: str) -> dict[str, Any]:
-    """What is other in the second: see `cluster.audit.state.difference`; `old` and `new` are their names."""
+    """What changed from `old` to `new`, both by name: see `cluster.audit.state.difference`."""
     from cluster.audit.state import difference, read_state
 
     states = [read_state(checkpoint_named(config, name)) for name in (old, new)]

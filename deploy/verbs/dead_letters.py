@@ -153,7 +153,7 @@ def print_letters(console: Terminal, found: dict[str, Any]) -> None:
 def run_replay(
     config: StreamConfig, edits: Sequence[str], file: Path | None, reason: str, *, dry_run: bool
 ) -> dict[str, Any]:
-    """Brings letters back, mended by `KEY=VALUE` edits or by a file of JSON lines that `list` wrote.
+    """Replay letters, corrected by `KEY=VALUE` edits or by a file of JSON lines that `list` wrote.
 
     Raises:
         BadEdit: an edit or a line of the file cannot be read.
@@ -165,7 +165,9 @@ def run_replay(
     def chosen(letter: StoredLetter) -> bool:
         return reason in letter.reason and (events is None or letter.key in events)
 
-    report = replay_letters(config, _mender([_edit(text) for text in edits], events), chosen, dry_run=dry_run)
+    report = replay_letters(
+        config, _corrector([_edit(text) for text in edits], events), chosen, dry_run=dry_run
+    )
     return {
         "topic": config.dead_letters,
         "dry_run": dry_run,
@@ -176,14 +178,16 @@ def run_replay(
     }
 
 
-def _mender(edits: Sequence[tuple[str, Any]], events: dict[str, Any] | None) -> Callable[[StoredLetter], Any]:
-    def mend(letter: StoredLetter) -> Any:
+def _corrector(
+    edits: Sequence[tuple[str, Any]], events: dict[str, Any] | None
+) -> Callable[[StoredLetter], Any]:
+    def correct(letter: StoredLetter) -> Any:
         event = events[letter.key] if events is not None else letter.event
         if not isinstance(event, dict):
             return event
         return {k: v for k, v in (event | dict(edits)).items() if v is not None or k not in dict(edits)}
 
-    return mend
+    return correct
 
 
 def _edit(text: str) -> tuple[str, Any]:

@@ -175,7 +175,7 @@ def seek(
         lost: where to go on if the log does not hold an offset: `stream.lost_position`.
         anew: those whose offsets are of an earlier topic of the same name.
     Returns:
-        The offsets, and which of them are other ones, because the log does not hold what was asked for.
+        The offsets, and which of them differ from the requested ones, because the log does not hold those.
     Raises:
         PositionLost: an offset is before the beginning or after the end of its partition, and `lost` is "fail".
     """

@@ -104,7 +104,7 @@ def row_columns(table: ShardedEmbedding, local: Int64Array, *, state: bool = Tru
 
 
 def _later(table: ShardedEmbedding, local: Int64Array, copies: RowCopies) -> Callable[[], pa.Table]:
-    """The same, but for the keys as the rows are when it is called."""
+    """The same; the keys are copied now, the values when it is called."""
     tables, ids = table.keys_of(local)
     return partial(_columns, table, local, pa.array(tables), pa.array(ids), copies)
 

@@ -46,7 +46,7 @@ def may_be_of_events(error: Exception, comm: Collectives) -> bool:
 def together(comm: Collectives, decline: Callable[[], object]) -> Iterator[None]:
     """Collective. All ranks complete the block, or all of them raise `StepRefused`.
 
-    An error is told to the others in the message that they wait for, so that nothing is sent for the sake of it.
+    An error travels in the message that the others wait for anyway, so it costs no message of its own.
 
     Args:
         comm: the ranks.
