@@ -191,6 +191,13 @@ class ProgressiveConfig:
     sample_fraction: float = field(
         default=0.2, metadata={"help": "share of the events that are scored first (0 = no validation)"}
     )
+    exact_max_items: int = field(
+        default=20_000,
+        metadata={
+            "help": "with more items than this, events are not ranked among all of them any more: it would cost more "
+            "than training"
+        },
+    )
     top_k: int = field(default=10, metadata={"help": "N of HR@N"})
     bin_events: int = field(
         default=1000,
@@ -216,7 +223,7 @@ class ProgressiveConfig:
         """Refuse values that cannot work, naming the setting."""
         if not 0.0 <= self.sample_fraction <= 1.0:
             raise ValueError(f"progressive.sample_fraction must be in [0, 1], got {self.sample_fraction}")
-        for name in ("top_k", "bin_events", "baseline_max_items", "baseline_max_pairs"):
+        for name in ("exact_max_items", "top_k", "bin_events", "baseline_max_items", "baseline_max_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"progressive.{name} must be at least 1, got {getattr(self, name)}")
 

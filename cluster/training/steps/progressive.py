@@ -3,7 +3,8 @@
 Shape letters: E sampled events of this rank, I items known before the step, R recent items of a user.
 
 A hash of its position decides whether an event is in the sample. It is ranked among all items known before
-its step, with the user's seen items removed; ties count half. An item that nobody had heard of is a miss; an item
+its step, with the user's seen items removed; ties count half. That costs as much as the catalogue is large, so it ends
+where `progressive.exact_max_items` says. An item that nobody had heard of is a miss; an item
 that the user has had before is not scored, since it could not be recommended. The baselines rank the same events
 at the same time.
 """
@@ -101,6 +102,7 @@ class ProgressiveValidation:
         self.recent_queries: list[npt.NDArray[np.float32]] = []
         """The last scored query vectors, for the recall gate of the index."""
         self._positions = KeyIndex()
+        self._said_too_many = False
         self._comm, self._config = comm, config
 
     @property
@@ -116,11 +118,18 @@ class ProgressiveValidation:
     def rank(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
         """Collective. (sample, hits, popularity hits, co-occurrence hits) of this rank's events of the step.
 
+        Zeros where nothing is scored: without a sample, or with more than `progressive.exact_max_items` items.
+
         Raises:
             StepRefused: on every rank, if some rank cannot encode its items. What this rank's events alone lead to is
                 raised on this rank alone, after the last message.
         """
         if self._settings.sample_fraction == 0:
+            return np.zeros(1 + len(SYSTEMS))
+        if self._too_many_items():
+            sampled = np.flatnonzero(sample_mask(batch, self._settings.sample_fraction))
+            if sampled.shape[0]:
+                self._remember(self._scores(prepared, None, sampled, sampled[:0])[0])
             return np.zeros(1 + len(SYSTEMS))
         with together(self._comm, lambda: self._comm.decline(self.table.device)):
             ids, vectors = encode_owned_items(self.model, self.table, self.catalogue, self._comm)
@@ -154,7 +163,7 @@ class ProgressiveValidation:
 
     def count(self, prepared: PreparedStep) -> None:
         """Collective. The baselines count what was trained; after `rank`."""
-        if self._settings.sample_fraction == 0 or not self._settings.baselines:
+        if self._settings.sample_fraction == 0 or not self._settings.baselines or self._too_many_items():
             return
         runs = prepared.runs
         mine = np.concatenate([self._dense(runs.targets_E)[:, None], self._recent_items(runs)], axis=1)
@@ -164,6 +173,18 @@ class ProgressiveValidation:
             _log.warning("co-occurrence is not counted any more: %s", self._too_much())
             self.cooccurrence.stop()
         self.cooccurrence.update(events[:, 0], events[:, 1:])
+
+    def _too_many_items(self) -> bool:
+        """A function of the events alone, so every rank stops at the same step."""
+        known, limit = self.catalogue.item_count, self._settings.exact_max_items
+        if known > limit and not self._said_too_many:
+            self._said_too_many = True
+            _log.warning(
+                "%d items are known: events are not ranked among all of them any more "
+                "(progressive.exact_max_items=%d)",
+                *(known, limit),
+            )
+        return known > limit
 
     def baseline_arrays(self) -> dict[str, Int64Array]:
         """The item of each column of the baselines and what they hold by column, for a checkpoint; no pairs."""
@@ -185,14 +206,16 @@ class ProgressiveValidation:
 
     @torch.no_grad()
     def _scores(
-        self, prepared: PreparedStep, known_ID: torch.Tensor, chosen: Int64Array, findable: Int64Array
+        self, prepared: PreparedStep, known_ID: torch.Tensor | None, chosen: Int64Array, findable: Int64Array
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Query vectors of some events, and the known items' scores for others; the model is in evaluation mode."""
+        """Query vectors of some events, and the known items' scores for others, none without known items."""
+        self.model.eval()
         encoded = self.model.encode_queries(prepared.lookup.rows_UD.detach(), prepared.queries)
         places = torch.from_numpy(chosen), torch.from_numpy(findable)
         wanted, scored = to_device(places, encoded.vectors_ED.device)
         queries_ED = encoded.vectors_ED.index_select(0, wanted)
-        found_EK = encoded.vectors_ED.index_select(0, scored) @ known_ID.T
+        others_ED = encoded.vectors_ED.index_select(0, scored)
+        found_EK = others_ED[:, :0] if known_ID is None else others_ED @ known_ID.T
         queries, found = to_host([queries_ED, found_EK])
         return queries.numpy(), found.numpy()
 

@@ -1,5 +1,7 @@
 """Progressive validation: the sample, what a user had before an event, the curve, and a whole score by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,26 @@ def _by_hand(run, rows, prepared, known):
             had.add(target)
             event += 1
     return [sample, hits]
+
+
+def test_beyond_so_many_items_nothing_is_encoded_but_queries_are_remembered_for_the_index(
+    monkeypatch, caplog
+):
+    config = replace(CONFIG, progressive=replace(CONFIG.progressive, exact_max_items=16))
+    run = TrainingRun.create(config, [0], Collectives(), torch.device("cpu"))
+    run.catalogue.add_items(np.arange(1, 16))
+    first, second, third = (to_batch([Run(50, [1, 2], [item, 3])]) for item in (16, 17, 18))
+    assert run.progressive.score(first, run.train_step.prepare(first, 0))[0] == 2
+    monkeypatch.delattr("cluster.training.steps.progressive.encode_owned_items")
+    run.progressive.recent_queries.clear()
+    for batch in (second, third):
+        prepared = run.train_step.prepare(batch, 0)
+        assert run.progressive.score(batch, prepared).tolist() == [0, 0, 0, 0]
+        with torch.no_grad():
+            queries = run.model.encode_queries(prepared.lookup.rows_UD, prepared.queries).vectors_ED
+        np.testing.assert_array_equal(run.progressive.recent_queries[-1], queries.numpy())
+    assert len(run.progressive.recent_queries) == 2
+    assert caplog.text.count("progressive.exact_max_items=16") == 1
 
 
 def test_with_a_fraction_of_zero_nothing_is_scored():
