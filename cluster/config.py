@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from cluster.tables.config import TableConfig
 from model.config import ModelConfig, Precision
+from model.setting import require_declared, setting
 from retrieval.config import IndexConfig
 from streaming.config import StreamConfig
 from streaming.local_broker.broker import BrokerConfig
@@ -38,194 +39,141 @@ def worker_range(workers: int | str) -> tuple[int, int]:
 class TrainConfig:
     """How the stream is trained: workers, batches, optimizers, checkpoints."""
 
-    workers: int | str = field(
-        default=2,
-        metadata={
-            "help": "Ray Train workers (one process per GPU or CPU share); a range, for example 1..3, follows the room "
-            "that the cluster has"
-        },
+    workers: int | str = setting(
+        2,
+        "Number of Ray Train workers (one process per GPU or CPU share). A range, for example 1..3, adapts the "
+        "number to the resources that the cluster has.",
     )
-    resize_check_s: float = field(
-        default=60.0,
-        metadata={
-            "help": "with a range of workers, how often a group that runs well is held against the cluster's room"
-        },
+    resize_check_s: float = setting(
+        60.0,
+        "With a range of workers: how often to compare the workers with the cluster's resources.",
+        above=0,
     )
-    cpus_per_worker: float = field(default=1.0, metadata={"help": "CPUs that Ray reserves for each worker"})
-    threads_per_worker: int = field(default=1, metadata={"help": "torch and OpenMP threads of each worker"})
-    batch_events: int = field(
-        default=256, metadata={"help": "most events of one global step, all ranks together"}
+    cpus_per_worker: float = setting(1.0, "CPUs that Ray reserves for each worker.", above=0)
+    threads_per_worker: int = setting(1, "torch and OpenMP threads of each worker.", at_least=1)
+    batch_events: int = setting(256, "Maximum number of events in a step, over all ranks.", at_least=1)
+    linger_s: float = setting(0.25, "On a live topic: how long a step waits for a full batch.", at_least=0)
+    bounded: bool = setting(
+        False, "Stop at the end that the topic had when the run started, instead of waiting for new events."
     )
-    linger_s: float = field(
-        default=0.25, metadata={"help": "on a live topic, how long a step waits for a full batch"}
+    stop_after_rows: int = setting(
+        0, "Stop when this many rows have been read, counted over all runs (0 = never).", at_least=0
     )
-    bounded: bool = field(
-        default=False,
-        metadata={"help": "stop at the topic's end as of the start instead of waiting for more"},
+    learning_rate: float = setting(1e-3, "Learning rate of the towers (AdamW).", above=0)
+    row_learning_rate: float = setting(1e-2, "Learning rate of the embedding rows.", above=0)
+    row_optimizer: Literal["adam", "adagrad"] = setting(
+        "adam",
+        "Optimizer of the embedding rows: row-wise Adam, or row-wise Adagrad with 4 bytes of state per row.",
     )
-    stop_after_rows: int = field(
-        default=0, metadata={"help": "stop when this many rows have been read, over all runs (0 = never)"}
+    weight_decay: float = setting(0.0, "Decoupled weight decay of the towers.", at_least=0)
+    warmup_steps: int = setting(50, "Steps over which both learning rates rise linearly.", at_least=0)
+    gradient_clip: float = setting(5.0, "Norm to which the towers' gradient is clipped (0 = off).")
+    max_poison_batches: int = setting(
+        3,
+        "Number of consecutive steps that cannot be trained after which the run stops. If only a few events of a "
+        "step are at fault, only those become dead letters, and the step does not count.",
+        at_least=1,
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "of the towers (AdamW)"})
-    row_learning_rate: float = field(default=1e-2, metadata={"help": "of the embedding rows"})
-    row_optimizer: Literal["adam", "adagrad"] = field(
-        default="adam", metadata={"help": "row-wise Adam, or row-wise Adagrad with 4 bytes of state per row"}
+    init_from: str = setting(
+        "",
+        "Checkpoint, or folder of a run, whose learned state a new run starts from; it reads the stream from the "
+        "beginning.",
     )
-    weight_decay: float = field(default=0.0, metadata={"help": "decoupled, towers only"})
-    warmup_steps: int = field(default=50, metadata={"help": "linear warm-up of both learning rates"})
-    gradient_clip: float = field(
-        default=5.0, metadata={"help": "norm that the towers' gradient is clipped to (0 = off)"}
+    checkpoint_every_s: float = setting(15.0, "Seconds between checkpoints.", above=0)
+    checkpoints_to_keep: int = setting(
+        3,
+        "Number of checkpoints to keep. Older ones are removed after a commit, except those that a kept one depends "
+        "on.",
+        at_least=1,
     )
-    max_poison_batches: int = field(
-        default=3,
-        metadata={
-            "help": "so many steps one after another that cannot be trained stop the run; where only a few events of a "
-            "step are at fault, these alone go to the dead letters and the step does not count"
-        },
+    checkpoint_full_every: int = setting(
+        20,
+        "Maximum number of deltas (changes since the previous checkpoint) between two full checkpoints "
+        "(0 = no deltas).",
+        at_least=0,
     )
-    init_from: str = field(
-        default="",
-        metadata={
-            "help": "a checkpoint, or a run's folder: a new run starts from what was learned there, the stream anew"
-        },
+    checkpoint_full_share: float = setting(
+        0.5,
+        "Write a full checkpoint earlier when the deltas exceed this share of the last full one's size.",
+        at_least=0,
     )
-    checkpoint_every_s: float = field(default=15.0, metadata={"help": "seconds between checkpoints"})
-    checkpoints_to_keep: int = field(
-        default=3,
-        metadata={
-            "help": "older ones are deleted after a commit, except those that a retained one depends on"
-        },
+    checkpoint_path: str = setting(
+        "",
+        "Folder or URI of the checkpoints (s3://bucket/prefix; credentials and AWS_ENDPOINT_URL come from the "
+        "environment). Empty: storage_path/checkpoints.",
     )
-    checkpoint_full_every: int = field(
-        default=20,
-        metadata={
-            "help": "most deltas (what changed since the last checkpoint) between two full ones (0 = no deltas)"
-        },
+    index_path: str = setting(
+        "", "Folder or URI of the index versions, as train.checkpoint_path. Empty: storage_path/index."
     )
-    checkpoint_full_share: float = field(
-        default=0.5,
-        metadata={
-            "help": "a full checkpoint comes earlier when the deltas exceed this share of the last one's bytes"
-        },
+    publish_every_s: float = setting(
+        10.0, "Seconds between index versions (0 = only at the end).", at_least=0
     )
-    checkpoint_path: str = field(
-        default="",
-        metadata={
-            "help": "folder or URI (s3://bucket/prefix; credentials and AWS_ENDPOINT_URL from the environment); "
-            "empty: storage_path/checkpoints"
-        },
+    max_restarts: int = setting(
+        3,
+        "How often a lost worker group is restarted, counted again after each new checkpoint (0 = never).",
+        at_least=0,
     )
-    index_path: str = field(
-        default="",
-        metadata={
-            "help": "folder or URI of the index versions, like train.checkpoint_path; empty: storage_path/index"
-        },
+    stop_within_s: float = setting(
+        10.0,
+        "How long a run may take to commit its last checkpoint after SIGTERM or Ctrl-C; after that it ends without "
+        "one.",
+        above=0,
     )
-    publish_every_s: float = field(
-        default=10.0, metadata={"help": "seconds between index versions (0 = only at the end)"}
+    storage_patience_s: float = setting(
+        60.0,
+        "How long the last checkpoint of a run waits for storage that is full or unreachable (after SIGTERM or "
+        "Ctrl-C: at most a third of train.stop_within_s).",
+        at_least=0,
     )
-    max_restarts: int = field(
-        default=3,
-        metadata={
-            "help": "how often a lost worker group is started again, counted anew after each new checkpoint; 0: never"
-        },
-    )
-    stop_within_s: float = field(
-        default=10.0,
-        metadata={
-            "help": "after SIGTERM or Ctrl-C, how long a run may take to commit its last checkpoint and end; then it "
-            "ends without"
-        },
-    )
-    storage_patience_s: float = field(
-        default=60.0,
-        metadata={
-            "help": "how long the last checkpoint of a run waits for a storage that is full or away (after SIGTERM or "
-            "Ctrl-C: a third of train.stop_within_s at most)"
-        },
-    )
-    collective_timeout_s: float = field(
-        default=120.0, metadata={"help": "after this a rank gives up waiting for the others"}
+    collective_timeout_s: float = setting(
+        120.0, "How long a rank waits for the other ranks before it gives up."
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
+        """Check bounds and choices.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
         worker_range(self.workers)
-        for name in (
-            "threads_per_worker",
-            "batch_events",
-            "checkpoints_to_keep",
-            "max_poison_batches",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "cpus_per_worker",
-            "learning_rate",
-            "row_learning_rate",
-            "checkpoint_every_s",
-            "resize_check_s",
-            "stop_within_s",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
-        for name in (
-            "linger_s",
-            "stop_after_rows",
-            "weight_decay",
-            "warmup_steps",
-            "publish_every_s",
-            "max_restarts",
-            "checkpoint_full_every",
-            "checkpoint_full_share",
-            "storage_patience_s",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        require_declared("train", self)
 
 
 @dataclass
 class ProgressiveConfig:
-    """Progressive validation: a hash sample of events is scored before it is trained on."""
+    """Progressive validation: a hash sample of the events is scored before it is trained on."""
 
-    sample_fraction: float = field(
-        default=0.2, metadata={"help": "share of the events that are scored first (0 = no validation)"}
+    sample_fraction: float = setting(
+        0.2, "Share of the events that are scored first (0 = no validation).", at_least=0, at_most=1
     )
-    exact_max_items: int = field(
-        default=20_000,
-        metadata={
-            "help": "with more items than this, events are not ranked among all of them any more: it would cost more "
-            "than training"
-        },
+    exact_max_items: int = setting(
+        20_000,
+        "Number of items above which events are no longer ranked among all items, because it would cost more than "
+        "training.",
+        at_least=1,
     )
-    top_k: int = field(default=10, metadata={"help": "N of HR@N"})
-    bin_events: int = field(
-        default=1000,
-        metadata={
-            "help": "width, in trained events, of a point of the curve; it doubles at every 4096 points"
-        },
+    top_k: int = setting(10, "N of the hit rate HR@N.", at_least=1)
+    bin_events: int = setting(
+        1000, "Width of a point of the curve in trained events; it doubles at every 4096 points.", at_least=1
     )
-    baselines: bool = field(
-        default=True, metadata={"help": "score streaming popularity and co-occurrence beside it"}
+    baselines: bool = setting(True, "Score streaming popularity and co-occurrence as well.")
+    baseline_max_items: int = setting(
+        20_000, "Number of items above which co-occurrence is no longer counted.", at_least=1
     )
-    baseline_max_items: int = field(
-        default=20_000, metadata={"help": "with more items than this co-occurrence is no longer counted"}
-    )
-    baseline_max_pairs: int = field(
-        default=4_000_000,
-        metadata={
-            "help": "nor with more pairs of items that came together than this: a pair takes about 40 bytes on each "
-            "rank, which are free again once counting has stopped"
-        },
+    baseline_max_pairs: int = setting(
+        4_000_000,
+        "Number of pairs of items that occurred together above which co-occurrence is no longer counted. A pair "
+        "takes about 40 bytes on each rank, which are freed once counting has stopped.",
+        at_least=1,
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
-        if not 0.0 <= self.sample_fraction <= 1.0:
-            raise ValueError(f"progressive.sample_fraction must be in [0, 1], got {self.sample_fraction}")
-        for name in ("exact_max_items", "top_k", "bin_events", "baseline_max_items", "baseline_max_pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"progressive.{name} must be at least 1, got {getattr(self, name)}")
+        """Check bounds.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("progressive", self)
 
 
 @dataclass
@@ -239,25 +187,26 @@ class FreshetConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
-    precision: Precision = field(
-        default="fp32",
-        metadata={
-            "help": "the towers' matrix products: fp32; tf32 (GPUs only, encoding included); bf16 (training only); "
-            "weights, losses and rows are float32 in all three"
-        },
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Device of the towers and embedding rows; auto uses CUDA if it is available."
     )
-    storage_path: str = field(
-        default="runs/freshet", metadata={"help": "folder of checkpoints, index versions and progress"}
+    precision: Precision = setting(
+        "fp32",
+        "Precision of the towers' matrix products: fp32; tf32 (GPUs only, also when encoding); bf16 (only in "
+        "training). Weights, losses and rows are float32 in every case.",
     )
-    seed: int = field(default=1, metadata={"help": "of everything that is random"})
+    storage_path: str = setting("runs/freshet", "Folder for checkpoints, index versions and progress.json.")
+    seed: int = setting(1, "Seed of everything that is random.")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
+        """Check the settings that are in no section.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("", self)
         if not self.storage_path.strip():
             raise ValueError(f"storage_path must name a folder, got {self.storage_path!r}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision must be fp32, tf32 or bf16, got {self.precision!r}")
 
     @property
     def checkpoint_location(self) -> str:

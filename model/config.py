@@ -7,8 +7,10 @@ second half): .220 against .182 for streaming co-occurrence. Twenty source items
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from model.setting import require_declared, setting
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """How the towers' matrix products are computed: see `model/precision.py`."""
@@ -16,152 +18,115 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 @dataclass
 class ModelConfig:
-    """CL-EPIDTN: sizes, which parts are on, and the weights of its losses."""
+    """CL-EPIDTN: its sizes, the parts that are on, and the weights of its losses."""
 
-    dim: int = field(default=64, metadata={"help": "width of every embedding and of both towers' outputs"})
-    members: int = field(
-        default=1, metadata={"help": "models of dim / members columns side by side, whose scores add up"}
+    dim: int = setting(64, "Width of every embedding and of both towers' outputs.", at_least=1)
+    members: int = setting(
+        1,
+        "Number of models side by side, each with dim / members columns; their scores are added.",
+        at_least=1,
     )
-    layers: int = field(default=2, metadata={"help": "transformer blocks of the user tower"})
-    heads: int = field(default=2, metadata={"help": "attention heads; must divide dim"})
-    history_length: int = field(default=50, metadata={"help": "items of history that a query sees (W)"})
-    history_before: Literal["event", "time"] = field(
-        default="event",
-        metadata={
-            "help": "what an event's history ends before: the event itself, or all of the user's events of its time "
-            "(baskets: items bought together do not predict one another)"
-        },
+    layers: int = setting(2, "Transformer blocks of the user tower.", at_least=1)
+    heads: int = setting(2, "Attention heads. Must divide model.dim / model.members.", at_least=1)
+    history_length: int = setting(
+        50,
+        "W: items of history that a query sees. Follows stream.history_length unless it is set.",
+        at_least=1,
     )
-    augmented_dim: int = field(default=32, metadata={"help": "width of the augmented vectors (A)"})
-    max_categories: int = field(default=8, metadata={"help": "categories of an item that are read"})
-    source_items: int = field(
-        default=20, metadata={"help": "last items that add a source embedding to the query (0 = off)"}
+    history_before: Literal["event", "time"] = setting(
+        "event",
+        "Where an event's history ends: before the event itself, or before all of the user's events with the same "
+        "time (for baskets: items that are bought together do not predict one another).",
     )
-    source_categories: bool = field(
-        default=True,
-        metadata={"help": "source embeddings of the items' categories beside those of the items"},
+    augmented_dim: int = setting(32, "A: width of the augmented vectors.", at_least=1)
+    max_categories: int = setting(8, "Categories of an item that the model reads.", at_least=1)
+    source_items: int = setting(
+        20, "The last items of the history that add a source embedding to the query (0 = off).", at_least=0
     )
-    source_gain: float = field(default=2.0, metadata={"help": "initial weight of the last source embedding"})
-    source_decay: float = field(default=0.9, metadata={"help": "initial weight of each step further back"})
+    source_categories: bool = setting(True, "Add source embeddings of the items' categories too.")
+    source_gain: float = setting(2.0, "Initial weight of the most recent source embedding.", at_least=0)
+    source_decay: float = setting(0.9, "Initial factor of the weight for each step further back.", at_least=0)
 
-    transformer: bool = field(default=True, metadata={"help": "off: plain means and last items instead"})
-    augmented_vectors: bool = field(default=True, metadata={"help": "augmented vectors, mimic losses"})
-    user_id_embedding: bool = field(default=True, metadata={"help": "the user's id is one of the attributes"})
-    state_skip: float = field(
-        default=0.1, metadata={"help": "initial weight of the last state in the query (0 = no such skip)"}
+    transformer: bool = setting(True, "Use the transformer; off: plain means and the last items instead.")
+    augmented_vectors: bool = setting(True, "Use augmented vectors and their mimic losses.")
+    user_id_embedding: bool = setting(True, "Use the user's id as one of the attributes.")
+    state_skip: float = setting(
+        0.1, "Initial weight of the skip from the last state to the query (0 = no skip).", at_least=0
     )
 
-    similarity: Literal["cosine", "dot"] = field(
-        default="cosine", metadata={"help": "cosine: both towers' outputs get unit norm"}
+    similarity: Literal["cosine", "dot"] = setting(
+        "cosine", "Score of a user and an item; with cosine, the outputs of both towers have unit norm."
     )
-    history_mask: Literal["past", "all"] = field(
-        default="all",
-        metadata={
-            "help": "whose items are no negatives: those before the event, or all that the batch knows of the user"
-        },
+    history_mask: Literal["past", "all"] = setting(
+        "all",
+        "Which of the user's items are not used as negatives: those before the event, or all that the batch knows.",
     )
-    loss: Literal["softmax", "pointwise"] = field(
-        default="softmax",
-        metadata={
-            "help": "main loss: softmax over the step's candidates (Eq. 25), or labels of single pairs (Eq. 14)"
-        },
+    loss: Literal["softmax", "pointwise"] = setting(
+        "softmax",
+        "Main loss: softmax over the step's candidates (Eq. 25), or labels of single pairs (Eq. 14).",
     )
-    temperature: float = field(default=0.15, metadata={"help": "of the main loss"})
-    logq_strength: float = field(default=1.0, metadata={"help": "0 = no sampling correction, 1 = all of it"})
-    uniform_negatives: int = field(
-        default=500, metadata={"help": "uniform catalogue items added to every step's candidates"}
+    temperature: float = setting(0.15, "Temperature of the main loss.", above=0)
+    logq_strength: float = setting(
+        1.0, "Strength of the sampling correction (logQ): 0 = none, 1 = full.", at_least=0, at_most=1
     )
-    dropout: float = field(default=0.1, metadata={"help": "on hidden layers, in training"})
-    input_mask_ratio: float = field(
-        default=0.1, metadata={"help": "share of history items replaced by MASK in the main loss's input"}
+    uniform_negatives: int = setting(
+        500, "Items drawn uniformly from the catalogue and added to the candidates of every step.", at_least=0
     )
-    init_std: float = field(default=0.02, metadata={"help": "of new embedding rows and of the linear layers"})
+    dropout: float = setting(0.1, "Dropout on hidden layers in training.", at_least=0, below=1)
+    input_mask_ratio: float = setting(
+        0.1,
+        "Share of the history's items that MASK replaces in the input of the main loss.",
+        at_least=0,
+        below=1,
+    )
+    init_std: float = setting(
+        0.02, "Standard deviation of new embedding rows and of the initial linear layers.", above=0
+    )
 
-    mimic_user_weight: float = field(default=1.0, metadata={"help": "lambda 1, Eq. 4"})
-    mimic_item_weight: float = field(default=1.0, metadata={"help": "lambda 2, Eq. 5"})
+    mimic_user_weight: float = setting(1.0, "λ₁: weight of the user's mimic loss (Eq. 4).", at_least=0)
+    mimic_item_weight: float = setting(1.0, "λ₂: weight of the item's mimic loss (Eq. 5).", at_least=0)
 
-    contrastive_weight: float = field(default=0.02, metadata={"help": "alpha of Eq. 20 (0 = off)"})
-    contrastive_sequence_weight: float = field(default=1.0, metadata={"help": "of Eq. 22 inside alpha"})
-    contrastive_attribute_weight: float = field(default=1.0, metadata={"help": "of Eq. 23 inside alpha"})
-    contrastive_item_weight: float = field(default=1.0, metadata={"help": "of Eq. 24 inside alpha"})
-    contrastive_temperature: float = field(default=0.5, metadata={"help": "of all three contrastive losses"})
-    contrastive_items: Literal["targets", "candidates"] = field(
-        default="targets", metadata={"help": "which items Eq. 24 runs over"}
+    contrastive_weight: float = setting(
+        0.02, "α: weight of the contrastive losses (Eq. 20; 0 = off).", at_least=0
     )
-    negative_sequence: Literal["explicit", "older_half"] = field(
-        default="explicit",
-        metadata={
-            "help": "h⁻ of Eq. 21: what the user disliked, or (as the paper says) the older half of what they liked"
-        },
+    contrastive_sequence_weight: float = setting(
+        1.0, "Weight of the sequence loss (Eq. 22) among the contrastive losses.", at_least=0
     )
-    sequence_mask_ratio: float = field(default=0.3, metadata={"help": "of history items in a sequence view"})
-    attribute_mask_ratio: float = field(default=0.3, metadata={"help": "of attributes in a user view"})
-    item_mask_ratio: float = field(
-        default=0.3, metadata={"help": "chance that an item view hides its id or its categories"}
+    contrastive_attribute_weight: float = setting(
+        1.0, "Weight of the attribute loss (Eq. 23) among the contrastive losses.", at_least=0
     )
-    view_dropout: float = field(default=0.3, metadata={"help": "on the inputs of user and item views"})
+    contrastive_item_weight: float = setting(
+        1.0, "Weight of the item loss (Eq. 24) among the contrastive losses.", at_least=0
+    )
+    contrastive_temperature: float = setting(0.5, "Temperature of all three contrastive losses.", above=0)
+    contrastive_items: Literal["targets", "candidates"] = setting(
+        "targets", "Items that the item loss (Eq. 24) is computed over."
+    )
+    negative_sequence: Literal["explicit", "older_half"] = setting(
+        "explicit",
+        "h⁻ of Eq. 21: the items that the user disliked, or (as in the paper) the older half of those they liked.",
+    )
+    sequence_mask_ratio: float = setting(
+        0.3, "Share of the history's items that are masked in a sequence view.", at_least=0, below=1
+    )
+    attribute_mask_ratio: float = setting(
+        0.3, "Share of the attributes that are masked in a user view.", at_least=0, below=1
+    )
+    item_mask_ratio: float = setting(
+        0.3, "Probability that an item view hides its id or its categories.", at_least=0, below=1
+    )
+    view_dropout: float = setting(0.3, "Dropout on the inputs of user and item views.", at_least=0, below=1)
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
-        for name in (
-            "dim",
-            "members",
-            "layers",
-            "heads",
-            "history_length",
-            "augmented_dim",
-            "max_categories",
-        ):
-            self._require(name, getattr(self, name) >= 1, "be at least 1")
-        for name in ("temperature", "contrastive_temperature", "init_std"):
-            self._require(name, getattr(self, name) > 0, "be positive")
-        for name in _NOT_NEGATIVE:
-            self._require(name, getattr(self, name) >= 0, "not be negative")
-        for name in _RATIOS:
-            self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
-        self._require("logq_strength", 0 <= self.logq_strength <= 1, "be in [0, 1]")
-        self._require("members", self.dim % self.members == 0, f"divide model.dim={self.dim}")
+        """Check bounds, choices, and that sizes divide one another.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("model", self)
+        if self.dim % self.members:
+            raise ValueError(f"model.members must divide model.dim={self.dim}, got {self.members}")
         columns = self.dim // self.members
-        split = f"model.dim={self.dim}" if self.members == 1 else f"model.dim / model.members = {columns}"
-        self._require("heads", columns % self.heads == 0, f"divide {split}")
-        self._require(
-            "negative_sequence",
-            self.negative_sequence in ("explicit", "older_half"),
-            "be explicit or older_half",
-        )
-        self._require("history_before", self.history_before in ("event", "time"), "be event or time")
-        self._require("history_mask", self.history_mask in ("past", "all"), "be past or all")
-        self._require("loss", self.loss in ("softmax", "pointwise"), "be softmax or pointwise")
-        self._require("similarity", self.similarity in ("cosine", "dot"), "be cosine or dot")
-        self._require(
-            "contrastive_items",
-            self.contrastive_items in ("targets", "candidates"),
-            "be targets or candidates",
-        )
-
-    def _require(self, name: str, holds: bool, what: str) -> None:
-        if not holds:
-            raise ValueError(f"model.{name} must {what}, got {getattr(self, name)!r}")
-
-
-_RATIOS = (
-    "dropout",
-    "input_mask_ratio",
-    "sequence_mask_ratio",
-    "attribute_mask_ratio",
-    "item_mask_ratio",
-    "view_dropout",
-)
-_NOT_NEGATIVE = (
-    "uniform_negatives",
-    "source_items",
-    "source_decay",
-    "source_gain",
-    "state_skip",
-    "mimic_user_weight",
-    "mimic_item_weight",
-    "contrastive_weight",
-    "contrastive_sequence_weight",
-    "contrastive_attribute_weight",
-    "contrastive_item_weight",
-)
+        if columns % self.heads:
+            split = f"model.dim={self.dim}" if self.members == 1 else f"model.dim / model.members = {columns}"
+            raise ValueError(f"model.heads must divide {split}, got {self.heads}")

@@ -3,9 +3,11 @@
 import logging
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from streaming.setting import require_declared, setting
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 LostPosition = Literal["fail", "earliest", "latest"]
@@ -27,164 +29,196 @@ class StreamSettingError(ValueError):
 
 @dataclass
 class StreamConfig:
-    """Where the events are and how they are read.
+    """Where the events are and how they are read."""
 
-    Attributes:
-        bootstrap_servers: Kafka brokers, `host:port[,host:port…]`.
-        interactions_topic: events, partitioned by user.
-        items_topic: compacted; title and categories of each item.
-        users_topic: compacted; attributes of each user.
-        consumer_group: the group whose offsets follow the checkpoints, for lag tools; nobody joins it.
-        dead_letter_topic: where unusable rows go; empty means `<interactions_topic>.dead-letters`.
-        security_protocol: as Kafka names it.
-        sasl_mechanism: needed with SASL_PLAINTEXT and SASL_SSL.
-        sasl_username: for PLAIN and SCRAM.
-        sasl_password_env: name of the environment variable that holds the SASL password.
-        ssl_cafile: PEM file of the authorities to trust; empty means the system's.
-        ssl_certfile: PEM file of the client's certificate.
-        ssl_keyfile: PEM file of the client's key.
-        ssl_password_env: name of the environment variable that holds the key's password.
-        ssl_check_hostname: whether the certificate must match the broker's host name.
-        connect_timeout_s: how long to try before saying that no broker answers.
-        request_timeout_s: how long one request may take.
-        history_length: W, events of history that the model sees before a run.
-        seen_length: how many of a user's last events are known for masks; at least one.
-        user_attributes: the attributes that become features, in this order.
-        max_categories: categories kept per item; further ones are dropped.
-        positive_actions: the actions that are trained on; empty means every action that is no negative. An
-            event without an action is a positive.
-        action_weights: `action=weight` each, e.g. `buy=1.0`, `cart=0.5`: multiplies the weight of the event;
-            an action that is not named has weight 1.
-        negative_actions: the actions that say that a user did not want the item, e.g. `skip`, `impression`:
-            never trained on, but what the model contrasts the user's history with. Each event is judged alone: an
-            impression stays a negative when the user acts on the item later, so where only impressions without action
-            are to count, the producer sends only these, once it is clear that no action follows.
-        negative_below_value: an event with a value below this is such a negative whatever its action, e.g. 3 for
-            ratings of 1 and 2; 0 means that no value is.
-        lost_position: what to do if retention removed the position to go on from: fail stops, earliest goes on with
-            the oldest message that is there, latest with the next one that comes; what is passed over is counted.
-        broker_patience_s: how long a run waits for brokers that are away before it gives up.
-        metadata_every_s: how often a run looks whether the topic has gained partitions.
-        growth_wait_s: how long new partitions stay unread after they were noticed, so that every producer knows of
-            them and none still writes by the old number; Kafka's producers ask at least every 300 s.
-        from_time: where a new run begins to read, e.g. 2026-01-31T06:00:00Z or milliseconds; empty: at the start.
-        until_time: where it ends (exclusive); empty means that it goes on live.
-        time_axis: whether these are times of the brokers' append or of the events themselves.
-        parquet: a Parquet file of events, or a folder of them, that is read instead of the interactions topic. With
-            items.parquet (item_id, title, categories) or users.parquet (user_id, a column for each attribute) beside
-            them, or as interactions.parquet of a data set, no broker is needed: items and users come from there too.
-        parquet_partitions: over how many partitions its users are spread.
-        max_row_group_bytes: most bytes that a row group of `parquet` may decode to; it is read as a whole.
-        buffered_rows_per_partition: rows decoded ahead before a partition is paused (a message that a step waits for
-            may exceed it).
-        buffered_bytes_per_partition: the same in bytes of their messages.
-        max_future_s: an event whose time is further ahead of the broker's append than this goes to the dead letters:
-            it would carry the watermark away; 0 takes any.
-        max_late_s: an event whose time is further behind the latest one before it in its partition than this goes to
-            the dead letters; 0 takes any.
-        duplicate_window: an event whose `event_id` is one of this many last ones of its partition is counted and not
-            used again; events without an id are never duplicates; 0 looks for none.
-        max_weight: an event whose weight, times that of its action, is above this goes to the dead letters, because a
-            single one could outweigh all others; so does one whose weight is not above 0.
-        max_value: an event whose value is above this, or below its negative, goes to the dead letters.
-        max_message_bytes: largest message that is produced, fetched or decoded.
-        max_decoded_bytes: most bytes that one message, or one compressed batch of messages, may decode to; one that
-            declares or holds more is a dead letter.
-        max_message_rows: most events of one Arrow message; one that declares more is a dead letter.
-        fetch_max_bytes: most that one fetch brings, over all partitions.
-        check_crcs: whether record batches are checked against their CRC (by the package `crc32c`; without it
-            kafka-python's own plain Python would cost most of the reading time).
-        fetch_max_wait_ms: how long a broker may hold a fetch that has nothing to bring.
-    """
-
-    bootstrap_servers: str = "127.0.0.1:9092"
-    interactions_topic: str = "interactions"
-    items_topic: str = "items"
-    users_topic: str = "users"
-    consumer_group: str = "freshet"
-    dead_letter_topic: str = ""
-    security_protocol: SecurityProtocol = "PLAINTEXT"
-    sasl_mechanism: SaslMechanism = ""
-    sasl_username: str = ""
-    sasl_password_env: str = ""
-    ssl_cafile: str = ""
-    ssl_certfile: str = ""
-    ssl_keyfile: str = ""
-    ssl_password_env: str = ""
-    ssl_check_hostname: bool = True
-    connect_timeout_s: float = 10.0
-    request_timeout_s: float = 30.0
-    history_length: int = 50
-    seen_length: int = 1024
-    user_attributes: list[str] = field(default_factory=lambda: ["gender", "age_group", "occupation"])
-    max_categories: int = 8
-    positive_actions: list[str] = field(default_factory=list)
-    action_weights: list[str] = field(default_factory=list)
-    negative_actions: list[str] = field(default_factory=list)
-    negative_below_value: float = 0.0
-    lost_position: LostPosition = "fail"
-    broker_patience_s: float = 600.0
-    metadata_every_s: float = 5.0
-    growth_wait_s: float = 300.0
-    from_time: str = ""
-    until_time: str = ""
-    time_axis: TimeAxis = "broker"
-    parquet: str = ""
-    parquet_partitions: int = 4
-    max_row_group_bytes: int = 1_073_741_824
-    buffered_rows_per_partition: int = 65536
-    buffered_bytes_per_partition: int = 67_108_864
-    max_future_s: float = 86_400.0
-    max_late_s: float = 0.0
-    duplicate_window: int = 65_536
-    max_weight: float = 1000.0
-    max_value: float = 1e9
-    max_message_bytes: int = 4_194_304
-    max_decoded_bytes: int = 67_108_864
-    max_message_rows: int = 65_536
-    fetch_max_bytes: int = 33_554_432
-    check_crcs: bool = True
-    fetch_max_wait_ms: int = 100
+    bootstrap_servers: str = setting(
+        "127.0.0.1:9092", "Kafka brokers: host:port, or several with commas between them."
+    )
+    interactions_topic: str = setting("interactions", "Topic of the events, partitioned by user.")
+    items_topic: str = setting("items", "Compacted topic with the title and categories of each item.")
+    users_topic: str = setting("users", "Compacted topic with the attributes of each user.")
+    consumer_group: str = setting(
+        "freshet", "Group whose offsets follow the checkpoints, for lag tools. No consumer joins it."
+    )
+    dead_letter_topic: str = setting(
+        "",
+        "Topic for rows that cannot be used. Empty: the interactions topic's name with .dead-letters appended.",
+    )
+    security_protocol: SecurityProtocol = setting("PLAINTEXT", "Kafka's security protocol.")
+    sasl_mechanism: SaslMechanism = setting("", "SASL mechanism. Required with SASL_PLAINTEXT and SASL_SSL.")
+    sasl_username: str = setting("", "User name for PLAIN and SCRAM.")
+    sasl_password_env: str = setting("", "Name of the environment variable that holds the SASL password.")
+    ssl_cafile: str = setting(
+        "", "PEM file of the trusted certificate authorities. Empty: those of the system."
+    )
+    ssl_certfile: str = setting("", "PEM file of the client's certificate.")
+    ssl_keyfile: str = setting("", "PEM file of the client's private key.")
+    ssl_password_env: str = setting("", "Name of the environment variable that holds the key's password.")
+    ssl_check_hostname: bool = setting(True, "Require that the certificate matches the broker's host name.")
+    connect_timeout_s: float = setting(
+        10.0, "Time to try to reach a broker before the command fails.", above=0
+    )
+    request_timeout_s: float = setting(30.0, "Timeout of one request.", above=0)
+    history_length: int = setting(
+        50, "W: events of a user's history that the model sees before an event.", at_least=1
+    )
+    seen_length: int = setting(
+        1024, "How many of a user's most recent events are remembered for masks.", at_least=1
+    )
+    user_attributes: list[str] = setting(
+        ["gender", "age_group", "occupation"], "User attributes that become features, in this order."
+    )
+    max_categories: int = setting(8, "Categories to keep of each item; further ones are dropped.", at_least=0)
+    positive_actions: list[str] = setting(
+        [],
+        "Actions to train on. Empty: every action that is not a negative. An event without an action is positive.",
+    )
+    action_weights: list[str] = setting(
+        [],
+        "action=weight entries, for example buy=1.0 and cart=0.5, that multiply the weights of events. Actions that "
+        "are not listed have weight 1.",
+    )
+    negative_actions: list[str] = setting(
+        [],
+        "Actions that say that the user did not want the item, for example skip or impression. These events are "
+        "never trained on; the model contrasts the user's history with them. Each event is judged alone: an "
+        "impression stays a negative even if the user acts on the item later, so to count only impressions without "
+        "an action, the producer must send only those, once it is clear that no action follows.",
+    )
+    negative_below_value: float = setting(
+        0.0,
+        "Events with a value below this are negatives whatever their action, for example 3 for ratings of 1 and 2 "
+        "(0 = no value makes an event negative).",
+        at_least=0,
+    )
+    lost_position: LostPosition = setting(
+        "fail",
+        "What to do when retention has removed the position to continue from: stop (fail), continue with the oldest "
+        "message (earliest), or with the next new one (latest). Skipped messages are counted.",
+    )
+    broker_patience_s: float = setting(
+        600.0, "How long a run waits for unreachable brokers before it gives up.", at_least=0
+    )
+    metadata_every_s: float = setting(
+        5.0, "How often a run checks whether the topic has new partitions.", above=0
+    )
+    growth_wait_s: float = setting(
+        300.0,
+        "How long new partitions stay unread after they are found, so that every producer knows about them and "
+        "none still uses the old number. Kafka's producers refresh it at least every 300 s.",
+        at_least=0,
+    )
+    from_time: str = setting(
+        "",
+        "Time at which a new run starts to read, for example 2026-01-31T06:00:00Z or milliseconds since 1970. "
+        "Empty: the beginning.",
+    )
+    until_time: str = setting(
+        "", "Time at which it stops (exclusive). Empty: it continues on the live topic."
+    )
+    time_axis: TimeAxis = setting(
+        "broker",
+        "What from_time and until_time refer to: the broker's append time, or the events' own times.",
+    )
+    parquet: str = setting(
+        "",
+        "Parquet file of events, or a folder of them, to read instead of the interactions topic. No broker is needed "
+        "if items.parquet (item_id, title, categories) or users.parquet (user_id, one column per attribute) lie "
+        "beside it, or if it is the interactions.parquet of a data set: items and users then come from there too.",
+    )
+    parquet_partitions: int = setting(
+        4, "Number of partitions over which the users of the Parquet files are spread.", at_least=1
+    )
+    max_row_group_bytes: int = setting(
+        1_073_741_824, "Maximum decoded size of a Parquet row group, which is read as a whole.", at_least=1
+    )
+    buffered_rows_per_partition: int = setting(
+        65536,
+        "Rows to decode ahead before a partition is paused; a message that a step waits for may exceed it.",
+        at_least=1,
+    )
+    buffered_bytes_per_partition: int = setting(
+        67_108_864, "The same limit in bytes of messages.", at_least=1
+    )
+    max_future_s: float = setting(
+        86_400.0,
+        "Events whose time is further than this ahead of the broker's append time become dead letters, because they "
+        "would advance the watermark too far (0 = no limit).",
+        at_least=0,
+        at_most=_LONGEST_S,
+    )
+    max_late_s: float = setting(
+        0.0,
+        "Events whose time is further than this behind the latest time in their partition become dead letters "
+        "(0 = no limit).",
+        at_least=0,
+        at_most=_LONGEST_S,
+    )
+    duplicate_window: int = setting(
+        65_536,
+        "Number of recent event_ids that each partition remembers; an event that repeats one is counted and not used "
+        "again. Events without an id are never duplicates (0 = no search for duplicates).",
+        at_least=0,
+    )
+    max_weight: float = setting(
+        1000.0,
+        "Events whose weight, multiplied by that of their action, is above this or not above 0 become dead letters, "
+        "because a single one could outweigh all others.",
+        above=0,
+        at_most=_LARGEST_FLOAT32,
+    )
+    max_value: float = setting(
+        1e9,
+        "Events whose value is above this, or below its negative, become dead letters.",
+        above=0,
+        at_most=_LARGEST_FLOAT32,
+    )
+    max_message_bytes: int = setting(
+        4_194_304, "Maximum size of a message that is produced, fetched or decoded.", at_least=1024
+    )
+    max_decoded_bytes: int = setting(
+        67_108_864,
+        "Maximum decoded size of a message or of a compressed batch of messages; a larger one becomes a dead letter. "
+        "At least stream.max_message_bytes.",
+    )
+    max_message_rows: int = setting(
+        65_536,
+        "Maximum number of events in an Arrow message; a larger one becomes a dead letter.",
+        at_least=1,
+    )
+    fetch_max_bytes: int = setting(
+        33_554_432, "Maximum size of one fetch, over all partitions. At least stream.max_message_bytes."
+    )
+    check_crcs: bool = setting(
+        True,
+        "Check the CRC of record batches. This needs the package crc32c: without it, kafka-python's own check in "
+        "Python takes most of the reading time.",
+    )
+    fetch_max_wait_ms: int = setting(
+        100,
+        "How long a broker may hold a fetch while there are no new messages, in milliseconds.",
+        at_least=1,
+    )
 
     def __post_init__(self) -> None:
+        """Check bounds, choices, addresses, times, actions, and limits that depend on one another.
+
+        Raises:
+            StreamSettingError: names the setting and its value.
+        """
+        require_declared("stream", self, StreamSettingError)
         for name in ("bootstrap_servers", "interactions_topic", "items_topic", "users_topic"):
             self._require(name, bool(getattr(self, name).strip()), "must not be empty")
         rule = "must be host:port, or several with commas between them"
         self._require("bootstrap_servers", _are_addresses(self.bootstrap_servers), rule)
-        for name in ("history_length", "seen_length", "fetch_max_wait_ms"):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("from_time", "until_time"):
             rule = "must be a time like 2026-01-31T06:00:00Z, or milliseconds since 1970"
             self._require(name, _time_ms(getattr(self, name)) is not None, rule)
         in_order = not self.until_time or self.from_ms < self.until_ms
         self._require("until_time", in_order, "must be after stream.from_time")
-        for name in (
-            "buffered_rows_per_partition",
-            "buffered_bytes_per_partition",
-            "parquet_partitions",
-            "max_row_group_bytes",
-        ):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("connect_timeout_s", "request_timeout_s", "metadata_every_s"):
-            self._require(name, getattr(self, name) > 0, "must be positive")
-        not_negative = ("max_categories", "max_future_s", "max_late_s", "duplicate_window")
-        for name in (*not_negative, "broker_patience_s", "growth_wait_s"):
-            self._require(name, getattr(self, name) >= 0, "must not be negative")
-        for name in ("max_future_s", "max_late_s"):
-            self._require(name, getattr(self, name) <= _LONGEST_S, f"must be at most {_LONGEST_S:g}")
-        for name in ("max_weight", "max_value"):
-            rule = f"must be above 0 and at most {_LARGEST_FLOAT32:g}"
-            self._require(name, 0 < getattr(self, name) <= _LARGEST_FLOAT32, rule)
-        self._require("max_message_bytes", self.max_message_bytes >= 1024, "must be at least 1024")
-        self._require(
-            "fetch_max_bytes", self.fetch_max_bytes >= self.max_message_bytes, "must be >= max_message_bytes"
-        )
-        self._require(
-            "max_decoded_bytes",
-            self.max_decoded_bytes >= self.max_message_bytes,
-            "must be >= max_message_bytes",
-        )
-        self._require("max_message_rows", self.max_message_rows >= 1, "must be at least 1")
+        for name in ("fetch_max_bytes", "max_decoded_bytes"):
+            large_enough = getattr(self, name) >= self.max_message_bytes
+            self._require(name, large_enough, "must be >= max_message_bytes")
         unique = len(set(self.user_attributes)) == len(self.user_attributes)
         self._require("user_attributes", unique, "must not name an attribute twice")
         self._require_signals()

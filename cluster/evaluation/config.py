@@ -8,52 +8,49 @@ from typing import Literal
 import numpy as np
 
 from cluster.config import FreshetConfig
+from model.setting import require_declared, setting
 
 
 @dataclass
 class ProtocolConfig:
-    """What is trained on, and what is to be predicted."""
+    """How a data set is split: what is trained on, and what is predicted."""
 
-    kind: Literal["leave_one_out", "temporal"] = field(
-        default="leave_one_out", metadata={"help": "each user's last event, or everything after a date"}
+    kind: Literal["leave_one_out", "temporal"] = setting(
+        "leave_one_out", "What is predicted: each user's last event, or everything after a date."
     )
-    shuffle_ties: bool = field(
-        default=False,
-        metadata={"help": "events of a user with one time in a drawn order, not in that of the file"},
+    shuffle_ties: bool = setting(
+        False, "Draw the order of a user's events that have equal times, instead of keeping that of the file."
     )
-    exclude_seen: bool = field(default=True, metadata={"help": "items that the user has had are not ranked"})
-    validation_from: str = field(
-        default="0.8", metadata={"help": "temporal: a date, or the share of events that comes before"}
+    exclude_seen: bool = setting(True, "Do not rank items that the user already has.")
+    validation_from: str = setting(
+        "0.8", "temporal: start of the validation, as a date or as the share of the events before it."
     )
-    test_from: str = field(default="0.9", metadata={"help": "temporal: the same of the test"})
-    targets: Literal["next", "day", "all"] = field(
-        default="next", metadata={"help": "temporal: the next event, the next day with events, or all"}
+    test_from: str = setting(
+        "0.9", "temporal: start of the test, as a date or as the share of the events before it."
     )
-    min_history: int = field(
-        default=1, metadata={"help": "temporal: events before the moment that make a user a query"}
+    targets: Literal["next", "day", "all"] = setting(
+        "next", "temporal: predict the next event, the next day with events, or all events."
     )
-    walk_forward_days: int = field(
-        default=0,
-        metadata={
-            "help": "temporal: predict so many days, train on them, go on with the next ones; 0: nothing after "
-            "validation_from is trained on"
-        },
+    min_history: int = setting(
+        1, "temporal: minimum number of a user's events before the query for the query to count.", at_least=0
     )
-    test_at_once: bool = field(
-        default=False,
-        metadata={
-            "help": "walk_forward_days: walk up to test_from only; one frozen model predicts all of the test"
-        },
+    walk_forward_days: int = setting(
+        0,
+        "temporal: predict this many days, train on them, and continue with the next ones (0 = off: nothing after "
+        "validation_from is trained on).",
+        at_least=0,
+    )
+    test_at_once: bool = setting(
+        False, "With walk_forward_days: walk only up to test_from; one frozen model predicts the whole test."
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
-        if self.min_history < 0:
-            raise ValueError(f"protocol.min_history must not be negative, got {self.min_history}")
-        if self.walk_forward_days < 0:
-            raise ValueError(
-                f"protocol.walk_forward_days must not be negative, got {self.walk_forward_days} (0 = off)"
-            )
+        """Check bounds, choices, dates, and settings that need one another.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("protocol", self)
         if self.walk_forward_days and self.kind != "temporal":
             raise ValueError(
                 f"protocol.walk_forward_days needs protocol.kind=temporal, got {self.kind}: leave-one-out has no days"
@@ -90,85 +87,77 @@ def _is_date(text: str) -> bool:
 class FitConfig:
     """How a trained system reads a data set."""
 
-    passes: int = field(default=12, metadata={"help": "how often everything is read"})
-    batch_targets: int = field(default=1500, metadata={"help": "events to predict in one step"})
-    learning_rate: float = field(default=2.8e-3, metadata={"help": "of the towers (AdamW), at its highest"})
-    row_learning_rate: float = field(default=1e-2, metadata={"help": "of the embedding rows, at its highest"})
-    row_optimizer: Literal["adam", "adagrad"] = field(
-        default="adam", metadata={"help": "row-wise Adam, or row-wise Adagrad"}
+    passes: int = setting(12, "How often the training events are read.", at_least=1)
+    batch_targets: int = setting(1500, "Events to predict in one step.", at_least=1)
+    learning_rate: float = setting(2.8e-3, "Highest learning rate of the towers (AdamW).", above=0)
+    row_learning_rate: float = setting(1e-2, "Highest learning rate of the embedding rows.", above=0)
+    row_optimizer: Literal["adam", "adagrad"] = setting(
+        "adam", "Optimizer of the embedding rows: row-wise Adam or row-wise Adagrad."
     )
-    warmup_steps: int = field(default=200, metadata={"help": "linear warm-up of both learning rates"})
-    schedule: Literal["cosine", "constant"] = field(
-        default="cosine", metadata={"help": "cosine: to zero at the last step"}
+    warmup_steps: int = setting(200, "Steps over which both learning rates rise linearly.", at_least=0)
+    schedule: Literal["cosine", "constant"] = setting(
+        "cosine", "Learning rates after the warm-up; cosine decays them to zero at the last step."
     )
-    weight_decay: float = field(default=0.0, metadata={"help": "decoupled, towers only"})
-    gradient_clip: float = field(default=5.0, metadata={"help": "norm of the towers' gradient (0 = off)"})
-    first_events: bool = field(
-        default=False, metadata={"help": "whether a user's first event, without a history, is predicted too"}
+    weight_decay: float = setting(0.0, "Decoupled weight decay of the towers.", at_least=0)
+    gradient_clip: float = setting(
+        5.0, "Norm to which the towers' gradient is clipped (0 = off).", at_least=0
     )
-    validate_every: int = field(
-        default=1, metadata={"help": "passes between validations; the best one is kept"}
+    first_events: bool = setting(False, "Also predict each user's first event, which has no history.")
+    validate_every: int = setting(1, "Passes between validations; the best pass is kept.", at_least=1)
+    patience: int = setting(
+        0, "Stop after this many validations without an improvement (0 = never).", at_least=0
     )
-    patience: int = field(
-        default=0, metadata={"help": "stop after so many validations without a better one (0 = never)"}
+    validation_users: int = setting(10_000, "Maximum number of users in a validation (0 = all).", at_least=0)
+    walk_passes: int = setting(
+        2, "With protocol.walk_forward_days: how often each stretch of days is read.", at_least=1
     )
-    validation_users: int = field(
-        default=10_000, metadata={"help": "at most so many users in a validation (0 = all)"}
+    walk_rate: float = setting(
+        0.5, "With protocol.walk_forward_days: share of the learning rates, which stay constant.", above=0
     )
-    walk_passes: int = field(
-        default=2, metadata={"help": "protocol.walk_forward_days: how often each stretch is read"}
-    )
-    walk_rate: float = field(
-        default=0.5, metadata={"help": "protocol.walk_forward_days: share of the learning rates, constant"}
-    )
-    threads: int = field(default=1, metadata={"help": "torch threads of a cell"})
+    threads: int = setting(1, "torch threads of a cell.", at_least=1)
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
-        for name in ("passes", "batch_targets", "validate_every", "walk_passes", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "row_learning_rate", "walk_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"fit.{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "gradient_clip", "patience", "validation_users"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"fit.{name} must not be negative, got {getattr(self, name)}")
+        """Check bounds and choices.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("fit", self)
 
 
 @dataclass
 class WalsConfig:
     """The baseline WALS: implicit alternating least squares."""
 
-    factors: int = field(default=128, metadata={"help": "columns of its vectors"})
-    regularization: float = field(default=0.01, metadata={"help": "lambda, of the squared norms"})
-    kappa: float = field(default=40.0, metadata={"help": "confidence of an event is 1 + kappa · its weight"})
-    iterations: int = field(default=15, metadata={"help": "each solves all users, then all items"})
+    factors: int = setting(128, "Width of its vectors.", at_least=1)
+    regularization: float = setting(0.01, "λ: weight of the squared norms.", above=0)
+    kappa: float = setting(40.0, "Confidence of an event is 1 + kappa times its weight.", above=0)
+    iterations: int = setting(15, "Iterations; each solves all users, then all items.", at_least=1)
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
-        for name in ("factors", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"wals.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("regularization", "kappa"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"wals.{name} must be positive, got {getattr(self, name)}")
+        """Check bounds.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("wals", self)
 
 
 @dataclass
 class PopularityConfig:
-    """The floor popularity."""
+    """The baseline popularity."""
 
-    half_life_days: float = field(
-        default=0.0, metadata={"help": "days after which an event counts half (0 = all count alike)"}
+    half_life_days: float = setting(
+        0.0, "Days after which an event counts half (0 = all events count the same).", at_least=0
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
-        if self.half_life_days < 0:
-            raise ValueError(
-                f"popularity.half_life_days must not be negative, got {self.half_life_days:g} (0 = all count alike)"
-            )
+        """Check bounds.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("popularity", self)
 
 
 @dataclass

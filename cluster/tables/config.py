@@ -2,63 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from model.setting import require_declared, setting
 
 
 @dataclass
 class TableConfig:
-    """Admission, expiry and size of the rows of users and items; categories and attributes always have theirs."""
+    """Admission, expiry and size of the rows of users and items; categories and attributes always have their own."""
 
-    admit_after: float = field(
-        default=1.0,
-        metadata={
-            "help": "how often a user or an item must have been seen before it gets a row of its own; until then "
-            "it shares one with others (1 = at once). Items: summed weight of their events; users: steps"
-        },
+    admit_after: float = setting(
+        1.0,
+        "How often a user or an item must have been seen before it gets an embedding row of its own (1 = at once); "
+        "until then it shares a row. Items count the summed weight of their events, users count steps.",
+        at_least=0,
     )
-    admitted_start: Literal["shared", "fresh"] = field(
-        default="shared",
-        metadata={
-            "help": "how an admitted id's own row starts: as a copy of the row that it shared, or fresh as any other"
-        },
+    admitted_start: Literal["shared", "fresh"] = setting(
+        "shared", "Initial value of an admitted id's own row: a copy of the row that it shared, or a new one."
     )
-    max_waiting: int = field(
-        default=1_000_000,
-        metadata={"help": "most ids that are counted before they have a row, all ranks together"},
+    max_waiting: int = setting(
+        1_000_000, "Maximum number of ids without a row that are counted, over all ranks.", at_least=1
     )
-    expire_after_s: float = field(
-        default=0.0,
-        metadata={
-            "help": "a user or an item that no event has touched for so long, in event time, loses its row (0 = never)"
-        },
+    expire_after_s: float = setting(
+        0.0,
+        "Remove the row of a user or an item after this many seconds of event time without an event (0 = never).",
+        at_least=0,
     )
-    max_rows: int = field(
-        default=0, metadata={"help": "most rows of users and items, all ranks together (0 = no limit)"}
+    max_rows: int = setting(
+        0, "Maximum number of rows of users and items, over all ranks (0 = no limit).", at_least=0
     )
-    evict: Literal["recency", "frequency"] = field(
-        default="recency",
-        metadata={
-            "help": "above table.max_rows, which rows go: the longest unseen or the least frequent ones"
-        },
+    evict: Literal["recency", "frequency"] = setting(
+        "recency", "Rows to remove above table.max_rows: those not seen for longest, or the least frequent."
     )
-    sweep_every: int = field(
-        default=64,
-        metadata={"help": "steps between two looks for rows that are expired or too many"},
-    )
+    sweep_every: int = setting(64, "Steps between two searches for rows to remove.", at_least=1)
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the setting."""
-        for name in ("admit_after", "expire_after_s", "max_rows"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"table.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("max_waiting", "sweep_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"table.{name} must be at least 1, got {getattr(self, name)}")
-        if self.admitted_start not in ("shared", "fresh"):
-            raise ValueError(f"table.admitted_start must be shared or fresh, got {self.admitted_start!r}")
-        if self.evict not in ("recency", "frequency"):
-            raise ValueError(f"table.evict must be recency or frequency, got {self.evict!r}")
+        """Check bounds and choices.
+
+        Raises:
+            ValueError: names the setting and its value.
+        """
+        require_declared("table", self)
 
     @property
     def has_shared_rows(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_origin, get_type_hints
 
@@ -25,16 +25,6 @@ _HISTORY_LENGTHS = frozenset({"model.history_length", "stream.history_length"})
 
 class ConfigError(ValueError):
     """Settings cannot be used; one line with the key, the value and what to do."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting as `freshet settings` shows it."""
-
-    key: str
-    type_name: str
-    default: object
-    help: str
 
 
 def load_config(config_file: Path | None, overrides: list[str]) -> FreshetConfig:
@@ -72,11 +62,6 @@ def load_offline_config(
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def describe_settings() -> list[Setting]:
-    """Every setting with its type, default and meaning."""
-    return list(_describe(OfflineConfig, ""))
 
 
 def _apply(merged: Any, sources: Iterator[tuple[str, dict[str, Any]]], types: Mapping[str, Any]) -> set[str]:
@@ -226,41 +211,3 @@ def _types(kind: type[Any], prefix: str = "") -> dict[str, Any]:
         else:
             types[f"{prefix}{name}"] = hint
     return types
-
-
-def _describe(kind: type[Any], prefix: str) -> Iterator[Setting]:
-    hints = get_type_hints(kind)
-    documented = _attribute_help(kind)
-    for item in fields(kind):
-        hint = hints[item.name]
-        if is_dataclass(hint):
-            yield from _describe(cast("type[Any]", hint), f"{prefix}{item.name}.")
-            continue
-        text = item.metadata.get("help", documented.get(item.name, ""))
-        yield Setting(f"{prefix}{item.name}", _type_name(hint), _default(item), text)
-
-
-def _attribute_help(kind: type[Any]) -> dict[str, str]:
-    """`name: meaning` entries of a docstring's Attributes section, with the lines that go on below them."""
-    _, _, section = (kind.__doc__ or "").partition("Attributes:")
-    found: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        start, separator, text = line.strip().partition(": ")
-        if separator and start.isidentifier():
-            name, found[start] = start, text
-        elif name and line.strip():
-            found[name] += f" {line.strip()}"
-    return found
-
-
-def _default(item: Field[Any]) -> object:
-    if item.default is not MISSING:
-        return item.default
-    return item.default_factory() if item.default_factory is not MISSING else None
-
-
-def _type_name(hint: Any) -> str:
-    return (
-        hint.__name__ if isinstance(hint, type) and "[" not in str(hint) else str(hint).replace("typing.", "")
-    )

@@ -28,6 +28,7 @@ from streaming.local_broker.process import (
     last_telling_lines,
     write_settings,
 )
+from streaming.setting import require_declared, setting
 
 HOST = "127.0.0.1"
 READY_POLL_S = 0.05
@@ -45,27 +46,17 @@ class BrokerPortInUse(BrokerStartError):
 
 @dataclass
 class BrokerConfig:
-    """Settings of the local Kafka (`broker.*`).
+    """The local Kafka of `freshet broker`, the demo and the tests."""
 
-    Attributes:
-        data_dir: folder of the topics' logs and of the broker's own log; made if missing.
-        port: TCP port on 127.0.0.1; 0 picks a free one.
-        heap_mib: Java heap, MiB.
-        start_timeout_s: longest wait for the first answer, seconds.
-    """
-
-    data_dir: str = "runs/broker"
-    port: int = 9092
-    heap_mib: int = 512
-    start_timeout_s: float = 60.0
+    data_dir: str = setting(
+        "runs/broker", "Folder for the topics' logs and the broker's own log; created if it is missing."
+    )
+    port: int = setting(9092, "TCP port on 127.0.0.1 (0 = any free port).", at_least=0, at_most=65535)
+    heap_mib: int = setting(512, "Size of the Java heap in MiB.", at_least=128)
+    start_timeout_s: float = setting(60.0, "Maximum time to wait for the broker's first answer.", above=0)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"broker.port must be in 0..65535, got {self.port}")
-        if self.heap_mib < 128:
-            raise ValueError(f"broker.heap_mib must be at least 128, got {self.heap_mib}")
-        if self.start_timeout_s <= 0:
-            raise ValueError(f"broker.start_timeout_s must be positive, got {self.start_timeout_s}")
+        require_declared("broker", self)
 
 
 class LocalBroker:

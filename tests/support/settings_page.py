@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
-from deploy.command.config_loading import Setting, describe_settings
+from deploy.command.setting_descriptions import Section, Setting, describe_sections, shown
 from tests.support.documents import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "settings.md"
@@ -12,35 +10,34 @@ _HEAD = """\
 <!-- written by `python -m tests.support.settings_page`; a test compares it with the settings dataclasses -->
 # Settings
 
-Every setting is a `key=value` argument of every verb, or a key of the YAML file given with `--config`. Arguments take
-precedence over the file. `freshet settings` lists the values in effect.
+Every setting is a `key=value` argument of every verb, or a key of the YAML file given with `--config`: in the file,
+`train: {workers: 3}` is `train.workers=3`. Arguments take precedence over the file. `freshet settings` shows the values
+in effect, `freshet settings stream` those of one section. Names that end in `_s` are durations in seconds.
 """
 
 
 def page() -> str:
     """The whole page."""
-    sections = groupby(describe_settings(), key=_section)
-    return "\n".join([_HEAD, *(_table(name, list(settings)) for name, settings in sections)])
+    return "\n".join([_HEAD, *map(_table, describe_sections())])
 
 
-def _section(setting: Setting) -> str:
-    return setting.key.rpartition(".")[0] or "general"
-
-
-def _table(section: str, settings: list[Setting]) -> str:
-    rows = [f"| `{s.key}` | {_code(s.type_name)} | {_code(s.default)} | {_cell(s.help)} |" for s in settings]
+def _table(section: Section) -> str:
+    heads = [f"## {section.name}\n", f"{section.purpose}\n"]
     return "\n".join(
-        [f"## {section}\n", "| setting | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+        [
+            *heads,
+            "| setting | type | default | bounds | meaning |",
+            "|---|---|---|---|---|",
+            *map(_row, section.settings),
+            "",
+        ]
     )
 
 
-def _code(value: object) -> str:
-    text = _cell(str(value))
-    return f"`{text}`" if text else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _row(setting: Setting) -> str:
+    types = ", ".join(f"`{name}`" for name in setting.type_name.split(" | "))
+    cells = [f"`{setting.key}`", types, f"`{shown(setting.default)}`", setting.bounds, setting.help]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|').replace('<', '&lt;') for cell in cells)} |"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from deploy.command.config_loading import describe_settings
+from deploy.command.setting_descriptions import describe_settings
 from tests.support import settings_page
 from tests.support.documents import DECISIONS, ROOT, anchors, code_spans, commands, guides, links, pages
 

@@ -6,7 +6,8 @@ import pytest
 
 from cluster.config import FreshetConfig
 from cluster.evaluation.config import OfflineConfig
-from deploy.command.config_loading import ConfigError, describe_settings, load_config, load_offline_config
+from deploy.command.config_loading import ConfigError, load_config, load_offline_config
+from deploy.command.setting_descriptions import describe_settings
 
 
 def _refusal(*overrides, file=None):
