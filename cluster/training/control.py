@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
+from cluster.observability.figures import SUMMED
 
 
 class StopNotice(Protocol):
@@ -43,15 +44,6 @@ class Report:
     two_full: float = 0
     """1 if the same holds of this step and the next one together, and this rank takes batches ahead."""
     finished: float = 0
-    rows_read: float = 0
-    dead_letters: float = 0
-    negatives: float = 0
-    ignored: float = 0
-    duplicates: float = 0
-    quarantined: float = 0
-    lag_messages: float = 0
-    lag_events: float = 0
-    skipped: float = 0
     sample: float = 0
     hits: float = 0
     popularity_hits: float = 0
@@ -65,6 +57,25 @@ class Report:
     growth_found: float = 0
     stop_asked: float = 0
     failed: float = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    """This rank's share of every figure of `figures.SUMMED`; what is not given is 0."""
+
+    def __post_init__(self) -> None:
+        assert self.figures.keys() <= set(SUMMED), f"undeclared figures {self.figures.keys() - set(SUMMED)}"
+        self.figures = dict.fromkeys(SUMMED, 0.0) | self.figures
+
+    def encoded(self) -> npt.NDArray[np.float64]:
+        """All numbers by name, as float64 (K,) for an exchange."""
+        return np.array([*(getattr(self, name) for name in _OWN), *(self.figures[name] for name in SUMMED)])
+
+    @classmethod
+    def decoded(cls, row_K: npt.NDArray[np.float64]) -> Report:
+        """The inverse of `encoded`."""
+        said = dict(zip((*_OWN, *SUMMED), row_K.tolist(), strict=True))
+        return cls(**{name: said[name] for name in _OWN}, figures={name: said[name] for name in SUMMED})
+
+
+_OWN = tuple(item.name for item in fields(Report) if item.name != "figures")
 
 
 @dataclass(frozen=True)
@@ -111,17 +122,17 @@ class Decision:
 
 def agree(comm: Collectives, mine: Report, config: TrainConfig) -> Decision:
     """Collective. Exchange reports and decide."""
-    reports_WK = comm.exchange(np.array(astuple(mine), np.float64))
-    return decide([Report(*row) for row in reports_WK.tolist()], config)
+    reports_WK = comm.exchange(mine.encoded())
+    return decide([Report.decoded(row_K) for row_K in reports_WK], config)
 
 
 def decide(reports: list[Report], config: TrainConfig) -> Decision:
     """A function of the reports alone, so that every rank comes to the same decision."""
     first = reports[0]
-    totals = Report(*np.array([astuple(report) for report in reports]).sum(axis=0).tolist())
+    totals = Report.decoded(np.array([report.encoded() for report in reports]).sum(axis=0))
     everyone = len(reports)
     drained = totals.finished == everyone and totals.ready_rows == 0
-    enough = 0 < config.stop_after_rows <= totals.rows_read
+    enough = 0 < config.stop_after_rows <= totals.figures["rows_read"]
     asked = bool(first.stop_asked) and not (drained or enough)
     lingered = bool(first.linger_over) and not config.bounded
     return Decision(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from typing import Any
 
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.collectives import Collectives
+from cluster.observability.figures import summed_record
 from cluster.observability.progress_file import ProgressFile
 from cluster.publishing.live_index import LiveIndex
 from cluster.publishing.publisher import Publisher
@@ -22,6 +22,21 @@ from retrieval.versions.store import VersionStore
 
 _EVERY_S = 0.5
 _RATE_WINDOW_S = 10.0
+
+
+def rank_figures(run: TrainingRun) -> dict[str, float]:
+    """This rank's share of the figures that are summed over the ranks, by their names in progress.json."""
+    return {
+        "rows_read": run.rows_read,
+        "dead_letters": run.rows_dead,
+        "events_negative": run.ledger.negatives,
+        "events_ignored": run.ledger.ignored,
+        "events_duplicate": run.ledger.duplicates,
+        "events_quarantined": run.ledger.quarantined,
+        "messages_skipped": sum(run.stream.skipped.values()),
+        "lag_messages": sum(run.source.lag().values()),
+        "lag_events": run.source.lag_events(),
+    }
 
 
 class ProgressReporter:
@@ -102,16 +117,8 @@ class ProgressReporter:
             **self._static,
             "state": state,
             "step": run.step,
-            "rows_read": int(totals.rows_read),
             "events_trained": run.events_trained,
-            "events_negative": int(totals.negatives),
-            "events_ignored": int(totals.ignored),
-            "events_duplicate": int(totals.duplicates),
-            "events_quarantined": int(totals.quarantined),
-            "dead_letters": int(totals.dead_letters),
-            "lag_messages": int(totals.lag_messages),
-            "lag_events": None if math.isnan(totals.lag_events) else round(totals.lag_events),
-            "messages_skipped": int(totals.skipped),
+            **summed_record(totals.figures),
             "notice": run.notice,
             "error": "; ".join(filter(None, (error, self.checkpoint_problem, publisher.problem))),
             "stop_error": error,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from cluster.training.control import Report
 
 _Mark = tuple[float, ...]
+# Whatever becomes of a row, one of these grows.
+_READ = ("rows_read", "events_quarantined", "dead_letters", "messages_skipped")
 
 
 class Since:
@@ -23,7 +25,7 @@ class Since:
     def seen(self, step: int, totals: Report) -> None:
         """The run has come to a step; `totals` are those of all ranks."""
         self._step = step
-        self._read = (totals.rows_read, totals.quarantined, totals.dead_letters, totals.skipped)
+        self._read = tuple(totals.figures[name] for name in _READ)
 
     def catalogue_changed(self) -> None:
         """Records of the catalogue were taken up: new, changed or deleted items and users."""

@@ -31,7 +31,7 @@ from cluster.training.intake.intake import Intake
 from cluster.training.intake.joining import join_run
 from cluster.training.intake.taking import BatchTaker
 from cluster.training.last_checkpoint import commit_last
-from cluster.training.progress_report import ProgressReporter
+from cluster.training.progress_report import ProgressReporter, rank_figures
 from cluster.training.since import Since
 from cluster.training.state.run import TrainingRun, partitions_of_rank
 from cluster.training.state.starting_point import find_starting_point, start_from
@@ -211,15 +211,7 @@ class Worker:
             batch_full=float(self._taker.in_hand or batcher.wait_full(self._quota, 0.0)),
             two_full=float(self._may_take_ahead and batcher.wait_full(self._quota_ahead, 0.0)),
             finished=float(self.run.source.finished and self._intake.bounded),
-            rows_read=self.run.rows_read,
-            dead_letters=self.run.rows_dead,
-            negatives=self.run.ledger.negatives,
-            ignored=self.run.ledger.ignored,
-            duplicates=self.run.ledger.duplicates,
-            quarantined=self.run.ledger.quarantined,
-            lag_messages=sum(self.run.source.lag().values()),
-            lag_events=self.run.source.lag_events(),
-            skipped=sum(self.run.stream.skipped.values()),
+            figures=rank_figures(self.run),
         )
         report.checkpoint_ready = float(self._checkpointer.ready)
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation

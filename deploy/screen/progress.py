@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from cluster.observability.figures import rows_set_aside, scalars
+
 
 @dataclass(frozen=True)
 class HitCurve:
@@ -46,7 +48,7 @@ def _ratio(part: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class Progress:
-    """One reading of `progress.json`; the field names are the file's."""
+    """One reading of `progress.json`, as far as the screen uses it; the field names are the file's."""
 
     time_s: float = 0.0
     state: str = "starting"
@@ -57,12 +59,9 @@ class Progress:
     workers: int = 0
     rows_read: int = 0
     events_trained: int = 0
-    events_negative: int = 0
-    events_ignored: int = 0
-    events_duplicate: int = 0
-    events_quarantined: int = 0
     dead_letters: int = 0
-    messages_skipped: int = 0
+    set_aside: Mapping[str, int] = field(default_factory=dict)
+    """What was neither trained on nor is a dead letter: counts by label."""
     lag_messages: int = 0
     lag_events: int | None = None
     """About how many events wait to be read; None before the run has looked."""
@@ -76,17 +75,6 @@ class Progress:
     freshness: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     notice: str = ""
-
-    @property
-    def set_aside(self) -> dict[str, int]:
-        """What was not trained on and is no dead letter, by the name that the screen gives it."""
-        return {
-            "negatives": self.events_negative,
-            "ignored": self.events_ignored,
-            "duplicates": self.events_duplicate,
-            "quarantined": self.events_quarantined,
-            "skipped": self.messages_skipped,
-        }
 
     @property
     def index_version(self) -> int:
@@ -107,36 +95,17 @@ class Progress:
         return None if step is None else int(step)
 
 
-SCALARS = {
-    "time_s": float,
-    "state": str,
-    "attempt": int,
-    "restarts": int,
-    "step": int,
-    "workers": int,
-    "rows_read": int,
-    "events_trained": int,
-    "events_negative": int,
-    "events_ignored": int,
-    "events_duplicate": int,
-    "events_quarantined": int,
-    "dead_letters": int,
-    "messages_skipped": int,
-    "lag_messages": int,
-    "lag_events": int,
-    "examples_per_s": float,
-    "mean_examples_per_s": float,
-    "known_items": int,
-    "error": str,
-    "notice": str,
-}
-
-
 def parse_progress(record: Mapping[str, Any] | None) -> Progress:
     """A `Progress` from the parsed file; keys that are missing or null keep their defaults."""
     record = record or {}
-    scalars = {name: kind(record[name]) for name, kind in SCALARS.items() if record.get(name) is not None}
+    read = {name: value for name, value in scalars(record).items() if name in Progress.__dataclass_fields__}
     parts = {name: record[name] for name in ("loss", "checkpoint", "index", "freshness") if record.get(name)}
     curve = record.get("progressive") or {}
     known = {name: curve[name] for name in HitCurve.__dataclass_fields__ if curve.get(name) is not None}
-    return Progress(**scalars, **parts, pids=tuple(record.get("pids") or ()), progressive=HitCurve(**known))
+    return Progress(
+        **read,
+        **parts,
+        set_aside=rows_set_aside(record),
+        pids=tuple(record.get("pids") or ()),
+        progressive=HitCurve(**known),
+    )

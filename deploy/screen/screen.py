@@ -11,6 +11,7 @@ from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from cluster.observability.figures import BY_NAME, LOSS_TERMS
 from deploy.command.terminal import line, panel, stacked
 from deploy.command.times import duration
 from deploy.screen.progress import Progress
@@ -18,15 +19,6 @@ from deploy.screen.progress import Progress
 SPARKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
 MESSAGES_SHOWN = 7
-
-LOSS_TERMS = {
-    "main": "softmax",
-    "mimic_user": "mimic user",
-    "mimic_item": "mimic item",
-    "contrastive_sequence": "CL sequence",
-    "contrastive_attribute": "CL attribute",
-    "contrastive_item": "CL item",
-}
 
 
 @dataclass
@@ -87,7 +79,7 @@ def _grid(rows: Iterable[Sequence[RenderableType]], justify: Sequence[str] = ("l
 
 def _stream_panel(view: DemoView) -> RenderableType:
     progress, total = view.progress, max(view.planned, 1)
-    counts = {"read": progress.rows_read, "trained": progress.events_trained}
+    counts = {_label("rows_read"): progress.rows_read, _label("events_trained"): progress.events_trained}
     if view.produced is not None:
         counts = {"produced": view.produced, **counts}
     bars: list[tuple[RenderableType, ...]] = [
@@ -97,11 +89,15 @@ def _stream_panel(view: DemoView) -> RenderableType:
     rows = [
         *bars,
         *((name, number(count), "") for name, count in progress.set_aside.items() if count),
-        ("lag", _about(progress.lag_events), "events"),
-        ("dead letters", number(progress.dead_letters), ""),
-        ("known items", number(progress.known_items), ""),
+        (_label("lag_events"), _about(progress.lag_events), BY_NAME["lag_events"].unit),
+        (_label("dead_letters"), number(progress.dead_letters), ""),
+        (_label("known_items"), number(progress.known_items), ""),
     ]
     return panel(_grid(rows), "stream")
+
+
+def _label(name: str) -> str:
+    return BY_NAME[name].label
 
 
 def _about(events: int | None) -> str:
@@ -110,15 +106,9 @@ def _about(events: int | None) -> str:
 
 
 def _training_panel(progress: Progress) -> RenderableType:
-    terms = [(label, number(progress.loss.get(name), 3)) for name, label in LOSS_TERMS.items()]
-    counts = [
-        ("loss", number(progress.loss.get("total"), 3)),
-        ("examples/s", number(progress.examples_per_s)),
-        ("step", number(progress.step)),
-        ("workers", number(progress.workers)),
-        ("attempt", number(progress.attempt)),
-        ("restarts", number(progress.restarts)),
-    ]
+    total, *terms = ((label, number(progress.loss.get(name), 3)) for name, label in LOSS_TERMS.items())
+    names = ("examples_per_s", "step", "workers", "attempt", "restarts")
+    counts = [total, *((_label(name), number(getattr(progress, name))) for name in names)]
     rows = [(*count, "", *term) for count, term in zip(counts, terms, strict=True)]
     return panel(_grid(rows, ("left", "right", "left", "left", "right")), "training, and the loss's terms")
 
@@ -126,9 +116,9 @@ def _training_panel(progress: Progress) -> RenderableType:
 def _curve_panel(view: DemoView) -> RenderableType:
     curve = view.progress.progressive
     series = [
-        ("CL-EPIDTN", "bold green", curve.hits),
-        ("co-occurrence", "yellow", curve.cooccurrence_hits),
-        ("popularity", "red", curve.popularity_hits),
+        (_label("progressive.hits"), "bold green", curve.hits),
+        (_label("progressive.cooccurrence_hits"), "yellow", curve.cooccurrence_hits),
+        (_label("progressive.popularity_hits"), "red", curve.popularity_hits),
     ]
     points = [curve.points(hits, CURVE_WIDTH) for _, _, hits in series]
     # One scale for the three, or the curves could not be compared.

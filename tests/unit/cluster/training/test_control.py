@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
+
 from cluster.config import TrainConfig
+from cluster.observability.figures import SUMMED
 from cluster.training.control import Report, decide
 
 
@@ -31,8 +34,26 @@ def test_a_run_ends_when_every_rank_has_read_its_share_to_the_end():
 
 
 def test_a_run_ends_at_the_row_that_it_was_told_to_end_at():
-    assert not decide([Report(rows_read=50), Report(rows_read=49)], TrainConfig(stop_after_rows=100)).stop
-    assert decide([Report(rows_read=50), Report(rows_read=50)], TrainConfig(stop_after_rows=100)).stop
+    config = TrainConfig(stop_after_rows=100)
+    read_49, read_50 = (Report(figures={"rows_read": rows}) for rows in (49, 50))
+    assert not decide([read_50, read_49], config).stop
+    assert decide([read_50, read_50], config).stop
+
+
+def test_what_ranks_exchange_is_every_number_by_its_name():
+    one = Report(ready_rows=5, failed=1, figures={"rows_read": 7, "events_quarantined": 2})
+    again = Report.decoded(one.encoded())
+    assert again == one
+    assert again.figures.keys() == set(SUMMED)
+    totals = decide([one, replace(one, ready_rows=1)], TrainConfig()).totals
+    assert (totals.ready_rows, totals.failed) == (6, 2)
+    assert (totals.figures["rows_read"], totals.figures["events_quarantined"]) == (14, 4)
+    assert totals.figures["dead_letters"] == 0
+
+
+def test_a_figure_that_is_not_declared_cannot_be_reported():
+    with pytest.raises(AssertionError, match="events_lost"):
+        Report(figures={"events_lost": 1})
 
 
 def test_only_the_clock_of_rank_0_decides_on_checkpoints_and_versions():

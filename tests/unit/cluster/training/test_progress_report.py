@@ -25,7 +25,7 @@ def _publisher():
 
 
 def _told(storage, **totals):
-    ProgressReporter(storage, "a run", Collectives()).update(RUN, Report(**totals), _publisher())
+    ProgressReporter(storage, "a run", Collectives()).update(RUN, Report(figures=totals), _publisher())
     return read_progress(storage)
 
 
