@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Int64Array = npt.NDArray[np.int64]
+from streaming.arrays import Int64Array
 
 # torch renamed it in 2.13 and warns of the old name at every call.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)

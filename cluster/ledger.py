@@ -20,9 +20,8 @@ import pyarrow as pa
 from numba import njit
 
 from model.key_index import KeyIndex, mix64
+from streaming.arrays import Int64Array
 from streaming.events.signals import DUPLICATE, IGNORED, NEGATIVE
-
-Int64Array = npt.NDArray[np.int64]
 
 _SUMS = ("partition", "events", "hash_sum", "negatives", "ignored", "duplicates", "quarantined")
 

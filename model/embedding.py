@@ -12,12 +12,8 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
+from model.arrays import Float32Array, Int16Array, Int64Array
 from model.key_index import GOLDEN, hash_keys, mix64
-
-Int16Array = npt.NDArray[np.int16]
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
-
 
 _ROWS_OF_A_THREAD = 2048
 

@@ -16,14 +16,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from model.arrays import BoolArray, Int16Array, Int64Array
 from model.config import ModelConfig
 from model.key_index import KeyIndex, hash_keys
 from model.token_rows import Reads, TokenRows, pack, reads_at, row_width
 from model.transfer import to_device
 
-Int16Array = npt.NDArray[np.int16]
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 Categories = Callable[[Int64Array], Int64Array]
 """int64 (n,) item ids to int64 (n, K) category ids, 0 where there is none."""
 

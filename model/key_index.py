@@ -16,10 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from model.arrays import Int16Array, Int64Array
 from model.reserved_memory import GrowingArray, machine_bytes
-
-Int64Array = npt.NDArray[np.int64]
-Int16Array = npt.NDArray[np.int16]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: what splitmix64 adds from one number to the next."""

@@ -11,10 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from model.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 
 
 @njit(cache=True, nogil=True)

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
+from model.arrays import Float32Array, Int64Array
+
 Vectors = Any
 """float32 (n, D): a NumPy array, or a SciPy CSR matrix where D is as large as the catalogue."""
 

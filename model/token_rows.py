@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from numba import njit
 from torch import Tensor
 
+from model.arrays import Int64Array
 from model.transfer import to_device
-
-Int64Array = npt.NDArray[np.int64]
 
 _ROW_TOKENS = 64
 """Rows are at least so long, if there is enough to fill one: short sequences then share them."""

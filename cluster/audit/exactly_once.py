@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
@@ -23,6 +22,7 @@ from cluster.checkpoints.parts.stream import saved_stream
 from cluster.checkpoints.parts.users import partitions_in
 from cluster.config import FreshetConfig
 from cluster.ledger import PartitionLedger
+from streaming.arrays import Int64Array
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.position import Position
@@ -32,8 +32,6 @@ from streaming.kafka.consumer import current_topic_id
 from streaming.sources.backfill import topic_range
 from streaming.sources.kafka_source import KafkaSource, end_offsets, first_offsets
 from streaming.sources.parquet_source import ParquetSource
-
-Int64Array = npt.NDArray[np.int64]
 
 _ROWS_AT_ONCE = 65_536
 

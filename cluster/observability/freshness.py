@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-Int64Array = npt.NDArray[np.int64]
+from streaming.arrays import Int64Array
 
 # 20 bins a decade from 1 ms to 10^6 s: a percentile is within 12 % of the exact one, in constant memory.
 _EDGES_S = np.logspace(-3, 6, 181)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -11,9 +10,8 @@ from cluster.collectives import Collectives
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.features import ITEM, KeyCollector, item_inputs
 from model.two_tower import TwoTower
+from streaming.arrays import Int64Array
 from streaming.catalogue.catalogue import Catalogue
-
-Int64Array = npt.NDArray[np.int64]
 
 # What the tower holds of a chunk while it encodes is what encoding costs in memory, whatever the catalogue's size.
 _CHUNK_ITEMS = 16_384

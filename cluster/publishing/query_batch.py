@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streaming.arrays import Int64Array
 from streaming.batches.batcher import UserAttributes
 from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from streaming.histories.history import UserStore
-
-Int64Array = npt.NDArray[np.int64]
 
 AFTER_ALL_MS = np.iinfo(np.int64).max
 """The time of a placeholder event: later than any history."""

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.config import FreshetConfig
@@ -19,11 +17,9 @@ from cluster.publishing.version_store import version_store
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.searcher import LoadedVersion
 from retrieval.versions.store import Version
+from streaming.arrays import Float32Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 from streaming.config import StreamConfig
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

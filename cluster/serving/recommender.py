@@ -15,10 +15,9 @@ from cluster.config import FreshetConfig
 from cluster.publishing.query_batch import history_batch
 from cluster.publishing.served_model import ServedModel, follow_models
 from cluster.serving.following import Following
+from streaming.arrays import Int64Array
 from streaming.events.ids import integer_ids
 from streaming.histories.history import UserStore
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class NothingToServe(RuntimeError):

@@ -8,16 +8,13 @@ A key of a negative table is no id's but a bucket's own: `shared_keys`.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from model.key_index import hash_keys
+from streaming.arrays import Int16Array, Int64Array
 
 BUCKET_BITS = 12
 BUCKETS = 1 << BUCKET_BITS
-
-Int64Array = npt.NDArray[np.int64]
-Int16Array = npt.NDArray[np.int16]
 
 
 def buckets_of(tables: Int16Array, ids: Int64Array) -> Int64Array:

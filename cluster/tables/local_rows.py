@@ -21,10 +21,7 @@ from model.embedding import initial_rows
 from model.key_index import KeyIndex
 from model.reserved_memory import GrowingArray, machine_bytes
 from model.transfer import to_device
-
-Int64Array = npt.NDArray[np.int64]
-Int16Array = npt.NDArray[np.int16]
-Float64Array = npt.NDArray[np.float64]
+from streaming.arrays import Float64Array, Int16Array, Int64Array
 
 # Bits of a row's mark: it changed since `take_changes`; it had not been there then.
 _CHANGED, _NEW = np.uint8(1), np.uint8(2)

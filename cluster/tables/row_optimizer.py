@@ -13,8 +13,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
+from streaming.arrays import Float32Array, Int64Array
 
 _CORRECTIONS = 1 << 15
 """Updates after which a bias correction is 1 in float32, for any sensible beta."""

@@ -27,16 +27,14 @@ from torch import Tensor
 from cluster.collectives import Collectives
 from cluster.tables.buckets import buckets_of, owners_of, shared_keys, sort_by_owner
 from cluster.tables.config import TableConfig
-from cluster.tables.local_rows import FreshRows, Int16Array, Int64Array, LocalRows
+from cluster.tables.local_rows import FreshRows, LocalRows
 from cluster.tables.row_optimizer import RowOptimizer
 from cluster.tables.surplus import as_orders, lowest
 from cluster.tables.waiting_keys import WaitingKeys
 from model.features import ITEM, SOURCE, USER
 from model.key_index import KeyIndex
 from model.transfer import to_device
-
-BoolArray = npt.NDArray[np.bool_]
-Float64Array = npt.NDArray[np.float64]
+from streaming.arrays import BoolArray, Float64Array, Int16Array, Int64Array
 
 _Inputs = TypeVar("_Inputs")
 

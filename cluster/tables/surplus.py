@@ -16,11 +16,7 @@ import numpy.typing as npt
 
 from cluster.collectives import Collectives
 from model.key_index import hash_keys
-
-BoolArray = npt.NDArray[np.bool_]
-Int64Array = npt.NDArray[np.int64]
-Int16Array = npt.NDArray[np.int16]
-UInt64Array = npt.NDArray[np.uint64]
+from streaming.arrays import BoolArray, Int16Array, Int64Array, UInt64Array
 
 _DIGIT_BITS = 12
 _SHIFTS = (52, 40, 28, 16, 4, 0)

@@ -6,14 +6,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from model.key_index import KeyIndex
-
-Int64Array = npt.NDArray[np.int64]
-Int16Array = npt.NDArray[np.int16]
-Float64Array = npt.NDArray[np.float64]
+from streaming.arrays import Float64Array, Int16Array, Int64Array
 
 
 class WaitingKeys:

@@ -11,19 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
+from model.arrays import Float32Array, Int64Array
 from model.baselines.histories import Histories, ItemIndex
 from model.baselines.pair_table import COUNT, PairTable, Tables
 
 RECENT_ITEMS = 20
 _COUNT = np.int32(COUNT)
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
-Int32Array = npt.NDArray[np.int32]
 
 
 @njit(cache=True, nogil=True)

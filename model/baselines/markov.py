@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from model.arrays import Float32Array, Int64Array
 from model.baselines.histories import Histories, ItemIndex
 from model.baselines.popularity import StreamingPopularity
 from model.baselines.sparse import PairCounts, SparseMatrix, inner_products, rows_or_zero, sparse
-from model.retrieval_model import Float32Array, Int64Array
 
 
 class Markov:

@@ -16,13 +16,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
+from model.arrays import Int32Array, Int64Array
 from model.reserved_memory import GrowingArray, machine_bytes
-
-Int64Array = npt.NDArray[np.int64]
-Int32Array = npt.NDArray[np.int32]
 
 CHANGED = np.int64(1 << 30)
 """Bit of a pair's count in the table of its smaller item: it is in the list of changes."""

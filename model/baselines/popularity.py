@@ -12,10 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from model.arrays import Float32Array, Int64Array
 from model.baselines.histories import Histories, ItemIndex
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 _DAY_MS = 86_400_000
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
+from model.arrays import Float32Array, Int32Array, Int64Array
 from model.baselines.extra import evaluation_package
 
 sparse = evaluation_package("scipy.sparse")
 
-Int32Array = npt.NDArray[np.int32]
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
 SparseMatrix = Any
 
 _PENDING_PAIRS = 2_000_000

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from model.arrays import Float32Array, Int64Array
 from model.baselines.extra import evaluation_package
 from model.baselines.histories import Histories, ItemIndex
-from model.retrieval_model import Float32Array, Int64Array
 
 
 class _Read(NamedTuple):

@@ -14,13 +14,10 @@ from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
 from retrieval.gpu import gpu_faiss, require_gpu, resources
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 
 def is_unit(vectors_ND: Float32Array) -> bool:

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.gpu import MOST_RESULTS, gpu_faiss, resources
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
-
 
 _GPU_SLICE_BYTES = 2 << 30
 

@@ -15,18 +15,11 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
 from retrieval.gpu import MOST_RESULTS, gpu_faiss, new_resources, require_gpu, resources
 from retrieval.indexes.coarse import assign_lists, train_centroids
-from retrieval.indexes.ivf import (
-    CODES,
-    Float32Array,
-    Int64Array,
-    IvfIndex,
-    lists_for,
-    require_usable,
-    sample_for_codes,
-)
+from retrieval.indexes.ivf import CODES, IvfIndex, lists_for, require_usable, sample_for_codes
 
 
 class GpuIvfIndex(IvfIndex):

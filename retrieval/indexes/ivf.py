@@ -14,12 +14,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
 from retrieval.indexes.coarse import assign_lists, train_centroids
 from retrieval.storage.durable import PRIVATE_FILE
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 _ITEMS_PER_LIST = 30
 _WRITE_BYTES = 1 << 20

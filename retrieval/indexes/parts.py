@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.indexes.ivf import IndexInputError
 from retrieval.storage.durable import PRIVATE_FILE
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 
 def write_part(path: Path, item_ids: Int64Array, vectors_ND: Float32Array) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
 from retrieval.indexes.exact import exact_top_k, recall_at_k
 from retrieval.indexes.gpu_index import build_index
@@ -29,8 +29,6 @@ from retrieval.versions.tuning import choose_nprobe
 
 __all__ = ["PublishReport", "publish", "write_part"]
 
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 _MOST_QUERIES = 2048
 _log = logging.getLogger(__name__)

@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.indexes.gpu_index import GpuIvfIndex
 from retrieval.indexes.ivf import IndexInputError, IvfIndex
 from retrieval.indexes.parts import read_ids
 from retrieval.storage.cache import FileCache
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.store import Version, VersionError, VersionStore
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 INDEX_FILE = "index.faiss"
 ITEMS_FILE = "items.arrow"

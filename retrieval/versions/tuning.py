@@ -8,12 +8,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
 from retrieval.indexes.exact import recall_at_k
 from retrieval.indexes.ivf import IvfIndex
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 _SLICE_BYTES = 32 << 20
 

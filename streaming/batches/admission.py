@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
+from streaming.arrays import BoolArray
 from streaming.batches.event_ids import KEY_HASH as WINDOW_KEY
-from streaming.batches.event_ids import Bools, EventIdWindow
+from streaming.batches.event_ids import EventIdWindow
 from streaming.config import StreamConfig
 from streaming.events.schema import EVENT_ID, KEY_HASH, PARTITION, TIMESTAMP_MS
 
@@ -28,7 +29,7 @@ class Admission:
         self._windows: dict[int, EventIdWindow] = {}
         self.watermark_ms: dict[int, int] = {}
 
-    def admit(self, rows: pa.RecordBatch) -> Bools:
+    def admit(self, rows: pa.RecordBatch) -> BoolArray:
         """Which rows are duplicates: their event id is one of the last `stream.duplicate_window` of the partition.
 
         Args:

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
+from streaming.arrays import Float32Array, Int8Array, Int32Array, Int64Array
 from streaming.batches.admission import Admission
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
-from streaming.events.partitioner import Int32s, Int64s
 from streaming.events.position import EventSource
 from streaming.events.schema import (
     APPEND_MS,
@@ -32,7 +32,7 @@ from streaming.events.schema import (
     USER_ID,
     empty_batch,
 )
-from streaming.events.signals import DUPLICATE, IGNORED, NEGATIVE, POSITIVE, Float32s, Int8s, judge_signals
+from streaming.events.signals import DUPLICATE, IGNORED, NEGATIVE, POSITIVE, judge_signals
 from streaming.histories.event_log import EventLog, append, copy_last
 from streaming.histories.history import UserStore
 from streaming.histories.negatives import NO_NEGATIVES, NegativeEvents, join_negatives
@@ -44,14 +44,14 @@ _TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEN
 class UserAttributes(Protocol):
     """What a query needs of the catalogue."""
 
-    def user_attributes(self, user_Q: Int64s) -> Int64s:
+    def user_attributes(self, user_Q: Int64Array) -> Int64Array:
         """int64 (q, f): the attribute ids of each user, 0 where unknown."""
 
 
 class KnownItems(UserAttributes, Protocol):
     """What the batcher needs of the catalogue."""
 
-    def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+    def is_deleted(self, item_Q: Int64Array) -> npt.NDArray[np.bool_]:
         """bool (q,): whether each item was deleted; nothing is learned of its events."""
 
 
@@ -133,7 +133,7 @@ class Batcher:
         self.set_aside = _set_aside(rows, sign_N)
         return self._pack(rows, np.flatnonzero(sign_N == POSITIVE), weight_N, _negatives(rows, sign_N))
 
-    def _outside(self, time_N: Int64s) -> npt.NDArray[np.bool_]:
+    def _outside(self, time_N: Int64Array) -> npt.NDArray[np.bool_]:
         """Which events a backfill by event time leaves out; files have no other times."""
         config = self._config
         outside_N = np.zeros(len(time_N), np.bool_)
@@ -144,7 +144,7 @@ class Batcher:
         return outside_N
 
     def _pack(
-        self, rows: pa.RecordBatch, place_T: Int64s, weight_N: Float32s, negatives: NegativeEvents
+        self, rows: pa.RecordBatch, place_T: Int64Array, weight_N: Float32Array, negatives: NegativeEvents
     ) -> pa.RecordBatch:
         """A batch of the targets, which stand at `place_T` of the rows; both stores learn what is new."""
         everything = len(place_T) == rows.num_rows
@@ -193,24 +193,24 @@ class Pieces(NamedTuple):
         earlier_B: events of the same run in earlier pieces.
     """
 
-    slot_B: Int32s
-    start_B: Int32s
-    earlier_B: Int32s
+    slot_B: Int32Array
+    start_B: Int32Array
+    earlier_B: Int32Array
 
 
 class Packed(NamedTuple):
     """Columns of a batch; `offset_B` delimits `items` and `times`, `seen_offset_B` delimits `seen`."""
 
-    offset_B: Int32s
-    items: Int64s
-    times: Int64s
-    context_B: Int32s
-    before_B: Int64s
-    seen_offset_B: Int32s
-    seen: Int64s
+    offset_B: Int32Array
+    items: Int64Array
+    times: Int64Array
+    context_B: Int32Array
+    before_B: Int64Array
+    seen_offset_B: Int32Array
+    seen: Int64Array
 
 
-def group(slot_N: Int32s, slots: int, longest: int) -> tuple[Int32s, Pieces]:
+def group(slot_N: Int32Array, slots: int, longest: int) -> tuple[Int32Array, Pieces]:
     """Stable grouping by slot in order of first appearance, cut into pieces of at most `longest` events.
 
     Args:
@@ -226,7 +226,12 @@ def group(slot_N: Int32s, slots: int, longest: int) -> tuple[Int32s, Pieces]:
 
 
 def join(
-    users: UserStore, pieces: Pieces, item_N: Int64s, time_N: Int64s, context_limit: int, seen_limit: int
+    users: UserStore,
+    pieces: Pieces,
+    item_N: Int64Array,
+    time_N: Int64Array,
+    context_limit: int,
+    seen_limit: int,
 ) -> Packed:
     """Puts each piece behind its context and appends it to the store, in order.
 
@@ -255,7 +260,7 @@ def join(
     return packed
 
 
-def _set_aside(rows: pa.RecordBatch, sign_N: Int8s) -> pa.RecordBatch:
+def _set_aside(rows: pa.RecordBatch, sign_N: Int8Array) -> pa.RecordBatch:
     place_S = np.flatnonzero(sign_N != POSITIVE)
     if not len(place_S):
         return _NOTHING
@@ -263,7 +268,7 @@ def _set_aside(rows: pa.RecordBatch, sign_N: Int8s) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*columns, pa.array(sign_N[place_S])], schema=SET_ASIDE_SCHEMA)
 
 
-def _negatives(rows: pa.RecordBatch, sign_N: Int8s) -> NegativeEvents:
+def _negatives(rows: pa.RecordBatch, sign_N: Int8Array) -> NegativeEvents:
     place_M = np.flatnonzero(sign_N == NEGATIVE)
     if not len(place_M):
         return NO_NEGATIVES
@@ -271,12 +276,12 @@ def _negatives(rows: pa.RecordBatch, sign_N: Int8s) -> NegativeEvents:
     return NegativeEvents(user_M, key_M, item_M, place_M)
 
 
-def _lists(offset_B: Int32s, values: npt.NDArray[np.generic]) -> pa.ListArray:
+def _lists(offset_B: Int32Array, values: npt.NDArray[np.generic]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offset_B), pa.array(values))
 
 
 @njit(cache=True, nogil=True)
-def _group(slot_N: Int32s, slots: int, order_N: Int32s) -> tuple[Int32s, Int32s]:
+def _group(slot_N: Int32Array, slots: int, order_N: Int32Array) -> tuple[Int32Array, Int32Array]:
     """Counting sort by slot, groups in order of first appearance."""
     group_of_slot = np.full(slots, -1, np.int32)
     slot_G = np.empty(len(slot_N), np.int32)
@@ -299,7 +304,7 @@ def _group(slot_N: Int32s, slots: int, order_N: Int32s) -> tuple[Int32s, Int32s]
 
 
 @njit(cache=True, nogil=True)
-def _cut(start_G: Int32s, slot_G: Int32s, longest: int) -> tuple[Int32s, Int32s, Int32s]:
+def _cut(start_G: Int32Array, slot_G: Int32Array, longest: int) -> tuple[Int32Array, Int32Array, Int32Array]:
     rows = 0
     for g in range(len(slot_G)):
         rows += (start_G[g + 1] - start_G[g] + longest - 1) // longest
@@ -316,13 +321,13 @@ def _cut(start_G: Int32s, slot_G: Int32s, longest: int) -> tuple[Int32s, Int32s,
 
 @njit(cache=True, nogil=True)
 def _measure(
-    length_U: Int32s,
+    length_U: Int32Array,
     pieces: Pieces,
     context_limit: int,
     seen_limit: int,
-    context_B: Int32s,
-    offset_B: Int32s,
-    seen_offset_B: Int32s,
+    context_B: Int32Array,
+    offset_B: Int32Array,
+    seen_offset_B: Int32Array,
 ) -> None:
     for b in range(len(pieces.slot_B)):
         known = length_U[pieces.slot_B[b]] + pieces.earlier_B[b]
@@ -334,7 +339,7 @@ def _measure(
 
 @njit(cache=True, nogil=True)
 def _join(
-    log: EventLog, pieces: Pieces, item_N: Int64s, time_N: Int64s, retained: int, packed: Packed
+    log: EventLog, pieces: Pieces, item_N: Int64Array, time_N: Int64Array, retained: int, packed: Packed
 ) -> None:
     for b in range(len(pieces.slot_B)):
         slot, start, end = pieces.slot_B[b], pieces.start_B[b], pieces.start_B[b + 1]

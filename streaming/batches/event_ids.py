@@ -6,14 +6,12 @@ Shapes: N queried events, W places of the window, T table slots (a power of two)
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
+from streaming.arrays import BoolArray, Int32Array, Int64Array
 from streaming.events.hashing import hash_texts
-from streaming.events.partitioner import Int32s, Int64s, key_hashes_of_texts
-
-Bools = npt.NDArray[np.bool_]
+from streaming.events.partitioner import key_hashes_of_texts
 
 EVENT_HASH, EVENT_CHECK, KEY_HASH = "event_hash", "event_check", "key_hash"
 _SCHEMA = pa.schema([(EVENT_HASH, pa.int64()), (EVENT_CHECK, pa.int32()), (KEY_HASH, pa.int32())])
@@ -30,11 +28,11 @@ class _Window(NamedTuple):
         state: (2,), the oldest place and how many are taken.
     """
 
-    hash_W: Int64s
-    check_W: Int32s
-    key_W: Int32s
-    place_T: Int32s
-    state: Int64s
+    hash_W: Int64Array
+    check_W: Int32Array
+    key_W: Int32Array
+    place_T: Int32Array
+    state: Int64Array
 
 
 class EventIdWindow:
@@ -47,7 +45,7 @@ class EventIdWindow:
     def __len__(self) -> int:
         return int(self._window.state[1]) if self._window is not None else 0
 
-    def admit(self, ids: pa.Array, key_N: Int32s) -> Bools:
+    def admit(self, ids: pa.Array, key_N: Int32Array) -> BoolArray:
         """Whether each event's id is among the last ones before it; those that are not join them.
 
         Args:
@@ -80,7 +78,7 @@ class EventIdWindow:
         if table.num_rows:
             self._admit(*(np.ascontiguousarray(column) for column in columns))
 
-    def _admit(self, hash_N: Int64s, check_N: Int32s, key_N: Int32s) -> Bools:
+    def _admit(self, hash_N: Int64Array, check_N: Int32Array, key_N: Int32Array) -> BoolArray:
         if self._window is None:
             slots = 1 << (2 * self._length - 1).bit_length()
             self._window = _Window(
@@ -96,7 +94,9 @@ class EventIdWindow:
 
 
 @njit(cache=True, nogil=True)
-def _admit(window: _Window, hash_N: Int64s, check_N: Int32s, key_N: Int32s, out_N: Bools) -> None:
+def _admit(
+    window: _Window, hash_N: Int64Array, check_N: Int32Array, key_N: Int32Array, out_N: BoolArray
+) -> None:
     mask = np.int64(len(window.place_T) - 1)
     length = len(window.hash_W)
     for n in range(len(hash_N)):

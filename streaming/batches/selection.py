@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from streaming.events.partitioner import Int64s
+from streaming.arrays import Int64Array
 from streaming.events.schema import (
     APPEND_MS,
     ATTRIBUTES,
@@ -31,7 +31,7 @@ _OF_EVENTS = (OFFSET, ROW, APPEND_MS, WEIGHT)
 _OF_TOKENS = (ITEMS, TIMES_MS)
 
 
-def event_rows(batch: pa.RecordBatch) -> Int64s:
+def event_rows(batch: pa.RecordBatch) -> Int64Array:
     """The row of each event of a training batch (docs/reference/batch.md), int64 (E,)."""
     return np.repeat(np.arange(batch.num_rows), np.diff(batch.column(OFFSET).offsets.to_numpy()))
 
@@ -70,7 +70,7 @@ def select_events(batch: pa.RecordBatch, keep_E: npt.NDArray[np.bool_]) -> pa.Re
     return pa.RecordBatch.from_arrays([columns[name] for name in batch.schema.names], schema=batch.schema)
 
 
-def _slices(values: npt.NDArray[Any], start_B: npt.NDArray[Any], length_B: Int64s) -> npt.NDArray[Any]:
+def _slices(values: npt.NDArray[Any], start_B: npt.NDArray[Any], length_B: Int64Array) -> npt.NDArray[Any]:
     """values[start : start + length] of each row, one after another."""
     end_B = np.cumsum(length_B)
     within = np.arange(length_B.sum()) - np.repeat(end_B - length_B, length_B)
@@ -78,7 +78,7 @@ def _slices(values: npt.NDArray[Any], start_B: npt.NDArray[Any], length_B: Int64
     return taken
 
 
-def _lists(length_B: Int64s, values: npt.NDArray[Any]) -> pa.ListArray:
+def _lists(length_B: Int64Array, values: npt.NDArray[Any]) -> pa.ListArray:
     offset_B = np.zeros(len(length_B) + 1, np.int32)
     np.cumsum(length_B, out=offset_B[1:])
     return pa.ListArray.from_arrays(pa.array(offset_B), pa.array(values))

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streaming.arrays import Int64Array
 from streaming.catalogue.reader import CatalogueReader
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.config import StreamConfig
-from streaming.events.partitioner import Int64s
 from streaming.events.schema import (
     ATTRIBUTES,
     CATEGORIES,
@@ -47,7 +47,7 @@ class Catalogue:
         self._deleted_U = np.zeros(_FIRST_ROOM, np.bool_)
 
     @property
-    def item_ids(self) -> Int64s:
+    def item_ids(self) -> Int64Array:
         """int64 (n,): the items that are not deleted, in order of arrival; a copy of them all, never for a step."""
         return self._items.ids[~self._deleted_N[: len(self._items)]]
 
@@ -56,7 +56,7 @@ class Catalogue:
         """How many items are not deleted."""
         return len(self._items) - self._gone.shape[0]
 
-    def items_at(self, place_Q: Int64s) -> Int64s:
+    def items_at(self, place_Q: Int64Array) -> Int64Array:
         """int64 (q,): `item_ids[place_Q]`, in time that does not depend on the number of items.
 
         Args:
@@ -64,10 +64,10 @@ class Catalogue:
         """
         # The i-th deleted item stands before the k-th living one if i deleted and at most k living precede it.
         before_Q = np.searchsorted(self._gone - np.arange(self._gone.shape[0]), place_Q, side="right")
-        found_Q: Int64s = self._items.ids[place_Q + before_Q]
+        found_Q: Int64Array = self._items.ids[place_Q + before_Q]
         return found_Q
 
-    def add_items(self, item_Q: Int64s) -> None:
+    def add_items(self, item_Q: Int64Array) -> None:
         """Adds items that were first seen in events, in the given order; known ones stay as they are."""
         self._items.add(item_Q)
         self._make_room()
@@ -81,27 +81,27 @@ class Catalogue:
         self._apply_items(update.items.combine_chunks())
         self._apply_users(update.users.combine_chunks())
 
-    def categories(self, item_Q: Int64s) -> Int64s:
+    def categories(self, item_Q: Int64Array) -> Int64Array:
         """int64 (q, c): the category ids of each item, 0 where there is none."""
         return _rows(self._categories_NC, self._items.find(item_Q))
 
-    def knows(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+    def knows(self, item_Q: Int64Array) -> npt.NDArray[np.bool_]:
         """bool (q,): whether each item is there and not deleted."""
         at_Q = self._items.find(item_Q)
         return (at_Q >= 0) & ~self._deleted_N[at_Q]
 
-    def is_deleted(self, item_Q: Int64s) -> npt.NDArray[np.bool_]:
+    def is_deleted(self, item_Q: Int64Array) -> npt.NDArray[np.bool_]:
         """bool (q,): whether the last record of each item was a tombstone."""
         if self._gone.shape[0] == 0:
             return np.zeros(len(item_Q), np.bool_)
         at_Q = self._items.find(item_Q)
         return np.where(at_Q >= 0, self._deleted_N[at_Q], False)
 
-    def user_attributes(self, user_Q: Int64s) -> Int64s:
+    def user_attributes(self, user_Q: Int64Array) -> Int64Array:
         """int64 (q, f): the attribute ids of each user, 0 where unknown."""
         return _rows(self._attributes_UF, self._users.find(user_Q))
 
-    def titles(self, item_Q: Int64s) -> list[str]:
+    def titles(self, item_Q: Int64Array) -> list[str]:
         """The title of each item, empty where there is none."""
         return [(self._title_N[at] or "") if at >= 0 else "" for at in self._items.find(item_Q)]
 
@@ -169,7 +169,7 @@ class Catalogue:
         self._deleted_U = _grown(self._deleted_U, users, False)
 
 
-def _rows(table_NX: Int64s, at_Q: npt.NDArray[np.int32]) -> Int64s:
+def _rows(table_NX: Int64Array, at_Q: npt.NDArray[np.int32]) -> Int64Array:
     """Rows of a table by index; zeros where the index is -1."""
     return np.where((at_Q >= 0)[:, None], table_NX[at_Q], 0)
 
@@ -183,7 +183,7 @@ def _grown(array: _Array, rows: int, fill: object) -> _Array:
     return cast(_Array, grown)
 
 
-def _padded(lists: pa.ChunkedArray, width: int) -> Int64s:
+def _padded(lists: pa.ChunkedArray, width: int) -> Int64Array:
     """int64 (r, width): the first `width` values of each list, then zeros."""
     flat = lists.combine_chunks()
     offset_R = flat.offsets.to_numpy() - flat.offsets[0].as_py()
@@ -194,7 +194,7 @@ def _padded(lists: pa.ChunkedArray, width: int) -> Int64s:
     return out_RW
 
 
-def _ragged(values_RW: Int64s, keep_RW: npt.NDArray[np.bool_]) -> pa.ListArray:
+def _ragged(values_RW: Int64Array, keep_RW: npt.NDArray[np.bool_]) -> pa.ListArray:
     """The kept values of each row as lists."""
     offset_R = np.zeros(len(values_RW) + 1, np.int32)
     np.cumsum(keep_RW.sum(axis=1), out=offset_R[1:])

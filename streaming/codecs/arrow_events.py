@@ -11,14 +11,15 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
+from streaming.arrays import Int8Array, Int32Array
 from streaming.codecs.arrow_limits import require_declared, require_decodable
 from streaming.events.columns import EXPECTED, cast
 from streaming.events.dead_letter import DeadLetter
-from streaming.events.partitioner import Int32s, key_hashes_of_users
+from streaming.events.partitioner import key_hashes_of_users
 from streaming.events.quoting import described
 from streaming.events.row_json import row_json, shown
 from streaming.events.schema import EVENT_SCHEMA, REQUIRED_COLUMNS, USER_ID, empty_batch
-from streaming.events.validation import Int8s, Message, ParsedEvents, Place
+from streaming.events.validation import Message, ParsedEvents, Place
 
 
 def encode(events: pa.RecordBatch) -> bytes:
@@ -133,8 +134,8 @@ class _Events:
     """
 
     events: pa.RecordBatch
-    unfit_N: Int8s | None
-    key_N: Int32s
+    unfit_N: Int8Array | None
+    key_N: Int32Array
 
 
 def _cast(batch: pa.RecordBatch) -> _Events:
@@ -157,7 +158,7 @@ def _cast(batch: pa.RecordBatch) -> _Events:
     return _Events(events, unfit_N, key_N if key_N is not None else _key_hashes(events[USER_ID]))
 
 
-def _key_hashes(users: pa.Array) -> Int32s:
+def _key_hashes(users: pa.Array) -> Int32Array:
     return key_hashes_of_users(users.fill_null(0).to_numpy(zero_copy_only=False))
 
 

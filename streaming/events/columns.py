@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streaming.arrays import BoolArray, Int32Array, Int64Array
 from streaming.events.ids import EXACT_IN_DOUBLE, INT64_MAX, INT64_MIN, ids_of_texts
-from streaming.events.partitioner import Int32s, Int64s, key_hashes_of_texts
+from streaming.events.partitioner import key_hashes_of_texts
 from streaming.events.schema import (
     ACTION,
     EVENT_ID,
@@ -23,8 +23,6 @@ from streaming.events.schema import (
     VALUE,
     WEIGHT,
 )
-
-Bools = npt.NDArray[np.bool_]
 
 _DECIMAL_SCALES = range(39)
 _MS_PER = {"s": 1000, "ms": 1}
@@ -42,8 +40,8 @@ class Cast(NamedTuple):
     """
 
     values: pa.Array
-    unfit_N: Bools | None = None
-    key_N: Int32s | None = None
+    unfit_N: BoolArray | None = None
+    key_N: Int32Array | None = None
 
 
 def cast(name: str, column: pa.Array) -> Cast:
@@ -118,7 +116,7 @@ def _time(column: pa.Array) -> Cast:
     return _integer(column)
 
 
-def _scaled(number_N: Int64s, factor: int, is_null_N: Bools) -> Cast:
+def _scaled(number_N: Int64Array, factor: int, is_null_N: BoolArray) -> Cast:
     unfit_N = (number_N > INT64_MAX // factor) | (number_N < -(INT64_MAX // factor))
     return _without(np.where(unfit_N, 0, number_N) * factor, unfit_N & ~is_null_N, is_null_N)
 
@@ -210,18 +208,18 @@ def _nothing_fits(column: pa.Array, kind: pa.DataType) -> Cast:
     return Cast(pa.nulls(len(column), kind), ~is_null_N if not is_null_N.all() else None)
 
 
-def _without(values_N: Int64s, unfit_N: Bools, is_null_N: Bools) -> Cast:
+def _without(values_N: Int64Array, unfit_N: BoolArray, is_null_N: BoolArray) -> Cast:
     unfit_N = unfit_N & ~is_null_N
     return Cast(pa.array(values_N, mask=unfit_N | is_null_N), unfit_N if unfit_N.any() else None)
 
 
-def _is_null(column: pa.Array) -> Bools:
-    nulls: Bools = column.is_null().to_numpy(zero_copy_only=False)
+def _is_null(column: pa.Array) -> BoolArray:
+    nulls: BoolArray = column.is_null().to_numpy(zero_copy_only=False)
     return nulls
 
 
-def _int64s(column: pa.Array) -> Int64s:
-    numbers: Int64s = pc.fill_null(column, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+def _int64s(column: pa.Array) -> Int64Array:
+    numbers: Int64Array = pc.fill_null(column, 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return numbers
 
 

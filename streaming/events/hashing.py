@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from streaming.events.partitioner import Bytes, Int64s, text_buffers
+from streaming.arrays import Int64Array, UInt8Array
+from streaming.events.partitioner import text_buffers
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -16,7 +17,7 @@ _P4 = np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 
 
-def hash_texts(texts: pa.Array) -> Int64s:
+def hash_texts(texts: pa.Array) -> Int64Array:
     """xxh64 of each text's UTF-8, as signed int64.
 
     Args:
@@ -30,7 +31,7 @@ def hash_texts(texts: pa.Array) -> Int64s:
     return out
 
 
-def feature_ids(texts: pa.Array) -> Int64s:
+def feature_ids(texts: pa.Array) -> Int64Array:
     """As `hash_texts`, but never 0, which means "none" in a feature column."""
     ids = hash_texts(texts)
     ids[ids == 0] = 1
@@ -48,7 +49,7 @@ def _round(acc: np.uint64, lane: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _little_endian(data: Bytes, at: int, width: int) -> np.uint64:
+def _little_endian(data: UInt8Array, at: int, width: int) -> np.uint64:
     value = np.uint64(0)
     for byte in range(width):
         value |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
@@ -56,7 +57,7 @@ def _little_endian(data: Bytes, at: int, width: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _stripes(data: Bytes, start: int, end: int) -> np.uint64:
+def _stripes(data: UInt8Array, start: int, end: int) -> np.uint64:
     """State after all whole 32-byte stripes of data[start:end], of which there is at least one."""
     v1, v2, v3, v4 = np.uint64(_P1 + _P2), _P2, np.uint64(0), np.uint64(np.uint64(0) - _P1)
     at = start
@@ -73,7 +74,7 @@ def _stripes(data: Bytes, start: int, end: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def xxh64(data: Bytes, start: int, end: int) -> np.uint64:
+def xxh64(data: UInt8Array, start: int, end: int) -> np.uint64:
     """The hash of data[start:end]."""
     length = end - start
     state = _stripes(data, start, end) if length >= 32 else _P5
@@ -96,6 +97,6 @@ def xxh64(data: Bytes, start: int, end: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _hash_slices(data: Bytes, offsets: Int64s, out: Int64s) -> None:
+def _hash_slices(data: UInt8Array, offsets: Int64Array, out: Int64Array) -> None:
     for n in range(len(out)):
         out[n] = np.int64(xxh64(data, offsets[n], offsets[n + 1]))

@@ -12,15 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from streaming.arrays import Int32Array, Int64Array, UInt8Array
 from streaming.events.hashing import xxh64
-from streaming.events.partitioner import (
-    Bytes,
-    Int32s,
-    Int64s,
-    key_hashes_of_texts,
-    key_hashes_of_users,
-    text_buffers,
-)
+from streaming.events.partitioner import key_hashes_of_texts, key_hashes_of_users, text_buffers
 from streaming.events.quoting import quoted
 
 EXACT_IN_DOUBLE = 2**53
@@ -29,7 +23,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _MOST_DIGITS = 19
 
 
-def ids_of_texts(texts: pa.Array) -> Int64s:
+def ids_of_texts(texts: pa.Array) -> Int64Array:
     """The id of each text.
 
     Args:
@@ -72,12 +66,12 @@ def text_of_id(identifier: float | str) -> str:
     return str(int(identifier)) if type(identifier) is float else str(identifier)
 
 
-def integer_ids(ids: list[Any]) -> Int64s:
+def integer_ids(ids: list[Any]) -> Int64Array:
     """Decoded JSON ids as int64 (n,); they must have passed `problem_of_id`."""
     return _read(ids)[0]
 
 
-def ids_and_key_hashes(ids: list[Any]) -> tuple[Int64s, Int32s]:
+def ids_and_key_hashes(ids: list[Any]) -> tuple[Int64Array, Int32Array]:
     """The same, and Kafka's hash of each id as text, int32 (n,)."""
     ids_N, text_at, texts = _read(ids)
     key_N = key_hashes_of_users(ids_N)
@@ -86,7 +80,7 @@ def ids_and_key_hashes(ids: list[Any]) -> tuple[Int64s, Int32s]:
     return ids_N, key_N
 
 
-def _read(ids: list[Any]) -> tuple[Int64s, list[int], pa.Array]:
+def _read(ids: list[Any]) -> tuple[Int64Array, list[int], pa.Array]:
     """The ids, and which of them are texts."""
     ids_N = np.array([0 if type(i) is str else i for i in ids], np.int64)
     text_at = [n for n, identifier in enumerate(ids) if type(identifier) is str]
@@ -97,7 +91,7 @@ def _read(ids: list[Any]) -> tuple[Int64s, list[int], pa.Array]:
 
 
 @njit(cache=True, nogil=True)
-def _read_ids(data: Bytes, offsets: Int64s, out: Int64s) -> None:
+def _read_ids(data: UInt8Array, offsets: Int64Array, out: Int64Array) -> None:
     for n in range(len(out)):
         start, end = offsets[n], offsets[n + 1]
         if _is_decimal(data, start, end):
@@ -107,7 +101,7 @@ def _read_ids(data: Bytes, offsets: Int64s, out: Int64s) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _is_decimal(data: Bytes, start: int, end: int) -> bool:
+def _is_decimal(data: UInt8Array, start: int, end: int) -> bool:
     """Whether the bytes are what an int64 is written as: so there is one text for each integer."""
     negative = end > start and data[start] == 45
     first = start + 1 if negative else start
@@ -125,7 +119,7 @@ def _is_decimal(data: Bytes, start: int, end: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _magnitude(data: Bytes, first: int, end: int) -> np.uint64:
+def _magnitude(data: UInt8Array, first: int, end: int) -> np.uint64:
     # Nineteen digits are below 2**64.
     value = np.uint64(0)
     for at in range(first, end):
@@ -134,7 +128,7 @@ def _magnitude(data: Bytes, first: int, end: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _decimal(data: Bytes, start: int, end: int) -> np.int64:
+def _decimal(data: UInt8Array, start: int, end: int) -> np.int64:
     if data[start] == 45:
         return np.int64(np.uint64(0) - _magnitude(data, start + 1, end))
     return np.int64(_magnitude(data, start, end))

@@ -7,20 +7,17 @@ org.apache.kafka.common.utils.Utils.murmur2).
 """
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-Int32s = npt.NDArray[np.int32]
-Int64s = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
+from streaming.arrays import Int32Array, Int64Array, UInt8Array
 
 _MAX_DIGITS = 20
 KEY_HASHES = 1 << 31
 """How many values a key hash can have: one modulo this is itself."""
 
 
-def partition_of_users(user_ids: Int64s, partitions: int) -> Int32s:
+def partition_of_users(user_ids: Int64Array, partitions: int) -> Int32Array:
     """The partition of each user.
 
     Args:
@@ -37,7 +34,7 @@ def partition_of_users(user_ids: Int64s, partitions: int) -> Int32s:
     return out
 
 
-def partition_of_texts(user_ids: pa.Array, partitions: int) -> Int32s:
+def partition_of_texts(user_ids: pa.Array, partitions: int) -> Int32Array:
     """The partition of each user whose id is a text.
 
     Args:
@@ -53,18 +50,18 @@ def partition_of_texts(user_ids: pa.Array, partitions: int) -> Int32s:
     return out
 
 
-def key_hashes_of_users(user_ids: Int64s) -> Int32s:
+def key_hashes_of_users(user_ids: Int64Array) -> Int32Array:
     """Kafka's hash of each user id as text, int32 (n,), not negative: modulo the partitions it is the partition."""
     return partition_of_users(user_ids, KEY_HASHES)
 
 
-def key_hashes_of_texts(user_ids: pa.Array) -> Int32s:
+def key_hashes_of_texts(user_ids: pa.Array) -> Int32Array:
     """The same where the ids are texts (an Arrow string array without nulls)."""
     return partition_of_texts(user_ids, KEY_HASHES)
 
 
-def text_buffers(texts: pa.Array) -> tuple[Bytes, Int64s]:
-    """Bytes and int64 offsets (n + 1,) of an Arrow string array without nulls."""
+def text_buffers(texts: pa.Array) -> tuple[UInt8Array, Int64Array]:
+    """UInt8Array and int64 offsets (n + 1,) of an Arrow string array without nulls."""
     texts = texts.cast(pa.large_string())
     _, offsets, data = texts.buffers()
     if len(texts) == 0 or offsets is None:
@@ -80,7 +77,7 @@ def _require_partitions(partitions: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def murmur2(data: Bytes, start: int, end: int) -> np.uint32:
+def murmur2(data: UInt8Array, start: int, end: int) -> np.uint32:
     """Kafka's MurmurHash2 (seed 0x9747b28c) of data[start:end]."""
     m = np.uint32(0x5BD1E995)
     h = np.uint32(np.uint32(0x9747B28C) ^ np.uint32(end - start))
@@ -103,7 +100,7 @@ def murmur2(data: Bytes, start: int, end: int) -> np.uint32:
 
 
 @njit(cache=True, nogil=True)
-def _write_decimal(number: np.int64, text: Bytes) -> int:
+def _write_decimal(number: np.int64, text: UInt8Array) -> int:
     """Writes the number right-aligned and returns where it starts."""
     # The magnitude as unsigned, so that -2**63 has one.
     rest = np.uint64(number) if number >= 0 else np.uint64(0) - np.uint64(number)
@@ -122,7 +119,7 @@ def _write_decimal(number: np.int64, text: Bytes) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _partition_numbers(user_ids: Int64s, partitions: int, out: Int32s) -> None:
+def _partition_numbers(user_ids: Int64Array, partitions: int, out: Int32Array) -> None:
     text = np.empty(_MAX_DIGITS, np.uint8)
     for n in range(len(user_ids)):
         start = _write_decimal(user_ids[n], text)
@@ -131,7 +128,7 @@ def _partition_numbers(user_ids: Int64s, partitions: int, out: Int32s) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _partition_texts(data: Bytes, offsets: Int64s, partitions: int, out: Int32s) -> None:
+def _partition_texts(data: UInt8Array, offsets: Int64Array, partitions: int, out: Int32Array) -> None:
     for n in range(len(out)):
         hashed = np.int64(murmur2(data, offsets[n], offsets[n + 1])) & np.int64(0x7FFFFFFF)
         out[n] = hashed % partitions

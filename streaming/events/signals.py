@@ -6,21 +6,17 @@ Shapes: N events, K actions that the settings name.
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streaming.arrays import Float32Array, Int8Array, Int32Array
 from streaming.config import StreamConfig
-from streaming.events.partitioner import Int32s
 from streaming.events.schema import ACTION, VALUE, WEIGHT
-
-Int8s = npt.NDArray[np.int8]
-Float32s = npt.NDArray[np.float32]
 
 POSITIVE, IGNORED, NEGATIVE, DUPLICATE = 1, 0, -1, 2
 
 
-def judge_signals(rows: pa.RecordBatch, config: StreamConfig) -> tuple[Int8s, Float32s]:
+def judge_signals(rows: pa.RecordBatch, config: StreamConfig) -> tuple[Int8Array, Float32Array]:
     """The sign and the weight of each event.
 
     An explicit negative has an action in `negative_actions` or a value below `negative_below_value`. Of the
@@ -50,7 +46,7 @@ def _named_actions(config: StreamConfig) -> list[str]:
     return sorted({*config.positive_actions, *config.negative_actions, *config.weight_of_action})
 
 
-def _codes(actions: pa.Array, named: list[str]) -> Int32s:
+def _codes(actions: pa.Array, named: list[str]) -> Int32Array:
     """int32 (n,): the action's place in `named`, len(named) for any other action, len(named) + 1 for none."""
     if pa.types.is_dictionary(actions.type):
         actions = actions.dictionary_decode()
@@ -59,7 +55,7 @@ def _codes(actions: pa.Array, named: list[str]) -> Int32s:
     return np.where(actions.is_null().to_numpy(zero_copy_only=False), len(named) + 1, code_N)
 
 
-def _sign_of_code(named: list[str], config: StreamConfig) -> Int8s:
+def _sign_of_code(named: list[str], config: StreamConfig) -> Int8Array:
     """int8 (k + 2,)."""
     other = IGNORED if config.positive_actions else POSITIVE
     signs = dict.fromkeys(config.positive_actions, POSITIVE) | dict.fromkeys(
@@ -68,7 +64,7 @@ def _sign_of_code(named: list[str], config: StreamConfig) -> Int8s:
     return np.array([*(signs.get(action, other) for action in named), other, POSITIVE], np.int8)
 
 
-def action_factors(actions: pa.Array, weight_of_action: Mapping[str, float]) -> Float32s:
+def action_factors(actions: pa.Array, weight_of_action: Mapping[str, float]) -> Float32Array:
     """What the weight of each event is multiplied by because of its action, float32 (n,).
 
     Args:
@@ -79,6 +75,6 @@ def action_factors(actions: pa.Array, weight_of_action: Mapping[str, float]) -> 
     return _weight_of_code(named, weight_of_action)[_codes(actions, named)]
 
 
-def _weight_of_code(named: list[str], weights: Mapping[str, float]) -> Float32s:
+def _weight_of_code(named: list[str], weights: Mapping[str, float]) -> Float32Array:
     """float32 (k + 2,)."""
     return np.array([*(weights.get(action, 1.0) for action in named), 1.0, 1.0], np.float32)

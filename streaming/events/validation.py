@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streaming.arrays import Float32Array, Int8Array, Int32Array, Int64Array
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
-from streaming.events.partitioner import Int32s, Int64s
 from streaming.events.schema import (
     ACTION,
     DECODED_SCHEMA,
@@ -28,10 +27,8 @@ from streaming.events.schema import (
     WEIGHT,
     empty_batch,
 )
-from streaming.events.signals import Float32s, action_factors
+from streaming.events.signals import action_factors
 from streaming.events.unreadable import Unreadable
-
-Int8s = npt.NDArray[np.int8]
 
 LATEST_MS = 253_402_300_799_999
 """The end of the year 9999: a later time is a mistake of units, and no calendar shows it."""
@@ -133,12 +130,12 @@ class ParsedEvents:
     """
 
     events: pa.RecordBatch
-    offset_N: Int64s
-    row_N: Int32s
-    append_N: Int64s
-    key_N: Int32s
+    offset_N: Int64Array
+    row_N: Int32Array
+    append_N: Int64Array
+    key_N: Int32Array
     original: Callable[[int], bytes]
-    unfit_N: Int8s | None = None
+    unfit_N: Int8Array | None = None
     why_unfit: Callable[[int], str] = str
 
 
@@ -210,16 +207,16 @@ def without_empty(texts: pa.Array) -> pa.Array:
     return pc.if_else(is_empty, pa.scalar(None, pa.string()), texts) if pc.any(is_empty).as_py() else texts
 
 
-def _effective_weights(weight_N: pa.Array, actions: pa.Array, place: Place) -> Float32s:
+def _effective_weights(weight_N: pa.Array, actions: pa.Array, place: Place) -> Float32Array:
     """float32 (n,): what training would multiply a loss by."""
-    weights: Float32s = weight_N.to_numpy(zero_copy_only=False)
+    weights: Float32Array = weight_N.to_numpy(zero_copy_only=False)
     if place.weight_of_action:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             weights = weights * action_factors(actions, place.weight_of_action)
     return weights
 
 
-def _problems(parsed: ParsedEvents, effective_N: Float32s, time_N: Int64s, place: Place) -> Int8s:
+def _problems(parsed: ParsedEvents, effective_N: Float32Array, time_N: Int64Array, place: Place) -> Int8Array:
     """A code per row: 0 where it is usable; the first rule that is broken wins."""
     problem_N = np.zeros(parsed.events.num_rows, np.int8)
     problem_N[parsed.key_N % place.partitions != place.partition] = _WRONG_PARTITION
@@ -241,7 +238,7 @@ def _problems(parsed: ParsedEvents, effective_N: Float32s, time_N: Int64s, place
     return problem_N
 
 
-def _dead_letters(parsed: ParsedEvents, place: Place, problem_N: Int8s) -> list[DeadLetter]:
+def _dead_letters(parsed: ParsedEvents, place: Place, problem_N: Int8Array) -> list[DeadLetter]:
     """One for each row with a problem; originals only as long as they come to no more than they may."""
     letters: list[DeadLetter] = []
     room = place.max_decoded_bytes or math.inf

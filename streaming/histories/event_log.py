@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from streaming.events.partitioner import Int32s, Int64s
+from streaming.arrays import Int32Array, Int64Array
 
 CHUNK = 32
 _NONE = -1
@@ -31,17 +31,17 @@ class EventLog(NamedTuple):
         free: (1,), height of that stack.
     """
 
-    head_U: Int32s
-    tail_U: Int32s
-    fill_U: Int32s
-    length_U: Int32s
-    count_U: Int64s
-    items_CK: Int64s
-    times_CK: Int64s
-    next_C: Int32s
-    prev_C: Int32s
-    free_C: Int32s
-    free: Int64s
+    head_U: Int32Array
+    tail_U: Int32Array
+    fill_U: Int32Array
+    length_U: Int32Array
+    count_U: Int64Array
+    items_CK: Int64Array
+    times_CK: Int64Array
+    next_C: Int32Array
+    prev_C: Int32Array
+    free_C: Int32Array
+    free: Int64Array
 
 
 def new_log(users: int, chunks: int, *, with_times: bool = True) -> EventLog:
@@ -94,12 +94,12 @@ def with_free_chunks(log: EventLog, wanted: int) -> EventLog:
     )
 
 
-def _longer(values_CK: Int64s, more: int) -> Int64s:
+def _longer(values_CK: Int64Array, more: int) -> Int64Array:
     return np.concatenate([values_CK, np.empty((more, values_CK.shape[1]), np.int64)])
 
 
 @njit(cache=True, nogil=True)
-def copy_last(log: EventLog, values_CK: Int64s, slot: int, count: int, out: Int64s, end: int) -> None:
+def copy_last(log: EventLog, values_CK: Int64Array, slot: int, count: int, out: Int64Array, end: int) -> None:
     """Writes the user's last `count` values of a pool to out[end - count:end], oldest first."""
     chunk, fill = log.tail_U[slot], log.fill_U[slot]
     while count > 0:
@@ -115,7 +115,7 @@ def copy_last(log: EventLog, values_CK: Int64s, slot: int, count: int, out: Int6
 
 @njit(cache=True, nogil=True)
 def append(
-    log: EventLog, slot: int, item_N: Int64s, time_N: Int64s, start: int, end: int, retained: int
+    log: EventLog, slot: int, item_N: Int64Array, time_N: Int64Array, start: int, end: int, retained: int
 ) -> None:
     """Appends events [start, end); afterwards whole chunks beyond the last `retained` events are freed.
 
@@ -156,7 +156,7 @@ def clear(log: EventLog, slot: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def drop_items(log: EventLog, slot: int, item_D: Int64s) -> int:
+def drop_items(log: EventLog, slot: int, item_D: Int64Array) -> int:
     """Takes the events of some items (ascending) out of a user's chain; how many went. What stays keeps its order.
 
     A user of whom nothing stays is cleared; of the others the number of events ever stays as it was.
@@ -195,7 +195,7 @@ def drop_items(log: EventLog, slot: int, item_D: Int64s) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _is_among(item: np.int64, item_D: Int64s) -> bool:
+def _is_among(item: np.int64, item_D: Int64Array) -> bool:
     place = np.searchsorted(item_D, item)
     return bool(place < len(item_D) and item_D[place] == item)
 

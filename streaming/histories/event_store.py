@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from streaming.events.partitioner import KEY_HASHES, Int32s, Int64s
+from streaming.arrays import Int32Array, Int64Array
+from streaming.events.partitioner import KEY_HASHES
 from streaming.histories.event_log import (
     CHUNK,
     EventLog,
@@ -37,7 +38,7 @@ class EventStore:
         self._index = IdIndex()
         self._key_U = np.empty(_FIRST_USERS, np.int32)
         self._log = new_log(_FIRST_USERS, _FIRST_CHUNKS, with_times=with_times)
-        self._removed: list[Int64s] = []
+        self._removed: list[Int64Array] = []
 
     def __len__(self) -> int:
         return len(self._index)
@@ -52,7 +53,7 @@ class EventStore:
         """Events kept per user, for kernels that append."""
         return self._retained
 
-    def slots_of(self, user_Q: Int64s, key_Q: Int32s) -> Int32s:
+    def slots_of(self, user_Q: Int64Array, key_Q: Int32Array) -> Int32Array:
         """int32 (q,): the slot of each user; unknown users get one, and the key hash given."""
         known = len(self._index)
         slot_Q = self._index.add(user_Q)
@@ -70,7 +71,14 @@ class EventStore:
         """Makes room for so many events in so many runs before a kernel appends them."""
         self._log = with_free_chunks(self._log, events // CHUNK + runs)
 
-    def append(self, user_R: Int64s, key_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s) -> None:
+    def append(
+        self,
+        user_R: Int64Array,
+        key_R: Int32Array,
+        start_R: Int64Array,
+        item_N: Int64Array,
+        time_N: Int64Array,
+    ) -> None:
         """Appends a run of events per user.
 
         Args:
@@ -84,11 +92,11 @@ class EventStore:
         self.reserve(len(user_R), len(item_N))
         _append_runs(self._log, slot_R, start_R, item_N, time_N, self._retained)
 
-    def find(self, user_Q: Int64s) -> Int32s:
+    def find(self, user_Q: Int64Array) -> Int32Array:
         """int32 (q,): the slot of each user, -1 where unknown."""
         return self._index.find(user_Q)
 
-    def last_items(self, user_Q: Int64s, limit: int) -> tuple[Int64s, Int64s]:
+    def last_items(self, user_Q: Int64Array, limit: int) -> tuple[Int64Array, Int64Array]:
         """The last items of each user.
 
         Returns:
@@ -98,43 +106,43 @@ class EventStore:
         offset_Q = self._offsets(slot_Q, limit)
         return _gather(self._log, self._log.items_CK, slot_Q, offset_Q), offset_Q
 
-    def counts(self, user_Q: Int64s) -> Int64s:
+    def counts(self, user_Q: Int64Array) -> Int64Array:
         """int64 (q,): events of each user ever."""
         slot_Q = self._index.find(user_Q)
         return np.where(slot_Q >= 0, self._log.count_U[slot_Q], 0)
 
-    def key_hashes(self, user_Q: Int64s) -> Int32s:
+    def key_hashes(self, user_Q: Int64Array) -> Int32Array:
         """int32 (q,): the key hash of each user, -1 where unknown."""
         slot_Q = self._index.find(user_Q)
         return np.where(slot_Q >= 0, self._key_U[slot_Q], -1).astype(np.int32)
 
-    def users(self) -> Int64s:
+    def users(self) -> Int64Array:
         """int64: everybody who has events, ascending."""
         return np.sort(self._index.ids[self._has_events()])
 
-    def users_of(self, partition: int) -> Int64s:
+    def users_of(self, partition: int) -> Int64Array:
         """int64: the users of a partition who have events, ascending."""
         is_home_U = self._key_U[: len(self)] % self._partitions == partition
         return np.sort(self._index.ids[is_home_U & self._has_events()])
 
-    def remove(self, user_Q: Int64s) -> None:
+    def remove(self, user_Q: Int64Array) -> None:
         """Forgets the events of these users; who is unknown stays so. Their next event starts a new history."""
         slot_Q = self._index.find(np.unique(user_Q))
         _remove(self._log, slot_Q[slot_Q >= 0])
         self._removed.append(self._index.ids[slot_Q[slot_Q >= 0]])
 
-    def drop_items(self, item_Q: Int64s) -> None:
+    def drop_items(self, item_Q: Int64Array) -> None:
         """Takes the events of these items out of everybody's."""
         if len(item_Q):
             changed = _drop_items(self._log, len(self), np.unique(item_Q))
             self._removed.append(self._index.ids[changed])
 
     @property
-    def ids(self) -> Int64s:
+    def ids(self) -> Int64Array:
         """int64 (len,): the user of each slot, also of those who were removed; a view."""
         return self._index.ids
 
-    def take_removed(self) -> Int64s:
+    def take_removed(self) -> Int64Array:
         """int64: users who lost events since the last call; they may have others."""
         removed = np.concatenate([np.empty(0, np.int64), *self._removed])
         self._removed = []
@@ -143,33 +151,38 @@ class EventStore:
     def _has_events(self) -> npt.NDArray[np.bool_]:
         return self._log.count_U[: len(self)] > 0
 
-    def _offsets(self, slot_Q: Int32s, limit: int) -> Int64s:
+    def _offsets(self, slot_Q: Int32Array, limit: int) -> Int64Array:
         """int64 (q + 1,): where each user's last `limit` events would stand."""
         shown_Q = np.minimum(self._log.length_U[slot_Q], min(limit, self._retained))
         offset_Q = np.zeros(len(slot_Q) + 1, np.int64)
         np.cumsum(np.where(slot_Q >= 0, shown_Q, 0), out=offset_Q[1:])
         return offset_Q
 
-    def _times(self, slot_Q: Int32s, offset_Q: Int64s) -> Int64s:
+    def _times(self, slot_Q: Int32Array, offset_Q: Int64Array) -> Int64Array:
         return _gather(self._log, self._log.times_CK, slot_Q, offset_Q)
 
 
 @njit(cache=True, nogil=True)
 def _append_runs(
-    log: EventLog, slot_R: Int32s, start_R: Int64s, item_N: Int64s, time_N: Int64s, retained: int
+    log: EventLog,
+    slot_R: Int32Array,
+    start_R: Int64Array,
+    item_N: Int64Array,
+    time_N: Int64Array,
+    retained: int,
 ) -> None:
     for r in range(len(slot_R)):
         append(log, slot_R[r], item_N, time_N, start_R[r], start_R[r + 1], retained)
 
 
 @njit(cache=True, nogil=True)
-def _remove(log: EventLog, slot_Q: Int32s) -> None:
+def _remove(log: EventLog, slot_Q: Int32Array) -> None:
     for slot in slot_Q:
         clear(log, slot)
 
 
 @njit(cache=True, nogil=True)
-def _drop_items(log: EventLog, users: int, item_D: Int64s) -> Int32s:
+def _drop_items(log: EventLog, users: int, item_D: Int64Array) -> Int32Array:
     """The slots that lost events."""
     changed, count = np.empty(users, np.int32), 0
     for slot in range(users):
@@ -180,7 +193,7 @@ def _drop_items(log: EventLog, users: int, item_D: Int64s) -> Int32s:
 
 
 @njit(cache=True, nogil=True)
-def _gather(log: EventLog, values_CK: Int64s, slot_Q: Int32s, offset_Q: Int64s) -> Int64s:
+def _gather(log: EventLog, values_CK: Int64Array, slot_Q: Int32Array, offset_Q: Int64Array) -> Int64Array:
     out_N = np.empty(offset_Q[len(slot_Q)], np.int64)
     for q in range(len(slot_Q)):
         copy_last(log, values_CK, slot_Q[q], offset_Q[q + 1] - offset_Q[q], out_N, offset_Q[q + 1])

@@ -6,7 +6,8 @@ Shapes: Q queried users, N events.
 import numpy as np
 import pyarrow as pa
 
-from streaming.events.partitioner import KEY_HASHES, Int32s, Int64s
+from streaming.arrays import Int32Array, Int64Array
+from streaming.events.partitioner import KEY_HASHES
 from streaming.events.schema import (
     EVENTS,
     HISTORY_SCHEMA,
@@ -34,17 +35,17 @@ class UserStore(EventStore):
         super().__init__(max(history_length, seen_length), partitions=partitions)
         self.negatives = EventStore(history_length, with_times=False, partitions=partitions)
 
-    def remove(self, user_Q: Int64s) -> None:
+    def remove(self, user_Q: Int64Array) -> None:
         """Forgets events and explicit negatives of these users."""
         super().remove(user_Q)
         self.negatives.remove(user_Q)
 
-    def drop_items(self, item_Q: Int64s) -> None:
+    def drop_items(self, item_Q: Int64Array) -> None:
         """Takes these items out of everybody's events and explicit negatives."""
         super().drop_items(item_Q)
         self.negatives.drop_items(item_Q)
 
-    def last(self, user_Q: Int64s, limit: int) -> tuple[Int64s, Int64s, Int64s]:
+    def last(self, user_Q: Int64Array, limit: int) -> tuple[Int64Array, Int64Array, Int64Array]:
         """The last events of each user.
 
         Returns:
@@ -54,16 +55,16 @@ class UserStore(EventStore):
         item_N, offset_Q = self.last_items(user_Q, limit)
         return item_N, self._times(self.find(user_Q), offset_Q), offset_Q
 
-    def everybody_of(self, partition: int) -> Int64s:
+    def everybody_of(self, partition: int) -> Int64Array:
         """int64: the users of a partition who have events or explicit negatives, ascending."""
         return np.union1d(self.users_of(partition), self.negatives.users_of(partition))
 
-    def home_of(self, user_Q: Int64s) -> Int64s:
+    def home_of(self, user_Q: Int64Array) -> Int64Array:
         """int64 (q,): the partition of each user who is or was known."""
         key_Q = np.maximum(self.key_hashes(user_Q), self.negatives.key_hashes(user_Q))
         return key_Q % self._partitions
 
-    def to_table(self, partition: int, users: Int64s | None = None) -> pa.Table:
+    def to_table(self, partition: int, users: Int64Array | None = None) -> pa.Table:
         """The state of a partition's users in HISTORY_SCHEMA, by user id: equal for equal histories.
 
         Args:
@@ -111,11 +112,13 @@ class UserStore(EventStore):
             _load(self.negatives, user_Q, key_Q, table[NEGATIVES], np.empty(0, np.int64))
 
 
-def _lists(offset_Q: Int64s, value_N: Int64s) -> pa.LargeListArray:
+def _lists(offset_Q: Int64Array, value_N: Int64Array) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(offset_Q), pa.array(value_N))
 
 
-def _load(store: EventStore, user_Q: Int64s, key_Q: Int32s, column: pa.ChunkedArray, time_N: Int64s) -> None:
+def _load(
+    store: EventStore, user_Q: Int64Array, key_Q: Int32Array, column: pa.ChunkedArray, time_N: Int64Array
+) -> None:
     """Appends each user's list; a user whose list is empty stays unknown."""
     lists = column.combine_chunks()
     offset_Q = lists.offsets.to_numpy() - lists.offsets[0].as_py()

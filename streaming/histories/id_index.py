@@ -6,7 +6,7 @@ Shapes: N queried ids, T table slots (a power of two).
 import numpy as np
 from numba import njit
 
-from streaming.events.partitioner import Int32s, Int64s
+from streaming.arrays import Int32Array, Int64Array
 
 _FIRST_SLOTS = 1024
 
@@ -24,17 +24,17 @@ class IdIndex:
         return self._count
 
     @property
-    def ids(self) -> Int64s:
+    def ids(self) -> Int64Array:
         """int64 (len,): the ids by index; a view, valid until the next `add`."""
         return self._ids[: self._count]
 
-    def find(self, id_N: Int64s) -> Int32s:
+    def find(self, id_N: Int64Array) -> Int32Array:
         """int32 (n,): the index of each id, -1 where it is unknown."""
         out_N = np.empty(len(id_N), np.int32)
         _find(id_N, self._key_T, self._index_T, out_N)
         return out_N
 
-    def add(self, id_N: Int64s) -> Int32s:
+    def add(self, id_N: Int64Array) -> Int32Array:
         """int32 (n,): the index of each id; unknown ones get the next indices, in the given order."""
         self._reserve(self._count + len(id_N))
         out_N = np.empty(len(id_N), np.int32)
@@ -63,7 +63,7 @@ def _slot(identifier: np.int64, mask: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _find(id_N: Int64s, key_T: Int64s, index_T: Int32s, out_N: Int32s) -> None:
+def _find(id_N: Int64Array, key_T: Int64Array, index_T: Int32Array, out_N: Int32Array) -> None:
     mask = np.uint64(len(key_T) - 1)
     for n in range(len(id_N)):
         slot = _slot(id_N[n], mask)
@@ -73,7 +73,9 @@ def _find(id_N: Int64s, key_T: Int64s, index_T: Int32s, out_N: Int32s) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _add(id_N: Int64s, key_T: Int64s, index_T: Int32s, ids: Int64s, count: int, out_N: Int32s) -> int:
+def _add(
+    id_N: Int64Array, key_T: Int64Array, index_T: Int32Array, ids: Int64Array, count: int, out_N: Int32Array
+) -> int:
     mask = np.uint64(len(key_T) - 1)
     for n in range(len(id_N)):
         slot = _slot(id_N[n], mask)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from streaming.events.partitioner import Int32s, Int64s
+from streaming.arrays import Int32Array, Int64Array
 from streaming.histories.event_log import EventLog, copy_last
 from streaming.histories.event_store import EventStore
 
@@ -25,10 +25,10 @@ class NegativeEvents(NamedTuple):
         place_M: int64, ascending: which of the batch's events each is.
     """
 
-    user_M: Int64s
-    key_M: Int32s
-    item_M: Int64s
-    place_M: Int64s
+    user_M: Int64Array
+    key_M: Int32Array
+    item_M: Int64Array
+    place_M: Int64Array
 
 
 NO_NEGATIVES = NegativeEvents(
@@ -37,8 +37,8 @@ NO_NEGATIVES = NegativeEvents(
 
 
 def join_negatives(
-    store: EventStore, events: NegativeEvents, user_B: Int64s, place_B: Int64s
-) -> tuple[Int64s, Int32s]:
+    store: EventStore, events: NegativeEvents, user_B: Int64Array, place_B: Int64Array
+) -> tuple[Int64Array, Int32Array]:
     """What each row knows, and then the store does: the last `store.retained` negatives, oldest first.
 
     Args:
@@ -65,7 +65,9 @@ def join_negatives(
     return items, offset_B
 
 
-def _stretches(slot_M: Int32s, place_M: Int64s, slot_B: Int32s, place_B: Int64s) -> tuple[Int64s, Int64s]:
+def _stretches(
+    slot_M: Int32Array, place_M: Int64Array, slot_B: Int32Array, place_B: Int64Array
+) -> tuple[Int64Array, Int64Array]:
     """Where the negatives of each row's user, before the row's first target, stand among the sorted ones."""
     width = 1 + max(place_M.max(initial=0), place_B.max(initial=0))
     key_M, first_B = slot_M * width + place_M, slot_B * width
@@ -73,7 +75,7 @@ def _stretches(slot_M: Int32s, place_M: Int64s, slot_B: Int32s, place_B: Int64s)
 
 
 def _append(
-    store: EventStore, events: NegativeEvents, order_M: Int64s, slot_M: Int32s, item_M: Int64s
+    store: EventStore, events: NegativeEvents, order_M: Int64Array, slot_M: Int32Array, item_M: Int64Array
 ) -> None:
     first_R = np.flatnonzero(np.diff(slot_M, prepend=-1))
     event_R = order_M[first_R]
@@ -84,12 +86,12 @@ def _append(
 @njit(cache=True, nogil=True)
 def _copy(
     log: EventLog,
-    slot_B: Int32s,
-    start_B: Int64s,
-    end_B: Int64s,
-    item_M: Int64s,
-    offset_B: Int32s,
-    items: Int64s,
+    slot_B: Int32Array,
+    start_B: Int64Array,
+    end_B: Int64Array,
+    item_M: Int64Array,
+    offset_B: Int32Array,
+    items: Int64Array,
 ) -> None:
     """Fills each row's stretch from its end: first what the batch brought, then what the store knew."""
     for b in range(len(slot_B)):

@@ -5,7 +5,7 @@ Shapes: U slots or places.
 
 import numpy as np
 
-from streaming.events.partitioner import Int64s
+from streaming.arrays import Int64Array
 from streaming.histories.event_store import EventStore
 from streaming.histories.history import UserStore
 
@@ -16,7 +16,7 @@ class CountChanges:
     def __init__(self) -> None:
         self._known_U = np.zeros(1024, np.int64)
 
-    def take(self, count_U: Int64s) -> Int64s:
+    def take(self, count_U: Int64Array) -> Int64Array:
         """int64: the places whose counts are not those of the last call, ascending; new places knew 0."""
         size = len(count_U)
         if size > len(self._known_U):
@@ -37,7 +37,7 @@ class UserChanges:
             (users.negatives, CountChanges()),
         ]
 
-    def take(self) -> Int64s:
+    def take(self) -> Int64Array:
         """int64: those with other events than at the last call, and those who were removed since; ascending."""
         changed = [np.empty(0, np.int64)]
         for store, counts in self._stores:

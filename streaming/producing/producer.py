@@ -11,9 +11,10 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from streaming.arrays import Int32Array
 from streaming.codecs.codec import ARROW, ENCODING_HEADER, JSON, encode_events
 from streaming.config import StreamConfig
-from streaming.events.partitioner import Int32s, partition_of_texts, partition_of_users
+from streaming.events.partitioner import partition_of_texts, partition_of_users
 from streaming.events.schema import USER_ID
 from streaming.kafka.consumer import partitions_of
 from streaming.kafka.delivery import Delivery, Headers, Pending
@@ -130,7 +131,7 @@ def _by_partition(events: pa.RecordBatch, partitions: int) -> Iterator[tuple[int
         start = end
 
 
-def _partition_of(ids: pa.Array, partitions: int) -> Int32s:
+def _partition_of(ids: pa.Array, partitions: int) -> Int32Array:
     if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
         return partition_of_texts(ids, partitions)
     return partition_of_users(ids.to_numpy(zero_copy_only=False), partitions)

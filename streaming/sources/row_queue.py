@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
-from streaming.events.partitioner import Int32s, Int64s
+from streaming.arrays import Int32Array, Int64Array
 from streaming.events.position import Position
 from streaming.events.schema import OFFSET, ROW
 from streaming.events.validation import Decoded
@@ -121,7 +121,7 @@ class _Piece:
         return Position(offset, int(self._row_N[last]) + 1) if within else Position(offset + 1, 0)
 
 
-def _places(decoded: Decoded) -> tuple[Int64s, Int32s, npt.NDArray[np.bool_] | None]:
+def _places(decoded: Decoded) -> tuple[Int64Array, Int32Array, npt.NDArray[np.bool_] | None]:
     """Offset and row of every row, in order, and which are unusable (None: none is)."""
     offset_N, row_N = decoded.rows[OFFSET].to_numpy(), decoded.rows[ROW].to_numpy()
     if not decoded.dead:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from streaming.arrays import Int16Array, Int64Array
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -33,7 +35,7 @@ from cluster.config import ProgressiveConfig
 from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.measuring.significance import PerQuery, compare
 from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
-from cluster.tables.buckets import BUCKETS, Int16Array, Int64Array, shared_keys
+from cluster.tables.buckets import BUCKETS, shared_keys
 from cluster.training.state.run import TrainingRun
 from deploy.command.config_loading import load_offline_config
 from deploy.datasets.datasets import fetch, load

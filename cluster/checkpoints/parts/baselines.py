@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from cluster.checkpoints.arrays import read_tensors
 from cluster.checkpoints.part import Copies, Part, Saved
+from streaming.arrays import Int64Array
 
 FILE = "baselines.safetensors"
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class Baselines(Protocol):

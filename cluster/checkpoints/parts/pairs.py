@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -23,12 +22,12 @@ from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.part import Part, Saved
 from cluster.checkpoints.parts.baselines import FILE as BASELINES
 from model.baselines.pair_table import Pairs, PairTable
+from streaming.arrays import Int64Array
 
 _STEM = "cooccurrence"
 _ROW, _COLUMN, _COUNT = "row", "column", "count"
 _PAIRS_AT_ONCE = 1 << 16
 
-Int64Array = npt.NDArray[np.int64]
 
 _NO_PAIRS = Pairs(*(np.zeros(0, np.int32),) * 3)
 

@@ -19,7 +19,8 @@ from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.part import Part, Saved
 from cluster.checkpoints.parts.stream import saved_stream
-from streaming.events.partitioner import Int32s, key_hashes_of_users
+from streaming.arrays import Int32Array
+from streaming.events.partitioner import key_hashes_of_users
 from streaming.events.schema import EVENTS, KEY_HASH, NEGATIVES, USER_ID
 from streaming.histories.history import UserStore
 from streaming.histories.user_changes import UserChanges
@@ -107,7 +108,7 @@ def load_moved_users(checkpoint: Checkpoint, users: UserStore, mine: Iterable[in
         users.load(table.filter(pa.array(np.isin(home_N, wanted))))
 
 
-def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int32s:
+def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int32Array:
     key_N = key_hashes_of_users(table[USER_ID].to_numpy())
     if (key_N % saved_stream(checkpoint.manifest)["partitions"] != partition).any():
         raise CheckpointError(

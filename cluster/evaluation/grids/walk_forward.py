@@ -7,12 +7,13 @@ import time
 
 import numpy as np
 
-from cluster.evaluation.measuring.ranking import Float64Array, Ranking
+from cluster.evaluation.measuring.ranking import Ranking
 from cluster.evaluation.protocol.batches import TrainingPasses
 from cluster.evaluation.protocol.protocols import Split
 from cluster.evaluation.systems.fitting import FitPlan, Fitted, PassReport
 from model.metrics import hit_rate
-from model.retrieval_model import Int64Array, RetrievalModel
+from model.retrieval_model import RetrievalModel
+from streaming.arrays import Float64Array, Int64Array
 
 
 def walk(

@@ -8,15 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.evaluation.measuring.ranking import Ranking
 from cluster.evaluation.protocol.data import EvaluationData
 from model.metrics import hit_rate, hits_per_query, ndcg_per_query, recall_per_query
-
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
+from streaming.arrays import BoolArray, Float64Array, Int64Array
 
 CUTS = (10, 50)
 SLICES = ("tail", "low_activity")

@@ -16,9 +16,7 @@ from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Queries
 from model.metrics import rank_in_row
 from model.retrieval_model import RetrievalModel
-
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
+from streaming.arrays import Float64Array, Int64Array
 
 _QUERIES_AT_ONCE = 1024
 

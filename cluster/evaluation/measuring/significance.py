@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from model.baselines.extra import evaluation_package
-
-Float64Array = npt.NDArray[np.float64]
+from streaming.arrays import Float64Array
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -10,20 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.evaluation.config import OfflineConfig
-from cluster.evaluation.protocol.interactions import (
-    Float32Array,
-    Interactions,
-    by_user,
-    catalogue_of,
-    event_columns,
-)
+from cluster.evaluation.protocol.interactions import Interactions, by_user, catalogue_of, event_columns
 from cluster.evaluation.protocol.protocols import ProtocolError, Split, split
+from streaming.arrays import Float32Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 from streaming.events.schema import ACTION, VALUE, WEIGHT
 from streaming.events.signals import judge_signals
 from streaming.events.validation import without_empty
-
-Int64Array = npt.NDArray[np.int64]
 
 # Which of the events that share a time comes first must be the same for all systems and seeds: it decides the test.
 _TIES_SEED = 0

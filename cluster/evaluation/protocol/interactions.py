@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streaming.arrays import Float32Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.config import StreamConfig
@@ -30,9 +31,6 @@ from streaming.events.schema import (
     USER_SCHEMA,
 )
 from streaming.events.times import times_in_ms
-
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
 
 POS = "pos"
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from cluster.evaluation.config import ProtocolConfig
 from cluster.evaluation.protocol.interactions import Interactions
-
-Int64Array = npt.NDArray[np.int64]
+from streaming.arrays import Int64Array
 
 _DAY_MS = 86_400_000
 

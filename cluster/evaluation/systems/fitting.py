@@ -15,7 +15,8 @@ from cluster.evaluation.protocol.batches import PassSettings, TrainingPasses
 from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Queries, Split
 from model.metrics import hit_rate
-from model.retrieval_model import Int64Array, RetrievalModel
+from model.retrieval_model import RetrievalModel
+from streaming.arrays import Int64Array
 
 
 @dataclass

@@ -11,7 +11,8 @@ from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.setting_names import did_you_mean
 from model.baselines.extra import evaluation_package
-from model.retrieval_model import Int64Array, RetrievalModel
+from model.retrieval_model import RetrievalModel
+from streaming.arrays import Int64Array
 
 if TYPE_CHECKING:
     # Names and settings are checked without it, in a moment.

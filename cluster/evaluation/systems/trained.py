@@ -21,8 +21,8 @@ from cluster.training.steps.refusal import StepRefused
 from cluster.training.steps.train_step import TrainStep
 from model.features import KeyCollector, item_inputs, query_inputs
 from model.precision import use_precision
-from model.retrieval_model import Float32Array, Int64Array
 from model.two_tower import TwoTower
+from streaming.arrays import Float32Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)

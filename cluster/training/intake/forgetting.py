@@ -13,19 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.collectives import Collectives
 from cluster.training.state.run import TrainingRun
 from model.features import ITEM, SOURCE, USER
+from streaming.arrays import BoolArray, Int64Array
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.events.quoting import quoted
 from streaming.events.schema import DELETED, ITEM_ID, USER_ID
-
-BoolArray = npt.NDArray[np.bool_]
-Int64Array = npt.NDArray[np.int64]
 
 _SHOWN = 3
 

@@ -21,10 +21,7 @@ from torch import Tensor
 
 from cluster.collectives import Collectives
 from model.key_index import KeyIndex, hash_keys
-
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-Int32Array = npt.NDArray[np.int32]
+from streaming.arrays import BoolArray, Int32Array, Int64Array
 
 FAILED: Int64Array = np.array([[0, 0, -1, 0]])
 """In place of `target_rows`, of a rank that can make nothing of its events: no item has a negative number of them."""

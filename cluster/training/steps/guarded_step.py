@@ -25,9 +25,9 @@ from cluster.training.steps.progressive import ProgressiveValidation
 from cluster.training.steps.quarantine import Quarantined
 from cluster.training.steps.refusal import StepRefused
 from cluster.training.steps.train_step import PreparedStep, TrainStep
+from streaming.arrays import Int64Array
 from streaming.batches.selection import event_rows, select_events
 
-Int64Array = npt.NDArray[np.int64]
 Probe = Callable[[Int64Array], str]
 """Why a step of the events with these numbers would be refused, "" if it would not. Collective."""
 

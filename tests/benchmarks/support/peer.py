@@ -19,7 +19,7 @@ from cluster.evaluation.measuring.ranking import rank
 from cluster.evaluation.protocol.data import EvaluationData
 from cluster.evaluation.protocol.protocols import Queries
 from model.metrics import hit_rate
-from model.retrieval_model import Float32Array, Int64Array
+from streaming.arrays import Float32Array, Int64Array
 from tests.benchmarks.support.peer_environment import peer_environment, run_peer
 from tests.benchmarks.support.window import Cost
 

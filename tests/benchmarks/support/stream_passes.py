@@ -22,7 +22,7 @@ from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Split
 from cluster.evaluation.systems.fitting import decay
 from cluster.training.worker import Worker
-from model.retrieval_model import Int64Array
+from streaming.arrays import Int64Array
 from streaming.config import StreamConfig
 from streaming.kafka.topics import create_topics
 from streaming.producing.catalogue import publish_catalogue

@@ -1,0 +1,7 @@
+"""NumPy arrays by their dtype, for annotations."""
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
