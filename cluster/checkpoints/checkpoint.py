@@ -90,7 +90,7 @@ class Checkpoint:
         """
         path = self.storage.path(self.name)
         if path is None:
-            raise CheckpointError(f"{self.location} is no folder on this machine; copy it here first")
+            raise CheckpointError(f"{self.location} is not a folder on this machine; copy it here first")
         return path
 
     @property
@@ -237,9 +237,7 @@ class CheckpointStore:
         given_up = set(going).difference(line)
         for name in going:
             if name in given_up:
-                _log.warning(
-                    "%s/%s is not what %s went on from; it is removed", self.where, name, newest.name
-                )
+                _log.warning("%s/%s is not an ancestor of %s; removing it", self.where, name, newest.name)
             self.storage.remove(name)
         return going
 
@@ -272,7 +270,7 @@ class CheckpointStore:
             except UnknownFormatError as problem:
                 raise UnknownFormatError(f"{problem}, or {self._advice}") from None
             except CheckpointError as problem:
-                _log.error("%s; trying the one before it", problem)
+                _log.error("%s; trying the previous one", problem)
                 problems.append(str(problem))
         if problems:
             raise CheckpointError(

@@ -31,7 +31,7 @@ EXPIRY_S = 30.0
 _CLAIM = "claim.json"
 _POLL_S = 0.2
 _TWO_PLACES = (
-    "each run needs a place of its own: settings storage_path and, where it is set, train.checkpoint_path"
+    "each run needs a location of its own: settings storage_path and, where it is set, train.checkpoint_path"
 )
 _log = logging.getLogger(__name__)
 
@@ -216,11 +216,11 @@ def _wait_until_dead(storage: Storage, owner: Owner) -> None:
     while last == first and not _is_running(owner):
         waited_s = time.monotonic() - started
         if waited_s > wait_s:
-            _log.warning("%s has given no sign of life for %.0f s and is succeeded", owner, EXPIRY_S)
+            _log.warning("%s has had no heartbeat for %.0f s; taking over from it", owner, EXPIRY_S)
             return
         if waited_s > 2 * BEAT_S and not told:
             _log.warning(
-                "%s may have died: it is succeeded after %.0f s without a sign of life (--take-over: at once)",
+                "%s may have died: taking over after %.0f s without a heartbeat (--take-over: immediately)",
                 owner,
                 EXPIRY_S,
             )

@@ -49,7 +49,7 @@ class Heartbeat(Background):
                 failed = False
             except OSError as error:
                 if not failed:
-                    _log.warning("no sign of life can be given in %s: %s", self._name, error)
+                    _log.warning("no heartbeat can be written in %s: %s", self._name, error)
                 failed = True
             if self.ended.wait(BEAT_S):
                 return

@@ -32,7 +32,7 @@ def holding(storage: Storage, name: str, purpose: str) -> Iterator[None]:
     try:
         storage.notes.put(note, json.dumps(described).encode())
     except OSError as error:
-        _log.info("%s/%s is read without a hold on it: %s", storage.where, name, error)
+        _log.info("%s/%s is being read without a hold: %s", storage.where, name, error)
         yield
         return
     with Heartbeat(storage.notes, note):

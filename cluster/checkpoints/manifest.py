@@ -12,7 +12,7 @@ from retrieval.storage.durable import is_plain_name, manifest_checksum
 
 FORMAT = 2
 """Every format is signed in the same way, so that a version tells what is newer than itself from what is damaged."""
-START_ANEW = "point storage_path elsewhere to start anew"
+START_ANEW = "point storage_path elsewhere to start fresh"
 """What can always be done about a checkpoint of the run's own."""
 
 

@@ -189,8 +189,8 @@ class Checkpointer:
             # That of a rank whose storage failed, before those of the ranks that heard of it.
             problem = min(filter(None, problems), key=lambda text: text.endswith(_ELSEWHERE))
             raise CheckpointError(
-                f"the last checkpoint could not be written ({problem}): nothing is lost, the next run goes on from the "
-                "one before it; make room, wait longer (train.storage_patience_s), or set another place "
+                f"the last checkpoint could not be written ({problem}): no data is lost, the next run resumes from the "
+                "one before it; make room, wait longer (train.storage_patience_s), or set another location "
                 "(storage_path or train.checkpoint_path)"
             )
         return committed
@@ -239,7 +239,7 @@ class Checkpointer:
         gone = {link.name for link in self._parent.links}.difference(self._store.names())
         if gone:
             _log.warning(
-                "%s is gone from %s, so the next checkpoint is full",
+                "%s is missing from %s, so the next checkpoint is a full one",
                 ", ".join(sorted(gone)),
                 self._store.where,
             )

@@ -193,7 +193,7 @@ def _corrector(
 def _edit(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise BadEdit(f"'{text}' is no edit; write KEY=VALUE, for example item_id=7 (option --set)")
+        raise BadEdit(f"'{text}' is not an edit; write KEY=VALUE, for example item_id=7 (option --set)")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -212,7 +212,7 @@ def _read_lines(file: Path) -> dict[str, Any]:
             events[entry["key"]] = entry["value"]
         except (ValueError, KeyError, TypeError) as error:
             raise BadEdit(
-                f"{file}, line {number} is no object with key and value: {error!r} (option --from)"
+                f"{file}, line {number} is not an object with key and value: {error!r} (option --from)"
             ) from error
     return events
 

@@ -67,7 +67,7 @@ def index_rollback(
 ) -> None:
     """Make an older index version live again, if it is still whole.
 
-    Whoever serves follows at once. A trainer that goes on publishing makes its next version live as usual.
+    Servers follow immediately. A trainer that keeps publishing makes its next version live as usual.
     """
     if not to:
         raise UsageError("index rollback needs a version: give --to (`freshet index list` names them)")

@@ -101,7 +101,7 @@ def entries_for(config: FreshetConfig, user_ids: Sequence[str], history: str, k:
     items = parse_history(history)
     users = [_id(user_id, "--user") for user_id in user_ids]
     if not user_ids and not items:
-        raise UsageError("nobody to recommend to: give --user ID or --history ID,ID,…")
+        raise UsageError("no user to recommend to: give --user ID or --history ID,ID,…")
     from cluster.serving.recommender import Recommender
 
     recommender = Recommender(config)

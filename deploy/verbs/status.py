@@ -127,7 +127,7 @@ def _lag(
     progress = parse_progress(record)
     if config.stream.parquet:
         lag = {"lag_messages": progress.lag_messages, "lag_events": progress.lag_events}
-        return {**lag, "broker": "not asked: files are read"}
+        return {**lag, "broker": "not contacted: the run reads files"}
     topic = config.stream.interactions_topic
     newest = checkpoints[-1] if checkpoints else {}
     positions = checkpoint_offsets(newest)
@@ -212,7 +212,7 @@ def _lag_text(status: dict[str, Any]) -> str:
     if messages is None:
         return f"unknown: {status['broker']}"
     if events is None:
-        return f"{counted(messages, 'message')} behind the newest checkpoint; their events are not known yet"
+        return f"{counted(messages, 'message')} behind the newest checkpoint; their number of events is not yet known"
     about = "about " if events else ""
     return (
         f"{about}{counted(events, 'event')} behind the newest checkpoint, in {counted(messages, 'message')}"

@@ -103,7 +103,7 @@ def config_inside(config_file: Path | None, working_dir: Path) -> Path | None:
         return config_file.resolve().relative_to(working_dir.resolve())
     except ValueError as error:
         raise UsageError(
-            f"--config {config_file} is outside of --working-dir {working_dir}, all that the job gets; "
+            f"--config {config_file} is outside of --working-dir {working_dir}, which is all that the job receives; "
             "put it there, or give its settings as key=value"
         ) from error
 
@@ -122,7 +122,7 @@ def connect(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise ClusterUnreachable(
-            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and the token in "
+            f"the Ray cluster at {address} requires a token: set RAY_AUTH_MODE=token, and the token in "
             "RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names (default ~/.ray/auth_token)"
         ) from error
     except (ConnectionError, RuntimeError) as error:
@@ -226,7 +226,7 @@ def submit_verb(
 
     config = load_config(config_file, list(overrides))
     if not working_dir.is_dir():
-        raise UsageError(f"{working_dir} is no folder (option --working-dir)")
+        raise UsageError(f"{working_dir} is not a folder (option --working-dir)")
     arguments = [*options, *overrides, job_storage(config.storage_path, address)]
     inside = config_inside(config_file, working_dir)
     command = entrypoint(interpreter_for(address, python), verb, inside, arguments)

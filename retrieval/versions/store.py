@@ -54,7 +54,7 @@ class Version:
         """
         path = self.storage.path(self.name)
         if path is None:
-            raise VersionError(f"{self.storage.where}/{self.name} is no folder on this machine")
+            raise VersionError(f"{self.storage.where}/{self.name} is not a folder on this machine")
         return path
 
     def file(self, name: str) -> Path:
@@ -115,7 +115,7 @@ class VersionStore:
         """
         path = self.storage.path("")
         if path is None:
-            raise VersionError(f"{self.where} is no folder on this machine")
+            raise VersionError(f"{self.where} is not a folder on this machine")
         return path
 
     def begin(self) -> OwnedFolder:
@@ -261,7 +261,7 @@ def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VersionCorrupt(f"index version {name} is damaged: {path}: {error!r}") from error
     if written_as not in (1, FORMAT):
-        raise VersionError(f"{place} has version format {written_as!r}; this program reads 1 and {FORMAT}")
+        raise VersionError(f"{place} has version format {written_as!r}; this version reads 1 and {FORMAT}")
     unsigned = written_as == 1 and "checksum" not in manifest
     if not unsigned and manifest.get("checksum") != manifest_checksum(manifest):
         raise VersionCorrupt(f"index version {name} is damaged: {path} does not match its own checksum")

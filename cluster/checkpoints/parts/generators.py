@@ -46,9 +46,7 @@ class GeneratorPart(Part):
             return
         self._reseed()
         before, now = ("a GPU", "a CPU") if drawn_on_gpu(states) else ("a CPU", "a GPU")
-        notice = (
-            f"resumed on {now} from a checkpoint written on {before}: dropout draws other masks from here on"
-        )
+        notice = f"resumed on {now} from a checkpoint written on {before}: dropout draws different masks from here on"
         saved.notices.append(notice)
         if self._rank == 0:
             _log.info("%s: %s", saved.checkpoint.location, notice)

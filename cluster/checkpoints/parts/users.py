@@ -113,7 +113,7 @@ def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int3
     if (key_N % saved_stream(checkpoint.manifest)["partitions"] != partition).any():
         raise CheckpointError(
             f"{checkpoint.location} does not say where users with text ids belong in a topic that has gained "
-            "partitions: go on with the version before until it has written a checkpoint,"
+            "partitions: continue with the previous version of Freshet until it has written a checkpoint,"
             " or start in an empty storage_path"
         )
     return key_N

@@ -79,5 +79,5 @@ def _newest_in(start: str) -> Checkpoint:
     newest = CheckpointStore(inside if inside.is_dir() else folder, advice=_ADVICE).newest()
     if newest is None:
         what = "holds no checkpoint" if folder.is_dir() else "is no folder"
-        raise CheckpointError(f"{folder} {what}, so nothing can be started from it")
+        raise CheckpointError(f"{folder} {what}, so a run cannot be started from it")
     return newest

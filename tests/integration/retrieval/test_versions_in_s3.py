@@ -232,7 +232,7 @@ def test_files_are_fetched_from_s3_once_and_a_pointer_to_nothing_is_an_error(buc
         assert VersionStore(store.where).verify(name).file("file").read_bytes() == b"data"
     assert fetched == [(name, "file"), (name, "other")]
     assert {path.stat().st_mode & 0o777 for path in cache.glob("[0-9a-f]*/*")} == {0o600}
-    with pytest.raises(VersionError, match="is no folder on this machine"):
+    with pytest.raises(VersionError, match="is not a folder on this machine"):
         _ = store.open(name).path
     store.storage.notes.put("CURRENT", b"v00000009")
     with pytest.raises(VersionError, match="there is no index version 'v00000009'"):

@@ -139,7 +139,7 @@ def test_without_room_the_run_ends_with_one_line_and_the_next_one_trains_all_of_
         "last checkpoint",
         "[Errno 28]",
         config.checkpoint_location,
-        "nothing is lost",
+        "no data is lost",
         "storage_path",
     ):
         assert part in said

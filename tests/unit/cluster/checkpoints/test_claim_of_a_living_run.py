@@ -125,7 +125,7 @@ def test_a_run_that_was_stopped_is_succeeded_when_its_signs_of_life_expire_and_w
             with pytest.raises(StorageTaken, match="run second"):
                 act()
         assert "claims/first.alive" not in storage.notes.names()
-    assert "no sign of life" in caplog.text
+    assert "no heartbeat" in caplog.text
 
 
 def test_a_run_on_another_machine_is_refused_when_it_beats_and_succeeded_when_it_does_not(storage, quick):

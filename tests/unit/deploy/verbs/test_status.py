@@ -109,7 +109,9 @@ def test_before_the_first_checkpoint_the_lag_is_the_whole_topic(run, tmp_path, m
     assert status["lag_events"] is None
     out = io.StringIO()
     print_status(Terminal(file=out, width=160), status)
-    assert "40 messages behind the newest checkpoint; their events are not known yet" in out.getvalue()
+    assert (
+        "40 messages behind the newest checkpoint; their number of events is not yet known" in out.getvalue()
+    )
 
 
 def test_of_files_the_run_knows_the_lag(run, monkeypatch):

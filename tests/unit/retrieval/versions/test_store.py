@@ -89,7 +89,7 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(store, name)
 def test_an_unknown_format_is_refused(store):
     version = commit(store)
     (version.path / "manifest.json").write_text(json.dumps({**version.manifest, "format": 3}))
-    with pytest.raises(VersionError, match="version format 3; this program reads 1 and 2"):
+    with pytest.raises(VersionError, match="version format 3; this version reads 1 and 2"):
         store.promote(version.name)
 
 

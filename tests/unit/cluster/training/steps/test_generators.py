@@ -72,4 +72,4 @@ def test_a_notice_that_is_there_already_stays(tmp_path, gpu_generator, monkeypat
     run = open_run(config)
     restore_checkpoint(run, checkpoint, Collectives())
     assert "age" in run.notice
-    assert "dropout draws other masks" in run.notice
+    assert "dropout draws different masks" in run.notice
