@@ -19,6 +19,7 @@ from cluster.checkpoints.hold import holding
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.config import TrainConfig
+from cluster.training.refresh import refresh_from
 from cluster.training.state.starting_point import find_starting_point
 from cluster.training.state.worker_state import checkpointer_of
 from deploy.cli import app
@@ -195,8 +196,11 @@ def test_two_ranks_train_into_s3_go_on_from_there_and_the_command_line_reads_it(
     assert [entry["name"] for entry in said["index_versions"]][-1] == said["index_current"]
     assert [entry["step"] for entry in said["checkpoints"]] == [stopped["step"], ended["step"]]
     assert len(command("recommend", "--history", "1,2,3", "-k", "5")[1][0]["items"]) == 5
-    run = said["checkpoints"][-1]["name"]
-    check_checkpoint(f"{where}/{run}")
+    newest, report = f"{where}/{said['checkpoints'][-1]['name']}", tmp_path / "report.json"
+    check_checkpoint(newest)
+    refresh_from(on, Collectives(), torch.device("cpu"), checkpoint_path=newest, report_path=report)
+    refreshed = command("status")[1]["index_current"]
+    assert refreshed == json.loads(report.read_text())["version"] != said["index_current"]
     with pytest.raises(NotACheckpoint, match=rf"{where}/step-99999999 is not a checkpoint.*--checkpoint"):
         check_checkpoint(f"{where}/step-99999999")
     status, (full, delta) = command("checkpoint list")
