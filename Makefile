@@ -20,6 +20,10 @@ FRESHET := $(BIN)/freshet
 STAMP := .venv/.installed-$(FAISS)-$(TORCH)
 OTHER_FAISS := $(if $(filter gpu,$(FAISS)),faiss-cpu,faiss-gpu)
 BENCHMARKS := tests/benchmarks
+# Files start in the order of tests/conftest.py: by itself xdist leaves those with the fewest tests, which take longest, to the end.
+SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Without bytecode every process would compile the project and rewrite the tests' assertions again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast chaos test-gpu lint format bench constraints clean
@@ -45,10 +49,10 @@ demo: install  ## The whole loop on this machine: Kafka, training, refreshes, re
 	$(FRESHET) demo $(ARGS)
 
 test: install  ## Every test that needs no GPU (ARGS="-k name"; JOBS=0: one after another).
-	$(BIN)/pytest -m "not gpu" -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -m "not gpu" $(SIDE_BY_SIDE) $(ARGS)
 
 test-fast: install  ## Unit and property tests only.
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/unit tests/property $(ARGS)
 
 chaos: install  ## Kills, full disks, flipped bits under the worker loop (KILLS=500), or from outside (MODE=black-box ROUNDS=16).
 ifeq ($(MODE),black-box)
