@@ -14,41 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.parts.stream import saved_stream
-from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.publisher import Publisher, Snapshot
+from cluster.publishing.publisher import Publisher
 from cluster.publishing.version_store import version_store
 from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
-from cluster.training.intake.catalogue_feed import CatalogueFeed
 from cluster.training.intake.intake import Intake
 from cluster.training.intake.joining import join_run
-from cluster.training.intake.taking import BatchTaker
-from cluster.training.last_checkpoint import commit_last
 from cluster.training.progress_report import ProgressReporter, rank_figures
+from cluster.training.publishing import Publishing
+from cluster.training.saving import Saving
 from cluster.training.since import Since
 from cluster.training.state.run import TrainingRun, partitions_of_rank
 from cluster.training.state.starting_point import find_starting_point, start_from
-from cluster.training.state.stream_state import Epoch
-from cluster.training.state.worker_state import checkpointer_of, restore_checkpoint
-from cluster.training.steps.guarded_step import GuardedStep, StepOutcome
-from cluster.training.steps.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
+from cluster.training.state.worker_state import restore_checkpoint
+from cluster.training.stepping import Stepping
 from retrieval.storage.base import Hook, nothing
-from streaming.dead_letters.writer import DeadLettersDelayed
-from streaming.events.position import Position
-from streaming.kafka.group_offsets import GroupOffsets
 from streaming.kafka.topics import BrokerUnavailable
 
 _log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.02
-_LETTERS_RETRY_S = 0.5
 _STORAGE_RETRY_S = 1.0
 _STOP_OFFSETS_S = 1.0
 
@@ -83,23 +74,17 @@ class Worker:
         self._intake = Intake(config, comm)
         self.run = self._new_run(self._intake.count_partitions())
         self.progress = ProgressReporter(storage, run_id, comm, version_store(config))
-        self._group_offsets = GroupOffsets(config.stream)
-        self._on_checkpoint, self._at = on_checkpoint, at
         self._notice = stop or NoStop()
         self._since = Since()
-        self._resumed = False
-        self._validation = np.zeros(4)
-        self._validated_at = 0
-        self._refused_in_a_row = 0
-        self._last_step_s = self._last_checkpoint_s = self._last_publish_s = time.monotonic()
+        self._stepping = Stepping(config, comm, device, self.progress, self.publisher.unpublished)
+        self._saving = Saving(
+            config, comm, self.checkpoints, self._intake, self._since, self.progress, on_checkpoint, at
+        )
+        self._publishing = Publishing(self.publisher, comm, self._since, config.train.publish_every_s)
 
     def train(self) -> dict[str, Any]:
         """Run until the stream ends, `train.stop_after_rows`, or a stop is asked for; the last progress (rank 0)."""
-        self._checkpointer = self._resume()
-        self._intake.choose_range(self.run, resumed=self._resumed)
-        self._feed = CatalogueFeed(self.config.stream, self.comm, self.run)
-        self._intake.open(self.run)
-        self._taker = BatchTaker(self.run, self._quota)
+        self._open()
         try:
             while True:
                 decision = agree(self.comm, self._report(), self.config.train)
@@ -107,18 +92,18 @@ class Worker:
                 if decision.failed:
                     self.publisher.wait()
                     raise RuntimeError("publishing failed on rank 0; see its log")
-                if self._taker.in_hand and not decision.only_a_step:
+                if self._stepping.in_hand and not decision.only_a_step:
                     self._step(ahead=False)  # whatever else is done finds every batch that was taken trained
                     decision = replace(decision, step=False)
                 if decision.catalogue:
-                    self._feed.apply(self.run)
+                    self._intake.apply_catalogue(self.run)
                     self._since.catalogue_changed()
                 if decision.publish:
-                    self._publish()
+                    self._publishing.publish(self.run)
                 if decision.checkpoint:
-                    self._begin_checkpoint()
+                    self._saving.begin()
                 if decision.checkpoint_ready:
-                    self._advance_checkpoint()
+                    self._saving.advance()
                 if decision.bound:
                     self._intake.bound(self.run)
                 if decision.drained and self._intake.growth is not None:
@@ -128,15 +113,14 @@ class Worker:
                     return self._stop(decision)
                 if decision.stop:
                     return self._finish(decision)
-                self._checkpointer.copy_some()
+                self._saving.copy_some()
                 if decision.step:
                     self._step(ahead=decision.ahead)
                 else:
-                    self.run.batcher.wait_full(self._quota, _IDLE_WAIT_S)
+                    self._stepping.wait_full(_IDLE_WAIT_S)
         finally:
             self._notice.close()
-            self._checkpointer.close()
-            self._group_offsets.close(_STOP_OFFSETS_S if self._notice.asked else None)
+            self._saving.close(_STOP_OFFSETS_S if self._notice.asked else None)
             self._intake.close()
             self.run.close()
 
@@ -144,9 +128,18 @@ class Worker:
         mine = partitions_of_rank(partitions, self.comm.rank, self.comm.world)
         return TrainingRun.create(self.config, mine, self.comm, self.device)
 
-    def _resume(self) -> Checkpointer:
+    def _open(self) -> None:
+        """Bring the run to where it goes on from, and open its stream and catalogue."""
+        own = self._resume()
+        self._saving.attach(self.run, own)
+        self._intake.choose_range(self.run, resumed=own is not None)
+        self._intake.open_catalogue(self.run)
+        self._intake.open(self.run)
+        self._stepping.attach(self.run)
+
+    def _resume(self) -> Checkpoint | None:
+        """Bring the run into the state of its newest checkpoint, which is returned; without one, of where it starts."""
         own = self._agreed(self.checkpoints.newest, self.checkpoints)
-        self._resumed = own is not None
         if own is not None:
             spread_over = int(saved_stream(own.manifest)["partitions"])
             if spread_over != self.run.stream.partitions:
@@ -157,7 +150,7 @@ class Worker:
             start = self._agreed(lambda: find_starting_point(self.config))
             if start is not None:
                 start_from(self.run, start, self.comm)
-        return checkpointer_of(self.run, self.checkpoints, self.comm, own, self._at)
+        return own
 
     def _agreed(
         self, find: Callable[[], Checkpoint | None], store: CheckpointStore | None = None
@@ -175,27 +168,23 @@ class Worker:
         If the storage does not take it, on whichever rank, the next turn of the loop tries again.
         """
         old = self.run
-        self._until_letters_arrived("stream.broker_patience_s", self.config.stream.broker_patience_s)
         try:
-            told = self._checkpointer.finish(old.step)
+            told = self._saving.commit_now()
         except CheckpointError as error:
             _log.error("%s; the new partitions wait for it", error)
             time.sleep(_STORAGE_RETRY_S)
             return
-        self._tell(told)
         barrier = self._agreed(lambda: told, self.checkpoints)
         assert barrier is not None
         until = {int(p): int(at[0]) for p, at in barrier.manifest["positions"].items()}
         old.close()
-        self._checkpointer.close()
+        self._saving.detach()
         self.run = self._new_run(partitions)
         restore_checkpoint(self.run, barrier, self.comm)
-        self.run.notice = old.notice
-        self.run.stream.epochs.append(Epoch(old.stream.partitions, until))
-        self.run.progressive.recent_queries = old.progressive.recent_queries
-        self._checkpointer = checkpointer_of(self.run, self.checkpoints, self.comm, None, self._at)
+        self.run.succeed(old, until)
+        self._saving.attach(self.run, None)
         self._intake.open_grown(self.run)
-        self._taker = BatchTaker(self.run, self._quota)
+        self._stepping.attach(self.run)
         _log.warning(
             "%s: %d partitions are read to their ends, users have moved, %d are read from now on",
             self.config.stream.interactions_topic,
@@ -204,224 +193,58 @@ class Worker:
         )
 
     def _report(self) -> Report:
-        now = time.monotonic()
-        train, batcher = self.config.train, self.run.batcher
+        run, steps = self.run, self._stepping
         report = Report(
-            ready_rows=batcher.ready_rows(self._quota) + self._taker.rows_in_hand,
-            batch_full=float(self._taker.in_hand or batcher.wait_full(self._quota, 0.0)),
-            two_full=float(self._may_take_ahead and batcher.wait_full(self._quota_ahead, 0.0)),
-            finished=float(self.run.source.finished and self._intake.bounded),
-            figures=rank_figures(self.run),
+            ready_rows=steps.ready_rows,
+            batch_full=float(steps.batch_full),
+            two_full=float(steps.two_full),
+            finished=float(run.source.finished and self._intake.bounded),
+            figures=rank_figures(run),
         )
-        report.checkpoint_ready = float(self._checkpointer.ready)
-        report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = self._validation
+        report.checkpoint_ready = float(self._saving.ready)
+        report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = steps.validation
         if self.comm.rank == 0:
-            report.linger_over = float(now - self._last_step_s >= train.linger_s)
-            report.catalogue_waiting = float(self._feed.waiting(now))
-            report.checkpoint_due = float(
-                self._checkpointer.idle
-                and now - self._last_checkpoint_s >= train.checkpoint_every_s
-                and self._since.unsaved
-            )
-            report.publish_due = float(
-                0 < train.publish_every_s <= now - self._last_publish_s
-                and not self.publisher.busy
-                and self._worth_publishing
-                and self._lacks_version
-            )
-            report.growth_found = float(self._intake.growth_found)
-            report.stop_asked = float(self._notice.asked)
-            report.failed = float(self.publisher.error is not None)
+            self._add_wishes(report)
         return report
 
-    @property
-    def _quota(self) -> int:
-        """Rows of each partition in one global step: a function of the settings and the topic alone."""
-        return max(1, self.config.train.batch_events // self.run.stream.partitions)
-
-    @property
-    def _may_take_ahead(self) -> bool:
-        """A CPU would only do the same work earlier; a run that counts rows must not take more than it counts."""
-        return self.device.type != "cpu" and self.config.train.stop_after_rows == 0
-
-    @property
-    def _quota_ahead(self) -> int:
-        """Rows of each partition that must be ready for this step and the next; those in hand are taken already."""
-        return self._quota if self._taker.in_hand else 2 * self._quota
-
-    @property
-    def _worth_publishing(self) -> bool:
-        """A run that was started from a checkpoint has steps behind it before it knows of any item."""
-        return self.run.step > 0 and self.run.catalogue.item_count > 0
-
-    @property
-    def _lacks_version(self) -> bool:
-        """Whether the last version, if it could be written, is not of what there is now (rank 0)."""
-        return self._since.unpublished or bool(self.publisher.problem)
+    def _add_wishes(self, report: Report) -> None:
+        """What rank 0 alone asks for."""
+        now = time.monotonic()
+        report.linger_over = float(now - self._stepping.last_step_s >= self.config.train.linger_s)
+        report.catalogue_waiting = float(self._intake.catalogue_waiting(now))
+        report.checkpoint_due = float(self._saving.due(now))
+        report.publish_due = float(self._publishing.due(self.run, now))
+        report.growth_found = float(self._intake.growth_found)
+        report.stop_asked = float(self._notice.asked)
+        report.failed = float(self.publisher.error is not None)
 
     def _absorb(self, decision: Decision) -> None:
-        self.run.curve.add(self._validated_at, decision.validation)
-        self._validation = np.zeros(4)
+        self.run.curve.add(self._stepping.validated_at, decision.validation)
+        self._stepping.forget_validation()
         self._since.seen(self.run.step, decision.totals)
-        self.progress.checkpoint_problem = self._checkpointer.problem
+        self.progress.checkpoint_problem = self._saving.problem
         self.progress.update(self.run, decision.totals, self.publisher)
 
     def _step(self, *, ahead: bool) -> None:
-        run, taker = self.run, self._taker
-        batch = taker.next()
-        self._last_step_s = time.monotonic()
-        guarded = GuardedStep(run.train_step, self.comm, self.device, run.progressive)
-
-        def meanwhile() -> None:
-            if ahead:
-                taker.take_ahead(run.train_step)
-
-        left: pa.RecordBatch | None = batch
-        while left is not None:  # once, except for events that can be trained on only in smaller steps
-            try:
-                outcome = guarded.train(left, run.step, meanwhile)
-            except Exception as error:
-                error.add_note(f"in training step {run.step} of {describe_places(left)}")
-                raise
-            self._account_for(outcome)
-            left = outcome.left
-        meanwhile()  # a rank that refused the step may not have come to it: all have a batch in hand, or none
-
-    def _account_for(self, outcome: StepOutcome) -> None:
-        run = self.run
-        if outcome.quarantined is not None:
-            self._quarantine(outcome.quarantined)
-        else:
-            self._refused_in_a_row = 0
-        if outcome.events == 0:
-            return
-        if outcome.validation is not None:
-            self._validation = self._validation + outcome.validation
-        self._validated_at = run.events_trained
-        run.ledger.add_batch(outcome.trained)
-        run.events_trained += outcome.events
-        run.step += 1
-        self.publisher.unpublished.add(outcome.trained.column("append_ms").flatten().to_numpy())
-        self.progress.stepped(outcome.losses, outcome.events)
-
-    def _quarantine(self, quarantined: Quarantined) -> None:
-        """Nothing was learned from these events; every rank comes here for the same step."""
-        run, topic = self.run, self.config.stream.dead_letters
-        letters = quarantine_letters(quarantined, run.source, run.step)
-        _log.error(
-            "step %d could not be trained with %d of its events, of which %d of this rank go to %s: %s",
-            run.step,
-            quarantined.events,
-            len(letters),
-            topic,
-            quarantined.reason,
-        )
-        run.dead_letters.send(letters)
-        run.ledger.add_quarantined(quarantined.batch)
-        self._refused_in_a_row = self._refused_in_a_row + 1 if quarantined.is_step else 0
-        if self._refused_in_a_row >= self.config.train.max_poison_batches:
-            run.dead_letters.flush()
-            raise poisoned(self._refused_in_a_row, run.step, quarantined.reason, topic)
-
-    def _begin_checkpoint(self) -> None:
-        self._last_checkpoint_s = time.monotonic()
-        if self._letters_arrived():
-            self._since.saving()
-            self._checkpointer.begin(self.run.step)
-
-    def _advance_checkpoint(self) -> None:
-        if self._letters_arrived():  # what a snapshot counts as a dead letter is in its topic
-            self._tell(self._checkpointer.advance())
-
-    def _letters_arrived(self, timeout_s: float | None = None) -> bool:
-        """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""
-        self.run.note_gaps()
-        self._feed.send_dead_letters(self.run)
-        delayed: DeadLettersDelayed | None = None
-        try:
-            self.run.dead_letters.flush(timeout_s)
-        except DeadLettersDelayed as error:
-            delayed = error
-            _log.warning("the checkpoint waits: %s", error)
-        return not self.comm.exchange(np.array([float(delayed is not None)])).any()
-
-    def _until_letters_arrived(self, patience: str, patience_s: float) -> None:
-        """Collective. A last checkpoint waits for its dead letters.
-
-        Args:
-            patience: the setting that bounds the wait, for the error.
-            patience_s: the bound.
-        Raises:
-            BrokerUnavailable: the brokers stayed away for longer.
-        """
-        started = time.monotonic()
-        while not self._letters_arrived(patience_s):
-            waited_s = self.comm.exchange(np.array([time.monotonic() - started])).max()
-            if waited_s > patience_s:
-                raise BrokerUnavailable(
-                    f"dead letters could not be written for {waited_s:.0f} s (setting: {patience})"
-                )
-            time.sleep(_LETTERS_RETRY_S)
-
-    def _tell(self, committed: Checkpoint | None) -> None:
-        if committed is not None:
-            self._since.saved()
-            self._at("offsets")
-            self.progress.checkpointed(committed)
-            if not self.config.stream.parquet:
-                positions = committed.manifest["positions"].items()
-                self._group_offsets.tell({int(p): Position(*at) for p, at in positions})
-        self._on_checkpoint(self.progress.metrics())
-
-    def _publish(self) -> None:
-        snapshot = self._snapshot()
-        if snapshot is not None:
-            self._since.published()
-        if self.comm.rank == 0 and snapshot is not None:
-            self.publisher.build_in_background(snapshot)
-        self._last_publish_s = time.monotonic()
-
-    def _snapshot(self) -> Snapshot | None:
-        metadata: dict[str, object] = {
-            "step": self.run.step,
-            "events_trained": self.run.events_trained,
-            "known_items": int(self.run.catalogue.item_count),
-        }
-        return self.publisher.snapshot(
-            self.run.model,
-            self.run.table,
-            self.run.catalogue,
-            self.run.progressive.recent_queries,
-            metadata,
-        )
+        self._stepping.step(ahead=ahead)
 
     def _finish(self, decision: Decision) -> dict[str, Any]:
         """The last checkpoint and the last version hold everything that was read."""
-        self._until_letters_arrived("stream.broker_patience_s", self.config.stream.broker_patience_s)
-        self._tell(self._commit_last(decision, self.config.train.storage_patience_s))
-        if self.comm.rank == 0:
-            self.publisher.wait()
-        lacking = self.comm.exchange(np.array([float(self._lacks_version)]))[0, 0]
-        if self._worth_publishing and lacking:
-            snapshot = self._snapshot()
-            if self.comm.rank == 0 and snapshot is not None:
-                self.publisher.build_in_background(snapshot)
-                self.publisher.wait()
+        letters = "stream.broker_patience_s", self.config.stream.broker_patience_s
+        self._commit_last(decision, letters, self.config.train.storage_patience_s)
+        self._publishing.publish_last(self.run)
         self.comm.gather_objects(None)
         self.progress.finished(self.run, decision.totals, self.publisher)
         return self.progress.last
 
-    def _commit_last(self, decision: Decision, patience_s: float) -> Checkpoint | None:
+    def _commit_last(self, decision: Decision, letters: tuple[str, float], storage_s: float) -> None:
         def waiting() -> bool:
-            self.progress.checkpoint_problem = self._checkpointer.problem
+            self.progress.checkpoint_problem = self._saving.problem
             self.progress.update(self.run, decision.totals, self.publisher)
             return decision.asked or not self._notice.asked
 
-        committed = commit_last(
-            self._checkpointer, self.run.step, self.comm, patience_s=patience_s, waiting=waiting
-        )
+        self._saving.commit_last(letters, storage_s, waiting)
         self.progress.checkpoint_problem = ""
-        return committed
 
     def _stop(self, decision: Decision) -> dict[str, Any]:
         """As somebody asked: a last checkpoint of what came since the one before; no version, which may take long."""
@@ -429,9 +252,8 @@ class Worker:
         try:
             if self.comm.exchange(np.array([float(self._since.unsaved)]))[0, 0]:
                 patience_s = self.config.train.stop_within_s / 3
-                self._until_letters_arrived("train.stop_within_s", patience_s)
-                self._since.saving()
-                self._tell(self._commit_last(decision, min(patience_s, self.config.train.storage_patience_s)))
+                letters = "train.stop_within_s", patience_s
+                self._commit_last(decision, letters, min(patience_s, self.config.train.storage_patience_s))
         except (BrokerUnavailable, CheckpointError) as failed:
             error = f"stopped without a last checkpoint, the next run resumes from the one before: {failed}"
             _log.error("%s", error)

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.state.run import TrainingRun
 from cluster.training.worker import Worker
+from retrieval.storage.base import Hook
 from tests.chaos.faults import Fault
 from tests.chaos.table_watch import TableWatch
 from tests.chaos.verdict import FAILED, FINISHED
@@ -85,13 +87,17 @@ class Strike:
 class StruckWorker(Worker):
     """The worker loop itself, with a point before each step, and what its tables' limits remove counted."""
 
+    def __init__(self, *args: Any, at: Hook, **settings: Any) -> None:
+        self._strike = at
+        super().__init__(*args, at=at, **settings)
+
     def _new_run(self, partitions: int) -> TrainingRun:
         run = super()._new_run(partitions)
         self.table_watch = TableWatch(run.table)
         return run
 
     def _step(self, *, ahead: bool) -> None:
-        self._at("step")
+        self._strike("step")
         super()._step(ahead=ahead)
 
 

@@ -75,8 +75,7 @@ class CatalogueFeed:
         if goes_on and self._comm.rank == 0:
             self._say(run, not_found)
         if self._comm.rank == 0:
-            run.catalogue_positions = self._reader.positions()
-            run.stream.catalogue_ids = self._reader.ids
+            run.catalogue_read(self._reader.positions(), self._reader.ids)
         self._pending = None
 
     def _say(self, run: TrainingRun, not_found: NotFound) -> None:
@@ -84,7 +83,7 @@ class CatalogueFeed:
         topics = {"user": self._config.users_topic, "item": self._config.items_topic}
         said = not_found.said(lambda kind, i: self._reader.text_of_deleted(topics[kind], i))
         if said:
-            run.notice = said
+            run.notify(said)
             _log.warning("%s", said)
 
     def send_dead_letters(self, run: TrainingRun) -> None:

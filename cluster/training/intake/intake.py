@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.training.intake.catalogue_feed import CatalogueFeed
 from cluster.training.state.run import TrainingRun
-from streaming.events.position import Position
 from streaming.kafka.growth import Growth, TopicWatch
 from streaming.kafka.outage import patiently
 from streaming.sources.backfill import topic_range
@@ -27,6 +27,7 @@ class Intake:
         self._config, self._comm = config, comm
         self._ends: Mapping[int, int] | None = None
         self._watch: TopicWatch | None = None
+        self._feed: CatalogueFeed | None = None
         self.growth: Growth | None = None
         """What the topic has grown to, once every rank knows; its earlier partitions are then read to their ends."""
 
@@ -53,8 +54,23 @@ class Intake:
         whole = self._comm.gather_objects(found)[0]
         self._ends = whole.end
         if not resumed and stream.from_time:
-            run.positions = {p: Position(whole.start[p], 0) for p in run.partitions}
-            run.stream.origin = {p: whole.start[p] for p in run.partitions}
+            run.begin_at({p: whole.start[p] for p in run.partitions})
+
+    def open_catalogue(self, run: TrainingRun) -> None:
+        """Collective. Take up what the catalogue's topics have had since the run's positions in them."""
+        self._feed = CatalogueFeed(self._config.stream, self._comm, run)
+
+    def catalogue_waiting(self, now: float) -> bool:
+        """Whether there are catalogue records to take up (rank 0)."""
+        return self._open_feed.waiting(now)
+
+    def apply_catalogue(self, run: TrainingRun) -> None:
+        """Collective. Take these records up."""
+        self._open_feed.apply(run)
+
+    def send_dead_letters(self, run: TrainingRun) -> None:
+        """Catalogue records that could not be read go to the dead-letter topic (rank 0)."""
+        self._open_feed.send_dead_letters(run)
 
     def open(self, run: TrainingRun) -> None:
         """Attach the stream to a run, at its positions."""
@@ -106,6 +122,11 @@ class Intake:
         self.close()
         self.growth = None
         self.open(run)
+
+    @property
+    def _open_feed(self) -> CatalogueFeed:
+        assert self._feed is not None, "open_catalogue() comes first"
+        return self._feed
 
     def close(self) -> None:
         """Watch the topic no more."""

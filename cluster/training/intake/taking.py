@@ -41,7 +41,7 @@ class BatchTaker:
     """
 
     def __init__(self, run: TrainingRun, quota: int) -> None:
-        self._run, self._quota = run, quota
+        self._run, self.quota = run, quota
         self._in_hand: _Taken | None = None
         self._failure: Exception | None = None
 
@@ -82,7 +82,7 @@ class BatchTaker:
 
     def _take(self) -> _Taken:
         run, before = self._run, self._run.batcher.rows_read
-        batch = run.batcher.next_batch(self._quota)
+        batch = run.batcher.next_batch(self.quota)
         rows = run.batcher.rows_read - before
         source = run.source
         return _Taken(batch, rows, run.batcher.dead, run.batcher.set_aside, source.gaps, source.topic_ids)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.parts.generators import seed_dropout
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
@@ -16,7 +18,7 @@ from cluster.device import compute_deterministically
 from cluster.ledger import Ledger
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.state.stream_state import StreamState
+from cluster.training.state.stream_state import Epoch, StreamState
 from cluster.training.steps.progressive import Curve, ProgressiveValidation
 from cluster.training.steps.train_step import TrainStep
 from model.cl_epidtn import cl_epidtn
@@ -137,6 +139,48 @@ class TrainingRun:
         """Let go of the stream."""
         self.source.close()
         self.dead_letters.close()
+
+    def count_step(self, trained: pa.RecordBatch, events: int) -> None:
+        """A step was applied to these events of this rank, and to so many of all ranks."""
+        self.ledger.add_batch(trained)
+        self.events_trained += events
+        self.step += 1
+
+    def begin_at(self, starts: Mapping[int, int]) -> None:
+        """Read each partition from this offset on, not from its beginning."""
+        self.positions = {p: Position(start, 0) for p, start in starts.items()}
+        self.stream.origin = dict(starts)
+
+    def catalogue_read(
+        self, positions: Mapping[str, Mapping[int, Position]], topic_ids: Mapping[str, str]
+    ) -> None:
+        """The catalogue's topics were taken up to here (rank 0)."""
+        self.catalogue_positions = positions
+        self.stream.catalogue_ids = dict(topic_ids)
+
+    def notify(self, notice: str) -> None:
+        """What people should know now, in one line; empty for nothing."""
+        self.notice = notice
+
+    def need_users_again(self) -> None:
+        """There are attributes whose values stand in records that were read without them."""
+        self.reread_users = True
+
+    def started_from(self, checkpoint: Checkpoint, rank: int) -> None:
+        """What was learnt up to this checkpoint of another run has been taken over."""
+        self.init_from = {"path": checkpoint.location, "step": checkpoint.step}
+        self.seed_dropout(rank)
+
+    def succeed(self, earlier: TrainingRun, until: Mapping[int, int]) -> None:
+        """Go on from the run of before the topic gained partitions.
+
+        Args:
+            earlier: what this one was restored from.
+            until: the next offset of each of its partitions.
+        """
+        self.notice = earlier.notice
+        self.stream.epochs.append(Epoch(earlier.stream.partitions, until))
+        self.progressive.recent_queries = earlier.progressive.recent_queries
 
     def seed_dropout(self, rank: int) -> None:
         """Dropout draws masks that no earlier step of the run has had."""

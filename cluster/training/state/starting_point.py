@@ -63,8 +63,7 @@ def start_from(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> N
         comm.gather_objects(None)
         restore_learnt(run, checkpoint, comm, advice=_ADVICE)
         comm.gather_objects(None)
-    run.init_from = {"path": checkpoint.location, "step": checkpoint.step}
-    run.seed_dropout(comm.rank)
+    run.started_from(checkpoint, comm.rank)
     _log.info("started from %s (step %d)", checkpoint.location, run.step)
 
 

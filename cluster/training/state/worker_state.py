@@ -55,7 +55,8 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
     """Read what this rank owns now, whoever wrote it."""
     saved = Saved(checkpoint, attributes_since(checkpoint, run))
     _restore(run, saved, parts_of(run, comm), comm)
-    run.reread_users = bool(saved.attributes.fresh)
+    if saved.attributes.fresh:
+        run.need_users_again()
 
 
 def restore_learnt(
@@ -79,4 +80,4 @@ def _restore(run: TrainingRun, saved: Saved, parts: Sequence[Part], comm: Collec
             _log.warning("%s: %s", saved.checkpoint.location, change)
     for part in parts:
         part.restore(saved)
-    run.notice = "; ".join(saved.notices)
+    run.notify("; ".join(saved.notices))

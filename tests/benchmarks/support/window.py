@@ -18,7 +18,6 @@ import torch
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.training.control import agree
-from cluster.training.intake.catalogue_feed import CatalogueFeed
 from cluster.training.worker import Worker
 from model.config import ModelConfig
 from streaming.config import StreamConfig
@@ -142,10 +141,7 @@ def fill_topics(stream: StreamConfig, population: Population, window: Window) ->
 def open_worker(config: FreshetConfig, population: Population, window: Window) -> Worker:
     """A worker with an open stream, a known catalogue and full histories, before its first step."""
     worker = Worker(config, Collectives(), torch.device("cpu"))
-    worker._checkpointer = worker._resume()
-    worker._intake.choose_range(worker.run, resumed=False)
-    worker._feed = CatalogueFeed(config.stream, worker.comm, worker.run)
-    worker._intake.open(worker.run)
+    worker._open()
     worker.run.catalogue.apply(population.catalogue())
     per_partition = window.prefill // window.partitions
     while per_partition > 0:
@@ -165,9 +161,9 @@ def train_steps(worker: Worker, steps: int) -> int:
         if decision.stop:
             raise RuntimeError(f"the stream ended at step {worker.run.step} of {last}: produce more events")
         if decision.step:
-            worker._step()
+            worker._step(ahead=decision.ahead)
         else:
-            worker.run.batcher.wait_full(worker._quota, 0.02)
+            worker._stepping.wait_full(0.02)
     return worker.run.events_trained - before
 
 
@@ -182,6 +178,7 @@ def timed_window(config: FreshetConfig, population: Population, window: Window) 
         worker.comm.exchange(np.zeros(1))
         return clock.read(examples)
     finally:
+        worker._saving.close(None)
         worker._intake.close()
         worker.run.close()
 
@@ -196,5 +193,6 @@ def window_batches(config: FreshetConfig, population: Population, window: Window
             batches.append(worker.run.batcher.next_batch(worker._quota))
         return batches
     finally:
+        worker._saving.close(None)
         worker._intake.close()
         worker.run.close()

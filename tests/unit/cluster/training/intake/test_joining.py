@@ -7,7 +7,6 @@ import pytest
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
-from cluster.config import FreshetConfig
 from cluster.training import worker
 from cluster.training.intake import joining
 from cluster.training.intake.joining import join_run
@@ -45,7 +44,7 @@ def test_a_growing_topic_waits_for_room_for_the_checkpoint_between(monkeypatch, 
     """Its last checkpoint of the old number of partitions failed: nothing moves, and the loop comes again."""
 
     class Full:
-        def finish(self, step):
+        def commit_now(self):
             raise CheckpointError("the last checkpoint could not be written")
 
     class Run:
@@ -53,9 +52,7 @@ def test_a_growing_topic_waits_for_room_for_the_checkpoint_between(monkeypatch, 
 
     growing = Worker.__new__(Worker)
     growing.run = before = Run()
-    growing._checkpointer = Full()
-    growing.config = FreshetConfig()
-    growing._until_letters_arrived = lambda setting, patience_s: None
+    growing._saving = Full()
     monkeypatch.setattr(worker, "_STORAGE_RETRY_S", 0.0)
     started = time.monotonic()
     growing._grow(8)
