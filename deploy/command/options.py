@@ -39,7 +39,7 @@ TakeOverOption = Annotated[
     bool,
     typer.Option(
         "--take-over",
-        help="Take the storage over from a run that is alive there; without it, such a run is an error.",
+        help="Take over the storage from a run that is still alive; by default, that is an error.",
     ),
 ]
 DatasetOption = Annotated[

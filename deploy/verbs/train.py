@@ -67,7 +67,7 @@ def train(
 ) -> None:
     """Train on the stream, commit checkpoints and publish index versions; resumes from the last checkpoint.
 
-    Never ends on a live topic, unless `--until`, `train.stop_after_rows` or `train.bounded=true` says where.
+    Never ends on a live topic, unless `--until`, `train.stop_after_rows` or `train.bounded=true` sets an end.
 
     SIGTERM or Ctrl-C stops it: the step ends, a last checkpoint is committed, and the exit status is 0, or 1 if no
     checkpoint could be committed within `train.stop_within_s`. A second Ctrl-C ends it at once, with status 130.

@@ -3,8 +3,9 @@ import subprocess
 
 import pytest
 
+from cluster.observability.figures import BY_NAME
 from deploy.command.setting_descriptions import describe_settings
-from tests.support import settings_page
+from tests.support import progress_page, settings_page
 from tests.support.documents import DECISIONS, ROOT, anchors, code_spans, commands, guides, links, pages
 
 README_WORDS, DESIGN_WORDS, DECISION_WORDS = 900, 1500, 150
@@ -71,14 +72,20 @@ def test_the_settings_page_is_what_the_dataclasses_say():
     assert written == settings_page.page(), "run python -m tests.support.settings_page"
 
 
+def test_the_progress_page_is_what_the_figures_declare():
+    written = progress_page.PAGE.read_text()
+    assert written == progress_page.page(), "run python -m tests.support.progress_page"
+
+
 def test_every_setting_that_a_document_names_exists():
     keys = {setting.key for setting in describe_settings()}
     sections = {key.partition(".")[0] for key in keys if "." in key}
+    known = keys | set(BY_NAME) | NO_SETTINGS
     unknown = set()
     for page in guides():
         for span in code_spans(page):
             for key in re.findall(r"(?<![\w./-])([a-z]+\.[a-z_0-9]+)(?==|$)", span):
-                if key.partition(".")[0] in sections and key not in keys | NO_SETTINGS:
+                if key.partition(".")[0] in sections and key not in known:
                     unknown.add(f"{_id(page)}: {key}")
     assert unknown == set()
 

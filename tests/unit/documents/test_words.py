@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from deploy.cli import app
-from deploy.command.config_loading import describe_settings
+from deploy.command.setting_descriptions import describe_settings
 from tests.support.documents import ROOT, pages
 
 QUAINT = re.compile(
