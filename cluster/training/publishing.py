@@ -18,7 +18,7 @@ class Publishing:
     Args:
         publisher: makes them.
         comm: the ranks.
-        since: is told what was published.
+        since: remembers what was published.
         every_s: seconds between two versions; 0 for the last one only.
     """
 

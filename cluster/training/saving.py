@@ -38,8 +38,8 @@ class Saving:
         comm: the ranks.
         store: where checkpoints go.
         intake: has dead letters of the catalogue.
-        since: is told what was saved.
-        progress: is told of each checkpoint.
+        since: remembers what was saved.
+        progress: reports each checkpoint.
         on_checkpoint: called with a few numbers after each attempt.
         at: fault hook, by the numbered steps of `checkpoint.py`.
     """

@@ -28,8 +28,8 @@ class Stepping:
         config: settings.
         comm: the ranks.
         device: of the towers.
-        progress: is told of each step.
-        unpublished: is told when the events of each step were appended.
+        progress: reports each step.
+        unpublished: collects when the events of each step were appended to the topic.
     """
 
     def __init__(

@@ -169,12 +169,12 @@ class Worker:
         """
         old = self.run
         try:
-            told = self._saving.commit_now()
+            committed = self._saving.commit_now()
         except CheckpointError as error:
             _log.error("%s; the new partitions wait for it", error)
             time.sleep(_STORAGE_RETRY_S)
             return
-        barrier = self._agreed(lambda: told, self.checkpoints)
+        barrier = self._agreed(lambda: committed, self.checkpoints)
         assert barrier is not None
         until = {int(p): int(at[0]) for p, at in barrier.manifest["positions"].items()}
         old.close()
