@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.storage_trouble import StorageTrouble
-from retrieval.storage.durable import PRIVATE_FILE, make_private
+from retrieval.storage.durable import PRIVATE_FILE, make_private, replacing
 
 PROGRESS_FILE = "progress.json"
 _log = logging.getLogger(__name__)
@@ -21,15 +19,9 @@ _log = logging.getLogger(__name__)
 def write_progress(storage_path: Path, progress: Mapping[str, Any]) -> None:
     """Replace `storage_path/progress.json`; a reader sees the old one or the new one, never a part."""
     make_private(storage_path)
-    temporary = storage_path / f".{PROGRESS_FILE}.{os.getpid()}"
-    try:
+    with replacing(storage_path / PROGRESS_FILE) as temporary:
         temporary.touch(PRIVATE_FILE)
         temporary.write_text(json.dumps({"time_s": time.time(), **progress}))
-        temporary.replace(storage_path / PROGRESS_FILE)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 class ProgressFile:

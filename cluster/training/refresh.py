@@ -18,7 +18,7 @@ from cluster.publishing.query_batch import query_batch
 from cluster.publishing.query_side import QuerySide
 from cluster.training.state.run import TrainingRun, partitions_of_rank
 from cluster.training.state.worker_state import restore_checkpoint
-from retrieval.storage.durable import PRIVATE_FILE
+from retrieval.storage.durable import PRIVATE_FILE, replacing
 
 _QUERY_USERS = 1024
 
@@ -71,7 +71,6 @@ def _some_users(run: TrainingRun) -> npt.NDArray[np.int64]:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.touch(PRIVATE_FILE)
-    temporary.write_text(json.dumps(report))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.touch(PRIVATE_FILE)
+        temporary.write_text(json.dumps(report))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import orjson
 from deploy.command.errors import CommandError
 from deploy.command.terminal import say
 from deploy.command.times import local_time
+from retrieval.storage.durable import replacing
 
 
 class OutputUnwritable(CommandError):
@@ -71,16 +71,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputUnwritable: the folder cannot be made or written.
     """
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise OutputUnwritable(f"{path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def print_fields(result: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,16 +70,25 @@ def write_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEn
     return FileEntry(path.name, len(payload), hashlib.sha256(payload).hexdigest())
 
 
-def replace_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:
-    """Replace a file; a reader finds the old content or the new one, also after a crash or an error."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, to be written in the block; it takes the place of `path` if the block ends well.
+
+    A reader finds the old content or the new one. Nothing is fsynced, and nothing is left of the temporary file.
+    """
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        entry = write_durably(temporary, payload, private=private)
+        yield temporary
         temporary.replace(path)
-    except OSError:
+    finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+
+
+def replace_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:
+    """Replace a file; a reader finds the old content or the new one, also after a crash or an error."""
+    with replacing(path) as temporary:
+        entry = write_durably(temporary, payload, private=private)
     fsync_directory(path.parent)
     return replace(entry, name=path.name)
 

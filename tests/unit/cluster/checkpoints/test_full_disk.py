@@ -184,7 +184,7 @@ def test_after_a_checkpoint_was_removed_under_the_run_nothing_builds_on_it(tmp_p
     checkpointer.close()
     assert last.manifest["kind"] == "full"
     assert CheckpointStore(root).newest().step == 2
-    assert f"{base.name} is gone" in caplog.text
+    assert f"{base.name} is missing from" in caplog.text
 
 
 def test_why_no_checkpoint_is_written_is_known_until_one_is(tmp_path, fill):
