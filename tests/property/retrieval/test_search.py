@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from retrieval.config import IndexConfig
 from retrieval.indexes.ivf import IvfIndex
+from retrieval.storage.base import VERSIONS
+from retrieval.storage.local import LocalStorage
 from retrieval.versions.searcher import LoadedVersion
 from retrieval.versions.store import Version
 
@@ -35,7 +37,7 @@ def searches(draw):
 
 def version_of(ids, vectors, kind, nlist, nprobe):
     index = IvfIndex.build(vectors, IndexConfig(kind=kind, nlist=nlist, device="cpu"), seed=1)
-    return LoadedVersion(Version("v00000001", Path(), {"nprobe": nprobe}), index, ids)
+    return LoadedVersion(Version("v00000001", {"nprobe": nprobe}, LocalStorage(Path(), VERSIONS)), index, ids)
 
 
 def check_results(ids, scores, of_item, expected, excluded, k):
