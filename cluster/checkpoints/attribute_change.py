@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from model.features import attribute_table
+from streaming.arrays import BoolArray, Int16Array
 from streaming.events.schema import ATTRIBUTES
-
-Int16Array = npt.NDArray[np.int16]
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,12 @@ from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.key_index import KeyIndex
 from retrieval.storage.durable import FileEntry
+from streaming.arrays import Int16Array, Int64Array
 
 PREFIX = "rows-"
 _REMOVED = ".removed"
 _SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
 
-Int64Array = npt.NDArray[np.int64]
-Int16Array = npt.NDArray[np.int16]
 RowFile = Path | StoredContent
 
 

@@ -35,10 +35,8 @@ from model.key_index import KeyIndex, hash_keys
 from model.metrics import full_ranks
 from model.transfer import to_device, to_host
 from model.two_tower import TwoTower
+from streaming.arrays import BoolArray, Int64Array
 from streaming.catalogue.catalogue import Catalogue
-
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 _log = logging.getLogger(__name__)
 
