@@ -28,7 +28,10 @@ import ray
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.config import FreshetConfig
 from cluster.launching import launcher
+from cluster.launching.driver import Driver
+from cluster.launching.ray_instance import RayInstance
 from cluster.observability.progress_file import read_progress
+from cluster.stop_request import StopRequest
 from deploy.demo.chaos import WorkerKiller
 from deploy.screen.progress import parse_progress
 from model.config import ModelConfig
@@ -134,7 +137,15 @@ def _job(config: FreshetConfig, *, trained: bool) -> Resumed:
     striker = _Striker(config, notes, trained)
     striker.start()
     extra = {"run_id": "resume", "notes": str(notes)}
-    launcher._fit(config, train_and_note if trained else run_and_note, extra, max_failures=1)
+    driver = Driver(
+        "resume",
+        RayInstance.present,
+        StopRequest(),
+        stop_within_s=config.train.stop_within_s,
+        can_finish=lambda: False,
+        stopped=lambda: False,
+    )
+    launcher._fit(driver, config, train_and_note if trained else run_and_note, extra, max_failures=1)
     striker.join(_POLL_S * 10)
     if striker.is_alive():
         raise RuntimeError(

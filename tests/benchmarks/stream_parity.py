@@ -30,7 +30,7 @@ from cluster.evaluation.protocol.data import EvaluationData, Tables, prepare
 from cluster.evaluation.protocol.protocols import Queries
 from cluster.evaluation.systems.fitting import FitPlan, PassReport, fit
 from cluster.evaluation.systems.systems import REFERENCE, SYSTEMS, create
-from deploy.command.options import settings
+from deploy.command.options import offline_settings
 from deploy.datasets.datasets import fetch, load
 from model.metrics import hit_rate, ndcg
 from model.retrieval_model import RetrievalModel
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1, help="processes of the streaming trainer")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of both sides")
     arguments = parser.parse_args()
-    config = settings(None, [*DEFAULTS, *arguments.overrides, *FORCED], arguments.preset)
+    config = offline_settings(None, [*DEFAULTS, *arguments.overrides, *FORCED], arguments.preset)
     torch.set_num_threads(config.fit.threads)
     result = measure(arguments.data, config, arguments.ranks)
     result["settings"] |= {"preset": arguments.preset, "overrides": arguments.overrides}

@@ -152,7 +152,7 @@ class DeviceTensor(torch.Tensor):
         return self.host.detach().tolist()
 
     def __deepcopy__(self, memo: Any) -> DeviceTensor:
-        return DeviceTensor(self.host.detach().clone()).requires_grad_(self.requires_grad)
+        return DeviceTensor(self.host.detach().clone()).requires_grad_(self.requires_grad)  # type: ignore[return-value]
 
     @classmethod
     def __torch_dispatch__(

@@ -402,7 +402,7 @@ def check_pav_input_is_detached():
         fields_12D = torch.stack([id_D, category_D]).unsqueeze(0)
         return (tower(fields_12D)[0][0] * torch.from_numpy(pull)).sum()
 
-    gradients_match(item, lambda *f: pull @ reference.item_output(*f, augmented), *fields)
+    gradients_match(item, lambda *f: pull @ reference.item_output(*f, augmented), *fields)  # type: ignore[call-arg]
 
     attributes = step.model.user_tower.attributes.double()
     fields = reference.user_fields(RUNS[0], 1)

@@ -26,7 +26,7 @@ def run_on_ranks(
     With NCCL all ranks share the first GPU.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context("spawn" if "nccl" in backend else "forkserver")
+        context: Any = mp.get_context("spawn" if "nccl" in backend else "forkserver")
         context.set_forkserver_preload(_IMPORTED)
         queue = context.Queue()
         store = str(Path(folder) / "store")

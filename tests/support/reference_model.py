@@ -8,6 +8,7 @@ Shape letters: E events, M candidates, S anchors, T sequence tokens, A augmented
 
 from dataclasses import dataclass
 from math import erf, floor, log2
+from typing import Any
 
 import numpy as np
 
@@ -175,7 +176,7 @@ def keyed_uniform(seed, step, salt, entity, position):
 class Reference:
     """The towers and the whole loss on a list of `tests.support.training_batches.Run`."""
 
-    config: object
+    config: Any
     weights: dict
     """Of the model, by name, float64."""
     rows: dict

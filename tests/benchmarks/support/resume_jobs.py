@@ -21,9 +21,9 @@ def train_and_note(settings: dict[str, Any]) -> None:
     note(notes, RUNNING, rank)
     step = Worker._step
 
-    def noted_step(worker: Worker) -> None:
+    def noted_step(worker: Worker, *, ahead: bool) -> None:
         before = worker.run.step
-        step(worker)
+        step(worker, ahead=ahead)
         if worker.run.step > before:
             note(notes, STEPPED, rank)
             Worker._step = step  # type: ignore[method-assign]

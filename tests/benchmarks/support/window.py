@@ -189,8 +189,8 @@ def window_batches(config: FreshetConfig, population: Population, window: Window
     try:
         batches = []
         for _ in range(window.warmup + window.steps):
-            worker.run.batcher.wait_full(worker._quota, 60.0)
-            batches.append(worker.run.batcher.next_batch(worker._quota))
+            worker.run.batcher.wait_full(worker._stepping.quota, 60.0)
+            batches.append(worker.run.batcher.next_batch(worker._stepping.quota))
         return batches
     finally:
         worker._saving.close(None)

@@ -66,12 +66,12 @@ def test_a_searcher_follows_versions_in_s3_as_on_a_disk_and_rolls_back(bucket, t
             )
             assert searcher.refresh()
             assert not searcher.refresh()
-            assert searcher.version.file("tower").read_bytes() == b"tower %d" % step
+            assert searcher.version.file("tower").read_bytes() == b"tower %d" % step  # type: ignore[attr-defined]
             found[place] += searcher.search(vectors[:9], 5)
         assert store.names() == ["v00000002", "v00000003"]
         assert store.rollback("v00000002").name == "v00000002"
         assert searcher.refresh()
-        assert searcher.version.manifest["step"] == 1
+        assert searcher.version.manifest["step"] == 1  # type: ignore[attr-defined]
     assert all(np.array_equal(*pair) for pair in zip(*found.values(), strict=True))
     assert folders(places[0]) == {"v00000002", "v00000003"}
     assert not any("reserved" in name for name in objects_in(places[0])[0])
@@ -97,7 +97,7 @@ def test_whenever_a_writer_dies_in_s3_the_old_or_the_new_version_is_live_and_who
         store = VersionStore(f"{bucket}/cut-{change}")
         store.promote(commit(store, b"one").name)
         cut = VersionStore(store.where)
-        cut.storage._files = DiesBefore(cut.storage._files, change)
+        cut.storage._files = DiesBefore(cut.storage._files, change)  # type: ignore[attr-defined]
         died = False
         try:
             cut.promote(commit(cut, b"two").name)
@@ -160,7 +160,7 @@ def test_a_version_in_s3_that_goes_live_while_it_is_removed_comes_back(bucket, m
     store = VersionStore(f"{bucket}/back")
     names = [commit(store).name for _ in range(2)]
     store.promote(names[1])
-    delete = store.storage._files.delete_file
+    delete = store.storage._files.delete_file  # type: ignore[attr-defined]
 
     class PromotedMeanwhile:
         def __getattr__(self, name):
@@ -171,8 +171,8 @@ def test_a_version_in_s3_that_goes_live_while_it_is_removed_comes_back(bucket, m
             if path.endswith("manifest.json"):
                 store.storage.notes.put("CURRENT", names[0].encode())
 
-    files = store.storage._files
-    store.storage._files = PromotedMeanwhile()
+    files = store.storage._files  # type: ignore[attr-defined]
+    store.storage._files = PromotedMeanwhile()  # type: ignore[attr-defined]
     store.prune(1)
     assert store.names() == names
     assert store.verify(store.live_name()).name == names[0]
@@ -181,7 +181,7 @@ def test_a_version_in_s3_that_goes_live_while_it_is_removed_comes_back(bucket, m
 def test_a_version_in_s3_that_is_removed_while_it_goes_live_does_not(bucket, monkeypatch):
     store = VersionStore(f"{bucket}/gone")
     names = [commit(store).name for _ in range(2)]
-    notes = ObjectStorage.notes.fget(store.storage)
+    notes = ObjectStorage.notes.fget(store.storage)  # type: ignore[attr-defined]
 
     class RemovedMeanwhile:
         def __getattr__(self, name):

@@ -211,8 +211,8 @@ def test_mimic_is_between_zero_and_four_for_unit_heads_and_zero_only_for_the_tar
 
 @given(heads(), st.integers(0, 4))
 def test_the_ranks_shares_of_mimic_add_up(given_heads, cut):
-    shares = [mimic(*(x[part] for x in given_heads), 3.0) for part in (slice(cut), slice(cut, None))]
-    assert float(sum(shares)) == pytest.approx(float(mimic(*given_heads, 3.0)), abs=ROUNDING)
+    shares = [mimic(*(x[part] for x in given_heads), 3.0) for part in (slice(cut), slice(cut, None))]  # type: ignore[call-arg]
+    assert float(sum(shares)) == pytest.approx(float(mimic(*given_heads, 3.0)), abs=ROUNDING)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def pairs(draw):
     vectors = [_tensor(draw, count, dim) for _ in range(3)]
     # A vector without length has no direction.
     vectors = [torch.where(x.norm(dim=1, keepdim=True) < 0.1, 1.0, x) for x in vectors]
-    return Pairs(*vectors[:2], group, draw(st.floats(0.05, 2.0)), vectors[2], _bools(draw, count))
+    return Pairs(*vectors[:2], group, draw(st.floats(0.05, 2.0)), vectors[2], _bools(draw, count))  # type: ignore[call-arg]
 
 
 @given(pairs())

@@ -37,7 +37,7 @@ VERBS = [
 
 def test_the_verbs_are_those_listed_here():
     found = []
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         found += (
             [[name, of_group] for of_group in command.commands] if hasattr(command, "commands") else [[name]]
         )

@@ -57,13 +57,13 @@ def test_rows_come_back_in_key_order_after_a_zero_row_and_keep_what_they_learnt(
     again, _ = table.lookup(*_keys((2, 9), (1, 5), (0, 5)))
     assert torch.allclose(again[2], rows[2] - 0.1, atol=1e-6)
     assert torch.equal(again[3], table.values_CD[0])
-    np.testing.assert_array_equal(again[1].detach().numpy(), initial_rows(*_keys((2, 9)), 4, 1)[0])
+    np.testing.assert_array_equal(again[1].detach().numpy(), initial_rows(*_keys((2, 9)), 4, 1)[0])  # type: ignore[call-arg]
     assert len(table) == 3
 
 
 def test_a_row_that_every_step_touches_is_trained_as_torch_adam_would():
     table = EmbeddingRows(3, seed=1)
-    reference = torch.nn.Parameter(torch.from_numpy(initial_rows(*_keys((0, 1), (0, 2)), 3, 1)))
+    reference = torch.nn.Parameter(torch.from_numpy(initial_rows(*_keys((0, 1), (0, 2)), 3, 1)))  # type: ignore[call-arg]
     adam = torch.optim.Adam([reference], lr=0.01)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):

@@ -28,10 +28,10 @@ def test_where_addresses_are_scarce_fewer_are_reserved_and_growing_copies(monkey
             raise OSError("no room")
         return real(fd, size, **options)
 
-    monkeypatch.setattr(reserved_memory.mmap, "mmap", scarce)
+    monkeypatch.setattr(reserved_memory.mmap, "mmap", scarce)  # type: ignore[attr-defined]
     array = GrowingArray(1 << 40, (), np.int64)
     array.first(1000)[:] = np.arange(1000)
-    monkeypatch.setattr(reserved_memory.mmap, "mmap", real)
+    monkeypatch.setattr(reserved_memory.mmap, "mmap", real)  # type: ignore[attr-defined]
     grown = array.first(1_000_000)
     assert (grown[:1000] == np.arange(1000)).all()
     assert not grown[1000:].any()

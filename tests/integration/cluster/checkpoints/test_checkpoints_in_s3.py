@@ -120,9 +120,9 @@ def test_in_s3_what_somebody_else_has_just_removed_is_removed(bucket):
     storage = open_storage(f"{bucket}/raced")
     with storage.writing("step-00000001", "towers.safetensors") as sink:
         sink.write(b"something")
-    storage._files = SomebodyIsFirst(storage._files)
+    storage._files = SomebodyIsFirst(storage._files)  # type: ignore[attr-defined]
     storage.begin("step-00000002")
-    assert storage._files.removed == ["runs/raced/step-00000001"]
+    assert storage._files.removed == ["runs/raced/step-00000001"]  # type: ignore[attr-defined]
     assert not objects_in(f"{bucket}/raced")[0]
 
 

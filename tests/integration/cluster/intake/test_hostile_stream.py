@@ -13,7 +13,7 @@ from cluster.audit.state import digest, read_state
 from cluster.config import ProgressiveConfig
 from cluster.training.steps.candidates import Runs
 from cluster.training.steps.quarantine import PoisonedTraining
-from cluster.training.steps.train_step import query_inputs
+from cluster.training.steps.train_step import query_inputs  # type: ignore[attr-defined]
 from streaming.codecs.codec import ARROW, ENCODING_HEADER, encode_events
 from tests.support.ranks import run_on_ranks
 from tests.support.step_faults import WEIGHT as RAISING_WEIGHT

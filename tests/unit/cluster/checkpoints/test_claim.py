@@ -88,7 +88,7 @@ def test_a_claim_just_after_a_commit_goes_on_from_it(place):
 def test_without_a_claim_of_ones_own_or_after_tidying_up_nothing_is_refused(place):
     unclaimed = CheckpointStore(place)
     owner = _store(place, "tuesday")
-    unclaimed.commit(*_write(unclaimed, 1), {})
+    unclaimed.commit(*_write(unclaimed, 1), {})  # type: ignore[call-arg]
     (place / "claim.json").unlink()
     owner.commit(*_write(owner, 2), {})
     assert owner.newest().step == 2
@@ -129,7 +129,7 @@ def test_a_run_whose_storage_path_was_taken_over_stops_though_its_checkpoints_li
     for location in config.claimed_locations:
         _begin(location, "tuesday")
     older.join("tuesday")
-    older.commit(*_write(older, 1), {})
+    older.commit(*_write(older, 1), {})  # type: ignore[call-arg]
     _begin(place, "wednesday")
     for act in (older.check_claim, lambda: older.begin(2)):
         with pytest.raises(StorageTaken, match=r"taken over by run wednesday"):

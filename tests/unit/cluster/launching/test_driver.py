@@ -36,7 +36,7 @@ class PretendedHead:
 def ends(monkeypatch):
     """Exit statuses with which the process was to end without its threads."""
     statuses = []
-    monkeypatch.setattr(driver_module.atexit, "register", lambda end, status: statuses.append(status))
+    monkeypatch.setattr(driver_module.atexit, "register", lambda end, status: statuses.append(status))  # type: ignore[attr-defined]
     monkeypatch.setattr(driver_module, "HeadLine", PretendedHead)
     return statuses
 

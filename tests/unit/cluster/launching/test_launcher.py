@@ -40,7 +40,7 @@ def test_one_number_is_a_group_of_that_size_and_a_range_an_elastic_one(workers, 
 
 def test_how_often_the_size_is_considered_is_a_setting():
     scaling = _scaling(TrainConfig(workers="1..3", resize_check_s=7.0), use_gpu=False)
-    assert scaling.elastic_resize_monitor_interval_s == 7.0
+    assert scaling.elastic_resize_monitor_interval_s == 7.0  # type: ignore[attr-defined]
 
 
 class RaysRounds:
@@ -123,7 +123,7 @@ def test_a_value_error_ends_the_run_unless_the_rank_has_lost_its_group(tmp_path,
             raise ValueError("train.batch_events is too large")
 
     monkeypatch.setattr("cluster.training.worker.Worker", Failing)
-    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))  # type: ignore[attr-defined]
     settings = {"config": FreshetConfig(storage_path=str(tmp_path), device="cpu"), "run_id": "one"}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
@@ -262,7 +262,7 @@ def test_what_the_brokers_refuse_for_good_ends_the_run_and_their_absence_does_no
             raise error
 
     monkeypatch.setattr("cluster.training.worker.Worker", Failing)
-    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))  # type: ignore[attr-defined]
     settings = {"config": FreshetConfig(storage_path=str(tmp_path), device="cpu"), "run_id": "one"}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
@@ -279,7 +279,7 @@ def test_on_a_full_disk_a_worker_still_says_what_it_met(tmp_path, monkeypatch, c
             raise ValueError("train.batch_events is too large")
 
     monkeypatch.setattr("cluster.training.worker.Worker", Failing)
-    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))  # type: ignore[attr-defined]
     settings = {"config": FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu"), "run_id": "one"}
     with refusing("mkdir", below=tmp_path), pytest.raises(ValueError, match="batch_events is too large"):
         launcher._train_on_worker(settings)

@@ -35,6 +35,7 @@ sys.exit(int(sys.argv[4]))
 
 class FakeBroker:
     bootstrap_servers = "127.0.0.1:1234"
+    last_stopped = False
 
     def __init__(self, *arguments, **options) -> None:
         self.stopped = False

@@ -195,7 +195,7 @@ def test_progress_on_a_terminal_names_cells_passes_and_time_to_go():
     from cluster.evaluation.grids.grid import CellEvent, cell_of
     from cluster.evaluation.systems.fitting import PassReport
     from cluster.evaluation.systems.systems import SYSTEMS
-    from deploy.evaluate.progress import EvaluationDisplay, duration
+    from deploy.evaluate.progress import EvaluationDisplay, duration  # type: ignore[attr-defined]
 
     config = load_offline_config(None, ["fit.passes=4"])
     cells = [

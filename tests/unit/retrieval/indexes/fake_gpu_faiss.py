@@ -65,12 +65,12 @@ class GpuIvf:
 
 
 def _ivf_flat(resources, quantizer, dim, lists, metric, config):
-    assert config.indicesOptions == faiss.INDICES_32_BIT
+    assert config.indicesOptions == faiss.INDICES_32_BIT  # type: ignore[attr-defined]
     return GpuIvf(faiss.IndexIVFFlat(quantizer.inner, dim, lists, metric), config.device)
 
 
 def _ivf_half(resources, quantizer, dim, lists, kind, metric, by_residual, config):
-    assert config.indicesOptions == faiss.INDICES_32_BIT
+    assert config.indicesOptions == faiss.INDICES_32_BIT  # type: ignore[attr-defined]
     inner = faiss.IndexIVFScalarQuantizer(quantizer.inner, dim, lists, kind, metric, by_residual)
     return GpuIvf(inner, config.device)
 

@@ -336,7 +336,7 @@ def test_whatever_one_message_raises_costs_that_message_alone(monkeypatch):
             raise RecursionError("x" * 10_000)
         return loads(value)
 
-    loads = json_events.orjson.loads
+    loads = json_events.orjson.loads  # type: ignore[attr-defined]
     monkeypatch.setattr(
         json_events, "orjson", SimpleNamespace(loads=parse, JSONDecodeError=orjson.JSONDecodeError)
     )

@@ -33,7 +33,7 @@ def test_a_type_that_has_a_unit_is_read_in_it_whatever_the_column_is_called(kind
     if kind == pa.timestamp("s"):
         value = MOMENT.replace(microsecond=0)
     if pa.types.is_timestamp(kind) and kind.tz is None:
-        value = value.replace(tzinfo=None)
+        value = value.replace(tzinfo=None)  # type: ignore[call-arg]
     times = times_in_ms(pa.chunked_array([pa.array([value, None], kind)]), name)
     assert times.type == pa.int64()
     assert times.to_pylist() == [expected, None]

@@ -83,7 +83,7 @@ def _walked(data, passes=1, **more):
     batches = replace(PassSettings.of(config), window=4, mask_all=True, seed=1)
     plan = FitPlan(config.fit, batches, exclude_seen=True, passes=1, walk_passes=passes)
     fitted = fit(recorder, data.split, data.item_ids, plan)
-    recorder.fitting, recorder.asked = len(recorder.trained), []
+    recorder.fitting, recorder.asked = len(recorder.trained), []  # type: ignore[attr-defined]
     ranking = walk(recorder, data.split, data.item_ids, plan, fitted, **more)
     return recorder, fitted, ranking
 

@@ -106,7 +106,7 @@ def test_cl_dssm_has_augmented_vectors_only_where_a_search_or_a_sweep_asks_for_t
     for how, config in makes.items():
         recommender = create(system, config, DATA.catalogue, DATA.item_ids, torch.device("cpu"))
         assert not config.model.transformer
-        sizes[how] = sum(parameter.numel() for parameter in recommender.model.parameters())
+        sizes[how] = sum(parameter.numel() for parameter in recommender.model.parameters())  # type: ignore[attr-defined]
     assert sizes["swept"] == sizes["tuned"] > sizes["plain"]
     # Cells keep their names: the same settings have the same one, however they came about.
     off = {"model.augmented_vectors": False}

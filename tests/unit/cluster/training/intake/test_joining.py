@@ -18,7 +18,7 @@ from tests.support.full_disk import FULL, READ_ONLY, refusing
 def naps(monkeypatch):
     """What is done in each wait, instead of waiting."""
     done = []
-    monkeypatch.setattr(joining.time, "sleep", lambda s: done.pop(0)())
+    monkeypatch.setattr(joining.time, "sleep", lambda s: done.pop(0)())  # type: ignore[attr-defined]
     return done
 
 

@@ -12,7 +12,7 @@ from cluster.config import TrainConfig
 from cluster.training.control import Report, decide
 from cluster.training.intake.taking import BatchTaker
 from cluster.training.steps.guarded_step import GuardedStep
-from cluster.training.steps.train_step import query_inputs
+from cluster.training.steps.train_step import query_inputs  # type: ignore[attr-defined]
 from tests.support.device_runs import config_of, differing, state_of
 from tests.support.unit_runs import CPU, QUOTA, open_run
 

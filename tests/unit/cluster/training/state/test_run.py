@@ -31,7 +31,7 @@ def _written(source):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
             each = target.elts if isinstance(target, ast.Tuple) else [target]
-            yield from ((node.lineno, _root(one)) for one in each if one is not None and _root(one))
+            yield from ((node.lineno, _root(one)) for one in each if one is not None and _root(one))  # type: ignore[attr-defined]
 
 
 def test_no_other_file_assigns_to_a_runs_state():

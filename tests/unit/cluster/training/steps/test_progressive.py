@@ -42,7 +42,7 @@ def test_the_curve_of_a_long_run_has_wider_bins_not_more():
     for name, each in zip(
         ("sample", "hits", "popularity_hits", "cooccurrence_hits"), (4, 3, 2, 1), strict=True
     ):
-        assert sum(told[name]) == each * steps
+        assert sum(told[name]) == each * steps  # type: ignore[call-overload]
         assert told[name][2000 // 80] == each
 
 
