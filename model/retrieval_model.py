@@ -29,7 +29,7 @@ class RetrievalModel(Protocol):
         ...
 
     def end_pass(self) -> None:
-        """Everything that was to be read has been read once: whoever solves rather than steps does it here."""
+        """The whole data set has been read once: models that solve instead of taking steps do it here."""
         ...
 
     def encode_users(self, batch: pa.RecordBatch) -> Vectors:

@@ -1,4 +1,4 @@
-"""The two towers and the personalised augmented vectors, on rows that somebody else looked up.
+"""The two towers and the personalised augmented vectors, on rows that the caller looked up.
 
 Shape letters: U keys of a step (row 0 of rows_UD is zero), N sequences in R rows of L tokens, I distinct items of
 the sequences, K categories, E events, F user attributes (id and activity included), C items, A augmented width,

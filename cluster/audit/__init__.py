@@ -1,1 +1,1 @@
-"""Judges that only read: what checkpoints hold, and whether every event was trained once."""
+"""Read-only checks: what checkpoints hold, and whether every event was trained once."""

@@ -1,1 +1,1 @@
-"""The stream and the model as one: what a checkpoint holds, how it is written, and what explains it."""
+"""Checkpoints of stream and model together: what they hold, how they are written, and who may write."""

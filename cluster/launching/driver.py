@@ -74,10 +74,10 @@ class Driver:
         self._done = threading.Event()
 
     def run(self, work: Callable[[], None]) -> bool:
-        """Do the work within Ray; whether it came to its end by itself, not given up after a stop request.
+        """Do the work within Ray; whether it finished by itself, and was not abandoned after a stop request.
 
         Raises:
-            HeadLost, StopTimedOut: it was given up.
+            HeadLost, StopTimedOut: it was abandoned.
             Exception: what the work raised.
         """
         self._stop.heeded, self._stop.kill = True, self.kill

@@ -50,7 +50,7 @@ _RAY_TRAIN_ENV = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
 }
 # What Ray Train knows of the cluster's room is up to 20 s old. A group of a range of workers that it started for a node
-# that has gone meanwhile is given up after this and counted anew; the default is 60 s.
+# that has gone meanwhile is abandoned after this and sized again; the default is 60 s.
 _RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 # Nobody announces that this machine goes; the watcher is a process of 200 MB for each group.
 _RAY_TRAIN_ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
@@ -108,7 +108,7 @@ def run_training(
         patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
     storage, run_id = _storage(config), uuid.uuid4().hex
     if take_over:
-        _refuse_what_cannot_start(config)  # nobody is evicted by a run that cannot start
+        _refuse_what_cannot_start(config)  # a run that cannot start must not evict another
     with ExitStack() as claims:
         for place in config.claimed_locations:
             claims.enter_context(claimed_by_run(open_storage(place), run_id, take_over=take_over))
@@ -140,7 +140,7 @@ def _refuse_what_cannot_start(config: FreshetConfig) -> None:
 
 
 def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, stop: StopRequest) -> None:
-    """Ray Train counts failures over the whole run; one that goes on forever has some every month.
+    """Ray Train counts failures over the whole run; a run without an end has some every month.
 
     So `train.max_restarts` is for failures without a new checkpoint between them: when Ray Train gives up a run that
     has committed one meanwhile, it starts over, with all its restarts.
@@ -392,7 +392,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
                     signs.enter_context(signs_of_life(open_storage(place), run_id))
             worker.train()
     except StorageTaken as error:
-        if error.by != run_id:  # a group of this run that was cut off ends alone, the run goes on
+        if error.by != run_id:  # a group of this run that was cut off ends alone; the run continues
             _note_stop(storage, run_id, error)
         ray_logging.quiet_traceback()
         raise

@@ -56,7 +56,7 @@ class RayInstance:
 
     @staticmethod
     def start(cpus: int, *, runtime_env: Mapping[str, Any] | None = None, **arguments: Any) -> RayInstance:
-        """Start one on this machine with at least so many CPUs; all its servers listen on the loopback address."""
+        """Start one on this machine with at least this many CPUs; all its servers listen on the loopback address."""
         # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
         # `ray start` there would demand it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,4 +1,4 @@
-"""What Ray's processes say on the terminal of a run, less what helps nobody."""
+"""What Ray's processes log to the terminal of a run, without messages that help no user."""
 
 from __future__ import annotations
 

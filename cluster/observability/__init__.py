@@ -1,1 +1,1 @@
-"""What is measured while a run goes on, and where it is written."""
+"""What is measured during a run, and where it is written."""

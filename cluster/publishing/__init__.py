@@ -1,1 +1,1 @@
-"""From the trained towers to fresh answers: item vectors, versions of the index, and recommendations out of one."""
+"""From the trained towers to fresh answers: item vectors, index versions, and the served model."""

@@ -1,1 +1,1 @@
-"""Embedding rows of endless ids: sharded by bucket, admitted, expired and evicted, updated by fused optimizers."""
+"""Embedding rows of unbounded ids: sharded by bucket, admitted, expired and evicted, updated by fused optimizers."""

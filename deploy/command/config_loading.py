@@ -176,7 +176,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    # YAML 1.1 reads 2e-3 as text; what is no number at all is omegaconf's to refuse.
+    # YAML 1.1 reads 2e-3 as text; omegaconf refuses what is not a number.
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError):

@@ -13,7 +13,7 @@ USAGE_STATUS = 2
 FAILURE_STATUS = 1
 DEBUG_VARIABLE = "FRESHET_DEBUG"
 
-# Of the message of Ray's OutOfMemoryError, which goes on for a page.
+# Of the message of Ray's OutOfMemoryError, which fills a page.
 MEMORY_OF_NODE = re.compile(
     r"IP: (?P<node>[^,)\s]+).*?was (?P<used>[\d.]+\s?[A-Z]+) used / (?P<limit>[\d.]+\s?[A-Z]+) limit",
     re.DOTALL,
@@ -108,7 +108,7 @@ def _out_of_memory(error: BaseException) -> str:
 def report(error: BaseException) -> int:
     """Tell the error on stderr and return the exit status.
 
-    With FRESHET_DEBUG=1, or for an error that nobody raised on purpose, its traceback comes first.
+    With FRESHET_DEBUG=1, or for an unexpected error, its traceback comes first.
     """
     debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     cause = unwrap(error)
@@ -121,7 +121,7 @@ def report(error: BaseException) -> int:
 
 
 def last_line_of(log_path: Path) -> str:
-    """The last line that says something in a subprocess's log, for the one line that names the log.
+    """The last non-empty line of a subprocess's log, for the one line that names the log.
 
     Prefers our own error line over whatever the processes around it printed afterwards.
     """

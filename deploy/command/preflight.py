@@ -39,7 +39,7 @@ def check_stream(config: FreshetConfig) -> None:
     """Ask the broker for the interactions topic, unless files are read in its place; a broker that is away is awaited.
 
     Raises:
-        BrokerUnavailable: nobody has answered at `stream.bootstrap_servers` for `stream.broker_patience_s`.
+        BrokerUnavailable: no broker has answered at `stream.bootstrap_servers` for `stream.broker_patience_s`.
         TopicMissing: the topic is not there.
     """
     from streaming.kafka.outage import patiently

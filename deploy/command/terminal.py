@@ -113,7 +113,7 @@ def say(sentence: object, *, to_stderr: bool = False) -> None:
 
 
 def say_lines(text: str, *, to_stderr: bool = False) -> None:
-    """Print lines that somebody else has made, as they come: a job's log, a traceback."""
+    """Print lines from another source unchanged: a job's log, a traceback."""
     print(_clean(text, _MANY_LINES), end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 

@@ -53,7 +53,7 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
 
 
 def print_report(console: Terminal, figures: DemoFigures) -> None:
-    """Print figures, recommendations, problems, where things are, and last a command that goes on from there."""
+    """Print figures, recommendations, problems, where things are, and finally a command to continue with."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()

@@ -1,4 +1,4 @@
-"""The settings of one demo run, kept in its folder, so that every other verb can go on from there."""
+"""The settings of one demo run, kept in its folder, so that every other verb can use them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def run_settings(
 ) -> dict[str, Any]:
     """What a run decides itself: its broker, its folder, where it ends.
 
-    On somebody's existing cluster the topics get names of this run's own, so that nothing of theirs is read.
+    On an existing cluster the topics get names of this run's own, so that no other topic is read.
     """
     settings: dict[str, Any] = {
         "stream.bootstrap_servers": bootstrap_servers,

@@ -29,7 +29,7 @@ class DemoView:
     stage: str = "starting"
     elapsed_s: float = 0.0
     produced: int | None = None
-    """None where nobody produces here."""
+    """None if this command does not produce events."""
     planned: int = 0
     progress: Progress = field(default_factory=Progress)
     messages: list[str] = field(default_factory=list)

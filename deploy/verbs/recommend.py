@@ -76,7 +76,7 @@ def user_entry(recommender: RecommendsByTitle, user_id: int | str, k: int) -> di
 
 
 def history_entry(recommender: RecommendsByTitle, history: Sequence[int | str], k: int) -> dict[str, Any]:
-    """Recommendations for somebody who is only known by the items they took, oldest first."""
+    """Recommendations for a user who is known only by their items, oldest first."""
     return {
         "user_id": None,
         "watched_last": [f"item {item}" for item in history[: -HISTORY_SHOWN - 1 : -1]],

@@ -75,7 +75,7 @@ def run_replay(
     from streaming.producing.catalogue import publish_catalogue
     from streaming.producing.replay import replay
 
-    # The broker first: a data set is not worth fetching for nobody.
+    # The broker first: without one, do not download a data set.
     create_topics(config.stream, partitions)
     dataset = first_events(fetch_dataset(name_or_folder, console.print, config.stream), events)
     catalogue = publish_catalogue(config.stream, dataset.items, dataset.users)

@@ -101,7 +101,7 @@ def _readable(
 ) -> list[dict[str, Any]]:
     found = []
     for name in names:
-        with suppress(damaged, OSError):  # being pruned, or damaged: the reader that verifies says so
+        with suppress(damaged, OSError):  # being pruned, or damaged: the verifying commands report it
             found.append({**read(name), "name": name})
     return found
 

@@ -112,7 +112,7 @@ def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server.
 
     Raises:
-        ClusterUnreachable: nobody answers there, or not to us.
+        ClusterUnreachable: no cluster answers there, or it refuses this client.
     """
     use_local_token(address)
     from ray.exceptions import AuthenticationError

@@ -40,7 +40,7 @@ def train_centroids(
         lists: L.
         config: build_iterations, warm_start_iterations, device.
         seed: of the first centroids.
-        warm_start_LD: centroids of an earlier version to go on from; of no use, and not used, in another shape.
+        warm_start_LD: centroids of an earlier version to start from; ignored if their shape differs.
     """
     dim = vectors_ND.shape[1]
     warm = warm_start_LD is not None and warm_start_LD.shape == (lists, dim)

@@ -84,7 +84,7 @@ VERSIONS = Kind("v", "index versions", "train.index_path", repeats=False)
 
 
 def nothing(step: str) -> None:
-    """The hook of a run that nobody disturbs."""
+    """The hook of an undisturbed run: does nothing."""
 
 
 def never() -> bool:
@@ -117,7 +117,7 @@ class Storage(Protocol):
         """What opens one set, or the place itself, again: with the options that stand in the query of a URI."""
 
     def names(self) -> list[str]:
-        """Committed sets, lowest number first; on disk also a folder whose manifest somebody took away."""
+        """Committed sets, lowest number first; on disk also a folder whose manifest is missing."""
 
     def begin(self, name: str) -> None:
         """Make room for one that is to be written, and drop what crashes left behind (rank 0)."""
@@ -163,7 +163,7 @@ class Storage(Protocol):
 
         Args:
             name: of the set.
-            unless: asked once nobody can open it any more; if it says yes, the set comes back.
+            unless: called once the set can no longer be opened; if it returns true, the set is restored.
         """
 
     def discard(self, name: str) -> None:

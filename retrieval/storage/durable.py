@@ -94,7 +94,7 @@ def replace_durably(path: Path, payload: bytes, *, private: bool = True) -> File
 
 
 def seal(path: Path) -> FileEntry:
-    """Fsync a file that somebody else has written, and make it private."""
+    """Fsync a file that another writer has written, and make it private."""
     with path.open("rb+") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
             os.fchmod(file.fileno(), PRIVATE_FILE)

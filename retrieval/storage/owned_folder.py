@@ -1,4 +1,4 @@
-"""Folders that live as long as whoever fills them: locked by their owners, removed by anybody once no owner is left."""
+"""Folders that live as long as their owners: locked while in use, removed by any process once no owner is left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class OwnedFolder:
-    """A folder that somebody fills; the lock goes with its owner, also by SIGKILL."""
+    """A folder in use; its lock ends with its owner, also by SIGKILL."""
 
     path: Path
     lock: IO[str]
@@ -69,7 +69,7 @@ class OwnedFolders:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """One process at a time; between making a folder and locking it nobody else may look."""
+        """One process at a time; between creating a folder and locking it, no other process may look."""
         (self._root / LOCK).touch(PRIVATE_FILE)
         with (self._root / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

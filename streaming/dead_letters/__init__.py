@@ -1,1 +1,1 @@
-"""Letters of what could not be used, and bringing them back."""
+"""Dead letters: writing rows that could not be used, and replaying them."""

@@ -1,1 +1,1 @@
-"""Measures of rankings, and whether a difference is one."""
+"""Measures of rankings, and whether a difference is significant."""
