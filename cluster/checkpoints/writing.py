@@ -195,10 +195,6 @@ class Checkpointer:
             )
         return committed
 
-    def start_new_chain(self) -> None:
-        """The next checkpoint is full, whatever the policy says."""
-        self._parent = None
-
     def close(self) -> None:
         """Let the thread end; what was not committed is garbage."""
         self._slices = None

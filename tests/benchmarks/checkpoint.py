@@ -34,6 +34,7 @@ from streaming.config import StreamConfig
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import Clock
+from tests.support.checkpointing import start_new_chain
 from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 MOST_BYTES, MOST_TIME, LEAST_THROUGHPUT, MOST_STALL = 0.10, 0.10, 0.97, 0.10
@@ -126,7 +127,7 @@ def deltas_and_fulls(run: TrainingRun, checkpointer: Checkpointer, runs: int, sh
     for _ in range(runs):
         _touch(run, rng.choice(rows, int(rows * share), replace=False) + 1)
         delta.append(_written(run, checkpointer))
-        checkpointer.start_new_chain()
+        start_new_chain(checkpointer)
         full.append(_written(run, checkpointer))
     pairs = list(zip(delta, full[1:], strict=True))
     return {

@@ -10,8 +10,9 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.parts.row_copies import RowCopies
 from cluster.collectives import Collectives
-from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of
 from tests.device.pretended_device import DeviceTensor, host
+from tests.support.checkpointing import save_checkpoint
 from tests.support.device_runs import config_of, differing, state_of, train_and_score
 from tests.support.unit_runs import CPU, open_run, small_config
 

@@ -13,8 +13,8 @@ from cluster.evaluation.protocol.data import prepare
 from cluster.evaluation.systems.fitting import FitPlan, fit
 from cluster.evaluation.systems.overrides import with_settings
 from cluster.evaluation.systems.systems import SYSTEMS, create
-from cluster.training.state.worker_state import save_checkpoint
 from tests.support.checkpoint_recommender import recommender_of
+from tests.support.checkpointing import save_checkpoint
 from tests.support.data_tables import random_tables
 from tests.support.device_runs import config_of, train_and_score
 from tests.support.unit_runs import CPU, open_run

@@ -11,8 +11,9 @@ from cluster.collectives import Collectives
 from cluster.tables.config import TableConfig
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of
 from model.features import ITEM
+from tests.support.checkpointing import save_checkpoint
 from tests.support.device_runs import (
     config_of,
     differing,

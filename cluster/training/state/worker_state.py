@@ -42,15 +42,6 @@ def checkpointer_of(
     )
 
 
-def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives) -> Checkpoint | None:
-    """Collective. Commit a full checkpoint of this step and wait for it; on rank 0 what was committed."""
-    checkpointer = checkpointer_of(run, store, comm)
-    try:
-        return checkpointer.finish(run.step)
-    finally:
-        checkpointer.close()
-
-
 def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
     """Read what this rank owns now, whoever wrote it."""
     saved = Saved(checkpoint, attributes_since(checkpoint, run))

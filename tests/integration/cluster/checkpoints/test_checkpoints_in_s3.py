@@ -26,6 +26,7 @@ from deploy.cli import app
 from deploy.command.preflight import NotACheckpoint, check_checkpoint
 from retrieval.storage.base import StorageLocationError, nothing
 from retrieval.storage.opening import open_storage
+from tests.support.checkpointing import start_new_chain
 from tests.support.ranks import run_on_ranks
 from tests.support.s3_server import SECRET, objects_in, s3_bucket
 from tests.support.state_digests import digests
@@ -52,7 +53,7 @@ def test_a_run_goes_on_from_a_chain_in_s3_and_old_chains_are_removed_there(bucke
     resumed = small_run(store.newest(), dropout=0.3)
     again = checkpointer_of(resumed, CheckpointStore(f"{bucket}/other"), Collectives())
     assert digests(read_state(again.finish(resumed.step))) == digests(read_state(delta))
-    checkpointer.start_new_chain()
+    start_new_chain(checkpointer)
     train_steps(run, 1)
     last = checkpointer.finish(run.step)
     checkpointer.close()
@@ -133,7 +134,7 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used_also_as_a_s
     checkpointer = checkpointer_of(run, store, Collectives())
     for steps in (1, 4):
         train_steps(run, steps)
-        checkpointer.start_new_chain()
+        start_new_chain(checkpointer)
         names.append(checkpointer.finish(run.step).name)
     checkpointer.close()
     objects, filesystem = objects_in(where)
@@ -269,7 +270,7 @@ def test_in_s3_too_what_is_read_is_not_removed(bucket):
     checkpointer = checkpointer_of(run, store, Collectives())
     train_steps(run, 1)
     first = checkpointer.finish(run.step)
-    checkpointer.start_new_chain()
+    start_new_chain(checkpointer)
     with holding(first.storage, first.name, "freshet refresh"):
         train_steps(run, 1)
         second = checkpointer.finish(run.step)

@@ -19,7 +19,8 @@ from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of
+from tests.support.checkpointing import save_checkpoint
 from tests.support.state_digests import digests
 from tests.support.unit_runs import small_run, train_steps
 

@@ -14,8 +14,9 @@ from cluster.checkpoints.parts.baselines import FILE as BASELINES
 from cluster.checkpoints.parts.pairs import PairPart, load_pairs, merged_pairs
 from cluster.checkpoints.writing import FullPolicy
 from cluster.collectives import Collectives
-from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of
 from model.baselines.pair_table import PairTable
+from tests.support.checkpointing import save_checkpoint
 from tests.support.state_digests import digests
 from tests.support.unit_runs import small_run, train_steps
 

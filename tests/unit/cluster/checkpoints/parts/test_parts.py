@@ -10,7 +10,8 @@ from cluster.checkpoints.part import Copies, Part
 from cluster.collectives import Collectives
 from cluster.training.state import worker_state
 from cluster.training.state.parts import parts_of
-from cluster.training.state.worker_state import checkpointer_of, save_checkpoint
+from cluster.training.state.worker_state import checkpointer_of
+from tests.support.checkpointing import save_checkpoint
 from tests.support.unit_runs import open_run, small_config, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

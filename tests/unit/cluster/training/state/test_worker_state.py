@@ -10,8 +10,8 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.training.state.run import TrainingRun
-from cluster.training.state.worker_state import save_checkpoint
 from streaming.batches.batcher import Batcher
+from tests.support.checkpointing import save_checkpoint
 from tests.support.memory_source import MemorySource, NoDeadLetters
 from tests.support.unit_runs import (
     LOG,

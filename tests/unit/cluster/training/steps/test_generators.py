@@ -6,7 +6,8 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.parts.generators import seed_dropout
 from cluster.collectives import Collectives
-from cluster.training.state.worker_state import restore_checkpoint, save_checkpoint
+from cluster.training.state.worker_state import restore_checkpoint
+from tests.support.checkpointing import save_checkpoint
 from tests.support.unit_runs import open_run, small_config, train_steps
 
 CUDA = torch.device("cuda")

@@ -10,7 +10,7 @@ from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.item_encoding import encode_owned_items
-from cluster.training.state.worker_state import save_checkpoint
+from tests.support.checkpointing import save_checkpoint
 from tests.support.device_runs import config_of, differing, distance, gradients, state_of, train_and_score
 from tests.support.unit_runs import QUOTA, open_run
 
