@@ -220,7 +220,7 @@ def test_two_ranks_train_into_s3_go_on_from_there_and_the_command_line_reads_it(
 
 def test_credentials_in_the_location_are_refused_without_being_shown():
     for uri in (f"s3://somebody:{SECRET}@runs/x", f"s3://runs/x?secret_key={SECRET}"):
-        with pytest.raises(StorageLocationError, match="AWSSECRET_ACCESS_KEY in the environment") as refused:
+        with pytest.raises(StorageLocationError, match="AWS_SECRET_ACCESS_KEY in the environment") as refused:
             open_storage(uri)
         assert SECRET not in str(refused.value)
     with pytest.raises(StorageLocationError, match=r"nowhere://x.*train\.checkpoint_path"):
