@@ -26,7 +26,7 @@ SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast chaos test-gpu lint format bench constraints clean
+.PHONY: help install demo test test-fast coverage chaos test-gpu lint format bench constraints clean
 
 help:  ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test: install  ## Every test that needs no GPU (ARGS="-k name"; JOBS=0: one afte
 
 test-fast: install  ## Unit and property tests only.
 	$(BIN)/pytest $(SIDE_BY_SIDE) tests/unit tests/property $(ARGS)
+
+coverage: install  ## Lines that the tests without Kafka and Ray leave out (ARGS="tests/integration" measures others).
+	$(BIN)/pytest -m "not gpu" $(SIDE_BY_SIDE) --cov --cov-report=term-missing:skip-covered $(or $(ARGS),tests/unit tests/property tests/device)
 
 chaos: install  ## Kills, full disks, flipped bits under the worker loop (KILLS=500), or from outside (MODE=black-box ROUNDS=16).
 ifeq ($(MODE),black-box)
