@@ -25,7 +25,7 @@ from cluster.checkpoints.claim import StorageTaken
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.observability.freshness import Freshness, UnpublishedAppends
-from cluster.publishing.index_device import index_settings
+from cluster.publishing.index_device import index_settings, with_room
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.publishing.query_side import QuerySide
 from cluster.publishing.version_store import version_store
@@ -46,6 +46,7 @@ class Snapshot:
 
     folder: OwnedFolder | None  # on rank 0
     parts: list[Path]
+    items: int
     queries: npt.NDArray[np.float32]
     append_ms: npt.NDArray[np.int64]
     metadata: dict[str, object]
@@ -118,6 +119,7 @@ class Publisher:
         return Snapshot(
             folder,
             [Path(entry[1]) for entry in gathered],
+            catalogue.item_count,
             np.ascontiguousarray(np.concatenate([entry[2] for entry in gathered])),
             np.concatenate([entry[3] for entry in gathered]),
             metadata,
@@ -143,7 +145,7 @@ class Publisher:
                 self.store,
                 snapshot.parts,
                 snapshot.queries,
-                self._index_config,
+                with_room(self._index_config, snapshot.items, self._config.model.dim),
                 extra_files=extra,
                 metadata=snapshot.metadata,
                 seed=self._config.seed,

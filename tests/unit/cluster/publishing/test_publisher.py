@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
 from retrieval.versions.searcher import Searcher
 from tests.support.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
 from tests.support.unit_runs import small_run, train_steps
+from tests.unit.retrieval.indexes import fake_gpu_faiss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,6 +63,18 @@ def test_a_trainer_and_two_refreshes_of_one_step_publish_beside_one_another(publ
     names = [p.build(s).version.name for p, s in zip(publishers, snapshots, strict=True)]
     assert names == ["v00000001", "v00000002", "v00000003"]
     assert list((publishers[0].storage / ".publish").glob("attempt-*")) == []
+
+
+def test_an_index_that_the_gpu_has_no_room_for_is_published_from_the_cpu(
+    monkeypatch, caplog, publisher_of, snapshot_of
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (1000, 80 << 30))
+    fake_gpu_faiss.install(monkeypatch)
+    publisher = publisher_of()
+    publisher._index_config = replace(publisher._index_config, device="cuda")
+    assert publisher.build(snapshot_of(publisher)).version is not None
+    assert fake_gpu_faiss.Resources.made == []
+    assert "it is built on the CPU" in caplog.text
 
 
 def test_an_attempt_whose_owner_was_killed_is_removed_by_the_next_and_a_living_one_stays(
