@@ -268,7 +268,7 @@ def test_what_a_run_fell_back_to_is_kept_and_the_line_it_gave_up_goes_with_the_n
     found, _ = _gone_on(tmp_path, keep, first)
     assert found.step == 10
     assert _numbers(tmp_path) == [(10, 0), (first, 1 if first == 20 else 0)]
-    assert "step-00000050 is not what step-000000" in caplog.text
+    assert "step-00000050 is not an ancestor of step-000000" in caplog.text
     caplog.clear()
     found, last = _gone_on(tmp_path, keep, first + 1, first + 2)
     assert (found.step, not caplog.text) == (first, True)

@@ -264,5 +264,5 @@ def test_a_disk_that_is_full_costs_no_result_and_with_room_again_all_of_them_are
     outcome = run_grid(cells, InProcess(TABLES), CellFiles(tmp_path), make_room_after_two)
     assert len(outcome.results) == 3
     assert outcome.errors == {}
-    assert caplog.text.count("it is tried again") == caplog.text.count("it works again") == 1
+    assert caplog.text.count("the run continues and will retry") == caplog.text.count("it works again") == 1
     assert [CellFiles(tmp_path).load(cell) is not None for cell in cells] == [True] * 3
