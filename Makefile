@@ -13,7 +13,7 @@ KILLS ?= 500
 ROUNDS ?= 16
 MODE ?=
 # Test processes side by side, each with a Kafka broker of its own (350 MB); 0: one after another in this one.
-JOBS ?= 2
+JOBS ?= 3
 REPORT ?= chaos.json
 
 FRESHET := $(BIN)/freshet

@@ -6,6 +6,7 @@ from cluster.audit.exactly_once import verify_exactly_once
 from cluster.collectives import Collectives
 from cluster.serving.recommender import Recommender
 from cluster.training.intake.taking import BatchTaker
+from cluster.training.stepping import Stepping
 from cluster.training.steps.train_step import TrainStep
 from cluster.training.worker import Worker
 from tests.support.device_runs import data_set_of, differing, state_of
@@ -49,7 +50,7 @@ def _final(config, device, monkeypatch, *, ahead, kill_at=()):
         patched.setattr(BatchTaker, "take_ahead", counted)
         patched.setattr(TrainStep, "train", killed)
         if not ahead:
-            patched.setattr(Worker, "_may_take_ahead", False)
+            patched.setattr(Stepping, "_may_take_ahead", False)
         while True:
             worker = Worker(config, Collectives(), device)
             try:

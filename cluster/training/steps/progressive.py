@@ -161,7 +161,11 @@ class ProgressiveValidation:
 
     def count(self, prepared: PreparedStep) -> None:
         """Collective. The baselines count what was trained; after `rank`."""
-        if self._settings.sample_fraction == 0 or not self._settings.baselines or self._too_many_items():
+        if self._settings.sample_fraction == 0 or not self._settings.baselines:
+            return
+        if self._too_many_items():
+            if not self.cooccurrence.stopped:
+                self.cooccurrence.stop()  # frees its pairs
             return
         runs = prepared.runs
         mine = np.concatenate([self._dense(runs.targets_E)[:, None], self._recent_items(runs)], axis=1)

@@ -1,4 +1,4 @@
-"""What a broker refuses for good ends a run with one line: reading, letters and the catalogue, also while it runs."""
+"""What a broker refuses permanently ends a run with one line: reading, letters, the catalogue, also while it runs."""
 
 import pytest
 from kafka import KafkaAdminClient
@@ -45,7 +45,7 @@ def test_what_a_user_may_not_do_is_one_line_wherever_it_is_refused(tmp_path):
             assert source.wait_full(20, 20)
             for topic in (stream.interactions_topic, stream.items_topic):
                 _rule(stream, ResourceType.TOPIC, topic, ACLOperation.READ)
-            refusal = r"refuses for good: .*TopicAuthorizationFailed.*kafka-acls"
+            refusal = r"refuses permanently: .*TopicAuthorizationFailed.*kafka-acls"
             with pytest.raises(BrokerRefused, match=refusal):
                 source.wait_full(1000, 30)
             with pytest.raises(BrokerRefused, match=refusal):

@@ -131,7 +131,9 @@ def test_a_topic_created_anew_with_fewer_partitions_is_one_line_that_says_so(str
     config = config_of(stream, tmp_path)
     train(0, config)
     recreate(stream, stream.interactions_topic, 2)
-    with pytest.raises(TopicMissing, match=r"has 2 partitions, without 2, .* anew with fewer.*--init-from"):
+    with pytest.raises(
+        TopicMissing, match=r"has 2 partitions, without 2, .* recreated with fewer.*--init-from"
+    ):
         train(0, config)
 
 

@@ -159,6 +159,7 @@ def test_beyond_so_many_items_nothing_is_encoded_but_queries_are_remembered_for_
             queries = run.model.encode_queries(prepared.lookup.rows_UD, prepared.queries).vectors_ED
         np.testing.assert_array_equal(run.progressive.recent_queries[-1], queries.numpy())
     assert len(run.progressive.recent_queries) == 2
+    assert run.progressive.cooccurrence.stopped
     assert caplog.text.count("progressive.exact_max_items=16") == 1
 
 
