@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
 _COUNTERS = ("step", "workers", "events_trained", "rows_read", "dead_letters")
+
+NameOption = Annotated[
+    list[str] | None,
+    typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
+]
+"""Which checkpoints or versions a `verify` reads."""
 
 app = typer.Typer(help="Inspect the checkpoints of a run.", no_args_is_help=True)
 
@@ -46,16 +53,11 @@ def checkpoint_verify(
     overrides: Overrides = None,
     config: ConfigOption = None,
     json: JsonOption = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
-    ] = None,
+    name: NameOption = None,
 ) -> None:
     """Read every file of the checkpoints and of those they build on; exits 1 if one is damaged."""
     results = verify_checkpoints(settings(config, overrides), name or [])
-    write_json(json, results)
-    print_verified(Terminal(), results)
-    raise typer.Exit(0 if all(result["whole"] for result in results) else 1)
+    report_verified(json, results)
 
 
 @app.command("diff", epilog="**Example:** `freshet checkpoint diff --old step-00000100 --new step-00000200`")
@@ -225,6 +227,13 @@ def print_list(console: Terminal, entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         if "error" in entry:
             console.print(f"{entry['name']}: {entry['error']}")
+
+
+def report_verified(json: Path | None, results: list[dict[str, Any]]) -> None:
+    """Write and print what a `verify` found, and end the command: with status 1 if anything is damaged."""
+    write_json(json, results)
+    print_verified(Terminal(), results)
+    raise typer.Exit(0 if all(result["whole"] for result in results) else 1)
 
 
 def print_verified(console: Terminal, results: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
 from deploy.command.output import print_fields, write_json
 from deploy.command.terminal import Terminal, line
 from deploy.screen.screen import number, rate
-from deploy.verbs.checkpoints import print_verified
+from deploy.verbs.checkpoints import NameOption, report_verified
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -42,16 +42,11 @@ def index_verify(
     overrides: Overrides = None,
     config: ConfigOption = None,
     json: JsonOption = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
-    ] = None,
+    name: NameOption = None,
 ) -> None:
     """Read every file of the index versions; exits 1 if one is damaged."""
     results = verify_versions(settings(config, overrides), name or [])
-    write_json(json, results)
-    print_verified(Terminal(), results)
-    raise typer.Exit(0 if all(result["whole"] for result in results) else 1)
+    report_verified(json, results)
 
 
 @app.command(
