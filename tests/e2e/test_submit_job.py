@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,11 @@ from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.observability.progress_file import read_progress
 from deploy.command.children import Child
-from deploy.verbs.submit import connect, use_local_token
 from streaming.kafka.topics import create_topics
 from streaming.producing.producer import EventProducer
 from tests.support.local_ray import free_port
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[2]
 EVENTS = 1500
 BIN = Path(sys.executable).parent
+TOKEN = secrets.token_hex(32)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,8 @@ def cluster():
             # The agent runs the jobs; on its usual port it would collide with another Ray on this machine.
             *("--dashboard-agent-listen-port", str(agent_port)),
         ]
-        with Child("ray", command, Path(folder) / "head.log") as head:
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        with Child("ray", command, Path(folder) / "head.log", environment) as head:
             address = f"http://127.0.0.1:{port}"
             wait_until_ready(f"{address}/api/version", head)
             wait_until_ready(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", head)
@@ -56,7 +59,7 @@ def wait_until_ready(url: str, head: Child) -> None:
             with urlopen(url, timeout=5):
                 return
         except HTTPError:
-            return  # it answers, and wants a token
+            return  # it answers, and requires a token
         except OSError:
             assert head.exit_status() is None, head.log_path.read_text()
             assert time.monotonic() < deadline, head.log_path.read_text()
@@ -96,7 +99,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
         cwd=ROOT,
         timeout=400,
         check=False,
-        env={**os.environ, **environment},
+        env={**os.environ, "RAY_AUTH_TOKEN": TOKEN, **environment},
     )
 
 
@@ -129,9 +132,8 @@ def test_plain_ray_job_submit_of_the_verb_works_too(cluster, stream, tmp_path):
     ray = [str(BIN / "ray"), "job", "submit", "--address", cluster, "--working-dir", "."]
     path = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     command = [*ray, "--runtime-env-json", json.dumps({"env_vars": path}), "--"]
-    # `ray start` turns token authentication on where a token exists; the job client must be told.
-    mode = "token" if (Path.home() / ".ray" / "auth_token").is_file() else "disabled"
-    done = run([*command, "python", "-m", "deploy", "train", *settings], RAY_AUTH_MODE=mode)
+    # Unlike `freshet submit`, Ray's own client uses no token unless this is set.
+    done = run([*command, "python", "-m", "deploy", "train", *settings], RAY_AUTH_MODE="token")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     progress = json.loads((tmp_path / "run" / "progress.json").read_text())
     assert progress["events_trained"] == EVENTS
@@ -150,8 +152,9 @@ def test_ray_job_stop_lets_a_live_run_commit_all_that_it_has_read(cluster, strea
     submitted = run([sys.executable, "-m", "deploy", *submit, *live])
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
 
-    use_local_token(cluster)
-    jobs, job = connect(cluster), json.loads(report.read_text())["job"]
+    # The token is given as a header: Ray reads RAY_AUTH_MODE once a process, and an earlier test may have imported Ray.
+    jobs = JobSubmissionClient(cluster, headers={"Authorization": f"Bearer {TOKEN}"})
+    job = json.loads(report.read_text())["job"]
     until(lambda: (read_progress(storage) or {}).get("rows_read") == EVENTS, jobs, job)
     [worker] = read_progress(storage)["pids"]
     jobs.stop_job(job)
