@@ -41,8 +41,21 @@ class IndexConfig:
         at_least=0,
         at_most=1,
     )
+    max_quality_loss: float = setting(
+        0.2,
+        "Gate: maximum share of the live version's hit rate that may be lost on recent events (1 = off). A loss within "
+        "three standard errors does not count.",
+        at_least=0,
+        at_most=1,
+    )
+    min_quality_events: int = setting(
+        200, "Gate: number of recent events below which the hit rate is not compared.", at_least=2
+    )
     versions_to_keep: int = setting(
         5, "Number of versions to keep; the live version is never removed.", at_least=1
+    )
+    refused_versions_to_keep: int = setting(
+        2, "Number of versions to keep that failed a gate and were not promoted.", at_least=1
     )
     build_iterations: int = setting(10, "k-means iterations of the coarse quantizer.", at_least=1)
     warm_start_iterations: int = setting(

@@ -1,7 +1,8 @@
-"""The verbs `index list`, `verify` and `rollback`: which versions there are, whether they are whole, which is live."""
+"""The verbs `index list`, `verify`, `promote`, and `rollback`: all versions, whole or not, and which one is live."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,18 +21,25 @@ if TYPE_CHECKING:
 
 _FIGURES = ("step", "items", "kind", "nlist", "nprobe", "recall")
 
-app = typer.Typer(
-    help="Inspect the index versions of a run, and go back to an older one.", no_args_is_help=True
-)
+app = typer.Typer(help="Inspect the index versions of a run, and choose the live one.", no_args_is_help=True)
 
 
 class NoSuchVersion(CommandError):
     """There is no index version, or none of that name; names the place and the setting."""
 
 
+class RefusedVersion(CommandError):
+    """A gate refused the version; says which one and how to serve it all the same."""
+
+
+ToOption = Annotated[
+    str, typer.Option("--to", metavar="NAME", help="The version to serve.", show_default=False)
+]
+
+
 @app.command("list", epilog="**Example:** `freshet index list storage_path=runs/movies`")
 def index_list(overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None) -> None:
-    """The index versions of a run: items, kind, recall, size, and which one is live."""
+    """The index versions of a run: items, kind, recall, size; which one is live, and why others were refused."""
     entries = list_versions(settings(config, overrides))
     write_json(json, entries)
     print_versions(Terminal(), entries)
@@ -49,24 +57,38 @@ def index_verify(
     report_verified(json, results)
 
 
+@app.command("promote", epilog="**Example:** `freshet index promote storage_path=runs/movies --to v00000007`")
+def index_promote(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    to: ToOption = "",
+    refused: Annotated[bool, typer.Option("--refused", help="Also if a gate refused the version.")] = False,
+) -> None:
+    """Make an index version live, if it is whole and passed its gates.
+
+    Servers follow immediately. A trainer that keeps publishing makes its next version live as usual.
+    """
+    _serve(settings(config, overrides), json, "promote", to, refused=refused)
+
+
 @app.command(
     "rollback", epilog="**Example:** `freshet index rollback storage_path=runs/movies --to v00000007`"
 )
 def index_rollback(
-    overrides: Overrides = None,
-    config: ConfigOption = None,
-    json: JsonOption = None,
-    to: Annotated[
-        str, typer.Option("--to", metavar="NAME", help="The version to serve.", show_default=False)
-    ] = "",
+    overrides: Overrides = None, config: ConfigOption = None, json: JsonOption = None, to: ToOption = ""
 ) -> None:
-    """Make an older index version live again, if it is still whole.
+    """Make an older index version live again, if it is still whole and passed its gates.
 
     Servers follow immediately. A trainer that keeps publishing makes its next version live as usual.
     """
-    if not to:
-        raise UsageError("index rollback needs a version: give --to (`freshet index list` names them)")
-    result = roll_back(settings(config, overrides), to)
+    _serve(settings(config, overrides), json, "rollback", to)
+
+
+def _serve(config: FreshetConfig, json: Path | None, verb: str, name: str, *, refused: bool = False) -> None:
+    if not name:
+        raise UsageError(f"index {verb} needs a version: give --to (`freshet index list` names them)")
+    result = make_live(config, name, refused=refused)
     write_json(json, result)
     print_fields(result)
 
@@ -76,7 +98,8 @@ def list_versions(config: FreshetConfig) -> list[dict[str, Any]]:
 
     Returns:
         `name`, `live`, `bytes`, `step`, `items`, `kind`, `nlist`, `nprobe`, `recall` (null if not in its manifest);
-        of one that cannot be read, `name`, `live` and `error`.
+        of a refused one also `refused` (why) and `gate` (name, value, bound, passed of each check); of one that
+        cannot be read, `name`, `live` and `error`.
     Raises:
         NoSuchVersion: there is none at all.
     """
@@ -120,19 +143,31 @@ def verify_versions(config: FreshetConfig, names: list[str]) -> list[dict[str, A
     return results
 
 
-def roll_back(config: FreshetConfig, name: str) -> dict[str, Any]:
-    """Make an older version live.
+def make_live(config: FreshetConfig, name: str, *, refused: bool = False) -> dict[str, Any]:
+    """Make a version live.
 
+    Args:
+        config: of the run.
+        name: of the version.
+        refused: also if a gate refused it.
     Returns:
         `live`, its name, and `before`, the name of the one that was live (or null).
     Raises:
         NoSuchVersion: there is none of that name.
+        RefusedVersion: a gate refused it, and `refused` is false; or it has no index.
         VersionCorrupt: one of its files is damaged; the live version stays.
     """
+    from retrieval.versions.store import VersionRefused
+
     store = _store(config)
     [found] = _existing(store, [name])
     before = store.live_name()
-    return {"live": store.rollback(found).name, "before": before}
+    try:
+        return {"live": store.rollback(found, refused=refused).name, "before": before}
+    except VersionRefused as error:
+        can_be = not refused and store.open(found).has_index
+        help = "; `freshet index promote --refused` serves it all the same" if can_be else ""
+        raise RefusedVersion(f"{error}{help}") from error
 
 
 def _store(config: FreshetConfig) -> VersionStore:
@@ -155,27 +190,29 @@ def _existing(store: VersionStore, names: list[str]) -> list[str]:
 
 
 def _figures(version: Version) -> dict[str, Any]:
+    refused = {"refused": version.refused, "gate": version.manifest.get("gate")} if version.refused else {}
     return {
         "bytes": sum(entry["size"] for entry in version.entries),
         **{name: version.manifest.get(name) for name in _FIGURES},
+        **refused,
     }
 
 
 def print_versions(console: Terminal, entries: list[dict[str, Any]]) -> None:
     """One line per version, at most 80 columns wide."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("version", "live", "step", "items", "kind", "recall", "nprobe", "MB"):
+    for name in ("version", "state", "step", "items", "kind", "recall", "nprobe", "MB"):
         table.add_column(
-            name, no_wrap=True, justify="left" if name in ("version", "live", "kind") else "right"
+            name, no_wrap=True, justify="left" if name in ("version", "state", "kind") else "right"
         )
     for entry in entries:
-        live = "live" if entry["live"] else ""
+        state = "live" if entry["live"] else "refused" if "refused" in entry else ""
         if "error" in entry:
-            table.add_row(entry["name"], live, line("unreadable", style="red"))
+            table.add_row(entry["name"], state, line("unreadable", style="red"))
             continue
         table.add_row(
             entry["name"],
-            live,
+            state,
             number(entry["step"]),
             number(entry["items"]),
             str(entry["kind"] or "–"),
@@ -187,3 +224,5 @@ def print_versions(console: Terminal, entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         if "error" in entry:
             console.print(f"{entry['name']}: {entry['error']}")
+        elif "refused" in entry:
+            console.print(f"{entry['name']} was refused: {entry['refused']}")

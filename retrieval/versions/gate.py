@@ -1,26 +1,38 @@
-"""Gates: what a version must show before it goes live. A version that fails is never committed.
+"""Gates: what a version must show before it goes live. One that fails is kept aside and not served.
 
-Shape letters: Q queries, K results.
+Shape letters: Q queries, K results, D columns.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
+
+_STANDARD_ERRORS = 3.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One measured value against its bound."""
+    """One measured value against its bound; `note` says what the bound comes from if no setting says it alone."""
 
     name: str
     value: float
     bound: float
     passed: bool
+    note: str = ""
+
+    def in_words(self) -> str:
+        """The value, the bound, and what to look at."""
+        side = "below" if self.value < self.bound else "above" if self.value > self.bound else "against"
+        about = "; ".join(filter(None, (self.note, _ADVICE[self.name])))
+        return f"{self.name} is {self.value:.4g}, {side} the bound {self.bound:.4g} ({about})"
 
 
 @dataclass(frozen=True)
@@ -36,19 +48,17 @@ class GateReport:
 
     def why_not(self) -> str:
         """The failed checks in words, with the settings that bound them."""
-        failed = [check for check in self.checks if not check.passed]
-        return "; ".join(
-            f"{check.name} is {check.value:.4g}, the bound {check.bound:.4g} ({_ADVICE[check.name]})"
-            for check in failed
-        )
+        return "; ".join(check.in_words() for check in self.checks if not check.passed)
 
 
 _ADVICE = {
-    "finite": "item vectors with NaN or infinity: the model has diverged",
+    "finite": "item or query vectors with NaN or infinity: the model has diverged",
+    "nonzero": "item or query vectors of length zero: the model has collapsed",
     "recall": "index.min_recall; a larger index.max_probe_fraction searches more lists",
     "coverage": "index.min_coverage; known items have no vector",
     "imbalance": "index.max_imbalance; searches end in lists that are too long",
     "overlap": "index.min_overlap; results changed too much since the live version",
+    "quality": "index.max_quality_loss; users would find fewer of the items that they chose",
 }
 
 
@@ -71,6 +81,31 @@ class Measured:
     overlap: float | None
 
 
+@dataclass(frozen=True)
+class Quality:
+    """Recent events whose items a candidate must find about as often as the live version does.
+
+    Attributes:
+        query_QD: float32, by the candidate's query tower from the history before each event.
+        live_query_QD: float32, the same by the live version's own query tower; its D may differ.
+        target_Q: int64, the item of each event.
+        seen: int64 each, the items that the user had before the event; as in serving, they are not recommended.
+        top_k: K of the hit rate HR@K.
+    """
+
+    query_QD: Float32Array
+    live_query_QD: Float32Array
+    target_Q: Int64Array
+    seen: Sequence[Int64Array]
+    top_k: int
+
+
+def hits(ids_QK: Int64Array, score_QK: Float32Array, target_Q: Int64Array) -> npt.NDArray[np.bool_]:
+    """Which queries found their target, bool (Q,). A score of -inf marks padding: any int64 is an id."""
+    found: npt.NDArray[np.bool_] = ((ids_QK == target_Q[:, None]) & np.isfinite(score_QK)).any(axis=1)
+    return found
+
+
 def check_version(measured: Measured, config: IndexConfig) -> GateReport:
     """Hold a candidate against its bounds."""
     m = measured
@@ -82,6 +117,47 @@ def check_version(measured: Measured, config: IndexConfig) -> GateReport:
     if m.overlap is not None:
         checks.append(Check("overlap", m.overlap, config.min_overlap, m.overlap >= config.min_overlap))
     return GateReport(checks)
+
+
+def check_quality(
+    hit_Q: npt.NDArray[np.bool_], live_hit_Q: npt.NDArray[np.bool_], config: IndexConfig
+) -> Check | None:
+    """Hold the candidate's hit rate against the live version's on the same events.
+
+    Let h and l be the hits of the candidate and of the live version, a = 1 - index.max_quality_loss, and s the standard
+    error of the mean of h - a·l over the events. The candidate fails if mean(h) < a·mean(l) - 3s. By chance alone, one
+    that is exactly at a·mean(l) fails one time in 740, and one as good as the live version far less often. Comparing
+    event by event keeps s small: events that are hard for both versions do not add to it.
+
+    Args:
+        hit_Q: whether the candidate found the item of each event.
+        live_hit_Q: the same of the live version.
+        config: `max_quality_loss` (1 = off) and `min_quality_events`.
+    Returns:
+        None if the gate is off or there are too few events.
+    """
+    events = hit_Q.shape[0]
+    if config.max_quality_loss >= 1 or events < config.min_quality_events:
+        return None
+    kept = 1 - config.max_quality_loss
+    live = float(live_hit_Q.mean())
+    error = float(np.std(hit_Q - kept * live_hit_Q, ddof=1)) / math.sqrt(events)
+    rate, bound = float(hit_Q.mean()), max(0.0, kept * live - _STANDARD_ERRORS * error)
+    return Check(
+        "quality", rate, bound, rate >= bound, f"the live version's is {live:.4g} on {events:,} events"
+    )
+
+
+def check_vectors(finite: float, nonzero: float) -> GateReport:
+    """The report on vectors of which no index is built unless both shares are 1.
+
+    Args:
+        finite: share of the item and query vectors without NaN and infinity.
+        nonzero: share of them whose length is not zero.
+    """
+    return GateReport(
+        [Check("finite", finite, 1.0, finite == 1), Check("nonzero", nonzero, 1.0, nonzero == 1)]
+    )
 
 
 def not_finite(share: float) -> GateReport:

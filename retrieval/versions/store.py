@@ -4,6 +4,7 @@
     commit  on a disk: files fsynced, `manifest.json` (sizes, SHA-256, its own checksum) last, then renamed to
             `v00000007`; in an object store: a name is reserved, the files are uploaded, the manifest is put last
     promote `CURRENT` replaced as a whole: by an atomic rename, or by the put of one object
+    refuse  a version that failed a gate is committed too, with the reason in its manifest, and not promoted
 A crash at any point leaves the old pointer to a whole version; what was being built is removed by a later writer.
 Rolling back is promoting an older version. The storage (`retrieval.storage`) is the one that checkpoints use.
 """
@@ -30,6 +31,10 @@ FORMAT = 2
 
 class VersionError(RuntimeError):
     """A version is missing or of an unknown format; names the version and what is wrong."""
+
+
+class VersionRefused(VersionError):
+    """A gate refused the version; names the gate, the value and the bound."""
 
 
 class VersionCorrupt(VersionError):
@@ -78,6 +83,16 @@ class Version:
                 raise VersionCorrupt(f"index version {self.name} is damaged: {error}") from error
             self._copies[name] = copy
         return self._copies[name].path
+
+    @property
+    def refused(self) -> str:
+        """Why its gates refused it, in words; empty if it passed them."""
+        return str(self.manifest.get("refused", ""))
+
+    @property
+    def has_index(self) -> bool:
+        """Whether it can be searched; of vectors that are not finite no index is built."""
+        return bool(self.manifest.get("has_index", True))
 
     def files(self, prefix: str = "") -> list[str]:
         """The names of its files that start so, sorted."""
@@ -133,16 +148,21 @@ class VersionStore:
 
         return self.open(self.storage.commit_next(building, describe))
 
-    def promote(self, name: str) -> Version:
+    def promote(self, name: str, *, refused: bool = False) -> Version:
         """Make a version live.
 
         Where nothing can be locked it may be removed meanwhile by `prune`. One of the two always notices: that looks
         at the pointer once the manifest is gone, and this at the manifest once the pointer names it.
 
+        Args:
+            name: of the version.
+            refused: also if a gate refused it.
         Raises:
             VersionError: there is no such version.
+            VersionRefused: a gate refused it, and `refused` is false; or it has no index.
         """
-        self.open(name)  # first of all: where there is no folder there is no lock either
+        # First of all: where there is no folder there is no lock either.
+        _require_servable(self.open(name), refused)
         with self.storage.exclusive():
             version, before = self.open(name), self.live_name()
             self.storage.notes.put(POINTER, name.encode())
@@ -153,15 +173,17 @@ class VersionStore:
                 raise
         return version
 
-    def rollback(self, name: str) -> Version:
-        """Make an older version live again, if it is still whole.
+    def rollback(self, name: str, *, refused: bool = False) -> Version:
+        """As `promote`, if every file of the version is whole.
 
         Raises:
-            VersionError: there is no such version.
+            VersionError, VersionRefused: see `promote`.
             VersionCorrupt: one of its files is damaged; the live version stays.
         """
-        _require_whole(self.open(name))
-        return self.promote(name)
+        version = self.open(name)
+        _require_servable(version, refused)
+        _require_whole(version)
+        return self.promote(name, refused=refused)
 
     def live_name(self) -> str | None:
         """What the pointer says, None before the first promotion."""
@@ -223,12 +245,26 @@ class VersionStore:
             version.file(file)
         return version
 
-    def prune(self, keep: int) -> None:
-        """Remove the oldest versions beyond `keep`, never the live one."""
+    def prune(self, keep: int, refused: int = 2) -> None:
+        """Remove the oldest versions, never the live one.
+
+        Args:
+            keep: how many of those that passed their gates, or cannot be read, remain; at least one.
+            refused: how many of the others remain; at least one.
+        """
         with self.storage.exclusive():
-            for name in self.names()[: -max(keep, 1)]:
+            names = self.names()
+            aside = set(filter(self._is_refused, names))
+            passed, failed = [n for n in names if n not in aside], [n for n in names if n in aside]
+            for name in passed[: -max(keep, 1)] + failed[: -max(refused, 1)]:
                 if not self._is_live(name):
                     self.storage.remove(name, unless=partial(self._is_live, name))
+
+    def _is_refused(self, name: str) -> bool:
+        try:
+            return bool(self.open(name).refused)
+        except VersionError:
+            return False
 
     def _is_live(self, name: str) -> bool:
         return self.live_name() == name
@@ -240,6 +276,12 @@ class VersionStore:
             self.storage.notes.remove(POINTER)
         else:
             self.storage.notes.put(POINTER, before.encode())
+
+
+def _require_servable(version: Version, refused: bool) -> None:
+    if version.refused and not (refused and version.has_index):
+        without = "" if version.has_index else "it has no index: "
+        raise VersionRefused(f"index version {version.name} was refused: {without}{version.refused}")
 
 
 def _require_whole(version: Version, only: frozenset[str] | None = None) -> None:

@@ -31,6 +31,7 @@ VERBS = [
     ["checkpoint", "audit"],
     ["index", "list"],
     ["index", "verify"],
+    ["index", "promote"],
     ["index", "rollback"],
 ]
 

@@ -1,4 +1,4 @@
-"""`index list | verify | rollback` on versions that lie in a run's folder."""
+"""`index list | verify | promote | rollback` on versions that lie in a run's folder."""
 
 import json
 
@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from deploy.cli import app
 from deploy.command.errors import UsageError
-from deploy.verbs.index_versions import NoSuchVersion
+from deploy.verbs.index_versions import NoSuchVersion, RefusedVersion
 from retrieval.versions.store import VersionCorrupt, VersionStore
 
 FIGURES = {"step": 30, "items": 1682, "kind": "ivf", "nlist": 41, "nprobe": 7, "recall": 0.953}
@@ -22,6 +22,18 @@ def versions(tmp_path):
         (building.path / "index.faiss").write_bytes(content)
         store.promote(store.commit(building, FIGURES).name)
     return store
+
+
+WHY = "recall is 0.9, below the bound 0.95 (index.min_recall; a larger index.max_probe_fraction searches more lists)"
+GATE = [{"name": "recall", "value": 0.9, "bound": 0.95, "passed": False}]
+
+
+@pytest.fixture
+def refused(versions):
+    """A third version, which a gate refused."""
+    building = versions.begin()
+    (building.path / "index.faiss").write_bytes(b"worse")
+    return versions.commit(building, FIGURES | {"refused": WHY, "gate": GATE}).name
 
 
 def _invoke(tmp_path, *arguments):
@@ -109,3 +121,49 @@ def test_a_run_without_versions_is_an_error_that_names_the_setting(tmp_path):
     done, _ = _invoke(tmp_path, "list")
     assert isinstance(done.exception, NoSuchVersion)
     assert "storage_path" in str(done.exception)
+
+
+def test_the_list_says_which_version_was_refused_and_why(tmp_path, refused):
+    done, entries = _invoke(tmp_path, "list")
+    assert done.exit_code == 0
+    assert entries[2] == {"name": refused, "live": False, "bytes": 5, **FIGURES, "refused": WHY, "gate": GATE}
+    lines = done.output.splitlines()
+    assert lines[3].split()[:2] == [refused, "refused"]
+    assert " ".join(" ".join(lines[4:]).split()) == f"{refused} was refused: {WHY}"
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_a_refused_version_does_not_become_live_by_itself(tmp_path, versions, refused, verb):
+    done, _ = _invoke(tmp_path, verb, "--to", refused)
+    assert isinstance(done.exception, RefusedVersion)
+    assert "recall is 0.9, below the bound 0.95" in str(done.exception)
+    assert "`freshet index promote --refused` serves it all the same" in str(done.exception)
+    assert versions.current().name == "v00000002"
+
+
+def test_a_refused_version_becomes_live_on_demand_if_it_is_whole(tmp_path, versions, refused):
+    done, result = _invoke(tmp_path, "promote", "--to", refused, "--refused")
+    assert (done.exit_code, result) == (0, {"live": refused, "before": "v00000002"})
+    versions.promote("v00000002")
+    (versions.root / refused / "index.faiss").write_bytes(b"worsE")
+    done, _ = _invoke(tmp_path, "promote", "--to", refused, "--refused")
+    assert isinstance(done.exception, VersionCorrupt)
+    assert versions.current().name == "v00000002"
+
+
+def test_a_version_without_an_index_is_never_live(tmp_path, versions):
+    name = versions.commit(versions.begin(), {"refused": "finite is 0.5", "has_index": False}).name
+    for more in ([], ["--refused"]):
+        done, _ = _invoke(tmp_path, "promote", "--to", name, *more)
+        assert isinstance(done.exception, RefusedVersion)
+        assert "it has no index" in str(done.exception)
+        assert "--refused" not in str(done.exception)
+
+
+def test_a_refused_version_is_verified_like_any_other(tmp_path, versions, refused):
+    assert _invoke(tmp_path, "verify", "--name", refused)[0].exit_code == 0
+    (versions.root / refused / "index.faiss").write_bytes(b"worsE")
+    done, [result] = _invoke(tmp_path, "verify", "--name", refused)
+    assert (done.exit_code, result["whole"]) == (1, False)
+    assert "index.faiss" in done.output

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from retrieval.versions.store import VersionCorrupt, VersionError
+from retrieval.versions.store import VersionCorrupt, VersionError, VersionRefused
 
 
 def commit(store, content=b"data", **described):
@@ -134,3 +134,44 @@ def test_what_a_killed_process_was_building_is_removed_by_the_next_one(store):
     assert len(list(store.root.glob(".building-*"))) == 1
     commit(store)
     assert list(store.root.glob(".building-*")) == []
+
+
+def test_a_refused_version_is_kept_and_is_made_live_only_on_demand(store):
+    store.promote(commit(store).name)
+    aside = commit(store, refused="recall is 0.9, below the bound 0.95")
+    assert store.open(aside.name).refused == aside.refused
+    for change in (store.promote, store.rollback):
+        with pytest.raises(VersionRefused, match=r"v00000002 was refused: recall is 0\.9"):
+            change(aside.name)
+    assert store.current().name == "v00000001"
+    assert store.rollback(aside.name, refused=True).name == "v00000002"
+    assert store.current().name == "v00000002"
+
+
+def test_a_refused_version_without_an_index_is_never_live(store):
+    aside = commit(store, refused="finite is 0.5", has_index=False)
+    with pytest.raises(VersionRefused, match=r"it has no index: finite is 0\.5"):
+        store.promote(aside.name, refused=True)
+    assert store.current() is None
+
+
+def test_few_refused_versions_are_kept_beside_the_others_and_no_number_is_given_twice(store):
+    for n in range(8):
+        name = commit(store, **({"refused": "why"} if n % 2 else {})).name
+        if n % 2 == 0:
+            store.promote(name)
+        store.prune(2, refused=1)
+    assert store.names() == ["v00000005", "v00000007", "v00000008"]
+    store.promote("v00000008", refused=True)
+    for _ in range(3):
+        commit(store, refused="why")
+        store.prune(2, refused=1)
+    assert store.names() == ["v00000005", "v00000007", "v00000008", "v00000011"]
+
+
+def test_a_version_that_cannot_be_read_is_pruned_like_one_that_passed(store):
+    for _ in range(3):
+        store.promote(commit(store).name)
+    (store.root / "v00000001" / "manifest.json").write_text("{")
+    store.prune(2)
+    assert store.names() == ["v00000002", "v00000003"]
