@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from cluster.checkpoints.parts.users import load_users, partitions_in
 from cluster.config import FreshetConfig
 from cluster.publishing.query_batch import history_batch
 from cluster.publishing.served_model import ServedModel, follow_models
-from cluster.serving.following import Following
+from retrieval.versions.following import Following
 from streaming.arrays import Int64Array
 from streaming.events.ids import integer_ids
 from streaming.histories.history import UserStore
@@ -54,7 +56,8 @@ class Recommender:
     """Answers from the live index version and from the histories of the newest checkpoint.
 
     It follows new versions by `refresh`, or from a thread inside `with recommender.following():`. Each request is
-    answered from the version that was in memory when it began. Histories stay those that were read at the beginning.
+    answered from the version that was in memory when it began. Histories are read once, from the newest checkpoint.
+    `close`, or the end of its block, stops threads that follow and releases the version.
 
     Args:
         config: `storage_path` names the run.
@@ -77,9 +80,14 @@ class Recommender:
 
     @property
     def model(self) -> ServedModel:
-        """The version in memory; whoever asks it more than one thing keeps the object."""
+        """The version in memory. Keep the object for calls that must all use one version.
+
+        Raises:
+            NothingToServe: the recommender was closed.
+        """
         current = self._models.current
-        assert current is not None, "the first version is loaded when a recommender is made"
+        if current is None:
+            raise NothingToServe(f"the recommender of {self._config.index_location} was closed")
         return current
 
     @property
@@ -97,26 +105,47 @@ class Recommender:
 
     def following(self, every_s: float = 0.1) -> Following:
         """Follows new versions from a thread while the block runs, with a look every so many seconds."""
-        return Following(self.refresh, every_s)
+        return self._models.following(every_s)
+
+    def close(self) -> None:
+        """Stop threads that follow, and release the version in memory with its files."""
+        self._models.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def recommend(
-        self, user_id: int | str | None = None, history: Sequence[int | str] | None = None, k: int = 10
+        self,
+        user_id: int | str | None = None,
+        history: Sequence[int | str] | None = None,
+        k: int = 10,
+        exclude: Sequence[int | str] = (),
     ) -> list[Recommendation]:
         """The items of `answer`."""
-        return self.answer(user_id, history, k).items
+        return self.answer(user_id, history, k, exclude).items
 
     def answer(
-        self, user_id: int | str | None = None, history: Sequence[int | str] | None = None, k: int = 10
+        self,
+        user_id: int | str | None = None,
+        history: Sequence[int | str] | None = None,
+        k: int = 10,
+        exclude: Sequence[int | str] = (),
     ) -> Answer:
-        """The k best items that the user has not had, and the version that says so.
+        """The k best items that are not in the user's history, and the version that they came from.
 
         Args:
-            user_id: a user of the stream, a number or a text; without `history`, what the newest checkpoint knows of
-                them is used.
-            history: item ids, oldest first, instead.
-            k: how many.
+            user_id: a user of the stream, a number or a string; without `history`, their history in the newest
+                checkpoint is used.
+            history: item ids, oldest first, to use instead.
+            k: number of items.
+            exclude: more item ids that must not be recommended.
         Raises:
-            UnknownUser: neither the stream nor the caller knows what the user did.
+            UnknownUser: the newest checkpoint has no history of the user, and none was given.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k} (option -k)")
@@ -127,7 +156,8 @@ class Recommender:
                 f"user {user_id} has no events in {self._config.storage_path}; give --history 1,2,3"
             )
         model = self.model  # one version for all that follows
-        ids, scores = model.search(self._encode(model, user, past), k, exclude=[past])
+        unwanted = np.concatenate([past, integer_ids(list(exclude))])
+        ids, scores = model.search(self._encode(model, user, past), k, exclude=[unwanted])
         found = np.isfinite(scores[0])
         titles = model.catalogue.titles(ids[0][found])
         items = [

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
-from retrieval.versions.store import Version, VersionStore
+from retrieval.versions.following import Following
+from retrieval.versions.store import Version, VersionError, VersionStore
 
 
 class LoadedFromVersion(Protocol):
@@ -35,11 +36,28 @@ class VersionFollower(Generic[Loaded]):
         self._store, self._load = store, load
         self._loading = threading.Lock()
         self._current: Loaded | None = None
+        self._followings: list[Following] = []
+        self.closed = False
 
     @property
     def current(self) -> Loaded | None:
-        """What was loaded last; None before the first version."""
+        """What was loaded last; None before the first version and after `close`."""
         return self._current
+
+    def following(self, every_s: float) -> Following:
+        """Calls `refresh` from a thread, every so many seconds, while the block of the returned object runs."""
+        self._followings.append(Following(self.refresh, every_s))
+        return self._followings[-1]
+
+    def close(self) -> None:
+        """Stop the threads that follow, and release the version in memory with its files.
+
+        A request that has begun keeps its version until it ends.
+        """
+        for following in self._followings:
+            following.close()
+        with self._loading:
+            self.closed, self._current = True, None
 
     def refresh(self) -> bool:
         """Load the live version if it is not the one in memory; returns whether it changed.
@@ -48,11 +66,13 @@ class VersionFollower(Generic[Loaded]):
         it is loaded, so a damaged file of any part keeps the other parts out too.
 
         Raises:
-            VersionError: the live version cannot be used; the one in memory stays.
+            VersionError: the live version cannot be used, and the one in memory stays; or this was closed.
         """
         if not self._is_new(self._store.live_name()):
             return False
         with self._loading:
+            if self.closed:
+                raise VersionError(f"following the index versions in {self._store.where} was closed")
             while True:
                 name = self._store.live_name()
                 if name is None or not self._is_new(name):

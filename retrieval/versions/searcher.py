@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from retrieval.indexes.ivf import IndexInputError, IvfIndex
 from retrieval.indexes.parts import read_ids
 from retrieval.storage.cache import FileCache
 from retrieval.versions.follower import VersionFollower
+from retrieval.versions.following import Following
 from retrieval.versions.store import Version, VersionError, VersionStore
 
 INDEX_FILE = "index.faiss"
@@ -92,6 +95,8 @@ class LoadedVersion:
 class Searcher:
     """The live version of a store; `refresh` swaps it, a search in progress keeps the one it began with.
 
+    `close`, or the end of its block, stops threads that follow and releases the version's memory and files.
+
     Args:
         location: of the store, a folder or a URI.
         gpu: search on this GPU; the CPU keeps a copy, which serves while a new version goes up.
@@ -120,6 +125,22 @@ class Searcher:
         """See `VersionFollower.refresh`."""
         return self._follower.refresh()
 
+    def following(self, every_s: float = 1.0) -> Following:
+        """Follows new versions from a thread while the block runs, with a look at the pointer every so many seconds."""
+        return self._follower.following(every_s)
+
+    def close(self) -> None:
+        """See `VersionFollower.close`; a later search raises VersionError."""
+        self._follower.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
     ) -> tuple[Int64Array, Float32Array]:
@@ -134,11 +155,13 @@ class Searcher:
             Item ids int64 (Q, k) and inner products float32 (Q, k), best first; where there are fewer, id -1 and
             score -inf.
         Raises:
-            VersionError: no version is live.
+            VersionError: no version is live, or the searcher was closed.
             IndexInputError: queries of another width, k below 1, or another number of `exclude` than of queries.
         """
         loaded = self.loaded
         if loaded is None:
+            if self._follower.closed:
+                raise VersionError(f"the searcher of {self._store.where} was closed")
             raise VersionError(f"no index version is live in {self._store.where}")
         return loaded.search(query_QD, k, exclude)
 

@@ -16,6 +16,7 @@ _PAGE_NOT_RUN = re.compile(r"<!-- not run on this page: (.+?) -->", re.DOTALL)
 _CONSOLE = re.compile(
     r"(?:^<!-- not run: ((?:(?!-->).)+?) -->\n)?^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE
 )
+_PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _CODE_SPAN = re.compile(r"`([^`\n]+)`")
@@ -99,6 +100,11 @@ def commands(page: Path) -> list[Command]:
                 why = reason or (of_page[1] if of_page else "")
                 found.append(Command(name, bare.removesuffix("&").strip(), bare.endswith("&"), why))
     return found
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The page's Python blocks, in order."""
+    return _PYTHON.findall(page.read_text())
 
 
 def _lines(page: Path) -> Iterator[tuple[bool, str]]:

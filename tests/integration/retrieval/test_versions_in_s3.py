@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from retrieval import read_item_vectors
 from retrieval.config import IndexConfig
 from retrieval.indexes.parts import write_part
 from retrieval.storage import objects
@@ -72,6 +73,9 @@ def test_a_searcher_follows_versions_in_s3_as_on_a_disk_and_rolls_back(bucket, t
         assert store.rollback("v00000002").name == "v00000002"
         assert searcher.refresh()
         assert searcher.version.manifest["step"] == 1  # type: ignore[attr-defined]
+        table = read_item_vectors(place)
+        assert table.schema.metadata == {b"version": b"v00000002"}
+        assert table["item_id"].to_pylist() == list(range(0, 800, 10))
     assert all(np.array_equal(*pair) for pair in zip(*found.values(), strict=True))
     assert folders(places[0]) == {"v00000002", "v00000003"}
     assert not any("reserved" in name for name in objects_in(places[0])[0])

@@ -129,13 +129,13 @@ def test_a_version_with_a_damaged_tower_is_refused_once_and_the_one_in_memory_se
     with pytest.raises(VersionCorrupt, match=r"v00000002.*towers\.safetensors"):
         recommender.refresh()
     tried = threading.Semaphore(0)
-    refresh = recommender.refresh
+    refresh = recommender._models.refresh
 
     def counted():
         tried.release()
         return refresh()
 
-    recommender.refresh = counted
+    recommender._models.refresh = counted
     with recommender.following(every_s=0.001):
         for _ in range(3):
             assert tried.acquire(timeout=60)
@@ -143,6 +143,28 @@ def test_a_version_with_a_damaged_tower_is_refused_once_and_the_one_in_memory_se
     assert caplog.text.count("towers.safetensors") == 1
     publishing.publish()
     assert refresh()
+
+
+def test_a_closed_recommender_has_stopped_its_thread_and_says_so(publishing):
+    publishing.publish()
+    with Recommender(publishing.run.config) as recommender:
+        recommender.following(every_s=0.001).__enter__()
+        assert _answers(recommender)
+    assert "following index versions" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(NothingToServe, match="was closed"):
+        recommender.answer(history=[1])
+
+
+def test_items_of_the_history_and_those_excluded_are_not_recommended(publishing):
+    publishing.publish()
+    with Recommender(publishing.run.config) as recommender:
+        history = [1, 2]
+        unfiltered = [item.item_id for item in recommender.recommend(history=history, k=5)]
+        filtered = [
+            item.item_id for item in recommender.recommend(history=history, k=5, exclude=unfiltered[:2])
+        ]
+    assert set(filtered).isdisjoint(history + unfiltered[:2])
+    assert filtered[:3] == unfiltered[2:]
 
 
 def test_looking_for_a_new_version_reads_the_pointer_alone(publishing, monkeypatch):

@@ -1,4 +1,6 @@
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -155,3 +157,32 @@ def test_searches_go_on_while_versions_are_swapped(store, put):
         thread.join()
     assert wrong == []
     assert len(seen) >= 2
+
+
+def test_a_searcher_follows_from_a_thread_until_it_is_closed(store, put):
+    put(clustered(30)[0])
+    with Searcher(store.root) as searcher:
+        searcher.following(every_s=0.001).__enter__()
+        put(clustered(40)[0])
+        deadline = time.monotonic() + 60
+        while searcher.version.name != "v00000002" and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert searcher.version.name == "v00000002"
+    assert "following index versions" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(VersionError, match="closed"):
+        searcher.search(clustered(30)[1], 1)
+    with pytest.raises(VersionError, match="closed"):
+        searcher.refresh()
+
+
+def test_a_closed_searcher_releases_the_version_once_no_search_uses_it(store, put):
+    put(clustered(30)[0])
+    searcher = Searcher(store.root)
+    begun, released = searcher.loaded, threading.Event()
+    weakref.finalize(begun, released.set)
+    searcher.close()
+    assert searcher.version is None
+    assert begun.search(clustered(30)[1], 1)[0].shape == (300, 1)
+    assert not released.is_set()
+    del begun
+    assert released.is_set()
