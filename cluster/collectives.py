@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, cast
 
 import numpy as np
@@ -37,18 +38,40 @@ class RankFailedError(RuntimeError):
 
 
 class Collectives:
-    """The collectives of one worker group. Every rank must make the same calls in the same order."""
+    """The collectives of one worker group. Every rank must make the same calls in the same order.
 
-    def __init__(self) -> None:
+    Args:
+        group: the ranks among which the calls are made; by default those of the process group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.active = dist.is_available() and dist.is_initialized()
-        self.rank: int = dist.get_rank() if self.active else 0
-        self.world: int = dist.get_world_size() if self.active else 1
+        self.rank: int = dist.get_rank(group) if self.active else 0
+        self.world: int = dist.get_world_size(group) if self.active else 1
+        self._group = group
         self.broken = False
         """Whether a message failed: what the ranks say to each other is out of step from there on."""
         self.gathers_of_a_step = 0
         """How many calls the model makes in a step (its settings say), once that is known; no rank knows it alone."""
         self._room: dict[str, int] = {}
         self._room_bytes: dict[str, int] = {}
+
+    @classmethod
+    def alone(cls) -> Collectives:
+        """One rank: this process by itself, also where it belongs to a worker group."""
+        own = cls()
+        own.active, own.rank, own.world = False, 0, 1
+        return own
+
+    def beside(self, timeout: timedelta) -> Collectives:
+        """Collective. The same ranks over a connection of their own (gloo), for one other thread of each rank.
+
+        Args:
+            timeout: how long a rank waits there for the others.
+        """
+        if self.world == 1:
+            return self.alone()
+        return Collectives(dist.new_group(backend="gloo", timeout=timeout))
 
     @property
     def lost(self) -> bool:
@@ -182,7 +205,7 @@ class Collectives:
 
     def _send(self, call: Callable[..., object], *arguments: object) -> None:
         try:
-            call(*arguments)
+            call(*arguments, group=self._group)
         except Exception:
             self.broken = True
             raise

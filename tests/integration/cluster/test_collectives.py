@@ -1,5 +1,8 @@
 """Gathering in one message gives what gathering in two gives, whatever the sizes do."""
 
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
 import numpy as np
 import torch
 
@@ -31,3 +34,22 @@ def test_a_gather_in_one_message_equals_one_that_asks_for_the_sizes_first():
     for same in run_on_ranks(_gather, 2):
         assert len(same) == len(SIZES) * 8
         assert all(same)
+
+
+def _beside(rank: int) -> tuple[list, list, int]:
+    comm = Collectives()
+    other = comm.beside(timedelta(seconds=60))
+    with ThreadPoolExecutor(1) as thread:
+        # One rank speaks first in the thread, the other first outside of it: on one connection they would meet.
+        early = thread.submit(lambda: other.gather_objects(("thread", rank)))
+        if rank == 0:
+            early.result(60)
+        outside = comm.gather_objects(("loop", rank))
+        return outside, early.result(60), Collectives.alone().world
+
+
+def test_a_thread_of_each_rank_talks_beside_the_loop_and_one_rank_can_be_alone():
+    for outside, inside, alone in run_on_ranks(_beside, 2):
+        assert outside == [("loop", 0), ("loop", 1)]
+        assert inside == [("thread", 0), ("thread", 1)]
+        assert alone == 1
