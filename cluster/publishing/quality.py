@@ -1,0 +1,175 @@
+"""What the quality gate asks: recent events, as queries of a candidate and of the live version.
+
+A trainer keeps the last events that it sampled. A refresh has none, so it holds out the last event of some users.
+
+The candidate may have been trained on these events already and the live version not, so the gate finds candidates that
+are broken, not small losses.
+
+Shape letters: Q users.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.publishing.new_events import NewEvents
+from cluster.publishing.query_side import QuerySide
+from retrieval.versions.gate import Quality
+from retrieval.versions.store import Version, VersionError, VersionStore
+from streaming.arrays import Int64Array
+from streaming.batches.batcher import UserAttributes
+from streaming.events.quoting import described
+from streaming.events.schema import TRAINING_BATCH_SCHEMA
+from streaming.histories.history import UserStore
+
+MOST_EVENTS = 1024
+"""Events of each rank."""
+_log = logging.getLogger(__name__)
+
+
+class RecentEvents:
+    """The last events that were sampled, at least `most` of them once there have been so many."""
+
+    def __init__(self, most: int = MOST_EVENTS) -> None:
+        self._most, self._kept = most, 0
+        self._batches: deque[pa.RecordBatch] = deque()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add events, in TRAINING_BATCH_SCHEMA (`select_events` makes them out of a batch)."""
+        if batch.num_rows:
+            self._batches.append(batch)
+            self._kept += _events(batch)
+        while self._batches and self._kept - _events(self._batches[0]) >= self._most:
+            self._kept -= _events(self._batches.popleft())
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """All of them, oldest first."""
+        return list(self._batches)
+
+
+def last_events(
+    user_Q: Int64Array, users: UserStore, attributes: UserAttributes, history_length: int
+) -> pa.RecordBatch:
+    """The last event of each user who has at least two, in TRAINING_BATCH_SCHEMA.
+
+    Args:
+        user_Q: int64 (Q,).
+        users: histories and counts.
+        attributes: the catalogue.
+        history_length: W, items of history.
+    """
+    user_Q = user_Q[np.diff(users.last(user_Q, 2)[2]) == 2]
+    items, times, offset_Q1 = users.last(user_Q, history_length + 1)
+    seen, seen_Q1 = users.last_items(user_Q, users.retained)
+    is_older = np.ones(seen.shape[0], np.bool_)
+    is_older[seen_Q1[1:] - 1] = False
+    unwanted, unwanted_Q1 = users.negatives.last_items(user_Q, history_length)
+    attributes_QF = attributes.user_attributes(user_Q)
+    one_Q1, zeros_Q = np.arange(user_Q.shape[0] + 1), np.zeros(user_Q.shape[0], np.int64)
+    columns = [
+        pa.array(user_Q, pa.int64()),
+        _lists(offset_Q1, items, pa.int64()),
+        _lists(offset_Q1, times, pa.int64()),
+        pa.array(np.diff(offset_Q1) - 1, pa.int32()),
+        pa.array(users.counts(user_Q) - 1, pa.int64()),
+        _lists(one_Q1 * attributes_QF.shape[1], attributes_QF.reshape(-1), pa.int64()),
+        _lists(seen_Q1 - one_Q1, seen[is_older], pa.int64()),
+        pa.array(zeros_Q, pa.int32()),
+        _lists(one_Q1, zeros_Q, pa.int64()),
+        _lists(one_Q1, zeros_Q, pa.int32()),
+        _lists(one_Q1, zeros_Q, pa.int64()),
+        _lists(one_Q1, np.ones(user_Q.shape[0]), pa.float32()),
+        _lists(unwanted_Q1, unwanted, pa.int64()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=TRAINING_BATCH_SCHEMA)
+
+
+def quality_of(
+    batches: Sequence[pa.RecordBatch],
+    candidate: QuerySide,
+    store: VersionStore,
+    config: FreshetConfig,
+    comm: Collectives,
+) -> Quality | None:
+    """Collective. The events of all ranks as queries of the candidate and of the live version.
+
+    Args:
+        batches: events of this rank, in TRAINING_BATCH_SCHEMA.
+        candidate: the towers, rows and catalogue that the candidate is built of; its rows need no messages.
+        store: of the versions.
+        config: of the run.
+        comm: the ranks.
+    Returns:
+        None if the gate is off, there are too few events, or no version is live that can answer them.
+    """
+    new = [(batch, found) for batch in batches if (found := NewEvents.of(batch)).had]
+    events = int(comm.exchange(np.array([float(sum(len(found.had) for _, found in new))])).sum())
+    if config.index.max_quality_loss >= 1 or events < config.index.min_quality_events:
+        return None
+    live, problem = _live_queries(store, config, comm)
+    mine: list[Quality] = []
+    failure: Exception | None = None
+    try:
+        mine = [_queries(batch, found, candidate, live) for batch, found in new] if live is not None else []
+    except Exception as error:  # the other ranks wait for this one's queries
+        failure = error
+    gathered = comm.gather_objects((mine, problem or (described(failure) if failure is not None else "")))
+    problems = [f"rank {rank}: {told}" for rank, (_, told) in enumerate(gathered) if told]
+    if problems or live is None:
+        if problems and comm.rank == 0:
+            _log.warning("hit rates are not compared with the live version's: %s", problems[0])
+        return None
+    parts = [part for theirs, _ in gathered for part in theirs]
+    return Quality(
+        query_QD=np.concatenate([part.query_QD for part in parts]),
+        live_query_QD=np.concatenate([part.live_query_QD for part in parts]),
+        target_Q=np.concatenate([part.target_Q for part in parts]),
+        seen=[had for part in parts for had in part.seen],
+        top_k=config.progressive.top_k,
+    )
+
+
+def _queries(batch: pa.RecordBatch, new: NewEvents, candidate: QuerySide, live: QuerySide) -> Quality:
+    encoded = [side.encode(batch)[new.event_S] for side in (candidate, live)]
+    return Quality(encoded[0], encoded[1], new.target_S, new.had, 0)
+
+
+def _live_queries(
+    store: VersionStore, config: FreshetConfig, comm: Collectives
+) -> tuple[QuerySide | None, str]:
+    """Collective. The live version's query side, or why it cannot be read; rank 0 verifies it for all."""
+    name, problem = "", ""
+    if comm.rank == 0:
+        try:
+            name = store.live_name() or ""
+            if name:
+                store.verify(name, _query_files(store.open(name)))
+        except (OSError, VersionError) as error:
+            problem = str(error)
+    name, problem = comm.gather_objects((name, problem))[0]
+    if problem or not name:
+        return None, problem
+    try:
+        return QuerySide.load(store.open(name), config.stream), ""
+    except Exception as error:
+        return None, described(error)
+
+
+def _query_files(version: Version) -> list[str]:
+    return [name for name in version.files() if not name.startswith(("index", "items"))]
+
+
+def _events(batch: pa.RecordBatch) -> int:
+    return len(batch.column("offset").flatten())
+
+
+def _lists(offsets: Int64Array, values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
