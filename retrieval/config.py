@@ -12,8 +12,16 @@ from retrieval.setting import require_declared, setting
 class IndexConfig:
     """How item vectors are indexed, and what a version must show before it goes live."""
 
-    kind: Literal["ivf_flat", "ivf_fp16", "ivf_sq8"] = setting(
-        "ivf_fp16", "How lists store numbers: float32 (ivf_flat), float16 (ivf_fp16), or 8 bits (ivf_sq8)."
+    kind: Literal["ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pqfs"] = setting(
+        "ivf_fp16",
+        "How lists store numbers: float32 (ivf_flat), float16 (ivf_fp16), 8 bits (ivf_sq8), or product codes of 2 bits "
+        "a number that are scanned fast, the best of them ranked again by finer codes (ivf_pqfs).",
+    )
+    refine: Literal["fp16", "sq8"] = setting(
+        "fp16", "How the finer codes of ivf_pqfs store numbers: float16 (fp16) or 8 bits (sq8)."
+    )
+    refine_factor: int = setting(
+        8, "How many times the wanted results ivf_pqfs ranks again by the finer codes.", at_least=1
     )
     nlist: int = setting(
         0, "Number of inverted lists (0 = chosen from the size of the catalogue).", at_least=0
@@ -73,6 +81,9 @@ class IndexConfig:
         at_least=0,
     )
     gpu: int = setting(0, "Which of the visible GPUs to use with index.device=cuda.", at_least=0)
+    gpus: int = setting(
+        1, "Number of GPUs, from index.gpu on, that the items of an index are divided among.", at_least=1
+    )
 
     def __post_init__(self) -> None:
         """Check bounds, choices, and that a version can pass the recall gate.
@@ -86,6 +97,10 @@ class IndexConfig:
             raise ValueError(
                 f"index.min_recall must not be above index.recall_target={self.recall_target}, got {self.min_recall!r}"
             )
+
+    def cards(self) -> tuple[int, ...]:
+        """The GPUs that hold an index, by number."""
+        return tuple(range(self.gpu, self.gpu + self.gpus))
 
     def on_gpu(self) -> bool:
         """Whether `device` says a GPU, or leaves it open and Faiss sees one."""

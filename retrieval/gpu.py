@@ -39,7 +39,9 @@ def require_gpu(gpu: int) -> None:
             "index.device is 'cuda' but Faiss sees no GPU; install faiss-gpu, or set index.device=auto"
         )
     if gpu >= count:
-        raise IndexDeviceError(f"index.gpu is {gpu}, but Faiss sees {count} GPUs, counted from 0")
+        raise IndexDeviceError(
+            f"index.gpu and index.gpus ask for GPU {gpu}, but Faiss sees {count} GPUs, counted from 0"
+        )
 
 
 def resources() -> Any:
@@ -63,7 +65,14 @@ def new_resources() -> Any:
 _BYTES_OF_A_NUMBER = {"ivf_flat": 4, "ivf_fp16": 2, "ivf_sq8": 1}
 
 
-def bytes_needed(items: int, dim: int, kind: str) -> int:
-    """Bytes that an index of so many items takes on a GPU while it is built, with room for uneven lists and scratch."""
-    of_vector = dim * _BYTES_OF_A_NUMBER[kind] + 4
-    return int(1.2 * items * of_vector) + _SCRATCH_BYTES * 2
+def bytes_needed(items: int, dim: int, kind: str, cards: int = 1) -> int:
+    """Bytes that an index takes on each of its GPUs while it is built, with room for uneven lists and scratch.
+
+    Args:
+        items: in all of it.
+        dim: columns.
+        kind: index.kind; of one that Faiss has on the CPU only, the GPU holds no items.
+        cards: index.gpus.
+    """
+    of_vector = dim * _BYTES_OF_A_NUMBER[kind] + 4 if kind in _BYTES_OF_A_NUMBER else 0
+    return int(1.2 * items * of_vector / cards) + _SCRATCH_BYTES * 2

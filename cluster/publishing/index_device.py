@@ -34,12 +34,13 @@ def with_room(config: IndexConfig, items: int, dim: int) -> IndexConfig:
     """The same, or on the CPU if the GPU, where training goes on meanwhile, has too little memory left."""
     if config.device != "cuda":
         return config
-    needed, free = bytes_needed(items, dim, config.kind), torch.cuda.mem_get_info(config.gpu)[0]
+    needed = bytes_needed(items, dim, config.kind, config.gpus)
+    free, card = min((torch.cuda.mem_get_info(card)[0], card) for card in config.cards())
     if needed <= free:
         return config
     _log.warning(
         "an index of %d items needs %.1f GB of GPU %d, which has %.1f GB free: it is built on the CPU "
         "(setting: index.device)",
-        *(items, needed / 1e9, config.gpu, free / 1e9),
+        *(items, needed / 1e9, card, free / 1e9),
     )
     return replace(config, device="cpu")

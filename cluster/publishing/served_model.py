@@ -35,7 +35,9 @@ class ServedModel:
     items: LoadedVersion
 
     @staticmethod
-    def load(version: Version, stream: StreamConfig, gpu: int | None = None) -> Iterator[ServedModel]:
+    def load(
+        version: Version, stream: StreamConfig, gpu: int | Sequence[int] | None = None
+    ) -> Iterator[ServedModel]:
         """Read a verified version; with a `gpu`, the same version follows with its index there."""
         queries = QuerySide.load(version, stream)
         for items in LoadedVersion.load_on(version, gpu):
@@ -64,5 +66,5 @@ class ServedModel:
 
 def follow_models(config: FreshetConfig) -> VersionFollower[ServedModel]:
     """Follows the live version of a run; nothing is loaded before the first `refresh`."""
-    gpu = config.index.gpu if config.index.device == "cuda" else None
+    gpu = config.index.cards() if config.index.device == "cuda" else None
     return VersionFollower(version_store(config), partial(ServedModel.load, stream=config.stream, gpu=gpu))

@@ -1,4 +1,4 @@
-"""An IVF index on a GPU: built, tuned and searched there, written as the CPU's, so that a version serves anywhere.
+"""An IVF index on GPUs: built, tuned and searched there, written as the CPU's, so that a version serves anywhere.
 
 Shape letters: N items, Q queries, K results, D columns, L lists.
 
@@ -7,7 +7,10 @@ Written against Faiss 1.15. `make test-gpu` runs it on a GPU, `make test` with a
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +18,75 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.arrays import Float32Array, Int64Array
+from retrieval.arrays import Float32Array, Int64Array, UInt8Array
 from retrieval.config import IndexConfig
 from retrieval.gpu import MOST_RESULTS, gpu_faiss, new_resources, require_gpu, resources
-from retrieval.indexes.coarse import assign_lists, train_centroids
-from retrieval.indexes.ivf import CODES, IvfIndex, lists_for, require_usable, sample_for_codes
+from retrieval.indexes.ivf import IvfBuilder, IvfIndex, build_on
+from retrieval.indexes.kinds import GPU_KINDS, without_items
+from retrieval.indexes.merging import merge_into_first
+
+_log = logging.getLogger(__name__)
 
 
 class GpuIvfIndex(IvfIndex):
-    """The same index on a GPU. Faiss's GPU indexes serve one thread at a time, so searches wait for each other.
+    """The same index on one GPU, or its items divided among several.
 
-    A search for more than 2,048 results or in more than 2,048 lists goes to the copy on the CPU. Faiss ignores
-    selectors on a GPU: what is excluded must be fetched and left out.
+    Faiss's GPU indexes serve one thread at a time, so searches wait for each other. A search for more than 2,048
+    results or in more than 2,048 lists goes to the copy on the CPU. Faiss ignores selectors on a GPU: what is excluded
+    must be fetched and left out.
     """
 
     def __init__(
         self,
-        index: Any,
+        parts: Sequence[Any],
         kind: str,
         scratch: Any,
         on_cpu: IvfIndex | None = None,
         list_N: npt.NDArray[np.int32] | None = None,
     ) -> None:
-        super().__init__(index, kind, scratch, list_N)  # the index uses its resources for as long as it lives
+        super().__init__(
+            parts[0], kind, scratch, list_N
+        )  # parts use their resources for as long as they live
+        self._parts = list(parts)
         self._on_cpu = on_cpu
         self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(len(parts), "gpu") if len(parts) > 1 else None
 
     @staticmethod
-    def build(
-        vectors_ND: Float32Array,
-        config: IndexConfig,
-        *,
-        seed: int,
-        warm_start_LD: Float32Array | None = None,
-    ) -> GpuIvfIndex:
-        """As `IvfIndex.build`, on GPU `index.gpu`.
-
-        Raises:
-            IndexInputError: there are no items, or numbers that are not finite.
-            IndexDeviceError: Faiss has no such GPU.
-        """
-        require_usable(vectors_ND)
-        require_gpu(config.gpu)
-        items, dim = vectors_ND.shape
-        lists = lists_for(items, config)
-        centroids = train_centroids(vectors_ND, lists, config, seed=seed, warm_start_LD=warm_start_LD)
-        assigned = assign_lists(vectors_ND, centroids, config)
-        scratch = resources()
-        index = _empty(scratch, centroids, dim, lists, config)
-        index.train(sample_for_codes(vectors_ND, config.kind))
-        index.reserveMemory(items)  # or its lists would grow by copies
-        numbers = np.arange(items, dtype=np.int64)
-        ids, lists_of = faiss.swig_ptr(numbers), faiss.swig_ptr(assigned)
-        index.add_core(items, faiss.swig_ptr(vectors_ND), ids, lists_of)
-        return GpuIvfIndex(index, config.kind, scratch, None, assigned.astype(np.int32))
-
-    @staticmethod
-    def copy_of(index: IvfIndex, gpu: int) -> GpuIvfIndex:
-        """An index of the CPU, copied to a GPU; the CPU's stays for searches that a GPU cannot do.
+    def copy_of(index: IvfIndex, gpus: int | Sequence[int]) -> GpuIvfIndex:
+        """An index of the CPU, copied to GPUs; the CPU's stays for searches that a GPU cannot do.
 
         Raises:
             IndexDeviceError: Faiss has no such GPU.
         """
-        require_gpu(gpu)
-        options = gpu_faiss.GpuClonerOptions()
-        options.indicesOptions = gpu_faiss.INDICES_32_BIT
-        scratch = new_resources()
-        copied = gpu_faiss.index_cpu_to_gpu(scratch, gpu, index._index, options)
-        return GpuIvfIndex(copied, index.kind, scratch, index)
+        cards = [gpus] if isinstance(gpus, int) else list(gpus)
+        for card in cards:
+            require_gpu(card)
+        scratch = [new_resources() for _ in cards]
+        sources = [index._index] if len(cards) == 1 else _divided(index._index, len(cards))
+        parts = [
+            _on_card(one, card, source) for one, card, source in zip(scratch, cards, sources, strict=True)
+        ]
+        return GpuIvfIndex(parts, index.kind, scratch, index)
+
+    @property
+    def size(self) -> int:
+        """See IvfIndex."""
+        return sum(int(part.ntotal) for part in self._parts)
 
     def on_cpu(self) -> IvfIndex:
         """See IvfIndex: copied once."""
         with self._lock:
             if self._on_cpu is None:
-                owner = gpu_faiss.index_gpu_to_cpu(self._index)
-                self._on_cpu = IvfIndex(faiss.downcast_index(owner), self.kind, owner)
+                owners = [gpu_faiss.index_gpu_to_cpu(part) for part in self._parts]
+                stored = merge_into_first([faiss.downcast_index(owner) for owner in owners], renumber=False)
+                self._on_cpu = IvfIndex(stored, self.kind, owners[0], self._list_N)
             return self._on_cpu
 
     def list_lengths(self) -> Int64Array:
         """See IvfIndex: a GPU index has no inverted lists to ask."""
-        return np.array([self._index.getListLength(i) for i in range(self.nlist)], np.int64)
+        lengths = [[part.getListLength(i) for i in range(self.nlist)] for part in self._parts]
+        return np.asarray(np.sum(lengths, axis=0), np.int64)
 
     def centroids(self) -> Float32Array:
         """See IvfIndex."""
@@ -109,15 +101,84 @@ class GpuIvfIndex(IvfIndex):
             return super().scanned(query_QD, nprobe)
 
     def search(self, query_QD: Float32Array, k: int, nprobe: int) -> tuple[Int64Array, Float32Array]:
-        """See IvfIndex."""
+        """See IvfIndex; several GPUs search at once, and their results are merged."""
         if k > MOST_RESULTS or min(nprobe, self.nlist) > MOST_RESULTS:
             return self.on_cpu().search(query_QD, k, nprobe)
         with self._lock:
-            return super().search(query_QD, k, nprobe)
+            if self._pool is None:
+                return super().search(query_QD, k, nprobe)
+            searches = [self._pool.submit(self._search, part, query_QD, k, nprobe) for part in self._parts]
+            found = [search.result() for search in searches]
+        rows_QF, scores_QF = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
+        best_QK = np.argsort(np.where(rows_QF >= 0, -scores_QF, np.inf), axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(rows_QF, best_QK, 1), np.take_along_axis(scores_QF, best_QK, 1)
 
     def save(self, path: Path) -> None:
         """See IvfIndex: the file is the CPU's."""
         self.on_cpu().save(path)
+
+
+class GpuIvfBuilder(IvfBuilder):
+    """As `IvfBuilder`, on the cards of the settings: each slice is divided among them.
+
+    Args:
+        empty: from `empty_index`.
+        config: kind, gpu, gpus.
+        items: about how many will be added.
+    Raises:
+        IndexDeviceError: Faiss has no such GPU.
+    """
+
+    def __init__(self, empty: UInt8Array, config: IndexConfig, items: int) -> None:
+        super().__init__(empty, config.kind)
+        cards = config.cards()
+        for card in cards:
+            require_gpu(card)
+        # Several cards work at once, and threads must not share scratch memory.
+        self._scratch = [resources()] if len(cards) == 1 else [new_resources() for _ in cards]
+        self._parts = [
+            _on_card(scratch, card, self._stored) for scratch, card in zip(self._scratch, cards, strict=True)
+        ]
+        for part in self._parts:
+            part.reserveMemory(-(-items // len(cards)))  # or its lists would grow by copies
+
+    def _append(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
+        rows_N = np.arange(self.size, self.size + vectors_ND.shape[0])
+        shares = (np.array_split(array, len(self._parts)) for array in (vectors_ND, rows_N, assigned_N))
+        for part, vectors, rows, assigned in zip(self._parts, *shares, strict=True):
+            if rows.shape[0]:
+                ids, lists = faiss.swig_ptr(rows), faiss.swig_ptr(assigned)
+                part.add_core(rows.shape[0], faiss.swig_ptr(vectors), ids, lists)
+
+    def index(self) -> GpuIvfIndex:
+        """See IvfBuilder."""
+        return GpuIvfIndex(self._parts, self._kind, self._scratch, None, self._list_of_each())
+
+
+def searched_on_gpu(kind: str) -> bool:
+    """Whether Faiss has this kind on GPUs; says where it is searched instead, if not."""
+    if kind in GPU_KINDS:
+        return True
+    _log.warning(
+        "Faiss has no index.kind=%s on GPUs: its centroids are trained there, it is filled and searched on the CPU",
+        kind,
+    )
+    return False
+
+
+def builder_for(empty: UInt8Array, config: IndexConfig, items: int) -> IvfBuilder:
+    """On the GPU with index.device=cuda, and with `auto` where Faiss sees one; else, and for other kinds, on the CPU.
+
+    Args:
+        empty: from `empty_index`.
+        config: kind, device, gpu, gpus.
+        items: about how many will be added.
+    Raises:
+        IndexDeviceError: index.device is cuda and Faiss has no such GPU.
+    """
+    if config.on_gpu() and searched_on_gpu(config.kind):
+        return GpuIvfBuilder(empty, config, items)
+    return IvfBuilder(empty, config.kind)
 
 
 def build_index(
@@ -127,28 +188,19 @@ def build_index(
     seed: int,
     warm_start_LD: Float32Array | None = None,
 ) -> IvfIndex:
-    """On the GPU with index.device=cuda, and with `auto` where Faiss sees one; else on the CPU. As `IvfIndex.build`."""
-    builder = GpuIvfIndex if config.on_gpu() else IvfIndex
-    return builder.build(vectors_ND, config, seed=seed, warm_start_LD=warm_start_LD)
+    """As `IvfIndex.build`, where `builder_for` says."""
+    return build_on(builder_for, vectors_ND, config, seed=seed, warm_start_LD=warm_start_LD)
 
 
-def _empty(scratch: Any, centroid_LD: Float32Array, dim: int, lists: int, config: IndexConfig) -> Any:
-    flat_settings = gpu_faiss.GpuIndexFlatConfig()
-    flat_settings.device = config.gpu
-    quantizer = gpu_faiss.GpuIndexFlatIP(scratch, dim, flat_settings)
-    quantizer.add(centroid_LD)
-    by_inner_product = faiss.METRIC_INNER_PRODUCT
-    flat = config.kind == "ivf_flat"
-    settings = gpu_faiss.GpuIndexIVFFlatConfig() if flat else gpu_faiss.GpuIndexIVFScalarQuantizerConfig()
-    settings.device = config.gpu
-    settings.indicesOptions = gpu_faiss.INDICES_32_BIT
-    if flat:
-        index = gpu_faiss.GpuIndexIVFFlat(scratch, quantizer, dim, lists, by_inner_product, settings)
-    else:
-        codes = CODES[config.kind]
-        index = gpu_faiss.GpuIndexIVFScalarQuantizer(
-            scratch, quantizer, dim, lists, codes, by_inner_product, False, settings
-        )
-    # The index points to it and does not own it; Faiss lets no other attribute be added.
-    index.referenced_objects = [*getattr(index, "referenced_objects", ()), quantizer]
-    return index
+def _on_card(scratch: Any, card: int, index: Any) -> Any:
+    options = gpu_faiss.GpuClonerOptions()
+    options.indicesOptions = gpu_faiss.INDICES_32_BIT
+    return gpu_faiss.index_cpu_to_gpu(scratch, card, index, options)
+
+
+def _divided(index: Any, parts: int) -> list[Any]:
+    """The items of a CPU's index by row number, each part with all centroids."""
+    divided = [without_items(index) for _ in range(parts)]
+    for number, part in enumerate(divided):
+        index.copy_subset_to(part, gpu_faiss.InvertedLists.SUBSET_TYPE_ID_MOD, parts, number)
+    return divided

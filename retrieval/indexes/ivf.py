@@ -3,10 +3,12 @@
 Shape letters: N items, Q queries, K results, D columns, P probed lists, L lists.
 
 Never searched while it is added to, and nprobe travels with each search, so an index is read by any number of threads.
+`IvfBuilder` makes one in slices, or a shard of one; `IvfIndex.build` from a whole matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,18 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.arrays import Float32Array, Int64Array
+from retrieval.arrays import Float32Array, Int64Array, UInt8Array
 from retrieval.config import IndexConfig
 from retrieval.indexes.coarse import assign_lists, train_centroids
+from retrieval.indexes.kinds import add, codec_sample, search, searchable, trained_empty
+from retrieval.indexes.merging import merge_into_first
 from retrieval.storage.durable import PRIVATE_FILE
 
 _ITEMS_PER_LIST = 30
 _WRITE_BYTES = 1 << 20
 # A scan of so few costs no more than choosing lists does, and cannot miss anything.
 _TOO_FEW_FOR_LISTS = 1000
-_MOST_FOR_CODES = 65_536
-
-CODES = {"ivf_fp16": faiss.ScalarQuantizer.QT_fp16, "ivf_sq8": faiss.ScalarQuantizer.QT_8bit}
-"""How Faiss stores a number, of the kinds that do not keep it."""
+_NO_LISTS = np.empty(0, np.int32)
 
 
 class IndexInputError(ValueError):
@@ -49,9 +50,25 @@ class IvfIndex:
     """
 
     def __init__(
-        self, index: Any, kind: str, owner: Any = None, list_N: npt.NDArray[np.int32] | None = None
+        self,
+        stored: Any,
+        kind: str,
+        owner: Any = None,
+        list_N: npt.NDArray[np.int32] | None = None,
+        *,
+        release: bool = False,
     ) -> None:
-        self._index = index
+        """See `build`, `load` and `IvfBuilder`.
+
+        Args:
+            stored: the index as a file holds it, or one of a GPU.
+            kind: index.kind.
+            owner: what must live as long as `stored`.
+            list_N: int32, the list of each row, where it is known.
+            release: it is only searched from now on, never saved or merged, which may save memory.
+        """
+        self._index, self._through = searchable(stored, release)
+        self._stored = stored if self._through is stored or not release else None
         self._owner = owner
         self._list_N = list_N
         self.kind = kind
@@ -75,17 +92,7 @@ class IvfIndex:
             IndexInputError: there are no items, or numbers that are not finite.
             IndexDeviceError: index.device is cuda and Faiss has no GPU.
         """
-        require_usable(vectors_ND)
-        items, dim = vectors_ND.shape
-        lists = lists_for(items, config)
-        centroids = train_centroids(vectors_ND, lists, config, seed=seed, warm_start_LD=warm_start_LD)
-        quantizer = faiss.IndexFlatIP(dim)
-        quantizer.add(centroids)
-        index = _empty_ivf(quantizer, dim, lists, config.kind)
-        index.train(sample_for_codes(vectors_ND, config.kind))
-        assigned = assign_lists(vectors_ND, centroids, config)
-        index.add_core(items, faiss.swig_ptr(vectors_ND), None, faiss.swig_ptr(assigned))
-        return IvfIndex(index, config.kind, None, assigned.astype(np.int32))
+        return build_on(_cpu_builder, vectors_ND, config, seed=seed, warm_start_LD=warm_start_LD)
 
     @property
     def nlist(self) -> int:
@@ -133,9 +140,13 @@ class IvfIndex:
             raise IndexInputError(f"queries have shape {query_QD.shape}, the index has {self.dim} columns")
         if k < 1:
             raise IndexInputError(f"k must be at least 1, got {k}")
-        probes = faiss.SearchParametersIVF()
-        probes.nprobe = max(1, min(nprobe, self.nlist))
-        scores, rows = self._index.search(np.ascontiguousarray(query_QD, np.float32), k, params=probes)
+        return self._search(self._through, query_QD, k, nprobe)
+
+    def _search(
+        self, through: Any, query_QD: Float32Array, k: int, nprobe: int
+    ) -> tuple[Int64Array, Float32Array]:
+        queries = np.ascontiguousarray(query_QD, np.float32)
+        rows, scores = search(through, queries, k, max(1, min(nprobe, self.nlist)))
         return np.asarray(rows, np.int64), np.asarray(scores, np.float32)
 
     def save(self, path: Path) -> None:
@@ -148,14 +159,109 @@ class IvfIndex:
         path.touch(PRIVATE_FILE)
         with path.open("wb") as file:
             writer = faiss.PyCallbackIOWriter(file.write, _WRITE_BYTES)  # type: ignore[attr-defined]
-            faiss.write_index(self._index, writer)
+            assert self._stored is not None, "an index that was loaded to be searched is not saved"
+            faiss.write_index(self._stored, writer)
 
     @staticmethod
-    def load(path: Path, kind: str) -> IvfIndex:
-        """Read what `save` wrote."""
-        owner = faiss.read_index(str(path))
+    def load(path: Path | Sequence[Path], kind: str) -> IvfIndex:
+        """Read what `save` wrote: one file, or all shards of an index, whose rows are numbered on from shard to shard.
+
+        Raises:
+            ValueError: the shards are not of one index.
+        """
+        paths = [path] if isinstance(path, Path) else path
+        owners = [faiss.read_index(str(one)) for one in paths]
         # The downcast is a view: the memory goes with the object that was read.
-        return IvfIndex(faiss.downcast_index(owner), kind, owner)
+        stored = merge_into_first([faiss.downcast_index(owner) for owner in owners])
+        return IvfIndex(stored, kind, owners[0], release=True)
+
+
+def empty_index(config: IndexConfig, centroid_LD: Float32Array, sample_SD: Float32Array) -> UInt8Array:
+    """An index without items as bytes, uint8 (B,): shards that begin from the same ones can be merged.
+
+    Args:
+        config: kind and its settings.
+        centroid_LD: float32, see `train_centroids`.
+        sample_SD: float32, items to train the codes on; at least one, at most some 65,536 are of use.
+    """
+    return np.asarray(faiss.serialize_index(trained_empty(centroid_LD, sample_SD, config)), np.uint8)
+
+
+class IvfBuilder:
+    """Adds items to an index, or to one shard of it, in slices.
+
+    Args:
+        empty: from `empty_index`.
+        kind: index.kind, of the same settings.
+    Attributes:
+        size: items so far.
+    """
+
+    def __init__(self, empty: UInt8Array, kind: str) -> None:
+        self._owner = faiss.deserialize_index(empty)
+        self._stored = faiss.downcast_index(self._owner)
+        self._kind = kind
+        self._lists: list[npt.NDArray[np.int32]] = []
+        self.size = 0
+
+    def add(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
+        """Append items, the rows after those there are.
+
+        Args:
+            vectors_ND: float32, finite.
+            assigned_N: int64, the list of each; see `assign_lists`.
+        """
+        vectors, assigned = np.ascontiguousarray(vectors_ND), np.ascontiguousarray(assigned_N)
+        self._append(vectors, assigned)
+        self._lists.append(assigned.astype(np.int32))
+        self.size += vectors.shape[0]
+
+    def _append(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
+        add(self._stored, vectors_ND, assigned_N)
+
+    def index(self) -> IvfIndex:
+        """The index; nothing is added to it afterwards."""
+        return IvfIndex(self._stored, self._kind, self._owner, self._list_of_each())
+
+    def _list_of_each(self) -> npt.NDArray[np.int32]:
+        return np.concatenate([_NO_LISTS, *self._lists])
+
+
+def build_on(
+    builder_for: Callable[[UInt8Array, IndexConfig, int], IvfBuilder],
+    vectors_ND: Float32Array,
+    config: IndexConfig,
+    *,
+    seed: int,
+    warm_start_LD: Float32Array | None = None,
+) -> IvfIndex:
+    """As `IvfIndex.build`, with a builder for an empty index, the settings and a number of items."""
+    require_usable(vectors_ND)
+    items = vectors_ND.shape[0]
+    lists = lists_for(items, config)
+    centroids = train_centroids(vectors_ND, lists, config, seed=seed, warm_start_LD=warm_start_LD)
+    empty = empty_index(config, centroids, codec_sample(vectors_ND, config.kind))
+    builder = builder_for(empty, config, items)
+    builder.add(vectors_ND, assign_lists(vectors_ND, centroids, config))
+    return builder.index()
+
+
+def _cpu_builder(empty: UInt8Array, config: IndexConfig, items: int) -> IvfBuilder:
+    return IvfBuilder(empty, config.kind)
+
+
+def merged(shards: Sequence[IvfIndex]) -> IvfIndex:
+    """One index of all items, numbered on from shard to shard; the first shard becomes part of it.
+
+    Args:
+        shards: built from the same `empty_index`, not loaded from files (`IvfIndex.load` takes several of these).
+    Raises:
+        ValueError: the shards are not of one index.
+    """
+    first = shards[0]
+    lists = [shard._list_N for shard in shards if shard._list_N is not None]
+    stored = merge_into_first([shard._stored for shard in shards])
+    return IvfIndex(stored, first.kind, first._owner, np.concatenate(lists) if lists else None)
 
 
 def require_usable(vectors_ND: Float32Array) -> None:
@@ -174,16 +280,3 @@ def require_usable(vectors_ND: Float32Array) -> None:
 def finite_rows(vectors_ND: Float32Array) -> npt.NDArray[np.bool_]:
     """Which rows hold only finite numbers, bool (N,)."""
     return np.asarray(np.isfinite(vectors_ND).all(axis=1), np.bool_)
-
-
-def sample_for_codes(vectors_ND: Float32Array, kind: str) -> Float32Array:
-    """What to train an index with whose coarse quantizer is full: 8 bits need the range of each column."""
-    step = max(1, vectors_ND.shape[0] // _MOST_FOR_CODES) if kind == "ivf_sq8" else vectors_ND.shape[0]
-    return np.ascontiguousarray(vectors_ND[::step])
-
-
-def _empty_ivf(quantizer: faiss.Index, dim: int, nlist: int, kind: str) -> faiss.IndexIVF:
-    if kind == "ivf_flat":
-        return faiss.IndexIVFFlat(quantizer, dim, nlist, faiss.METRIC_INNER_PRODUCT)
-    codes = CODES[kind]
-    return faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, codes, faiss.METRIC_INNER_PRODUCT, False)

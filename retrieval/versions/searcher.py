@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.arrays import Float32Array, Int64Array
-from retrieval.indexes.gpu_index import GpuIvfIndex
+from retrieval.indexes.gpu_index import GpuIvfIndex, searched_on_gpu
 from retrieval.indexes.ivf import IndexInputError, IvfIndex
 from retrieval.indexes.parts import read_ids
 from retrieval.storage.cache import FileCache
@@ -44,11 +44,11 @@ class LoadedVersion:
         return LoadedVersion(version, index, read_ids(version.file(ITEMS_FILE)))
 
     @staticmethod
-    def load_on(version: Version, gpu: int | None) -> Iterator[LoadedVersion]:
+    def load_on(version: Version, gpu: int | Sequence[int] | None) -> Iterator[LoadedVersion]:
         """The version searched by the CPU, then, if there is a `gpu`, by that: so a GPU holds one version at a time."""
         loaded = LoadedVersion.load(version)
         yield loaded
-        if gpu is not None:
+        if gpu is not None and searched_on_gpu(loaded.index.kind):
             yield replace(loaded, index=GpuIvfIndex.copy_of(loaded.index, gpu))
 
     def search(
@@ -99,12 +99,13 @@ class Searcher:
 
     Args:
         location: of the store, a folder or a URI.
-        gpu: search on this GPU; the CPU keeps a copy, which serves while a new version goes up.
+        gpu: search on this GPU, or with the items divided among several; the CPU keeps a copy, which serves while a
+            new version goes up.
         cache: for copies of what lies in an object store; by default the user's.
     """
 
     def __init__(
-        self, location: str | Path, gpu: int | None = None, *, cache: FileCache | None = None
+        self, location: str | Path, gpu: int | Sequence[int] | None = None, *, cache: FileCache | None = None
     ) -> None:
         self._store = VersionStore(location, cache)
         self._follower = VersionFollower(self._store, lambda version: LoadedVersion.load_on(version, gpu))

@@ -129,7 +129,7 @@ def test_a_key_that_is_a_number_is_unknown_like_any_other(tmp_path):
         ("train.learning_rate=.inf", "finite"),
         ("train.bounded=maybe", "true or false"),
         ("train.bounded=1", "true or false"),
-        ("index.kind=ivf_pq", "['ivf_flat', 'ivf_fp16', 'ivf_sq8']"),
+        ("index.kind=ivf_pq", "['ivf_flat', 'ivf_fp16', 'ivf_sq8', 'ivf_pqfs']"),
         ("stream.user_attributes=a", "list of texts"),
         ("stream.user_attributes=[1, b]", "list of texts"),
         ("stream.user_attributes=[[b]]", "list of texts"),

@@ -1,7 +1,8 @@
 """Faiss's GPU classes on the CPU, with their limits: what the code calls, in what order, and what it must not ask."""
 
+import threading
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import faiss
 import pytest
@@ -34,25 +35,26 @@ class GpuFlat:
 class GpuIvf:
     """No `invlists`, no selectors, at most 2,048 results and lists, no file, and no attributes of the caller's."""
 
-    __slots__ = ("gpu", "inner", "quantizer", "referenced_objects", "reserved")
+    __slots__ = ("gpu", "inner", "owner", "quantizer", "reserved", "searching")
 
-    def __init__(self, inner, gpu):
-        self.inner, self.gpu, self.reserved = inner, gpu, 0
-        self.quantizer = GpuFlat(None, inner.d, None, inner.quantizer)
+    def __init__(self, index, gpu):
+        if not isinstance(index, faiss.IndexIVFFlat | faiss.IndexIVFScalarQuantizer):
+            raise RuntimeError(f"Faiss has no {type(index).__name__} on GPUs")
+        owner = faiss.clone_index(index)
+        inner: Any = faiss.downcast_index(owner)
+        self.owner, self.inner, self.gpu, self.reserved = owner, inner, gpu, 0
+        self.quantizer, self.searching = GpuFlat(None, index.d, None, inner.quantizer), threading.Lock()
 
     nlist = property(lambda self: self.inner.nlist)
     ntotal = property(lambda self: self.inner.ntotal)
     d = property(lambda self: self.inner.d)
-
-    def train(self, vectors):
-        self.inner.train(vectors)
 
     def reserveMemory(self, items):
         self.reserved = items
 
     def add_core(self, count, vectors, ids, lists):
         assert ids is not None, "Faiss on a GPU wants ids"
-        assert self.reserved == count
+        assert self.reserved >= self.inner.ntotal + count
         self.inner.add_core(count, vectors, ids, lists)
 
     def getListLength(self, number):
@@ -61,26 +63,18 @@ class GpuIvf:
     def search(self, queries, k, params):
         if k > 2048 or params.nprobe > 2048:
             raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
-        return self.inner.search(queries, k, params=params)
-
-
-def _ivf_flat(resources, quantizer, dim, lists, metric, config):
-    assert config.indicesOptions == faiss.INDICES_32_BIT  # type: ignore[attr-defined]
-    return GpuIvf(faiss.IndexIVFFlat(quantizer.inner, dim, lists, metric), config.device)
-
-
-def _ivf_half(resources, quantizer, dim, lists, kind, metric, by_residual, config):
-    assert config.indicesOptions == faiss.INDICES_32_BIT  # type: ignore[attr-defined]
-    inner = faiss.IndexIVFScalarQuantizer(quantizer.inner, dim, lists, kind, metric, by_residual)
-    return GpuIvf(inner, config.device)
+        assert self.searching.acquire(blocking=False), "a GPU index serves one thread at a time"
+        try:
+            return self.inner.search(queries, k, params=params)
+        finally:
+            self.searching.release()
 
 
 def _to_gpu(resources, gpu, index, options=None):
-    return (
-        GpuFlat(resources, index.d, SimpleNamespace(device=gpu), index)
-        if not hasattr(index, "nlist")
-        else GpuIvf(index, gpu)
-    )
+    if not hasattr(index, "nlist"):
+        return GpuFlat(resources, index.d, SimpleNamespace(device=gpu), index)
+    assert options.indicesOptions == faiss.INDICES_32_BIT  # type: ignore[attr-defined]
+    return GpuIvf(index, gpu)
 
 
 def _knn(resources, queries, vectors, k, metric, device, vectorsMemoryLimit):
@@ -94,13 +88,7 @@ def install(monkeypatch: pytest.MonkeyPatch, gpus: int = 1) -> None:
     for name, value in {
         "get_num_gpus": lambda: gpus,
         "StandardGpuResources": Resources,
-        "GpuIndexFlatConfig": settings,
-        "GpuIndexIVFFlatConfig": settings,
-        "GpuIndexIVFScalarQuantizerConfig": settings,
         "GpuClonerOptions": settings,
-        "GpuIndexFlatIP": GpuFlat,
-        "GpuIndexIVFFlat": _ivf_flat,
-        "GpuIndexIVFScalarQuantizer": _ivf_half,
         "INDICES_32_BIT": 7,
         "index_cpu_to_gpu": _to_gpu,
         "index_gpu_to_cpu": lambda index: faiss.clone_index(index.inner),

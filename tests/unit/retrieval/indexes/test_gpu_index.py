@@ -21,6 +21,12 @@ def one_gpu(monkeypatch):
     fake_gpu_faiss.install(monkeypatch)
 
 
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(gpu, "_of_thread", threading.local())
+    fake_gpu_faiss.install(monkeypatch, gpus=2)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda", "auto"])
 def test_the_setting_and_the_gpus_decide_where_an_index_is_built(one_gpu, device):
     built = build_index(clustered(500)[0], IndexConfig(device=device), seed=1)
@@ -33,7 +39,11 @@ def test_auto_takes_the_cpu_where_faiss_has_no_gpu(monkeypatch):
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
-    for gpus, settings, setting in ((0, {}, r"index\.device"), (2, {"gpu": 2}, r"index\.gpu is 2")):
+    for gpus, settings, setting in (
+        (0, {}, r"index\.device"),
+        (2, {"gpu": 2}, r"index\.gpu .* GPU 2"),
+        (2, {"gpu": 1, "gpus": 2}, r"index\.gpus ask for GPU 2, but Faiss sees 2"),
+    ):
         fake_gpu_faiss.install(monkeypatch, gpus)
         with pytest.raises(IndexDeviceError, match=setting):
             build_index(clustered(10)[0], IndexConfig(device="cuda", **settings), seed=1)
@@ -71,11 +81,52 @@ def test_scratch_memory_is_made_once_in_a_thread_and_kept_small(one_gpu):
     assert (made.scratch, made.pinned) == (256 << 20, 64 << 20)
 
 
-def test_the_card_that_is_set_is_used(monkeypatch):
-    monkeypatch.setattr(gpu, "_of_thread", threading.local())
-    fake_gpu_faiss.install(monkeypatch, gpus=2)
+def test_the_card_that_is_set_is_used(two_gpus):
     built = build_index(clustered(500)[0], IndexConfig(device="cuda", gpu=1), seed=1)
     assert (built._index.gpu, GpuIvfIndex.copy_of(built.on_cpu(), 1)._index.gpu) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8"])
+def test_divided_among_cards_it_finds_what_one_index_does_and_its_file_is_the_cpus(two_gpus, kind, tmp_path):
+    vectors, queries = clustered(3000)
+    here = IvfIndex.build(vectors, IndexConfig(kind=kind, device="cpu"), seed=1)
+    there = build_index(vectors, IndexConfig(kind=kind, device="cuda", gpus=2), seed=1)
+    assert isinstance(there, GpuIvfIndex)
+    assert [(part.gpu, part.ntotal) for part in there._parts] == [(0, 1500), (1, 1500)]
+    there.save(tmp_path / "there")
+    loaded = IvfIndex.load(tmp_path / "there", kind)
+    back = GpuIvfIndex.copy_of(here, [0, 1])
+    assert [(part.gpu, part.ntotal) for part in back._parts] == [(0, 1500), (1, 1500)]
+    wanted, wanted_scores = here.search(queries, 10, 5)
+    for index in (there, loaded, back, there.on_cpu()):
+        rows, scores = index.search(queries, 10, 5)
+        np.testing.assert_array_equal(rows, wanted)
+        np.testing.assert_array_equal(scores, wanted_scores)
+        np.testing.assert_array_equal(index.list_lengths(), here.list_lengths())
+        assert (index.size, index.scanned(queries, 5)) == (3000, here.scanned(queries, 5))
+    np.testing.assert_array_equal(there.lists_of(np.arange(3000)), here.lists_of(np.arange(3000)))
+
+
+def test_cards_with_fewer_items_than_are_wanted_fill_each_other_up(two_gpus):
+    vectors, queries = clustered(3)
+    there = build_index(vectors, IndexConfig(device="cuda", gpus=2), seed=1)
+    rows, scores = there.search(queries, 5, 1)
+    assert (np.sort(rows[:, :3], axis=1) == [0, 1, 2]).all()
+    assert (rows[:, 3:] == -1).all()
+    assert (np.diff(scores[:, :3], axis=1) <= 0).all()
+
+
+def test_a_kind_that_no_gpu_has_is_filled_and_searched_on_the_cpu_with_one_line(one_gpu, put, store, caplog):
+    vectors, queries = clustered(2000)
+    report = put(vectors, queries, IndexConfig(kind="ivf_pqfs", device="cuda"), known_items=2000)
+    assert report.version is not None
+    [said] = [record.message for record in caplog.records if "on GPUs" in record.message]
+    assert "index.kind=ivf_pqfs" in said
+    caplog.clear()
+    here, there = Searcher(store.root), Searcher(store.root, gpu=0)
+    assert not isinstance(there.loaded.index, GpuIvfIndex)
+    assert len(caplog.records) == 1
+    np.testing.assert_array_equal(there.search(queries, 10)[0], here.search(queries, 10)[0])
 
 
 def test_unusable_vectors_are_refused_as_on_the_cpu(one_gpu):

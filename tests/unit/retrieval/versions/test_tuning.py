@@ -23,7 +23,7 @@ def _built(kind, norms, seed=0):
     return IvfIndex.build(vectors, config, seed=1), queries, exact_top_k(queries, vectors, 10)
 
 
-@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8"])
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pqfs"])
 @pytest.mark.parametrize("norms", ["unit", "uneven"])
 def test_no_smaller_nprobe_reaches_the_target(kind, norms):
     index, queries, wanted = _built(kind, norms)
