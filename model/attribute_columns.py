@@ -1,4 +1,4 @@
-"""Where the weights that read user attributes had their columns while the list of attributes was another one.
+"""Moves columns of the weights that read user attributes after a change of the list of attributes.
 
 Shape letters: F user attributes, C columns of a weight.
 """
@@ -16,10 +16,10 @@ from model.towers import AttributeTower
 
 @dataclass(frozen=True)
 class EarlierColumns:
-    """The columns of one weight as they stood.
+    """The columns of one weight under the earlier list.
 
     Attributes:
-        place_C: int64, the column of the earlier weight; -1 for a column of a new attribute.
+        place_C: int64, the column in the earlier weight; -1 for a column of a new attribute.
         width: columns of the earlier weight.
     """
 
@@ -27,7 +27,7 @@ class EarlierColumns:
     width: int
 
     def carried(self, earlier: Tensor, fresh: Tensor) -> Tensor:
-        """The weight of now: columns that were there from `earlier` (…, width), the others from `fresh` (…, C)."""
+        """The new weight: known columns from `earlier` (…, width), columns of new attributes from `fresh` (…, C)."""
         known_C = self.place_C >= 0
         weight = fresh.detach().clone()
         weight[..., known_C] = earlier[..., self.place_C[known_C]].to(weight)
@@ -35,12 +35,12 @@ class EarlierColumns:
 
 
 def earlier_columns(model: nn.Module, place_F: Sequence[int], count: int) -> dict[str, EarlierColumns]:
-    """Of every weight that reads user attributes, by parameter name; also in the members of an ensemble.
+    """For every weight that reads user attributes, by parameter name, including the members of an ensemble.
 
     Args:
-        model: has the attributes of now.
-        place_F: where each of them stood in the earlier list; -1 if it did not.
-        count: attributes of the earlier list.
+        model: has the new list of attributes.
+        place_F: index of each of them in the earlier list; -1 if it was not in it.
+        count: attributes in the earlier list.
     """
     return {
         f"{path}.{name}": _of_weight(tower, weight.shape[1], place_F, count)
@@ -51,7 +51,7 @@ def earlier_columns(model: nn.Module, place_F: Sequence[int], count: int) -> dic
 
 
 def _of_weight(tower: AttributeTower, width: int, place_F: Sequence[int], count: int) -> EarlierColumns:
-    """Blocks in the order of `AttributeTower.embed`, then what is joined to them: all but attributes' stay."""
+    """Blocks in the order of `AttributeTower.embed`, then the columns joined to them; only attributes' blocks move."""
     dim = tower.dim
     ahead = (1 + int(tower.with_user_id)) * dim
     behind = width - ahead - len(place_F) * dim

@@ -1,7 +1,7 @@
 """Random views for the contrastive losses and the masked input, reproducible on any number of ranks.
 
-Every random number is a hash of (seed, step, salt, entity, position): the same event, user or item gets the
-same view whatever rank it is on and wherever it stands in the batch.
+Every random number is a hash of (seed, step, salt, entity, position), so an event, user or item gets the same view on
+any rank and at any place in the batch.
 
 Shape letters: R rows of L tokens, N sequences, E entities, F fields, V fields of all views, D columns.
 """
@@ -37,7 +37,7 @@ _LOWEST = -(1 << 63)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    # int64 >> copies the sign bit: mask it away for the logical shift that the hash means.
+    # int64 >> copies the sign bit; masking it gives the logical shift that the hash is defined by.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -57,7 +57,7 @@ def _mix64_of_int(value: int) -> int:
 
 @dataclass(frozen=True)
 class RandomKey:
-    """What the random numbers of one step are a function of, beside entity and position."""
+    """The part of the hashed key that all random numbers of one step share."""
 
     seed: int
     step: int
@@ -68,12 +68,12 @@ class RandomKey:
         return _shifted(hashed, 40).to(torch.float32) * (1.0 / (1 << 24))
 
     def hashed(self, salt: int, entity: Tensor) -> Tensor:
-        """What the numbers of an entity start from, int64 like `entity`."""
+        """The start of an entity's counter-based stream, int64 like `entity`."""
         base = _mix64_of_int(_mix64_of_int(_mix64_of_int(self.seed) + self.step * _GOLDEN) + salt * _GOLDEN)
         return _mix64(entity + _signed(base))
 
     def dropout_starts(self, salt: int, entity_E: Tensor, fields: int, dim: int) -> Tensor:
-        """For `view_factors`: where the numbers of each field of D columns start, int64 (E, F)."""
+        """For `view_factors`: the start of each field's random numbers, int64 (E, F); a field has D of them."""
         first_F = torch.arange(fields) * dim
         return self.hashed(DROPOUT_VIEW + salt, entity_E).unsqueeze(1) + first_F * _signed(_GOLDEN)
 
@@ -97,11 +97,11 @@ def view_factors(start_V: Tensor, kept_V: Tensor, dim: int, ratio: float) -> Ten
         kept = kept_V.numpy().astype(np.float32) * np.float32(scale)
         _factors(factors_VD, start_V.numpy().view(np.uint64), kept, np.uint64(threshold))
         return torch.from_numpy(factors_VD)
-    # Only the top 24 bits count, which the last step of the hash leaves as they are.
+    # Only the top 24 bits matter, and the last step of the hash does not change them.
     x = start_V.unsqueeze(1) + _column_hashes(dim, start_V.device)
     x = (x ^ _shifted(x, 30)) * _FIRST_FACTOR
     x = (x ^ _shifted(x, 27)) * _SECOND_FACTOR
-    # int64 compares with a sign: turn it round for the comparison without one that is meant.
+    # int64 comparison is signed; flipping the sign bit makes it the unsigned one that is needed.
     return ((x ^ _LOWEST) >= threshold + _LOWEST) * (kept_V * scale).unsqueeze(1)
 
 

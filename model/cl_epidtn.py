@@ -1,7 +1,7 @@
 """CL-EPIDTN: two towers with augmented vectors, trained by a sampled softmax, mimic and contrastive losses.
 
-A training step encodes everything in one pass of each tower: the sequences of the main loss, both views of them and
-the explicit negatives are rows of one batch, and so are attributes and items with their views.
+A training step encodes everything in one pass of each tower: the sequences of the main loss, their two views and the
+explicit negatives are rows of one batch. Attributes and items are batched with their views in the same way.
 
 Shape letters: U keys of a step, E events and C candidates of this rank, M candidates of all ranks, S distinct users
 and T target items of this rank, I distinct items of the sequences, F attributes, V fields of all views, A augmented
@@ -53,14 +53,14 @@ class TrainingPass(StepPlan):
     rows: TokenRows
     """The sequences with some tokens hidden: for the main loss, for each view, and the explicit negatives."""
     reads: Reads
-    """Of the events, then of the users in each view and in the negatives."""
+    """Reads of the events, then of the users in each view and in the negatives."""
     field_row_XF: Tensor
     """int64, attributes of the events, then of the users as of their last event."""
     item_row_X: Tensor
     """int64, the candidates, then the items that have views."""
     category_row_XK: Tensor
     start_V: Tensor
-    """int64, where the views' dropout of each field starts: of users in each view, then of items."""
+    """int64, start of each field's dropout numbers: users in each view, then items."""
     kept_V: Tensor
     """bool, whether the view keeps the field."""
     user_S: Tensor
@@ -69,21 +69,21 @@ class TrainingPass(StepPlan):
     item_T: Tensor
     """int64, raw ids."""
     has_negative_S: Tensor | None
-    """bool, whose user has explicit negatives; None without any."""
+    """bool, whether the user has explicit negatives; None if no user has any."""
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What one pass of each tower gives."""
+    """The outputs of one pass of each tower."""
 
     query: QueryEncoding
     item: ItemEncoding
     views: tuple[Views | None, Views | None, Views | None]
-    """Of sequences, attributes and items; None where the weight is 0."""
+    """Views of sequences, attributes and items; None where the loss has weight 0."""
 
 
 class CLEPIDTN(TwoTower):
-    """The paper's model and its ablations, which are settings of it.
+    """The paper's model; its ablations are settings.
 
     Args:
         config: sizes and switches.
@@ -152,7 +152,7 @@ class CLEPIDTN(TwoTower):
     def _sequences(
         self, queries: QueryInputs, key: RandomKey, input_mask_ratio: float
     ) -> tuple[TokenRows, Reads, Tensor | None]:
-        """All that the sequence encoder reads in one pass, where it is read, and who has explicit negatives."""
+        """The sequence encoder's input for one pass, the reads of it, and which users have explicit negatives."""
         config, main = self.config, queries.history
         mask_token = queries.item_row_I.shape[0]
         hidden = [input_mask(key, queries, input_mask_ratio)]
@@ -252,7 +252,7 @@ class CLEPIDTN(TwoTower):
         return self._scaled(tower.combine(attribute_ED, history_E2D, source_ED))
 
     def _gather_items(self, item: ItemEncoding, gather: Gather) -> tuple[Tensor, Tensor | None]:
-        """Vectors and augmented vectors of the candidates of all ranks, in one message."""
+        """Vectors and augmented vectors of all ranks' candidates, gathered in one message."""
         if item.augmented_CA is None:
             return gather(item.vectors_CD), None
         gathered = gather(torch.cat([item.vectors_CD, item.augmented_CA], dim=1))
@@ -284,12 +284,12 @@ class CLEPIDTN(TwoTower):
 
 
 def with_views(fields_XFD: Tensor, main: int, factor_VD: Tensor) -> Tensor:
-    """The fields of `main` rows, then those of the others in each view, float32 (main + views · others, F, D).
+    """The fields of the main rows, then the other rows' fields once per view, float32 (main + views · others, F, D).
 
     Args:
         fields_XFD: float32, the main rows, then the others.
-        main: how many.
-        factor_VD: float32, what each column of the others' fields is multiplied with, view after view.
+        main: number of main rows.
+        factor_VD: float32, factor of each column of the other rows' fields, view after view.
     """
     if factor_VD.shape[0] == 0:
         return fields_XFD
@@ -299,7 +299,7 @@ def with_views(fields_XFD: Tensor, main: int, factor_VD: Tensor) -> Tensor:
 
 
 def cl_epidtn(config: ModelConfig, attribute_count: int) -> TwoTower:
-    """What is trained on a stream and served: CL-EPIDTN, or as many side by side as `config.members` says.
+    """The model that is trained on a stream and served: CL-EPIDTN, or an ensemble of `config.members` of them.
 
     Args:
         config: sizes and switches.

@@ -1,6 +1,6 @@
 """The contrastive part of CL-EPIDTN: two random views of each user's sequence, attributes and of each item.
 
-What is random is drawn on the host (`view_draws`); the towers encode the views along with what the main loss reads, and
+Random numbers are drawn on the host. The towers encode the views together with the main loss's input, and
 `ContrastiveLosses` compares them.
 
 Shape letters: N sequences in R rows of L tokens, S distinct users, T target items of this rank, F attributes, V fields
@@ -42,15 +42,15 @@ class Views:
     id_S: Tensor
     """int64, distinct over all ranks."""
     group_S: Tensor | None = None
-    """int64; equal groups are no negatives of each other. None: no two are equal."""
+    """int64; members of one group are not negatives of each other. None: all groups differ."""
     negative_SD: Tensor | None = None
-    """float32, what the user did not like, encoded (h⁻ of Eq. 21)."""
+    """float32, the encoded items that the user disliked (h⁻ of Eq. 21)."""
     has_negative_S: Tensor | None = None
 
 
 def input_mask(key: RandomKey, queries: QueryInputs, ratio: float) -> Tensor:
     """Tokens of the main loss's input to hide, bool (R, L)."""
-    # Padding has a number too, but no token.
+    # Padding gets a random number too, but has no token to hide.
     return (_token_uniform(key, INPUT_MASK, queries) < ratio) & (queries.history.sequence_RL >= 0)
 
 
@@ -71,7 +71,7 @@ def sequence_masks(key: RandomKey, queries: QueryInputs, ratio: float) -> list[T
 def attribute_draws(
     key: RandomKey, user_S: Tensor, fields: int, config: ModelConfig
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each view of S users: where the dropout of each field starts and whether it is kept, flat (S F)."""
+    """For each view of S users: start of each field's dropout numbers, and whether the field is kept, flat (S F)."""
     starts, kept = [], []
     for view in VIEWS:
         salt = ATTRIBUTE_VIEW + view
@@ -83,7 +83,7 @@ def attribute_draws(
 
 
 def item_draws(key: RandomKey, item_T: Tensor, config: ModelConfig) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each view of T items: where the dropout of id and categories starts and whether each is kept, flat (T 2)."""
+    """For each view of T items: start of the dropout numbers of id and categories, and which are kept, flat (T 2)."""
     starts, kept = [], []
     for view in VIEWS:
         salt = ITEM_VIEW + view
@@ -95,7 +95,7 @@ def item_draws(key: RandomKey, item_T: Tensor, config: ModelConfig) -> tuple[lis
 
 
 def _token_uniform(key: RandomKey, salt: int, queries: QueryInputs) -> Tensor:
-    """A random number for each token of the sequences, float32 (R, L): a function of its user and its place."""
+    """A random number for each token, float32 (R, L): a function of its user and its position."""
     rows = queries.history
     if queries.user_N.shape[0] == 0:
         return torch.zeros(rows.token_RL.shape)
@@ -106,7 +106,7 @@ def _token_uniform(key: RandomKey, salt: int, queries: QueryInputs) -> Tensor:
 
 
 class ContrastiveLosses:
-    """Eqs. 20–24: the weighted sum's three terms, each with cross-rank negatives."""
+    """The three weighted terms of Eq. 20 (Eqs. 21–24), each with negatives from all ranks."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
@@ -127,8 +127,8 @@ class ContrastiveLosses:
         return terms[0], terms[1], terms[2]
 
     def _agreement(self, views: Views, gather: Gather, weight: float) -> Tensor:
-        """Weighted InfoNCE of local anchors against the second views of all ranks; equal groups are no negatives."""
-        # One message for all: an int64 travels as the bits of two float32, which a copy does not change.
+        """Weighted InfoNCE of local anchors against all ranks' second views; one's own group is not a negative."""
+        # One message for everything: an int64 is sent as the bits of two float32, which a copy preserves.
         keys = [views.id_S] if views.group_S is None else [views.id_S, views.group_S]
         bits = [key.view(torch.float32).view(-1, 2) for key in keys]
         gathered = gather(torch.cat([views.second_SD, *bits], dim=1))

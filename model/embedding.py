@@ -38,10 +38,10 @@ def _fill_normal(out: Float32Array, hashes_U: npt.NDArray[np.uint64], seed: np.u
 
 
 def initial_rows(tables: Int16Array, ids: Int64Array, dim: int, seed: int, std: float = 0.02) -> Float32Array:
-    """What rows start from, float32 (U, D): normal(0, std), a function of (seed, table, id) alone.
+    """Initial rows, float32 (U, D): normal(0, std), a function of (seed, table, id) alone.
 
-    Neither the rank that owns a row nor the moment it is made changes its value, so a table looks the same
-    for any number of ranks.
+    A row's initial value does not depend on its rank or its time of creation, so a table is the same for any number of
+    ranks.
 
     Args:
         tables: int16 (U,).
@@ -64,5 +64,5 @@ def initial_rows(tables: Int16Array, ids: Int64Array, dim: int, seed: int, std: 
         _fill_normal(rows[start:end], hashes_U[start:end], masked_seed, std)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, starts))  # raises what a thread raised
+        list(pool.map(fill, starts))  # list: raises a thread's exception
     return rows

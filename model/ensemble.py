@@ -1,8 +1,8 @@
-"""Several small models as one wide one: what averaging the scores of separate models gives, in one index.
+"""Several small models as one wide one: the sum of their scores, from one index.
 
-Member k has its own columns of every embedding row and its own towers. Queries and items are the members' vectors
-side by side, so one inner product is the sum of the members' scores; each member is trained by its own loss, as if it
-were alone. Two models of 64 columns take the index of one of 128, and err less together than either alone.
+Member k has its own columns of every embedding row and its own towers. Query and item vectors are the members' vectors
+side by side, so one inner product is the sum of the members' scores. Each member is trained by its own loss, as if it
+were alone. Two models of 64 columns need the same index as one of 128, and are more accurate together than either.
 
 Shape letters: U keys of a step, D columns of all members, E events, C candidates.
 """
@@ -40,8 +40,8 @@ class Ensemble(TwoTower):
     """Members side by side.
 
     Args:
-        config: of the whole; `dim` columns, of which each member has `dim / members`.
-        make: one member from its own settings.
+        config: of the ensemble; each member has `dim / members` columns.
+        make: creates a member from the member's settings.
     """
 
     def __init__(self, config: ModelConfig, make: Callable[[ModelConfig], TwoTower]) -> None:
@@ -92,7 +92,7 @@ class Ensemble(TwoTower):
         return seed * self.config.members + member
 
     def _own(self, rows_UD: Tensor) -> list[tuple[TwoTower, Tensor]]:
-        """Each member with its columns; contiguous, since many small reads follow."""
+        """Each member with its columns, made contiguous because many small reads follow."""
         columns = rows_UD.chunk(len(self.members), dim=1)
         return [(member, own.contiguous()) for member, own in zip(self.members, columns, strict=True)]  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""From a training batch and item ids to index tensors into the rows of one step.
+"""Turns a training batch and item ids into index tensors over the rows of one step.
 
 Shape letters: N sequences (one per row of the batch), E events in them, I distinct items of the sequences plus the
 padding item 0, K categories of an item, F user attributes, S distinct users, C candidates.
@@ -36,8 +36,8 @@ def attribute_table(k: int) -> int:
 
 
 def activity_bucket(events_before: Int64Array) -> Int64Array:
-    """min(20, ⌊2 log2(max(1, n))⌋) of the events that a user had before this one, int64, same shape."""
-    # log2 of a power of two is exact in float64, so no bucket border is rounded the wrong way.
+    """min(20, ⌊2 log2(max(1, n))⌋), where n is the number of the user's earlier events; int64, same shape."""
+    # log2 of a power of two is exact in float64, so bucket borders are not rounded.
     steps = np.floor(2 * np.log2(np.maximum(1, events_before)))
     bucket: Int64Array = np.minimum(_LAST_BUCKET, steps).astype(np.int64)
     return bucket
@@ -68,7 +68,7 @@ class KeyCollector:
 
 @dataclass(frozen=True)
 class QueryInputs:
-    """N sequences, E events in them: an event's history is what stands before it in its sequence."""
+    """N sequences with E events; an event's history is the tokens before it in its sequence."""
 
     history: TokenRows
     """The sequences; a token is an index of the distinct items."""
@@ -77,25 +77,25 @@ class QueryInputs:
     user_N: Tensor
     """int64, raw user id."""
     first_position_N: Tensor
-    """int64, events of the user before the sequence's first token: names a token for keyed randomness."""
+    """int64, number of the user's events before the sequence's first token; identifies tokens for random numbers."""
     rows_IK: Tensor
     """int64, rows of each distinct item and of its categories, in this order; entry 0 is padding."""
     source_rows_IK: Tensor
-    """int64, the same of its source embeddings: 0 with model.source_items=0, no categories (K = 1) with
-    model.source_categories off."""
+    """int64, likewise for its source embeddings: 0 with model.source_items=0; without categories (K = 1) if
+    model.source_categories is off."""
     sequence_E: Tensor
     """int64, which sequence an event is in."""
     position_E: Tensor
     """int64, how many tokens of that sequence are the event's history."""
     reads: Reads
-    """Where that history is, over the last model.history_length items."""
+    """Location of the last model.history_length items of that history."""
     user_E: Tensor
     user_row_E: Tensor
     """int64, row of the user id's embedding; 0 with model.user_id_embedding off."""
     activity_row_E: Tensor
     attribute_row_EF: Tensor
     group_E: Tensor
-    """int64, hash of the attribute values as of the event: equal attributes are no contrastive negatives."""
+    """int64, hash of the attribute values at the event; events with equal ones are not contrastive negatives."""
     weight_E: Tensor
     """float32."""
     key_E: Tensor
@@ -126,7 +126,7 @@ class ItemInputs:
     is_target_C: Tensor
     """bool, whether the item is a target of the global step (and not only a uniform negative)."""
     target_T: Tensor
-    """int64, places of the targets: an index by the mask would make the host wait for the device to count."""
+    """int64, positions of the targets: indexing by the mask would make the host wait for the device."""
 
     def to(self, device: torch.device | str) -> ItemInputs:
         """The same on a device."""
@@ -160,8 +160,8 @@ def query_inputs(
 ) -> QueryInputs:
     """Index tensors of a training batch (docs/reference/batch.md).
 
-    To encode a user's next query, give a row of the last W items and one more item of any id: the event's
-    state never sees its own item.
+    To encode a user's next query, pass a row of the last W items and a placeholder item of any id; an event's state
+    never sees its own item.
 
     Args:
         batch: one row per run; the events are `items[context_length:]`.
@@ -192,7 +192,7 @@ def query_inputs(
     source_category_IK = (
         category_IK if config.source_items and config.source_categories else category_IK[:, :0]
     )
-    # Of one width, so that one pass encodes both.
+    # Equal widths, so that one pass encodes both.
     width = max(map(row_width, (rows.length_N, negative_length_N)))
     history = pack(token_T[:items], rows.length_N, width)
     places = (_tensor(sequence_E), _tensor(position_E))
@@ -251,14 +251,14 @@ class _Rows:
         )
 
     def before_its_time(self, batch: pa.RecordBatch) -> Int64Array:
-        """How many tokens of its row stand before a token and before all of its time that stand with it, int64 (T,)."""
+        """Number of tokens of a token's row that come before all tokens of the same time, int64 (T,)."""
         times_T = _values(batch, "times_ms").astype(np.int64)
         first_T = (self.within_T == 0) | (np.diff(times_T, prepend=times_T[:1]) != 0)
         place_T = np.maximum.accumulate(np.where(first_T, np.arange(times_T.shape[0]), 0))
         return self.within_T[place_T]
 
     def older_halves(self) -> tuple[Int64Array, Int64Array]:
-        """Items of the older half of each row that has four or more, one row after another, and how many of each."""
+        """The older half of each row with at least four items, one row after another, and the number of each."""
         half_N = np.where(self.length_N >= 4, self.length_N // 2, 0)
         return self.items[self.within_T < half_N[self.row_T]], half_N
 
@@ -277,7 +277,7 @@ def _bags(
 
 
 def _tensor(values: Int64Array) -> Tensor:
-    # A copy: Arrow's buffers are read-only and torch would share them.
+    # A copy, because Arrow's buffers are read-only and torch would share them.
     return torch.from_numpy(np.array(values, np.int64))
 
 
@@ -333,7 +333,7 @@ def _groups(
     bucket_E: Int64Array,
     config: ModelConfig,
 ) -> Int64Array:
-    """Hash of everything that the attribute tower reads of an event, int64 (E,)."""
+    """Hash of the attribute tower's input for each event, int64 (E,)."""
     columns = [*attribute_NF.T, user_N] if config.user_id_embedding else [*attribute_NF.T]
     mixed_N = np.zeros(user_N.shape[0], np.int64)
     for k, column_N in enumerate(columns):

@@ -2,10 +2,10 @@
 
 Shape letters: K keys of a call, R row numbers that have been given out, S slots.
 
-A slot holds the key beside the row number, so that a key that is found where it belongs costs one cache miss. Keys
-are taken in blocks whose first slots are all read before any of them is compared, so that these misses overlap. The
-place of a hash is the upper half of its low 32 bits times S: growing by any factor keeps the order of the slots, so
-that it is done in place, through memory in one direction.
+A slot holds key and row number together, so a key in its home slot costs one cache miss. Keys are processed in blocks:
+the home slots of a block are all read before any is compared, so their misses overlap. A hash's home slot is the upper
+half of its low 32 bits times S. Growing by any factor keeps the order of slots, so it is done in place, in one pass
+through memory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from model.arrays import Int16Array, Int64Array
 from model.reserved_memory import GrowingArray, machine_bytes
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 over the golden ratio: what splitmix64 adds from one number to the next."""
+"""2^64 / golden ratio, the increment of splitmix64."""
 _MAX_LOAD = 0.75
 _GROWTH = 2.0
 _BLOCK = 64
 _LARGE = 1 << 16
-"""Slots or row numbers from which on addresses are reserved for them."""
+"""Number of slots or row numbers above which address space is reserved for them."""
 _ROW_BITS = np.int64(48)
 _ROW_MASK = np.int64((1 << 48) - 1)
 _FREE = np.int16(-(1 << 15))
-"""The table of a row number that no key has."""
+"""The table number that marks a free row number."""
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -47,7 +47,7 @@ def _hash_key(table: np.int16, key: np.int64) -> np.uint64:
 
 @njit(cache=True, nogil=True)
 def hash_keys(tables: Int16Array, ids: Int64Array) -> npt.NDArray[np.uint64]:
-    """64 mixed bits of each key, uint64 (K,); the map slot uses the low ones, buckets the high ones."""
+    """64 mixed bits of each key, uint64 (K,); slots use the low bits, buckets the high ones."""
     out = np.empty(ids.shape[0], np.uint64)
     for k in range(ids.shape[0]):
         out[k] = _hash_key(tables[k], ids[k])
@@ -69,7 +69,7 @@ def _find(slots: Int64Array, tables: Int16Array, ids: Int64Array) -> Int64Array:
         block = min(_BLOCK, ids.shape[0] - start)
         for b in range(block):
             places[b] = _place(tables[start + b], ids[start + b], np.uint64(count))
-        for b in range(block):  # nothing but reads, so that as many as possible are on their way at once
+        for b in range(block):  # only reads, so that as many as possible are in flight at once
             first_ids[b] = slots[2 * places[b]]
             first_tags[b] = slots[2 * places[b] + 1]
         for b in range(block):
@@ -98,7 +98,7 @@ def _add(
     out: Int64Array,
     created: Int64Array,
 ) -> tuple[np.int64, np.int64, np.int64]:
-    """Get or add every key; there is room for all. Returns R, free row numbers, and how many were created."""
+    """Get or add every key; the caller made room. Returns R, the number of free row numbers, and of new keys."""
     count = np.int64(slots.shape[0] // 2)
     places, first_tags = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     made = np.int64(0)
@@ -107,7 +107,7 @@ def _add(
         for b in range(block):
             places[b] = _place(tables[start + b], ids[start + b], np.uint64(count))
         for b in range(block):
-            # For the cache alone: a key of this block may come to lie there.
+            # Only warms the cache: a key of this block may be inserted there.
             first_tags[b] = slots[2 * places[b] + 1]
         for b in range(block):
             k = start + b
@@ -134,17 +134,17 @@ def _add(
                 created[made] = k
                 made += 1
             out[k] = (tag & _ROW_MASK) - 1
-    # The sum keeps the compiler from dropping the reads above; it is never negative.
+    # Using the sum keeps the compiler from removing the reads above; it is never negative.
     return top, free_count, made if first_tags[0] != -1 else np.int64(0)
 
 
 @njit(cache=True, nogil=True)
 def _spread(slots: Int64Array, old: np.int64) -> None:
-    """Make use of more slots than the first `old`, in place, from back to front.
+    """Spread the keys of the first `old` slots over all slots, in place, from back to front.
 
-    A key moves to a place behind its old one, among keys that have moved already and stay where they are. Two kinds
-    wait until all have moved: those near the front for which that is not so, because they lie far from where they
-    belong, and those that would go round the end: at the front they would lie behind keys that are yet to move away.
+    A key moves to a slot behind its old one, among keys that have already moved and stay. Two kinds of keys are
+    inserted last: those near the front that would have to move forward, because they are far from their home slot, and
+    those that would wrap around the end, into slots that are still to be moved.
     """
     count = np.int64(slots.shape[0] // 2)
     waiting, late = np.empty((_BLOCK, 2), np.int64), 0
@@ -186,7 +186,7 @@ def _put(slots: Int64Array, to: Any, key: np.int64, tag: np.int64, count: np.int
 
 @njit(cache=True, nogil=True)
 def _remove(slots: Int64Array, tables: Int16Array, ids: Int64Array, out: Int64Array) -> None:
-    """Take keys out; `out` gets their row numbers, -1 for a key that is not there (or no longer)."""
+    """Remove keys; `out` gets their row numbers, -1 for a key that is absent or repeated."""
     count = np.int64(slots.shape[0] // 2)
     for k in range(ids.shape[0]):
         key, table = ids[k], np.int64(tables[k])
@@ -204,7 +204,7 @@ def _remove(slots: Int64Array, tables: Int16Array, ids: Int64Array, out: Int64Ar
 
 @njit(cache=True, nogil=True)
 def _close_gap(slots: Int64Array, gap: Any, count: np.int64) -> None:
-    """Backward shift: whatever could not lie nearer to its place because of the gap moves into it."""
+    """Backward-shift deletion: keys displaced past the freed slot move back into it."""
     place: Any = gap
     while True:
         place += 1
@@ -223,11 +223,11 @@ def _close_gap(slots: Int64Array, gap: Any, count: np.int64) -> None:
 
 
 class KeyIndex:
-    """(table int16, id int64) to a row number; exact, no two keys share one.
+    """Maps (table int16, id int64) to a row number; exact, no two keys share one.
 
-    Row numbers are 0, 1, 2, … in the order of arrival and stay what they are while their key lives; those of removed
-    keys are given again before new ones. Open addressing with linear probing, 37 to 75 % full: 10 bytes per row
-    number and 21 to 43 per key. The table -32768 is taken.
+    Row numbers are 0, 1, 2, … in order of arrival, and fixed while their key exists; those of removed keys are reused
+    before new ones are given out. Open addressing with linear probing, 37 to 75 % full: 10 bytes per row number and 21
+    to 43 per key. Table -32768 is reserved.
     """
 
     def __init__(self, capacity: int = 1024) -> None:
@@ -236,7 +236,7 @@ class KeyIndex:
         self._free_count = 0
         self._ids, self._more_ids = np.empty(max(capacity, 16), np.int64), _Growth()
         self._tables, self._more_tables = np.empty(max(capacity, 16), np.int16), _Growth()
-        # Pairs (id, table << 48 | row number + 1); 0 in the second is nobody.
+        # Pairs (id, table << 48 | row number + 1); a slot is empty if the second is 0.
         self._slots, self._more_slots = np.zeros(2 * _slot_count(capacity), np.int64), _Growth()
 
     def __len__(self) -> int:
@@ -248,11 +248,11 @@ class KeyIndex:
         return self._top
 
     def add(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
-        """The row number of each key, int64 (K,), adding the ones that are new."""
+        """The row number of each key, int64 (K,); new keys are added."""
         return self.get_or_add(tables, ids)[0]
 
     def get_or_add(self, tables: Int16Array, ids: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """The row number of each key, int64 (K,), and at which k a new one was made, int64, ascending."""
+        """The row number of each key, int64 (K,), and the places k of new keys, int64, ascending."""
         self._reserve(ids.shape[0])
         out, created = np.empty(ids.shape[0], np.int64), np.empty(ids.shape[0], np.int64)
         state = (self._free, np.int64(self._top), np.int64(self._free_count))
@@ -261,11 +261,11 @@ class KeyIndex:
         return out, created[:made]
 
     def find(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
-        """The row number of each key, int64 (K,), -1 for a key that is not there."""
+        """The row number of each key, int64 (K,), -1 for an unknown key."""
         return _find(self._slots, tables, ids)
 
     def remove(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
-        """Forget keys; the row number that each had, int64 (K,), -1 for a key that is not there or came before."""
+        """Remove keys; returns the row number of each, int64 (K,), -1 for a key that is unknown or repeated."""
         out = np.empty(ids.shape[0], np.int64)
         _remove(self._slots, tables, ids, out)
         gone = out[out >= 0]
@@ -278,13 +278,13 @@ class KeyIndex:
         return out
 
     def rows(self) -> Int64Array:
-        """The row numbers that have a key, int64 (len,), ascending."""
+        """The row numbers in use, int64 (len,), ascending."""
         if self._free_count == 0:
             return np.arange(self._top, dtype=np.int64)
         return np.flatnonzero(self._tables[: self._top] != _FREE)
 
     def keys_of(self, rows: Int64Array) -> tuple[Int16Array, Int64Array]:
-        """Tables int16 (n,) and ids int64 (n,) of row numbers that have a key; copies."""
+        """Tables int16 (n,) and ids int64 (n,) of row numbers in use; copies."""
         return self._tables[rows], self._ids[rows]
 
     def keys(self) -> tuple[Int16Array, Int64Array]:
@@ -309,7 +309,7 @@ class KeyIndex:
 
 
 class _Growth:
-    """Makes an array longer, with zeros behind what it held: a large one in place, as fresh memory costs most."""
+    """A longer array with zeros at its end; a large one grows in place, because touching new memory is expensive."""
 
     def __init__(self) -> None:
         self._memory: GrowingArray | None = None

@@ -1,4 +1,4 @@
-"""The losses of CL-EPIDTN. Each is a sum over local anchors by a global count, so the ranks' losses add up.
+"""The losses of CL-EPIDTN. Each is a sum over local anchors divided by a global count, so ranks' losses add up.
 
 Shape letters: E events, M candidates of all ranks, S local anchors, T anchors of all ranks, D columns.
 """
@@ -26,7 +26,7 @@ def in_batch_softmax(
 
     Args:
         scores_EM: float32, similarity / temperature.
-        log_q_M: float32, natural log of each candidate's chance to be one, times the correction's strength.
+        log_q_M: float32, natural log of each candidate's sampling probability, times the correction's strength.
         target_E: int64, the column of each event's positive.
         drop_EM: bool, negatives to leave out (items that the user is known to like); never the target.
         weight_E: float32, weight of each event.
@@ -42,12 +42,12 @@ def in_batch_softmax(
 def pointwise(
     scores_EM: Tensor, target_E: Tensor, drop_EM: Tensor, weight_E: Tensor, global_events: float
 ) -> Tensor:
-    """Cross-entropy of labels (Eq. 14): the target has label 1, every other candidate that is not dropped 0.
+    """Cross-entropy of labels (Eq. 14): 1 for the target, 0 for every other candidate that is not dropped.
 
     L = −1/B Σ_e w_e [ log σ(s_e,t) + 1/n_e Σ_{c ∉ drop_e, c ≠ t} log(1 − σ(s_e,c)) ]
 
-    An event's n_e negatives weigh as much together as its positive, as if one were drawn for each positive. So the
-    loss does not grow with the number of candidates, and no rank has to know how many pairs the others have.
+    An event's n_e negatives together weigh as much as its positive, as if one were drawn for each positive. So the
+    loss does not grow with the number of candidates, and ranks need not exchange their numbers of pairs.
 
     Args:
         scores_EM: float32, similarity / temperature.
@@ -56,7 +56,7 @@ def pointwise(
         weight_E: float32, weight of each event.
         global_events: B, the sum of weights over all ranks.
     Returns:
-        Scalar, in nats; without correction for how often an item is a candidate.
+        Scalar, in nats, without sampling correction.
     """
     target_E1 = target_E.unsqueeze(1)
     negative_EM = (~drop_EM).scatter(1, target_E1, False)
@@ -66,7 +66,7 @@ def pointwise(
 
 
 def mimic(head_ED: Tensor, other_ED: Tensor, weight_E: Tensor, global_events: float) -> Tensor:
-    """How far the augmented vectors are from the other tower's output (Eqs. 4 and 5, with linear heads).
+    """Squared distance of the augmented vectors from the other tower's output (Eqs. 4 and 5, with linear heads).
 
     L = 1/B Σ_e w_e ‖G(a_e) − sg(v_e)‖²
 
@@ -99,8 +99,7 @@ def info_nce(
         first_SD: float32, this rank's anchors in their first view.
         second_TD: float32, the second views of all ranks.
         positive_S: int64, the anchor's own place among T.
-        same_ST: bool, entities that are the same for this purpose (same attributes): no negatives; None where no
-            two are.
+        same_ST: bool, pairs that are not negatives because the entities have the same attributes; None if none do.
         temperature: τ.
         negative_SD: float32, z⁻, an explicit negative of each anchor (Eq. 21); None without any.
         has_negative_S: bool, which anchors have one.

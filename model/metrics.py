@@ -1,4 +1,4 @@
-"""Ranking metrics with full ranking and ties counted half.
+"""Metrics of a full ranking, with ties counted half.
 
 Shape letters: E events, I items, Q queries, G targets of all queries; query q has the targets G with `query_G == q`.
 """
@@ -16,7 +16,7 @@ from model.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 
 @njit(cache=True, nogil=True)
 def rank_in_row(scores_I: Float32Array, target: int, drop_I: BoolArray) -> float:
-    """The target's place among the items that are not dropped: those above it plus half of its ties; 0 is the best."""
+    """The target's rank among items that are not dropped: items above it plus half of its ties; 0 is best."""
     own = scores_I[target]
     above, equal = 0, 0
     for i in range(scores_I.shape[0]):
@@ -24,7 +24,7 @@ def rank_in_row(scores_I: Float32Array, target: int, drop_I: BoolArray) -> float
             continue
         if scores_I[i] > own:
             above += 1
-        # Not "==": a score that is not a number counts as a tie, never as a win.
+        # Not "==", so that NaN counts as a tie and never as a win.
         elif not scores_I[i] < own:
             equal += 1
     return above + 0.5 * equal
@@ -39,7 +39,7 @@ def _ranks(scores_EI: Float32Array, target_E: Int64Array, drop_EI: BoolArray) ->
 
 
 def full_ranks(scores_EI: Float32Array, target_E: Int64Array, drop_EI: BoolArray) -> Float64Array:
-    """The target's place among all items, float64 (E,): items above it plus half of its ties; 0 is the best.
+    """The target's rank among all items, float64 (E,): items above it plus half of its ties; 0 is best.
 
     Args:
         scores_EI: float32.

@@ -1,4 +1,4 @@
-"""In which floating-point format the towers multiply matrices.
+"""The floating-point format of the towers' matrix products.
 
 | `precision` | towers in training | everything else |
 |---|---|---|
@@ -7,8 +7,8 @@
 | `bf16` | bfloat16, by autocast | float32 |
 
 Weights, gradients, losses, embedding rows and the state of both optimizers are float32 in all three. With bf16 only
-training is affected: vectors for validation, index versions and evaluations are encoded in float32, so that a version
-does not depend on the machine that published it. tf32 is a switch of the process, hence also of what it encodes.
+training is affected: vectors for validation, index versions and evaluations are encoded in float32, so a version does
+not depend on the machine that published it. tf32 applies to the whole process, and so to encoding as well.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DENSE = (nn.Linear, nn.Sequential, SequenceEncoder)
 
 
 def use_precision(model: nn.Module, precision: Precision) -> None:
-    """Compute a model's towers so from now on; its parameters and their names stay what they are.
+    """Use a precision for a model's towers from now on; parameters and their names do not change.
 
     Args:
         model: fresh towers, or towers in float32.
-        precision: tf32 and the other two also switch TF32 of this process's CUDA on and off.
+        precision: tf32 also enables TF32 for CUDA in this process; the other two disable it.
     """
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if precision == "bf16":

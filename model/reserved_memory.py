@@ -1,7 +1,7 @@
-"""Arrays that grow in place: address space is reserved for as much as the machine could hold, memory comes by touch.
+"""Arrays that grow in place: addresses are reserved for all of the machine's memory; pages are used when written.
 
-Growing by copies would need the old and the new array at once, and every view of the old one would go stale. Here
-a view stays valid forever, and what was never written costs nothing.
+Growing by copying needs the old and the new array at once and invalidates views. Here a view stays valid, and rows
+that were never written use no memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 _LINUX = sys.platform.startswith("linux")
-# Named by the module from Python 3.13 on.
+# The mmap module names it only since Python 3.13.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if _LINUX else 0)
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
 _LEAST_BYTES = 1 << 16
@@ -28,10 +28,10 @@ def machine_bytes() -> int:
 
 
 class GrowingArray:
-    """Zeros of a fixed trailing shape and dtype, as many rows as are asked for.
+    """A zero-filled array of a fixed trailing shape and dtype, whose number of rows can grow.
 
     Args:
-        rows: how many to reserve addresses for. Where the system refuses (ulimit -v, strict overcommit) fewer are
+        rows: how many to reserve addresses for. If the system refuses (ulimit -v, strict overcommit), fewer are
             reserved, and growing past them copies.
         shape: of a row.
         dtype: of its elements.
@@ -42,7 +42,7 @@ class GrowingArray:
         self._whole = self._reserve(rows)
 
     def first(self, rows: int) -> npt.NDArray[Any]:
-        """A view of the first so many rows; a row that was never written is zero."""
+        """A view of the first rows; rows that were never written are zero."""
         if rows > self._whole.shape[0]:
             old, self._whole = self._whole, self._reserve(rows * 3 // 2)
             self._whole[: old.shape[0]] = old

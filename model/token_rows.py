@@ -1,9 +1,8 @@
-"""Many sequences in few rows: several stand behind one another in a row and do not see each other.
+"""Packs many sequences into few rows; sequences that share a row do not see each other.
 
 Shape letters: N sequences, T tokens of all of them, R rows, L tokens of a row.
 
-Histories differ in length by a factor of fifty; a row for each would be padding for the most part, and the towers
-would compute it.
+Histories differ in length by a factor of fifty. With a row for each, most of the towers' work would be padding.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from model.arrays import Int64Array
 from model.transfer import to_device
 
 _ROW_TOKENS = 64
-"""Rows are at least so long, if there is enough to fill one: short sequences then share them."""
+"""Minimum row length, if there are enough tokens to fill a row; short sequences then share rows."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class TokenRows:
     sequence_RL: Tensor
     """int64, which sequence a token belongs to; -1 for padding."""
     within_RL: Tensor
-    """int64, place of a token in its sequence; 0 for padding."""
+    """int64, position of a token in its sequence; 0 for padding."""
     start_N: Tensor
-    """int64, flat place (row · L + column) of a sequence's first token."""
+    """int64, flat index (row · L + column) of a sequence's first token."""
     length_N: Tensor
     """int64, tokens of each sequence; may be 0."""
 
@@ -46,12 +45,12 @@ class TokenRows:
 
     @cached_property
     def strange_RLL(self) -> Tensor:
-        """bool, which pairs of a row's tokens are not of one sequence."""
+        """bool, which pairs of a row's tokens belong to different sequences."""
         return self.sequence_RL.unsqueeze(2) != self.sequence_RL.unsqueeze(1)
 
     @cached_property
     def apart_R1LL(self) -> Tensor | None:
-        """What keeps a row's sequences from seeing one another, for all views and members: −inf between two, else 0.
+        """The mask that separates a row's sequences, for all views and members: −inf between two sequences, else 0.
 
         float32; None where each row holds one sequence.
         """
@@ -69,22 +68,22 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Reads:
-    """Where Q events find what the tokens before them add up to."""
+    """Where Q events read the summary of the tokens before them."""
 
     place_Q: Tensor
-    """int64, flat place of the last token before each event; 0 for an event without history."""
+    """int64, flat index of the last token before each event; 0 for an event without history."""
     share_Q2: Tensor
     """float32, factors of the window's sum (1 / its tokens) and of the last state (1); zeros without history."""
 
 
 def reads_at(rows: TokenRows, sequence_Q: Tensor, position_Q: Tensor, window: int) -> Reads:
-    """What an event reads that has so many tokens of a sequence before it.
+    """The reads of events at given positions of sequences.
 
     Args:
-        rows: where the sequences are.
+        rows: the packed sequences.
         sequence_Q: int64, sequence of each event.
-        position_Q: int64, tokens before it.
-        window: W, how many of them count.
+        position_Q: int64, number of tokens before it.
+        window: W, number of those that are read at most.
     """
     some_Q = (position_Q > 0).to(torch.float32)
     mean_Q = some_Q / position_Q.clamp(1, window)
@@ -93,7 +92,7 @@ def reads_at(rows: TokenRows, sequence_Q: Tensor, position_Q: Tensor, window: in
 
 
 def stacked(parts: Sequence[TokenRows]) -> TokenRows:
-    """The rows of several under one another, all of one width; sequences are numbered through."""
+    """Concatenate packed rows of one width; sequences are numbered consecutively."""
     width = parts[0].token_RL.shape[1]
     sequences = rows = 0
     sequence_RL, start_N = [], []
@@ -111,23 +110,23 @@ def stacked(parts: Sequence[TokenRows]) -> TokenRows:
 
 
 def distances(length: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How far token j of a row stands before token i, for all rows of a length.
+    """How far token j of a row is before token i, for rows of a given length.
 
     Returns:
-        The distance, int64 (L, L), from 0 to W−1; and where it would be outside of that, bool (L, L).
+        The distance, int64 (L, L), clipped to 0..W−1, and where it was outside of that range, bool (L, L).
     """
     distance_LL, outside_LL, _ = _constants(-(-length // _ROW_TOKENS), window, device)
     return distance_LL[:length, :length], outside_LL[:length, :length]
 
 
 def inside(length: int, window: int, device: torch.device) -> Tensor:
-    """1 where token j of a row is one of the last W that token i has seen, float32 (L, L); else 0."""
+    """1 where token j of a row is among the last W tokens up to token i, else 0; float32 (L, L)."""
     return _constants(-(-length // _ROW_TOKENS), window, device)[2][:length, :length]
 
 
 @lru_cache(maxsize=32)
 def _constants(blocks: int, window: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For rows of up to so many times 64 tokens: made once, read in every step."""
+    """For rows of up to so many blocks of 64 tokens; computed once and read in every step."""
     with torch.inference_mode(False):
         at_L = torch.arange(blocks * _ROW_TOKENS, device=device)
         distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)
@@ -136,17 +135,17 @@ def _constants(blocks: int, window: int, device: torch.device) -> tuple[Tensor, 
 
 
 def row_width(length_N: Int64Array) -> int:
-    """How long the rows of these sequences are."""
+    """The length of rows for these sequences."""
     return max(int(length_N.max(initial=0)), min(_ROW_TOKENS, int(length_N.sum())), 1)
 
 
 def pack(token_T: Int64Array, length_N: Int64Array, width: int = 0) -> TokenRows:
-    """Sequences, longest first, into rows as long as the longest one (or 64), each row filled before the next.
+    """Pack sequences, longest first, into rows as long as the longest one (or 64); each row is filled before the next.
 
     Args:
         token_T: int64, the sequences' tokens one after another.
         length_N: int64, tokens of each.
-        width: rows are at least as long.
+        width: minimum row length.
     """
     total, width = int(length_N.sum()), max(row_width(length_N), width)
     order_N = np.argsort(-length_N, kind="stable")
@@ -169,7 +168,7 @@ def pack(token_T: Int64Array, length_N: Int64Array, width: int = 0) -> TokenRows
 
 @njit(cache=True, nogil=True)
 def _places(length_N: Int64Array, order_N: Int64Array, width: int) -> tuple[Int64Array, int]:
-    """Flat place of each sequence, and how many rows they fill; each goes into the last row if it fits there."""
+    """Flat index of each sequence, and the number of rows; a sequence goes into the last row if it fits there."""
     start_N = np.zeros(length_N.shape[0], np.int64)
     rows, used = 0, width
     for n in order_N:

@@ -1,8 +1,8 @@
-"""AdamW of the towers: torch's own step, without what torch's class brings along.
+"""AdamW of the towers: torch's functional step without torch's optimizer class.
 
-`torch.optim.Optimizer` imports torch's compiler to keep itself out of it: 1.2 s of CPU in every process, most of what a
-worker took to build its model, and a run that resumes waits for it. Nothing here is compiled. So this class holds the
-state and calls torch's functional form, bit for bit the same
+`torch.optim.Optimizer` imports torch's compiler only to exclude itself from it: 1.2 s of CPU in every process, most of
+the time in which a worker builds its model, and a resuming run waits for it. Nothing here is compiled. So this class
+holds the state and calls torch's functional form, with bit-identical results
 (https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html).
 """
 
@@ -22,7 +22,7 @@ class TowerOptimizer:
 
     Args:
         parameters: of the towers.
-        weight_decay: times the learning rate, off each parameter that has a gradient.
+        weight_decay: share of each parameter with a gradient that is subtracted per step, times the learning rate.
 
     Attributes:
         state: by parameter, once it has had a gradient: `step` (float32, a scalar on the CPU), `exp_avg` and
@@ -35,7 +35,7 @@ class TowerOptimizer:
         self._weight_decay = weight_decay
 
     def clear_gradients(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for parameter in self._parameters:
             parameter.grad = None
 

@@ -1,4 +1,4 @@
-"""The two towers and the personalised augmented vectors, on rows that the caller looked up.
+"""The two towers and their personalised augmented vectors, on rows that the caller has looked up.
 
 Shape letters: U keys of a step (row 0 of rows_UD is zero), N sequences in R rows of L tokens, I distinct items of
 the sequences, K categories, E events, F user attributes (id and activity included), C items, A augmented width,
@@ -31,7 +31,7 @@ def rows_of(rows_UD: Tensor, index: Tensor) -> Tensor:
 
 
 def sum_of_rows(rows_UD: Tensor, row_CK: Tensor) -> Tensor:
-    """The sum of an item's rows, such as those of its categories, float32 (C, D); zero without any."""
+    """The sum of an item's rows, for example of its categories, float32 (C, D); zero if it has none."""
     if row_CK.numel() == 0:
         return rows_UD.new_zeros(row_CK.shape[0], rows_UD.shape[1])
     return F.embedding_bag(row_CK, rows_UD, mode="sum", padding_idx=0)
@@ -74,17 +74,17 @@ class AttributeTower(nn.Module):
         self.combine = two_layers(width + augmented, 2 * dim, dim, config.dropout)
 
     def field_rows(self, queries: QueryInputs) -> Tensor:
-        """Rows of what `forward` reads of each event, int64 (E, F): [user id,] activity, the configured attributes."""
+        """Rows that `forward` reads of each event, int64 (E, F): [user id,] activity, the configured attributes."""
         columns = [queries.user_row_E.unsqueeze(1)] if self.with_user_id else []
         columns.append(queries.activity_row_E.unsqueeze(1))
-        # A batch without rows does not know how many attributes there are: the shape comes from here.
+        # An empty batch does not say how many attributes there are, so the shape is set here.
         columns.append(
             queries.attribute_row_EF.reshape(queries.activity_row_E.shape[0], self.attribute_count)
         )
         return torch.cat(columns, dim=1)
 
     def first_weights(self) -> dict[str, Tensor]:
-        """The weights that read z_u, by name: F·D columns in the order of `field_rows`, then those of a_u if any."""
+        """The weights that read z_u, by name: F·D columns in the order of `field_rows`, then a_u's columns if any."""
         return {name: w for name, w in self.named_parameters() if name in _READS_FIELDS}
 
     def forward(self, fields_EFD: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -126,10 +126,10 @@ class HistoryTower(nn.Module):
 
 
 class RecentSources(nn.Module):
-    """Σ_b w_b source(b-th last item): what came after an item before, remembered apart from what the item is.
+    """Σ_b w_b source(b-th last item): separate embeddings that learn what tends to follow an item.
 
-    source(i) is an embedding of its own, plus those of the item's categories with model.source_categories.
-    The sum is a causal filter along the sequence: one small matrix product per row instead of B gathers per event.
+    source(i) is the item's source embedding, plus those of its categories with model.source_categories. The sum is a
+    causal filter along the sequence: one small matrix product per row instead of B gathers per event.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -150,7 +150,7 @@ class RecentSources(nn.Module):
         return out
 
     def _filter(self, rows: TokenRows) -> Tensor:
-        """What token i takes of token j: w of their distance, float32 (L, L) or (R, L, L)."""
+        """The weight of token j for token i, w[distance], float32 (L, L) or (R, L, L)."""
         window = self.weight_B.shape[0]
         distance_LL, outside_LL = distances(rows.token_RL.shape[1], window, self.weight_B.device)
         weight_LL = F.embedding(distance_LL, self.weight_B.unsqueeze(1)).squeeze(2)

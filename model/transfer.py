@@ -1,4 +1,4 @@
-"""Many small tensors to a device, or from it, in one copy: each copy stops the host for longer than its bytes take."""
+"""Copies many small tensors to or from a device at once: each copy has a fixed cost that exceeds that of its bytes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _Part = TypeVar("_Part")
 
 
 def to_device(parts: _Part, device: torch.device | str) -> _Part:
-    """The same with every tensor in it on a device, in one copy from pinned memory; on the CPU the same object.
+    """The same object with its tensors on a device, in one copy from pinned memory; on the CPU, the object itself.
 
-    The copy is ordered before whatever the current stream does next.
+    The copy is ordered before later work on the current stream.
 
     Args:
-        parts: a tensor of the CPU without a gradient, or a tuple, list or dataclass of such, nested; other values stay.
-        device: where to.
+        parts: a CPU tensor without gradient, or a nested tuple, list or dataclass of them; other values are kept.
+        device: the target.
     """
     if torch.device(device).type == "cpu":
         return parts
@@ -30,7 +30,7 @@ def to_device(parts: _Part, device: torch.device | str) -> _Part:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of one device and type on the CPU, in one copy, for which the host waits; on the CPU as they are."""
+    """Tensors of one device and dtype on the CPU, by one copy that the host waits for; CPU tensors as they are."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
@@ -68,7 +68,7 @@ def _in_one_copy(tensors: Sequence[Tensor], device: torch.device | str) -> list[
         end += -(-size // _ALIGNED_TO) * _ALIGNED_TO
     host = torch.empty(end, dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
     for tensor, start in zip(tensors, starts, strict=True):
-        if tensor.numel():  # one without elements may have strides that no view of bytes can have
+        if tensor.numel():  # an empty tensor may have strides that a view as bytes cannot have
             flat = tensor.contiguous().view(-1).view(torch.uint8)
             host[start : start + flat.shape[0]].copy_(flat)
     there = host.to(device, non_blocking=True)

@@ -2,9 +2,9 @@
 
 Shape letters: N sequences, R rows that hold them, L tokens of a row, D columns, H heads, W window, Q events.
 
-A sequence holds a user's context and then the run's items; every event in it reads the states before its own
-position, so one pass encodes all of them. Positions are relative (a learned bias per head and distance):
-a token's distance from the end, which measured well, would differ for every event of a sequence.
+A sequence holds a user's context and then the run's items. Every event in it reads the states before its own position,
+so one pass encodes all of them. Positions are relative (a learned bias per head and distance): positions counted from
+the end, which also measured well, would differ for every event of a sequence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.token_rows import Reads, TokenRows, distances, inside
 
 
 class RelativeBias(nn.Module):
-    """Learned attention bias per head and distance 0..W-1; no token sees beyond W or after itself."""
+    """Learned attention bias per head and distance 0..W-1; a token sees neither beyond W nor after itself."""
 
     def __init__(self, heads: int, window: int) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class RelativeBias(nn.Module):
 def attention(qkv_RLX: Tensor, bias_HLL: Tensor, apart_R1LL: Tensor | None) -> Tensor:
     """Scaled dot-product attention of H heads, float32 (R, L, D).
 
-    Spelled out: with a bias that learns, F.scaled_dot_product_attention looks for rows that see no token, of which
-    there are none here, and goes over the scores more often.
+    Written out, because F.scaled_dot_product_attention with a learned bias also checks for rows that see no token
+    (there are none here) and passes over the scores more often.
 
     Args:
         qkv_RLX: float32 (R, L, 3 D), queries, keys and values.
@@ -46,7 +46,7 @@ def attention(qkv_RLX: Tensor, bias_HLL: Tensor, apart_R1LL: Tensor | None) -> T
     """
     rows, length, width = qkv_RLX.shape
     heads = bias_HLL.shape[0]
-    # In one copy: of each of the three both products would make one of their own.
+    # One copy of all three; otherwise both products would copy each of them.
     qkv = qkv_RLX.view(rows, length, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).contiguous()
     query, key, value = qkv.unbind(0)
     scores_RHLL = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
@@ -113,11 +113,11 @@ class SequenceEncoder(nn.Module):
 
 
 def mean_and_last(state_RLD: Tensor, rows: TokenRows, reads: Reads, window: int) -> Tensor:
-    """What an event reads of its history: the mean of the last W states ⊕ the last state, float32 (Q, 2 D).
+    """The summary of each event's history: the mean of the last W states ⊕ the last state, float32 (Q, 2 D).
 
     Args:
-        state_RLD: float32; a state has seen its sequence's tokens up to its own.
-        rows: where the sequences are.
+        state_RLD: float32; a state depends on its sequence's tokens up to its own.
+        rows: the packed sequences.
         reads: of the events, with the same window; an event without history reads zeros.
         window: W.
     """

@@ -1,10 +1,10 @@
-"""What every trained system here is: two towers on plain tensors, compared with each other.
+"""The base of every trained system: two towers on plain tensors, whose outputs are compared.
 
 Shape letters: U keys of a step, E events and C candidates of this rank, M candidates of all ranks, Q queries, I items,
 A augmented width, D columns.
 
-The rows come from the caller, and their gradient goes back to it. Ranks enter through `Gather` alone, so one module
-runs in a test, in an evaluation and on a cluster.
+The caller passes the rows and receives their gradient. Ranks communicate only through `Gather`, so the same module runs
+in a test, in an evaluation and on a cluster.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Gather = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Targets:
-    """What the loss needs to know of the global step."""
+    """The targets of a global step, as the loss needs them."""
 
     target_E: Tensor
-    """int64, place of each event's item among the gathered candidates."""
+    """int64, index of each event's item among the gathered candidates."""
     log_q_M: Tensor
-    """float32, natural log of each candidate's chance to be one."""
+    """float32, natural log of each candidate's sampling probability."""
     drop_EM: Tensor
     """bool, negatives that the event's user is known to like; never the event's own target."""
     global_events: float
@@ -39,25 +39,25 @@ class Targets:
 
 @dataclass(frozen=True)
 class QueryEncoding:
-    """What the user tower says of E events."""
+    """The user tower's output for E events."""
 
     vectors_ED: Tensor
-    """float32: what is searched with."""
+    """float32, the query vectors."""
     augmented_EA: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ItemEncoding:
-    """What the item tower says of C items."""
+    """The item tower's output for C items."""
 
     vectors_CD: Tensor
-    """float32: what is indexed."""
+    """float32, the vectors that are indexed."""
     augmented_CA: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """This rank's share of the global loss and of its weighted terms: they add up, and over ranks too."""
+    """This rank's share of the global loss and of its weighted terms; terms and ranks both add up."""
 
     total: Tensor
     """Scalar with a graph, also on a rank without events."""
@@ -75,33 +75,33 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a model prepares on the host before a step's inputs go to the device; nothing by default."""
+    """Data that a model prepares on the host before a step's inputs go to the device; empty by default."""
 
 
 def no_gather(x: Tensor) -> Tensor:
-    """One process: what it has is all there is."""
+    """The gather of a single process: returns its argument."""
     return x
 
 
 class TwoTower(nn.Module):
-    """A query tower and an item tower and the loss that trains them; subclasses say what the towers are."""
+    """A query tower, an item tower, and the loss that trains them; subclasses define the towers."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
 
     def plan(self, queries: QueryInputs, items: ItemInputs, *, seed: int, step: int) -> StepPlan:
-        """What `forward` needs of a step beside its inputs, which are on the CPU here, and so is the plan.
+        """What `forward` needs besides its inputs. Inputs and plan are both on the CPU.
 
         Args:
             queries: this rank's events.
             items: the candidates that this rank owns.
-            seed, step: key of everything random but dropout; the same on every rank.
+            seed, step: key of all random numbers except dropout's; the same on every rank.
         """
         return StepPlan()
 
     def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
-        """The query vector of each event as of just before it.
+        """The query vector of each event, as of just before the event.
 
         Args:
             rows_UD: float32 (1 + U, D), row 0 zero.
@@ -119,7 +119,7 @@ class TwoTower(nn.Module):
         raise NotImplementedError
 
     def scores(self, query_QD: Tensor, item_ID: Tensor) -> Tensor:
-        """How well items fit queries, float32 (Q, I): the inner product."""
+        """Scores of items for queries, float32 (Q, I): the inner product."""
         return query_QD @ item_ID.T
 
     def forward(
@@ -142,10 +142,10 @@ class TwoTower(nn.Module):
             items: the candidates that this rank owns; each candidate is on exactly one rank.
             targets: of this rank's events among all candidates.
             gather: concatenation over ranks.
-            seed, step: key of everything random but dropout; the same on every rank.
-            plan: of these inputs, seed and step; made here if the caller has none, on the CPU only.
+            seed, step: key of all random numbers except dropout's; the same on every rank.
+            plan: of these inputs, seed and step; created here if None, which works on the CPU only.
         Raises:
-            ValueError: the gathered candidates are not those of `targets`.
+            ValueError: the number of gathered candidates is not that of `targets`.
         """
         query = self.encode_queries(rows_UD, queries)
         item_MD = gather(self.encode_items(rows_UD, items).vectors_CD)
@@ -170,7 +170,7 @@ class TwoTower(nn.Module):
         )
 
     def _terms(self, rows_UD: Tensor, main: Tensor, *others: Tensor) -> LossTerms:
-        """All terms and their sum; the zero row ties a rank without events to the graph."""
+        """All terms and their sum; the zero row connects a rank without events to the graph."""
         rest = others or (main.new_zeros(()),) * 5
         total = torch.stack([main, *rest]).sum()
         if not total.requires_grad:
@@ -193,5 +193,5 @@ class TwoTower(nn.Module):
 
 
 def weighted(x: Tensor, weight: float) -> Tensor:
-    """x · weight, without an operation for a weight of 1."""
+    """x · weight; no operation if the weight is 1."""
     return x if weight == 1.0 else x * weight

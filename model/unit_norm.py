@@ -1,4 +1,4 @@
-"""Vectors of unit norm, with a gradient of four operations: torch's own spells out every step of the norm's."""
+"""Vectors of unit norm, with a gradient of four operations; torch's differentiates every step of the norm."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """(g − y (y · g)) / ‖x‖: what lengthens the vector changes nothing."""
+        """(g − y (y · g)) / ‖x‖: the component along the vector is removed."""
         unit_ND, norm_N1 = ctx.saved_tensors
         along_N1 = (gradients[0] * unit_ND).sum(-1, keepdim=True)
         return torch.addcmul(gradients[0], unit_ND, along_N1, value=-1).div_(norm_N1)

@@ -1,1 +1,1 @@
-"""The systems that CL-EPIDTN is compared with: counted, factorised and trained ones; import the modules directly."""
+"""The systems that CL-EPIDTN is compared with: counting, factorising and trained ones; import the modules directly."""

@@ -1,8 +1,8 @@
-"""Streaming item-item co-occurrence: how often an item came within the 20 events after another.
+"""Streaming item-item co-occurrence: how often an item occurs within the 20 events after another.
 
-Shape letters: E events, I items, R recent items of a user (20), −1 padded, Q items that are asked for.
+Shape letters: E events, I items, R recent items of a user (20), −1 padded, Q items to encode.
 
-StreamingCooccurrence counts and scores from step to step; Cooccurrence gives the same scores as vectors.
+StreamingCooccurrence counts and scores in every step; Cooccurrence expresses the same scores as vectors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COUNT = np.int32(COUNT)
 def _scores(tables: Tables, norm_I: Float32Array, recent_ER: Int64Array, items: int) -> Float32Array:
     out = np.zeros((recent_ER.shape[0], items), np.float32)
     known = min(items, norm_I.shape[0])
-    # By one more than the item: what the empty slots give goes to the first place, so that no slot needs a branch.
+    # Indexed by item + 1: empty slots add to entry 0, so no slot needs a branch.
     sums = np.empty(tables.start_I.shape[0] + 1, np.float32)
     for e in range(recent_ER.shape[0]):
         sums[:] = 0.0
@@ -54,7 +54,7 @@ class StreamingCooccurrence:
         self.pairs = PairTable()
         """The counts, by dense item index."""
         self.items = 0
-        """One more than the largest index that has come; −1 once counting has stopped."""
+        """One more than the largest item index so far; −1 once counting has stopped."""
 
     @property
     def stopped(self) -> bool:
@@ -62,7 +62,7 @@ class StreamingCooccurrence:
         return self.items < 0
 
     def stop(self) -> None:
-        """Count no more, and give the memory back."""
+        """Stop counting and release the memory."""
         self.pairs.clear()
         self.items = -1
 
@@ -90,16 +90,16 @@ class StreamingCooccurrence:
 class Cooccurrence:
     """The scores of StreamingCooccurrence as inner products: Σ_{j∈R} [1 / √total(j)] · [count(i, j) / √total(i)].
 
-    A user's vector holds the first factor at each of the recent items, CSR (E, I); an item's vector the second one at
+    A user's vector holds the first factor at each recent item, CSR (E, I); an item's vector holds the second factor at
     each j, CSC (Q, I).
 
     Args:
         item_ids: int64 (I,), the catalogue's ids; other items are not counted.
-        recent_items: R, items before an event that count.
+        recent_items: R, number of items before an event that are used.
     """
 
     def __init__(self, item_ids: Int64Array, *, recent_items: int = RECENT_ITEMS) -> None:
-        # Here, because the streaming counter is used where SciPy may be missing.
+        # Imported here: the streaming counter must work without SciPy.
         from model.baselines import sparse
 
         self._tools = sparse
@@ -114,7 +114,7 @@ class Cooccurrence:
         target_ER = np.broadcast_to(histories.target_E[:, None], recent_ER.shape)
         pair_ER = (target_ER >= 0) & (recent_ER >= 0) & (target_ER != recent_ER)
         target, recent = target_ER[pair_ER], recent_ER[pair_ER]
-        # Both directions: taken together, in whatever order.
+        # Both directions: the order of the two items does not matter.
         self._counts.add(np.concatenate([target, recent]), np.concatenate([recent, target]))
         return {}
 

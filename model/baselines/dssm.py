@@ -1,7 +1,7 @@
 """DSSM as a recommender: two dense towers that meet in a cosine.
 
-Source: Huang et al., "Learning Deep Structured Semantic Models for Web Search using Clickthrough Data", CIKM 2013;
-the user takes the place of the query, the item that of the document.
+Source: Huang et al., "Learning Deep Structured Semantic Models for Web Search using Clickthrough Data", CIKM 2013.
+The user replaces the query, and the item the document.
 
 Shape letters: U keys of a step, E events, C items, D columns.
 """
@@ -21,8 +21,8 @@ from model.two_tower import ItemEncoding, QueryEncoding, TwoTower
 class DSSM(TwoTower):
     """v_u = MLP([user attributes; mean of the history]), v_i = MLP([id; categories]), softmax of cos(v_u, v_i) / τ.
 
-    An item of the history enters as the sum of its id's and its categories' embeddings: what it is to the item tower.
-    Of the paper's word hashing nothing is left, ids have rows; ReLU stands for tanh; the cosine can be set to dot.
+    An item of the history enters as the sum of the embeddings of its id and categories, as in the item tower.
+    Differences from the paper: rows of ids instead of word hashing, ReLU instead of tanh, optionally dot for cosine.
 
     Args:
         config: reads `dim`, `layers` (hidden ones of each tower), `history_length`, `dropout`, `temperature`,

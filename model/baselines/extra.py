@@ -14,7 +14,7 @@ def evaluation_package(name: str) -> Any:
     """Import a module of the extra `evaluation`.
 
     Raises:
-        MissingPackage: it is not there; names the extra.
+        MissingPackage: it is not installed; names the extra.
     """
     try:
         return importlib.import_module(name)

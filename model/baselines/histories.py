@@ -1,4 +1,4 @@
-"""The events of a batch for recommenders that count or factorise: dense item indices instead of rows of a step.
+"""The events of a batch for systems that count or factorise: dense item indices instead of rows of a step.
 
 Shape letters: E events, T items of all rows of the batch, R recent items, X known items of all events.
 """
@@ -16,7 +16,7 @@ from model.key_index import KeyIndex
 
 
 class ItemIndex:
-    """Catalogue ids to columns 0..I−1, in the order in which they were given."""
+    """Maps catalogue ids to columns 0..I−1, in the given order."""
 
     def __init__(self, item_ids: Int64Array) -> None:
         self._index = KeyIndex(item_ids.shape[0])
@@ -26,7 +26,7 @@ class ItemIndex:
         return len(self._index)
 
     def find(self, item_ids: Int64Array) -> Int64Array:
-        """The column of each id, int64 of the same shape; −1 for what is not in the catalogue."""
+        """The column of each id, int64 of the same shape; −1 if it is not in the catalogue."""
         return self._index.find(
             np.zeros(item_ids.shape[0], np.int16), np.ascontiguousarray(item_ids, np.int64)
         )
@@ -34,18 +34,18 @@ class ItemIndex:
 
 @dataclass(frozen=True)
 class Histories:
-    """The events of a batch and what stands before each. Items are columns, −1 outside of the catalogue."""
+    """The events of a batch and the items before each. Items are columns, −1 if not in the catalogue."""
 
     item_T: Int64Array
-    """The rows' items one after another: context, then the run's own."""
+    """The rows' items, concatenated: in each row the context, then the run's items."""
     place_E: Int64Array
-    """Where each event's own item is in `item_T`."""
+    """Index of each event's own item in `item_T`."""
     first_E: Int64Array
-    """Where its row begins."""
+    """Index in `item_T` at which the event's row begins."""
     seen: Int64Array
-    """The rows' known items one after another."""
+    """The rows' known items, concatenated."""
     seen_first_E: Int64Array
-    """Where those of its row begin."""
+    """Index at which the known items of the event's row begin."""
     seen_count_E: Int64Array
     user_E: Int64Array
     weight_E: Float32Array
@@ -78,7 +78,7 @@ class Histories:
         return self.item_T[self.place_E]
 
     def recent(self, count: int) -> Int64Array:
-        """The last items before each event in its row, the last one first, int64 (E, R), −1 where there are fewer."""
+        """The last items before each event in its row, newest first, int64 (E, R), padded with −1."""
         at_ER = self.place_E[:, None] - 1 - np.arange(count)[None, :]
         inside_ER = at_ER >= self.first_E[:, None]
         if self.item_T.shape[0] == 0:
@@ -86,7 +86,7 @@ class Histories:
         return np.where(inside_ER, self.item_T[np.maximum(at_ER, 0)], -1)
 
     def known(self) -> tuple[Int64Array, Int64Array]:
-        """Every catalogue item that an event's user had before it, once: events int64 (X,) and items int64 (X,)."""
+        """The distinct catalogue items that each event's user had before it: events int64 (X,), items int64 (X,)."""
         seen_event, seen_at = _stretches(self.seen_first_E, self.seen_count_E)
         event, at = _stretches(self.first_E, self.place_E - self.first_E)
         events = np.concatenate([seen_event, event])
@@ -103,7 +103,7 @@ def _ragged(batch: pa.RecordBatch, name: str) -> tuple[Int64Array, Int64Array]:
 
 
 def _stretches(start_E: Int64Array, length_E: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Whose stretch it is, and start, start + 1, … of each stretch in turn."""
+    """For each element of each range: the range's number, and start, start + 1, …"""
     event = np.repeat(np.arange(start_E.shape[0]), length_E)
     within = np.arange(event.shape[0]) - np.repeat(np.cumsum(length_E) - length_E, length_E)
     return event, start_E[event] + within

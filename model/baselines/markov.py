@@ -1,4 +1,4 @@
-"""First-order Markov: what came next after the user's last item, counted.
+"""First-order Markov: counts of the item that follows the user's last item.
 
 Shape letters: E events, Q queries, I items.
 """
@@ -18,13 +18,13 @@ from model.baselines.sparse import PairCounts, SparseMatrix, inner_products, row
 
 
 class Markov:
-    """score(i | last item j) = n(j → i) + n(i) / (1 + Σ n): transitions, and popularity where they are equal.
+    """score(i | last item j) = n(j → i) + n(i) / (1 + Σ n): transitions, with ties broken by popularity.
 
-    The second term is below 1, so it never outweighs a transition: it orders what has not come after j, and is all that
-    a user without a history gets. (float32 drops it beside counts of millions; these are then ties.)
+    The second term is below 1, so it never outweighs a transition. It orders items that have not followed j, and is the
+    whole score for a user without history. (In float32 it vanishes beside counts of millions, which then tie.)
 
-    A user's vector is 1 at the last item, and 1 in an additional column that holds the items' popularity:
-    CSR (E, I + 1) against CSC (Q, I + 1).
+    A user's vector is 1 at the last item and 1 in an extra column, which holds the items' popularity: CSR (E, I + 1)
+    against CSC (Q, I + 1).
 
     Args:
         item_ids: int64 (I,), the catalogue's ids; other items are not counted.
@@ -36,7 +36,7 @@ class Markov:
         self._popularity = StreamingPopularity()
 
     def train_on(self, batch: pa.RecordBatch, *, decay: float = 1.0) -> Mapping[str, float]:
-        """See RetrievalModel: counts each event's item, and the step to it from the item before."""
+        """See RetrievalModel: counts each event's item, and the transition to it from the previous item."""
         histories = Histories.of(batch, self._index)
         target_E, last_E = histories.target_E, histories.recent(1)[:, 0]
         known_E = target_E >= 0
@@ -58,7 +58,7 @@ class Markov:
         return sparse.csr_matrix((ones, (rows, columns)), shape=(events.shape[0], items + 1))
 
     def encode_items(self, item_ids: Int64Array) -> SparseMatrix:
-        """See RetrievalModel: the counts of the steps to each item, and its share of all events."""
+        """See RetrievalModel: the counts of transitions to each item, and its share of all events."""
         column_Q = self._index.find(item_ids)
         steps = rows_or_zero(self._transitions.matrix(), column_Q)
         count_I = self._popularity.counts(len(self._index))

@@ -39,17 +39,17 @@ INTERESTS = 4
 ROUTING_ITERATIONS = 3
 _LOGIT_SEED = 0
 _SHORT = 8
-"""Items of a history that is routed without the padding of longer ones."""
+"""Histories up to this length are routed separately, without the padding of longer ones."""
 
 
 class InterestRouting(nn.Module):
-    """Behaviour-to-interest routing (section 4.3): items that agree with an interest's sum are routed into it.
+    """Behaviour-to-interest routing (section 4.3): items are routed to the interests whose sum they agree with.
 
     b_kj starts from N(0, 1) and is then, in every iteration,
     w_kj = softmax over k of b_kj,  u_k = squash(Σ_j w_kj S e_j),  b_kj ← b_kj + u_k · S e_j.
 
-    The initial b are numbers by interest and place in the history, counted back from the event, drawn once and never
-    trained; S is one matrix for all pairs. Only the last iteration has a gradient.
+    The initial b depend on interest and position in the history, counted back from the event; they are drawn once and
+    not trained. S is one matrix for all pairs. Only the last iteration has a gradient.
     """
 
     initial_KW: Tensor
@@ -67,11 +67,11 @@ class InterestRouting(nn.Module):
 
         Args:
             item_ID: float32, vectors of distinct items; entry 0 is zero.
-            token_EW: int64, items before each event, the last one first; 0 where there are fewer.
+            token_EW: int64, items before each event, newest first, padded with 0.
         """
         mapped_ID: Tensor = self.bilinear(item_ID)
         short_E = (token_EW[:, _SHORT:] == 0).all(dim=1)
-        # Most histories are a fraction of the window, and padding is routed as dearly as items are.
+        # Most histories are much shorter than the window, and routing padding costs as much as routing items.
         interest_EKD = mapped_ID.new_zeros((token_EW.shape[0], self.initial_KW.shape[0], mapped_ID.shape[1]))
         for chosen_E, longest in ((short_E, _SHORT), (~short_E, token_EW.shape[1])):
             at = chosen_E.nonzero().squeeze(1)
@@ -90,13 +90,13 @@ class InterestRouting(nn.Module):
 
 
 class MIND(TwoTower):
-    """K vectors per user, MLP([user attributes; interest k]) each; an item fits as well as it fits the best of them.
+    """K vectors per user, MLP([user attributes; interest k]) each; an item's score is the maximum over them.
 
-    Training: label-aware attention with an infinite power, that is, an event's loss is that of the one interest with
-    the largest inner product with its own target (section 4.4). Retrieval: `encode_queries` lays the K vectors side
-    by side, float32 (E, K · D), and `scores` takes the maximum over them.
-    An item is the sum of its id's and its categories' embeddings (the paper pools id and side information), on both
-    sides. K is the same for all users: the paper gives users with few items fewer, to save space.
+    Training: label-aware attention with an infinite power, that is, an event's loss uses only the interest with the
+    largest inner product with its target (section 4.4). Retrieval: `encode_queries` returns the K vectors side by side,
+    float32 (E, K · D), and `scores` takes the maximum over them.
+    An item is the sum of the embeddings of its id and categories on both sides (the paper pools id and side
+    information). K is the same for all users; the paper gives users with few items fewer, to save space.
 
     Args:
         config: reads `dim`, `layers` (hidden ones after the routing), `history_length`, `dropout`, `temperature`,
@@ -135,7 +135,7 @@ class MIND(TwoTower):
 
     def scores(self, query_QD: Tensor, item_ID: Tensor) -> Tensor:
         """The largest inner product over the interests, float32 (Q, I); `query_QD` is (Q, K · D)."""
-        # One interest at a time: (Q, K, I) of a large catalogue is a lot of memory for its maximum.
+        # One interest at a time, because (Q, K, I) of a large catalogue takes much memory.
         return reduce(torch.maximum, (one_QD @ item_ID.T for one_QD in self._interests(query_QD).unbind(1)))
 
     def forward(
@@ -150,7 +150,7 @@ class MIND(TwoTower):
         step: int = 0,
         plan: StepPlan | None = None,
     ) -> LossTerms:
-        """See TwoTower; every candidate is compared with the interest that the event's own target chose."""
+        """See TwoTower; every candidate is compared with the interest that fits the event's target best."""
         query = self.encode_queries(rows_UD, queries)
         item_MD = gather(self.encode_items(rows_UD, items).vectors_CD)
         self._require_candidates(item_MD, targets)
@@ -158,7 +158,7 @@ class MIND(TwoTower):
         return self._terms(rows_UD, self._main(chosen_ED @ item_MD.T, queries, targets))
 
     def _chosen(self, query_ED: Tensor, target_ED: Tensor) -> Tensor:
-        """Each event's interest that fits its target best, float32 (E, D)."""
+        """For each event the interest that fits its target best, float32 (E, D)."""
         interest_EKD = self._interests(query_ED)
         best_E = (interest_EKD @ target_ED.unsqueeze(2)).squeeze(2).argmax(dim=1)
         return interest_EKD[torch.arange(best_E.shape[0], device=best_E.device), best_E]
@@ -168,13 +168,13 @@ class MIND(TwoTower):
 
 
 def last_tokens(queries: QueryInputs, window: int) -> Tensor:
-    """The items before each event, the last one first, int64 (E, W); 0 where there are fewer."""
+    """The items before each event, newest first, int64 (E, W), padded with 0."""
     back_W = torch.arange(window, device=queries.position_E.device)
     place_EW = queries.history.start_N[queries.sequence_E].unsqueeze(1) + (
         queries.position_E.unsqueeze(1) - 1 - back_W
     )
     inside_EW = back_W < queries.position_E.unsqueeze(1)
-    # Another sequence of the row stands before the first item: what is outside must not be read from the row.
+    # Before the first item comes another sequence of the row, which must not be read.
     tokens = queries.history.token_RL.reshape(-1)
     if tokens.shape[0] == 0:
         return torch.zeros_like(place_EW)
@@ -182,12 +182,12 @@ def last_tokens(queries: QueryInputs, window: int) -> Tensor:
 
 
 def squash(x: Tensor) -> Tensor:
-    """‖x‖² / (1 + ‖x‖²) · x / ‖x‖ along the last dimension: the direction of x, a length below 1."""
+    """‖x‖² / (1 + ‖x‖²) · x / ‖x‖ along the last dimension: the direction of x with a length below 1."""
     square = x.square().sum(-1, keepdim=True)
-    # The root of zero has no gradient; of an event without history all are zero.
+    # √0 has no gradient, and an event without history has only zeros.
     return x * (square + 1e-12).sqrt() / (1.0 + square)
 
 
 def _weighted(logits_EKW: Tensor, behaviour_EWD: Tensor) -> Tensor:
-    """squash(Σ_j w_kj S e_j), float32 (E, K, D); padding is a zero behaviour and adds nothing."""
+    """squash(Σ_j w_kj S e_j), float32 (E, K, D); padding has zero vectors and adds nothing."""
     return squash(logits_EKW.softmax(dim=1) @ behaviour_EWD)

@@ -1,11 +1,11 @@
-"""Counts of unordered pairs, in memory that grows with the pairs that came and not with all that could.
+"""Counts of unordered pairs, in memory proportional to the pairs that occur, not to all possible pairs.
 
-Each item has a small hash table of the items that it came with, so reading an item's counts is reading its table, in
-order, and counting a pair is one search in each of two tables. An item that has come with a good part of all others has
-a plain row of counts instead, which is then no larger. All lie in one array; what grows moves to a larger block, and
-its old block is used again.
+Each item has a small hash table of the items that it occurs with. Reading an item's counts means reading its table from
+start to end; counting a pair takes one search in each of two tables. An item that occurs with many of the others has a
+plain row of counts instead, once that is no larger. All of them are in one array: a table that grows moves to a larger
+block, and its old block is reused.
 
-Shape letters: I items, P pairs, S slots, C cells (two to a slot), E events, R items that each event's item is paired
+Shape letters: I items, P pairs, S slots, C cells (two per slot), E events, R items that each event's item is paired
 with, −1 padded.
 """
 
@@ -22,9 +22,9 @@ from model.arrays import Int32Array, Int64Array
 from model.reserved_memory import GrowingArray, machine_bytes
 
 CHANGED = np.int64(1 << 30)
-"""Bit of a pair's count in the table of its smaller item: it is in the list of changes."""
+"""Bit of a pair's count, in the table of its smaller item, that says that the pair is in the list of changes."""
 COUNT = np.int64((1 << 30) - 1)
-"""Bits of a slot or a cell that are the count; a slot's upper half is one more than the other item, 0 if empty."""
+"""Bits of a slot or cell that hold the count; a slot's upper half is the other item + 1, or 0 if the slot is empty."""
 _SLOT_BYTES = _PAIR_BYTES = 8
 _LEAST_BITS = 2
 _FIRST_ITEMS = 256
@@ -32,7 +32,7 @@ _FIRST_ITEMS = 256
 
 @dataclass(frozen=True)
 class Pairs:
-    """Counts of pairs, each once.
+    """Counts of distinct pairs.
 
     Attributes:
         low_P: int32, the smaller index.
@@ -46,18 +46,18 @@ class Pairs:
 
 
 class Tables(NamedTuple):
-    """What the compiled code works on.
+    """The arrays that the compiled code works on.
 
     Attributes:
         slot_S: int64.
-        cell_C: int32, the same memory: plain rows.
+        cell_C: int32, the same memory, for plain rows.
         start_I: int64, first slot of each item's block.
         bits_I: int64, log2 of its slots; 0 for an item without a block.
         plain_I: int64, 1 for an item with a plain row, 0 for one with a table.
-        used_I: int64, how many items it came with.
+        used_I: int64, number of items that it occurs with.
         total_I: int64, sum of the item's counts.
-        free_B: int64 (64,), one more than the first slot of a free block of each size; that slot links to the next.
-        sizes: int64 (3,): slots given out, different pairs, pairs in the list of changes.
+        free_B: int64 (64,), first slot + 1 of a free block of each size; that slot links to the next free block.
+        sizes: int64 (3,): slots in use or free, distinct pairs, pairs in the list of changes.
     """
 
     slot_S: Int64Array
@@ -81,7 +81,7 @@ class PairTable:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything and give the memory back."""
+        """Remove all counts and release the memory."""
         self._slots = GrowingArray(machine_bytes() // _SLOT_BYTES, (), np.int64)
         self._changed = GrowingArray(machine_bytes() // _PAIR_BYTES, (2,), np.int32)
         slot_S, none = self._slots.first(0), np.zeros(0, np.int64)
@@ -89,21 +89,21 @@ class PairTable:
         self.tables = Tables(slot_S, slot_S.view(np.int32), none, none, none, none, none, free_B, sizes)
 
     def __len__(self) -> int:
-        """How many different pairs have been counted."""
+        """Number of distinct pairs that have been counted."""
         return int(self.tables.sizes[_PAIRS])
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are in use for pairs."""
+        """Bytes in use for pairs."""
         return int(_SLOT_BYTES * self.tables.sizes[_TOP] + _PAIR_BYTES * self.tables.sizes[_CHANGES])
 
     @property
     def total_I(self) -> Int64Array:
-        """Sum of each item's counts, int64; with room for items to come."""
+        """Sum of each item's counts, int64; longer than the number of items, to leave room for more."""
         return self.tables.total_I
 
     def count(self, target_E: Int64Array, recent_ER: Int64Array) -> None:
-        """Count each event's item with every other item of its row; `reserve` has made room for them all."""
+        """Count each event's item with every other item of its row; `reserve` must have made room for all items."""
         recent_ER = np.ascontiguousarray(recent_ER)
         changed_P2 = self._changed.first(int(self.tables.sizes[_CHANGES]) + recent_ER.size)
         done = 0
@@ -114,9 +114,9 @@ class PairTable:
             self._make_slots(wanted)
 
     def slices(self, most: int) -> Iterator[Pairs]:
-        """All pairs, in parts of at most so many, or of one item's. Counting may go on between the parts.
+        """All pairs, in parts of at most this size, or of one item. Counting may continue between the parts.
 
-        What is counted after the beginning may be in a part or not: `take_changes` has it.
+        Pairs counted after the first part may or may not be in a later one; `take_changes` returns them.
         """
         items, first = self.tables.start_I.shape[0], 0
         while first < min(items, self.tables.start_I.shape[0]):
@@ -130,7 +130,7 @@ class PairTable:
         return Pairs(*_rows(self.tables, 0, self.tables.start_I.shape[0]))
 
     def take_changes(self) -> Pairs:
-        """A copy of the pairs that have been counted since the last call, and forget that they were."""
+        """A copy of the pairs counted since the last call; clears the list of changes."""
         pair_P2 = self._changed.first(int(self.tables.sizes[_CHANGES]))
         low_P, high_P = pair_P2[:, 0].copy(), pair_P2[:, 1].copy()
         count_P = _take(self.tables, low_P, high_P)
@@ -138,7 +138,7 @@ class PairTable:
         return Pairs(low_P, high_P, count_P)
 
     def put(self, pairs: Pairs) -> None:
-        """Set the counts of pairs, over what they had; marks nothing as changed."""
+        """Set the counts of pairs, replacing earlier counts; does not mark them as changed."""
         self.reserve(int(pairs.high_P.max(initial=-1)) + 1)
         done = 0
         while True:
@@ -148,7 +148,7 @@ class PairTable:
             self._make_slots(wanted)
 
     def reserve(self, items: int) -> None:
-        """Make room for so many items."""
+        """Make room for this many items."""
         room = self.tables.start_I.shape[0]
         if items <= room:
             return
@@ -160,7 +160,7 @@ class PairTable:
         self.tables = self.tables._replace(**grown)
 
     def _make_slots(self, wanted: int) -> None:
-        """Addresses for so many slots: memory comes by touch."""
+        """Reserve address space for this many slots; memory is used once written."""
         slot_S = self._slots.first(max(wanted, 2 * self.tables.slot_S.shape[0]))
         self.tables = self.tables._replace(slot_S=slot_S, cell_C=slot_S.view(np.int32))
 
@@ -173,7 +173,7 @@ def _place(item: Any, bits: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _find(tables: Tables, item: Any, other: Any) -> Any:
-    """The slot of a pair in one item's table, or the empty one where it would be."""
+    """The slot of a pair in one item's table, or the empty slot where it belongs."""
     bits, start = tables.bits_I[item], tables.start_I[item]
     mask = (1 << bits) - 1
     at = _place(other, bits)
@@ -206,7 +206,7 @@ def _plain_bits(tables: Tables) -> Any:
 
 @njit(cache=True, nogil=True)
 def _grow(tables: Tables, item: Any) -> None:
-    """A larger block for an item, with what it has."""
+    """Move an item's counts to a larger block."""
     old_bits, old, was_plain = tables.bits_I[item], tables.start_I[item], tables.plain_I[item]
     bits, plain_bits = old_bits + 1 if old_bits > 0 else _LEAST_BITS, _plain_bits(tables)
     if was_plain or plain_bits <= bits:
@@ -230,7 +230,7 @@ def _grow(tables: Tables, item: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def _make(tables: Tables, item: Any, other: Any) -> Any:
-    """Make room for a pair with one item; its slot in the item's table, or −1 if the item has a plain row."""
+    """Make room for a pair in one item's table; returns its slot, or −1 if the item has a plain row."""
     if tables.plain_I[item]:
         if other >= (2 << tables.bits_I[item]):
             _grow(tables, item)
@@ -251,7 +251,7 @@ def _make(tables: Tables, item: Any, other: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _add(tables: Tables, item: Any, other: Any, more: Any, mark: Any) -> Any:
-    """Add to the count that one item has of another, and mark it; returns count and mark as they were, 0 for none."""
+    """Add to one item's count of another, and mark it; returns the earlier count and mark, 0 for a new pair."""
     slot = _make(tables, item, other)
     if slot >= 0:
         before = tables.slot_S[slot] & (COUNT | CHANGED)
@@ -267,7 +267,7 @@ def _add(tables: Tables, item: Any, other: Any, more: Any, mark: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _unmark(tables: Tables, item: Any, other: Any) -> Any:
-    """The count of a pair that is there, whose mark goes."""
+    """The count of an existing pair, whose mark is cleared."""
     if tables.plain_I[item]:
         cell = 2 * tables.start_I[item] + other
         tables.cell_C[cell] &= np.int32(COUNT)
@@ -279,7 +279,7 @@ def _unmark(tables: Tables, item: Any, other: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _most_slots(tables: Tables, item: Any, others: Any) -> Any:
-    """Slots that may be given out when so many others come to an item's table: all sizes that it may grow through."""
+    """Maximum number of slots used when an item's table gets this many more items, over all sizes that it grows to."""
     bits, most = max(tables.bits_I[item], _LEAST_BITS), 4
     while 3 * (1 << bits) < 4 * (tables.used_I[item] + others):
         bits += 1
@@ -291,7 +291,7 @@ def _most_slots(tables: Tables, item: Any, others: Any) -> Any:
 def _count(
     tables: Tables, changed_P2: Int32Array, target_E: Int64Array, recent_ER: Int64Array, first: int
 ) -> tuple[int, int]:
-    """Counts from an event on; returns the event that there are too few slots for (or E), and how many it may take."""
+    """Count from an event on; returns the first event with too few free slots (or E), and the slots that it needs."""
     recents = recent_ER.shape[1]
     for e in range(first, target_E.shape[0]):
         target = target_E[e]
@@ -306,7 +306,7 @@ def _count(
             if recent < 0 or recent == target:
                 continue
             low, high = min(recent, target), max(recent, target)
-            # In both tables: taken together, in whatever order.
+            # In both tables: the order of the two items does not matter.
             before = _add(tables, low, high, 1, CHANGED)
             _add(tables, high, low, 1, np.int64(0))
             if before & COUNT == 0:
@@ -324,7 +324,7 @@ def _count(
 def _put(
     tables: Tables, low_P: Int32Array, high_P: Int32Array, count_P: Int32Array, first: int
 ) -> tuple[int, int]:
-    """Sets counts from a pair on; returns as `_count` does, of pairs."""
+    """Set counts from a pair on; returns what `_count` does, for pairs."""
     for p in range(first, low_P.shape[0]):
         low, high, count = np.int64(low_P[p]), np.int64(high_P[p]), np.int64(count_P[p])
         wanted = tables.sizes[_TOP] + _most_slots(tables, low, 1) + _most_slots(tables, high, 1)
@@ -341,7 +341,7 @@ def _put(
 
 @njit(cache=True, nogil=True)
 def _take(tables: Tables, low_P: Int32Array, high_P: Int32Array) -> Int32Array:
-    """Counts of pairs, whose mark of a change goes."""
+    """Counts of pairs, whose marks of a change are cleared."""
     count_P = np.empty(low_P.shape[0], np.int32)
     for p in range(low_P.shape[0]):
         count_P[p] = _unmark(tables, np.int64(low_P[p]), np.int64(high_P[p]))

@@ -1,4 +1,4 @@
-"""What the trained baselines share: dense towers, and what they read of a user.
+"""Parts of the trained baselines: dense towers, and their inputs from a user.
 
 Shape letters: U keys of a step, I distinct items of the sequences, E events, F user attributes (id and activity
 included), D columns.
@@ -20,8 +20,8 @@ from model.transformer import mean_and_last
 def dense_tower(inputs: int, config: ModelConfig) -> nn.Sequential:
     """`config.layers` hidden layers (linear, ReLU, dropout), each half as wide as the one before, then linear to D.
 
-    With two layers: inputs, 4 D, 2 D, D (the tower pattern of Covington et al. 2016). The output is linear: of a
-    ReLU's output no entry could be negative, and two vectors never point apart.
+    With two layers: inputs, 4 D, 2 D, D (the tower pattern of Covington et al. 2016). The output is linear because the
+    entries of a ReLU's output are never negative, so no two vectors could point in opposite directions.
     """
     layers: list[nn.Module] = []
     for k in range(config.layers, 0, -1):
@@ -37,7 +37,7 @@ def dense_tower(inputs: int, config: ModelConfig) -> nn.Sequential:
 def initialise_linear(layer: nn.Linear) -> None:
     """U(−a, a) with a = √(6 / (inputs + outputs)), no bias (Glorot and Bengio 2010; DSSM, section 3.4).
 
-    Several dense layers in a row that all start from N(0, model.init_std) would hand on next to nothing.
+    With N(0, model.init_std), the signal would almost vanish after several dense layers.
     """
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
@@ -53,7 +53,7 @@ def user_fields(rows_UD: Tensor, queries: QueryInputs, config: ModelConfig, attr
     """The user's embedded attributes side by side, float32 (E, F · D): [user id,] activity, configured ones."""
     columns = [queries.user_row_E.unsqueeze(1)] if config.user_id_embedding else []
     columns.append(queries.activity_row_E.unsqueeze(1))
-    # A batch without rows does not know how many attributes there are: the shape comes from here.
+    # An empty batch does not say how many attributes there are, so the shape is set here.
     columns.append(queries.attribute_row_EF.reshape(queries.activity_row_E.shape[0], attribute_count))
     return rows_of(rows_UD, torch.cat(columns, dim=1)).flatten(1)
 
@@ -64,7 +64,7 @@ def history_mean(item_ID: Tensor, queries: QueryInputs, window: int) -> Tensor:
     Args:
         item_ID: float32, vectors of the sequences' distinct items; entry 0 is zero.
         queries: sequences and events.
-        window: how many items at most, as in `queries.reads`.
+        window: maximum number of items, as in `queries.reads`.
     """
     if queries.position_E.shape[0] == 0 or queries.history.token_RL.shape[0] == 0:
         return item_ID.new_zeros(queries.position_E.shape[0], item_ID.shape[1])
@@ -73,5 +73,5 @@ def history_mean(item_ID: Tensor, queries: QueryInputs, window: int) -> Tensor:
 
 
 def compared(vectors: Tensor, config: ModelConfig) -> Tensor:
-    """What the inner product is taken of, (..., D): unit vectors with model.similarity=cosine."""
+    """The vectors whose inner product is the score, (..., D): of unit norm with model.similarity=cosine."""
     return F.normalize(vectors, dim=-1) if config.similarity == "cosine" else vectors

@@ -1,6 +1,6 @@
-"""Streaming popularity: an item's score is how often it has been taken so far.
+"""Streaming popularity: an item's score is its number of events so far.
 
-Shape letters: E events, I items, R recent items, Q items that are asked for.
+Shape letters: E events, I items, R recent items, Q items to encode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StreamingPopularity:
         return np.broadcast_to(self.counts(items), (recent_ER.shape[0], items))
 
     def counts(self, items: int) -> Float32Array:
-        """How often each of the first `items` items has been taken, float32 (items,)."""
+        """Number of events of each of the first `items` items, float32 (items,)."""
         padded_I = np.zeros(items, np.float32)
         known = min(items, self._count_I.shape[0])
         padded_I[:known] = self._count_I[:known]
@@ -49,18 +49,18 @@ class StreamingPopularity:
         return {"count": self._count_I}
 
     def load_arrays(self, arrays: dict[str, npt.NDArray[np.int64]]) -> None:
-        """Take up a checkpoint's state."""
+        """Restore a checkpoint's state."""
         self._count_I = np.array(arrays["count"], np.int64)
 
 
 class Popularity:
-    """How often an item was taken, as a RetrievalModel: a user is [1], an item is [its count].
+    """Popularity as a RetrievalModel: a user is [1], an item is [its count].
 
     count(i) = Σ_e w_e,  w_e = 2^(−(t − t_e) / half-life),  t: the latest event's time; w_e = 1 without a half-life.
 
     Args:
         item_ids: int64 (I,), the catalogue's ids; other items are not counted.
-        half_life_days: after which an event counts half; 0: never.
+        half_life_days: age at which an event counts half; 0: events do not lose weight.
     """
 
     def __init__(self, item_ids: Int64Array, *, half_life_days: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""SASRec: causal self-attention over the history's items, the last state against item embeddings.
+"""SASRec: causal self-attention over the history's items; the last state is compared with item embeddings.
 
 Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018.
 
@@ -34,14 +34,14 @@ from model.two_tower import (
 )
 
 NEGATIVE_DRAW = 128
-"""Salt of the draws of SASRecBCE, beside those of model.augmentation."""
+"""Salt of SASRecBCE's draws, distinct from those of model.augmentation."""
 
 
 class SASRecBlock(nn.Module):
     """x + drop(attention(LN x)), then x + drop(FFN(LN x)); FFN = linear, ReLU, linear, of width D (section III-B/C).
 
-    The paper adds an absolute position to each item. In a packed sequence an item has as many places as events read
-    it, so the position enters as a learned bias by distance, per head: W numbers a head that mean the same for all.
+    The paper adds an absolute position to each item. In a packed sequence an item's position differs between the events
+    that read it, so position is a learned bias by distance instead, with W numbers per head.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -69,10 +69,10 @@ class SASRecBlock(nn.Module):
 
 
 class SASRec(TwoTower):
-    """v_u = the last state, v_i = the item's embedding, by the same sampled softmax as every system here.
+    """v_u = the last state, v_i = the item's embedding, trained with the same sampled softmax as the other systems.
 
-    As in the paper an item is its id alone, one table serves both sides and enters the blocks times √D. User
-    attributes are not read.
+    As in the paper, an item is its id alone, and both sides share one table, scaled by √D at the input of the blocks.
+    User attributes are not read.
 
     Args:
         config: reads `dim`, `layers` (blocks), `heads`, `history_length`, `dropout`, `temperature`, `similarity`
@@ -112,9 +112,9 @@ class SASRec(TwoTower):
 class SASRecBCE(SASRec):
     """SASRec with the loss of its paper: binary cross-entropy with one negative per event, uniform over the catalogue.
 
-    The negative is drawn among the step's candidates that the event's user is not known to like, by 1/q. A candidate is
-    there with chance q, so every item is drawn equally often. (Drawn among the uniform negatives that are nobody's
-    target, popular items would hardly ever be negatives.) Neither logQ nor in-batch negatives enter the loss itself.
+    The negative is drawn from the step's candidates that the event's user is not known to like, with weight 1/q. An
+    item is a candidate with probability q, so every item is drawn equally often. (If targets were left out, popular
+    items would hardly ever be negatives.) The loss itself uses neither logQ nor in-batch negatives.
     """
 
     def forward(
@@ -152,9 +152,9 @@ class SASRecBCE(SASRec):
 def draw_negatives(
     allowed_EM: Tensor, weight_M: Tensor, id_M: Tensor, uniform_E: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One of the allowed candidates for each event, each with a chance in proportion to its weight.
+    """One of the allowed candidates for each event, drawn with probability proportional to its weight.
 
-    The candidates are laid out in the order of their ids: gathered order depends on the number of ranks.
+    Candidates are sorted by id first, because the gathered order depends on the number of ranks.
 
     Args:
         allowed_EM: bool.
@@ -162,7 +162,7 @@ def draw_negatives(
         id_M: int64, distinct.
         uniform_E: float32 in [0, 1), decides the draw.
     Returns:
-        Place of the drawn candidate, int64 (E,), and whether there is one, bool (E,).
+        Index of the drawn candidate, int64 (E,), and whether there is one, bool (E,).
     """
     if allowed_EM.numel() == 0:
         nothing = torch.zeros(allowed_EM.shape[0], dtype=torch.int64, device=allowed_EM.device)
@@ -182,7 +182,7 @@ def one_negative_cross_entropy(
     Args:
         positive_E: float32, score of each event's item.
         negative_E: float32, score of its negative.
-        found_E: bool, whether it has one; without one its second term is 0.
+        found_E: bool, whether it has a negative; if not, its second term is 0.
         weight_E: float32.
         global_events: B, the sum of weights over all ranks.
     """

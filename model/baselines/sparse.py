@@ -21,7 +21,7 @@ _PENDING_PAIRS = 2_000_000
 
 
 class PairCounts:
-    """How often each pair of items came; memory grows with the different pairs, not with I²."""
+    """Number of occurrences of each pair of items; memory grows with the distinct pairs, not with I²."""
 
     def __init__(self, items: int) -> None:
         self._items = items
@@ -33,7 +33,7 @@ class PairCounts:
         """Count pairs of columns of the catalogue, int64 (P,) each."""
         self._pending.append((row_P, column_P))
         self._pending_pairs += row_P.shape[0]
-        # Merging walks all pairs that are known: seldom, but before the pending ones outgrow them.
+        # Merging passes over all known pairs, so it waits until there are as many pending ones.
         if self._pending_pairs > max(_PENDING_PAIRS, self._merged.nnz):
             self.matrix()
 
@@ -48,7 +48,7 @@ class PairCounts:
         return self._merged
 
     def load(self, matrix: SparseMatrix) -> None:
-        """Go back to what `matrix` returned."""
+        """Restore what `matrix` returned."""
         self._merged, self._pending, self._pending_pairs = matrix, [], 0
 
 
@@ -69,7 +69,7 @@ def inner_products(user_QD: SparseMatrix, item_ID: SparseMatrix) -> Float32Array
 
     Args:
         user_QD: CSR, few entries in a row.
-        item_ID: by columns (CSC), so that an entry of a user meets the items that share it; else it is converted.
+        item_ID: by columns (CSC), to find the items that share an entry with a user; other formats are converted.
     """
     users, items = user_QD.tocsr(), item_ID.tocsc()
     out = np.zeros((users.shape[0], items.shape[0]), np.float32)

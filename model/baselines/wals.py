@@ -2,8 +2,8 @@
 
 Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
 
-Shape letters: E events, P events that have been read, X known items of all events, I items, Q items that are asked
-for, F factors.
+Shape letters: E events, P events that have been read, X known items of all events, I items, Q items to encode,
+F factors.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ _NOTHING_READ = _Read._make([*np.zeros((5, 0), np.int64), np.zeros(0, np.float32
 class WALS:
     """min Σ_ui c_ui (p_ui − x_u·y_i)² + λ (Σ ‖x_u‖² + Σ ‖y_i‖²), c_ui = 1 + κ w_ui, p_ui = 1 where u took i, else 0.
 
-    w_ui is the summed weight of the user's events with the item. `end_pass` factorises all that has been read so far,
-    from scratch: before the first one all vectors are zero. It keeps the events themselves, because one that is read
-    again, in a further pass over the same data, counts once: its partition, offset and row tell it from others. A
-    user's vector is solved again from the history of the query,
-    each item of it once with weight 1,
-    x = (YᵀY + κ Σ_i y_i y_iᵀ + λ I)⁻¹ (1 + κ) Σ_i y_i,
-    so it needs no user that the factorisation has seen. An item without an interaction has a zero vector.
+    w_ui is the summed weight of the user's events with the item. `end_pass` factorises everything read so far from
+    scratch; before the first one, all vectors are zero. The events themselves are kept, so that an event read again in
+    a further pass counts once; partition, offset and row identify it. A query's user vector is solved from its history,
+    with weight 1 for each distinct item:
+    x = (YᵀY + κ Σ_i y_i y_iᵀ + λ I)⁻¹ (1 + κ) Σ_i y_i.
+    So users need not be in the factorised data. An item without an interaction has a zero vector.
 
     Args:
         item_ids: int64 (I,), the catalogue's ids; other items are left out.
@@ -50,7 +49,7 @@ class WALS:
         regularization: λ.
         iterations: each solves all users and then all items.
         kappa: κ.
-        threads: of `implicit`; its BLAS gets one, as it demands.
+        threads: of `implicit`; BLAS gets one, as `implicit` requires.
         seed: of the initial factors.
     """
 
@@ -104,7 +103,7 @@ class WALS:
             solver = self._solver()
             solver.fit(confidence, show_progress=False)
         self._item_IF = np.ascontiguousarray(solver.item_factors)
-        # What is left of an untrained item's initial factors is noise.
+        # The remains of an untrained item's initial factors are noise.
         self._item_IF[np.bincount(read.item_P, minlength=len(self._index)) == 0] = 0.0
 
     def encode_users(self, batch: pa.RecordBatch) -> Float32Array:
@@ -134,7 +133,7 @@ class WALS:
 
     def state(self) -> Any:
         """See RetrievalModel."""
-        # What has been read is replaced and never written to.
+        # The arrays of read events are replaced, never modified.
         return self._item_IF.copy(), self._solved, self._since.copy()
 
     def load_state(self, state: Any) -> None:
@@ -158,7 +157,7 @@ class WALS:
 
 
 def _each_once(parts: list[_Read]) -> _Read:
-    """The events in the order of the log, whatever order they were read in; of equal ones the first that was read."""
+    """The events in log order, without repetitions: of equal ones, the first that was read."""
     read = _Read._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.lexsort((read.row_P, read.offset_P, read.partition_P))
     place_3P = np.stack(read[:3])[:, order]
@@ -168,5 +167,5 @@ def _each_once(parts: list[_Read]) -> _Read:
 
 
 def _one_blas_thread() -> Any:
-    """While it lasts BLAS has one thread; `implicit` warns of more, since its own threads call it."""
+    """Limits BLAS to one thread while the block runs; `implicit` calls it from its own threads and warns of more."""
     return evaluation_package("threadpoolctl").threadpool_limits(1, "blas")

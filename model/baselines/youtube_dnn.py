@@ -1,4 +1,4 @@
-"""YouTube DNN: a dense user tower against plain item embeddings.
+"""YouTube DNN: a dense user tower and plain item embeddings.
 
 Source: Covington, Adams, Sargin, "Deep Neural Networks for YouTube Recommendations", RecSys 2016, section 3.
 
@@ -20,8 +20,8 @@ from model.two_tower import ItemEncoding, QueryEncoding, TwoTower
 class YouTubeDNN(TwoTower):
     """v_u = MLP([user attributes; mean of the history's item embeddings]), v_i = the item's embedding.
 
-    As in the paper, an item is its id alone (no categories), one table serves both sides, and the loss is the sampled
-    softmax with importance weights, here logQ. What it has and other logs lack is left out: searches, example age.
+    As in the paper, an item is its id alone (no categories), both sides share one table, and the loss is the sampled
+    softmax with importance weights, here logQ. Inputs that other logs lack (searches, example age) are left out.
 
     Args:
         config: reads `dim`, `layers` (hidden ones), `history_length`, `dropout`, `temperature`, `similarity`,
