@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -21,11 +22,13 @@ class PowerCut(BaseException):
 @contextmanager
 def power_cut_before(change: int):
     """Raise before the n-th change that this thread makes through `os`; everything after it fails too."""
-    left = change
+    left, thread = change, threading.get_ident()
 
     def cut(real):
         def call(*args, **kwargs):
             nonlocal left
+            if threading.get_ident() != thread:
+                return real(*args, **kwargs)
             left -= 1
             if left < 0:
                 raise PowerCut
