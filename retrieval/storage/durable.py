@@ -59,11 +59,28 @@ def _lets_in(path: Path, group: int, others: int) -> bool:
     return not stat.S_ISLNK(found.st_mode) and bool(found.st_mode & (group | others))
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the block that name no file name this one: a write to a full disk says only that the disk is full.
+
+    Raises:
+        OSError: of the same number, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or str(path) in str(error):
+            raise
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:
     """Write and fsync one file; with `private=False` the umask says who can read it."""
     if private:
         path.touch(PRIVATE_FILE)
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
@@ -95,7 +112,7 @@ def replace_durably(path: Path, payload: bytes, *, private: bool = True) -> File
 
 def seal(path: Path) -> FileEntry:
     """Fsync a file that another writer has written, and make it private."""
-    with path.open("rb+") as file:
+    with naming(path), path.open("rb+") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
             os.fchmod(file.fileno(), PRIVATE_FILE)
         os.fsync(file.fileno())

@@ -30,7 +30,8 @@ def refusing(call: str, code: int = FULL, below: object = "/") -> Iterator[list[
         reads_only = call == "open" and not args[0] & os.O_CREAT
         if isinstance(path, int) or (str(path).startswith(str(below)) and not reads_only):
             refused.append(str(path))
-            raise OSError(code, os.strerror(code), str(path))
+            # As the system does: a descriptor's path is not in the error.
+            raise OSError(code, os.strerror(code), *([] if isinstance(path, int) else [str(path)]))
         return real(path, *args, **kwargs)
 
     with mock.patch.object(os, call, act):
