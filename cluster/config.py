@@ -152,6 +152,13 @@ class ProgressiveConfig:
         "training.",
         at_least=1,
     )
+    served_cpu_share: float = setting(
+        0.05,
+        "CPU time that answering sampled events from the live index version may take, as a share of the training "
+        "thread's (0 = not done). Events beyond it are dropped and counted.",
+        at_least=0,
+        at_most=1,
+    )
     top_k: int = setting(10, "N of the hit rate HR@N.", at_least=1)
     bin_events: int = setting(
         1000, "Width of a point of the curve in trained events; it doubles at every 4096 points.", at_least=1

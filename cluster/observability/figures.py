@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "info"]
 
+EXACT = "exact: among all items by the model in training"
+SERVED = "served: by the live version, as users got it"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -106,6 +109,7 @@ FIGURES: tuple[Figure, ...] = (
     _gauge("examples_per_s", "events per second", "Over the last 10 seconds.", "examples/s"),
     _gauge("mean_examples_per_s", "events per second", "Since the first step of this attempt."),
     _gauge("known_items", "items", "Items of the catalogue.", "known items", of=int),
+    _info("progressive.kind", "What the hit rates in `progressive` are."),
     _info("progressive.bin_events", "Width of a bin of the curve, in trained events.", of=int),
     _info("progressive.sample", "Scored events of each bin.", "HR@10", of=list),
     _info("progressive.hits", "Hits of the model in each bin.", "CL-EPIDTN", of=list),
@@ -115,6 +119,18 @@ FIGURES: tuple[Figure, ...] = (
         "Hits of streaming co-occurrence in each bin.",
         "co-occurrence",
         of=list,
+    ),
+    _info("served.kind", "What the hit rate in `served` is."),
+    _info("served.version", "Version that answered last; null before the first answer.", "by"),
+    _info("served.bin_events", "Width of a bin of the served curve, in trained events.", of=int),
+    _info("served.sample", "Answered events of each bin, of rank 0.", "HR@10", of=list),
+    _info("served.hits", "Hits of the live version in each bin.", "served", of=list),
+    _counter(
+        "served.dropped",
+        "events",
+        "Sampled events of rank 0 that the budget `progressive.served_cpu_share` left unanswered.",
+        "dropped",
+        summed=False,
     ),
     _gauge("checkpoint.step", "steps", "Step of the newest committed checkpoint.", "checkpoint", of=int),
     _info("checkpoint.path", "Location of the newest committed checkpoint."),

@@ -12,11 +12,12 @@ from typing import Any
 
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.collectives import Collectives
-from cluster.observability.figures import summed_record
+from cluster.observability.figures import EXACT, summed_record
 from cluster.observability.progress_file import ProgressFile
 from cluster.publishing.live_index import LiveIndex
 from cluster.publishing.publisher import Publisher
 from cluster.training.control import Report
+from cluster.training.served.validation import ServedValidation
 from cluster.training.state.run import TrainingRun
 from retrieval.versions.store import VersionStore
 
@@ -43,7 +44,12 @@ class ProgressReporter:
     """Collects on every rank, writes on rank 0."""
 
     def __init__(
-        self, storage: Path, run_id: str, comm: Collectives, versions: VersionStore | None = None
+        self,
+        storage: Path,
+        run_id: str,
+        comm: Collectives,
+        versions: VersionStore | None = None,
+        served: ServedValidation | None = None,
     ) -> None:
         self.last: dict[str, Any] = {}
         self.checkpoint_problem = ""
@@ -56,6 +62,9 @@ class ProgressReporter:
         self._written_s = 0.0
         self._checkpoint: dict[str, object] | None = None
         self._published_before = 0
+        self._served = served
+        self.served_before: Mapping[str, Any] | None = None
+        """What an earlier attempt said of served validation."""
         self._live = LiveIndex(versions or VersionStore(storage / "index"))
         self._static: dict[str, Any] = {"run_id": run_id, "workers": comm.world}
         self._begin_attempt(run_id)
@@ -70,6 +79,7 @@ class ProgressReporter:
             "restarts": attempt - 1,
             "pids": self._comm.gather_objects(os.getpid()),
         }
+        self.served_before = (before or {}).get("served")
         if before is not None and same_run:
             self._published_before = int((before.get("index") or {}).get("versions", 0))
             self._checkpoint = before.get("checkpoint")
@@ -126,7 +136,8 @@ class ProgressReporter:
             "examples_per_s": self._rate(),
             "mean_examples_per_s": self._mean_rate(),
             "known_items": int(run.catalogue.item_count),
-            "progressive": run.curve.to_json(),
+            "progressive": {"kind": EXACT, **run.curve.to_json()},
+            "served": self._served.to_json() if self._served is not None else None,
             "checkpoint": self._checkpoint,
             "index": self._index(publisher),
             "freshness": publisher.freshness.figures(),

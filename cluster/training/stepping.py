@@ -14,6 +14,7 @@ from cluster.config import FreshetConfig
 from cluster.observability.freshness import UnpublishedAppends
 from cluster.training.intake.taking import BatchTaker
 from cluster.training.progress_report import ProgressReporter
+from cluster.training.served.validation import ServedValidation
 from cluster.training.state.run import TrainingRun
 from cluster.training.steps.guarded_step import GuardedStep, StepOutcome
 from cluster.training.steps.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
@@ -30,6 +31,7 @@ class Stepping:
         device: of the towers.
         progress: reports each step.
         unpublished: collects when the events of each step were appended to the topic.
+        served: asks the live version about events of each step.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Stepping:
         device: torch.device,
         progress: ProgressReporter,
         unpublished: UnpublishedAppends,
+        served: ServedValidation,
     ) -> None:
         self._config, self._comm, self._device = config, comm, device
-        self._progress, self._unpublished = progress, unpublished
+        self._progress, self._unpublished, self._served = progress, unpublished, served
         self._attached: tuple[TrainingRun, BatchTaker] | None = None
         self.validation = np.zeros(4)
         """(sample, hits, popularity hits, co-occurrence hits) of this rank since `forget_validation`."""
@@ -138,6 +141,7 @@ class Stepping:
         if outcome.validation is not None:
             self.validation = self.validation + outcome.validation
         self.validated_at = run.events_trained
+        self._served.offer(outcome.trained, run.step, run.events_trained)
         run.count_step(outcome.trained, outcome.events)
         self._unpublished.add(outcome.trained.column("append_ms").flatten().to_numpy())
         self._progress.stepped(outcome.losses, outcome.events)

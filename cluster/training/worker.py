@@ -29,6 +29,7 @@ from cluster.training.intake.joining import join_run
 from cluster.training.progress_report import ProgressReporter, rank_figures
 from cluster.training.publishing import Publishing
 from cluster.training.saving import Saving
+from cluster.training.served.validation import served_validation
 from cluster.training.since import Since
 from cluster.training.state.run import TrainingRun, partitions_of_rank
 from cluster.training.state.starting_point import find_starting_point, start_from
@@ -73,10 +74,13 @@ class Worker:
         join_run(self.checkpoints, run_id, comm)  # first of all: who was evicted writes nothing
         self._intake = Intake(config, comm)
         self.run = self._new_run(self._intake.count_partitions())
-        self.progress = ProgressReporter(storage, run_id, comm, version_store(config))
+        self._served = served_validation(config, comm.rank)
+        self.progress = ProgressReporter(storage, run_id, comm, version_store(config), self._served)
         self._notice = stop or NoStop()
         self._since = Since()
-        self._stepping = Stepping(config, comm, device, self.progress, self.publisher.unpublished)
+        self._stepping = Stepping(
+            config, comm, device, self.progress, self.publisher.unpublished, self._served
+        )
         self._saving = Saving(
             config, comm, self.checkpoints, self._intake, self._since, self.progress, on_checkpoint, at
         )
@@ -119,6 +123,7 @@ class Worker:
                 else:
                     self._stepping.wait_full(_IDLE_WAIT_S)
         finally:
+            self._served.close()
             self._notice.close()
             self._saving.close(_STOP_OFFSETS_S if self._notice.asked else None)
             self._intake.close()
@@ -131,6 +136,8 @@ class Worker:
     def _open(self) -> None:
         """Bring the run to where it goes on from, and open its stream and catalogue."""
         own = self._resume()
+        if own is not None:
+            self._served.go_on_from(self.progress.served_before)
         self._saving.attach(self.run, own)
         self._intake.choose_range(self.run, resumed=own is not None)
         self._intake.open_catalogue(self.run)

@@ -102,9 +102,10 @@ def stacked(lines: Iterable[str], style: str = "", *, ellipsis: bool = False) ->
     return Text("\n".join(map(printable, lines)), style=style, **cut)
 
 
-def panel(body: RenderableType, title: str) -> Panel:
-    """A frame with a title on its left."""
-    return Panel(body, title=line(title), title_align="left")
+def panel(body: RenderableType, title: str, subtitle: str = "") -> Panel:
+    """A frame with a title on its left, and with a subtitle below it."""
+    below = line(subtitle) if subtitle else None
+    return Panel(body, title=line(title), title_align="left", subtitle=below, subtitle_align="left")
 
 
 def say(sentence: object, *, to_stderr: bool = False) -> None:

@@ -28,7 +28,8 @@ class DemoFigures:
 
     Every event produced is trained, negative, ignored or a dead letter; lost and doubled count all but the
     last. The progressive figures are of the second half of the trained events: HR@10 of the events in a
-    hash sample, each scored against all known items before it was trained on.
+    hash sample, each scored against all known items before it was trained on. The served ones are of the same half: by
+    the live version, as users got it.
     """
 
     broker: str = "apache-kafka"
@@ -48,6 +49,9 @@ class DemoFigures:
     popularity_hr10: float = math.nan
     cooccurrence_hr10: float = math.nan
     progressive_sample: int = 0
+    served_hr10: float = math.nan
+    served_sample: int = 0
+    served_dropped: int = 0
     loss: dict[str, float] = field(default_factory=dict)
     known_items: int = 0
     index_versions: int = 0
@@ -82,6 +86,9 @@ class DemoFigures:
         self.cooccurrence_hr10 = curve.rate(curve.cooccurrence_hits, half)
         self.progressive_sample = curve.sample_size(half)
         self.progressive_curve = asdict(curve)
+        served = progress.served
+        self.served_hr10, self.served_sample = served.rate(served.hits, half), served.sample_size(half)
+        self.served_dropped = served.dropped
         self.index_versions, self.index_kind = progress.index_versions, str(index.get("kind") or "")
         self.index_nlist, self.index_nprobe = int(index.get("nlist") or 0), int(index.get("nprobe") or 0)
         self.index_recall, self.index_items = _known(index.get("recall")), int(index.get("items") or 0)

@@ -39,6 +39,10 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
         ),
         ("  on", f"{f.progressive_sample:,} events of the second half, each scored before it was trained on"),
         (
+            "served HR@10",
+            f"{rate(f.served_hr10)} on {f.served_sample:,} of them, by the version that was live at the moment",
+        ),
+        (
             "index",
             f"{counted(f.index_versions, 'version')}, {f.index_kind}, {number(f.index_items)} items, "
             f"recall@10 {rate(f.index_recall)} at nprobe {f.index_nprobe} of {f.index_nlist}",

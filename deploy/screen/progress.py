@@ -13,7 +13,7 @@ from cluster.observability.figures import rows_set_aside, scalars
 
 @dataclass(frozen=True)
 class HitCurve:
-    """Progressive hit rates of the model and the two streaming baselines on the same sampled events.
+    """Exact hit rates of the model in training and the two streaming baselines on the same sampled events.
 
     Entry b of each list counts the sample and its hits among the events trained from b * bin_events on.
     """
@@ -47,6 +47,16 @@ def _ratio(part: float, whole: float) -> float:
 
 
 @dataclass(frozen=True)
+class ServedCurve(HitCurve):
+    """Hit rates of the live version on sampled events, as their users got it."""
+
+    version: str = ""
+    """Which answered last; empty before the first answer."""
+    dropped: int = 0
+    """Sampled events that were not answered, to stay within the budget."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """One reading of `progress.json`, as far as the screen uses it; the field names are the file's."""
 
@@ -70,6 +80,7 @@ class Progress:
     mean_examples_per_s: float = math.nan
     known_items: int = 0
     progressive: HitCurve = field(default_factory=HitCurve)
+    served: ServedCurve = field(default_factory=ServedCurve)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
     freshness: Mapping[str, Any] = field(default_factory=dict)
@@ -100,12 +111,15 @@ def parse_progress(record: Mapping[str, Any] | None) -> Progress:
     record = record or {}
     read = {name: value for name, value in scalars(record).items() if name in Progress.__dataclass_fields__}
     parts = {name: record[name] for name in ("loss", "checkpoint", "index", "freshness") if record.get(name)}
-    curve = record.get("progressive") or {}
-    known = {name: curve[name] for name in HitCurve.__dataclass_fields__ if curve.get(name) is not None}
     return Progress(
         **read,
         **parts,
         set_aside=rows_set_aside(record),
         pids=tuple(record.get("pids") or ()),
-        progressive=HitCurve(**known),
+        progressive=HitCurve(**_known(HitCurve, record.get("progressive") or {})),
+        served=ServedCurve(**_known(ServedCurve, record.get("served") or {})),
     )
+
+
+def _known(kind: type[HitCurve], said: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: said[name] for name in kind.__dataclass_fields__ if said.get(name) is not None}

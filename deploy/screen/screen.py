@@ -11,10 +11,10 @@ from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cluster.observability.figures import BY_NAME, LOSS_TERMS
+from cluster.observability.figures import BY_NAME, EXACT, LOSS_TERMS, SERVED
 from deploy.command.terminal import line, panel, stacked
 from deploy.command.times import duration
-from deploy.screen.progress import Progress
+from deploy.screen.progress import Progress, ServedCurve
 
 SPARKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
@@ -114,21 +114,34 @@ def _training_panel(progress: Progress) -> RenderableType:
 
 
 def _curve_panel(view: DemoView) -> RenderableType:
-    curve = view.progress.progressive
+    curve, served = view.progress.progressive, view.progress.served
     series = [
-        (_label("progressive.hits"), "bold green", curve.hits),
-        (_label("progressive.cooccurrence_hits"), "yellow", curve.cooccurrence_hits),
-        (_label("progressive.popularity_hits"), "red", curve.popularity_hits),
+        (_label("progressive.hits"), "bold green", curve, curve.hits),
+        (_label("progressive.cooccurrence_hits"), "yellow", curve, curve.cooccurrence_hits),
+        (_label("progressive.popularity_hits"), "red", curve, curve.popularity_hits),
+        (f"{_label('served.hits')} {_short(served.version)}".strip(), "cyan", served, served.hits),
     ]
-    points = [curve.points(hits, CURVE_WIDTH) for _, _, hits in series]
-    # One scale for the three, or the curves could not be compared.
+    points = [of.points(hits, CURVE_WIDTH) for _, _, of, hits in series]
+    # One scale for all, or the curves could not be compared.
     top = max((p for of_one in points for p in of_one if not math.isnan(p)), default=1.0)
     rows = [
-        (name, rate(curve.rate(hits)), line(sparkline(curve_points, 0.0, top), style=style))
-        for (name, style, hits), curve_points in zip(series, points, strict=True)
+        (name, rate(of.rate(hits)), line(sparkline(curve_points, 0.0, top), style=style))
+        for (name, style, of, hits), curve_points in zip(series, points, strict=True)
     ]
-    scored = curve.sample_size()
-    return panel(_grid(rows), f"progressive HR@10 on {scored:,} events, each scored before it was trained on")
+    return panel(
+        _grid(rows),
+        f"HR@10 on {curve.sample_size():,} events, {EXACT}",
+        f"on {served.sample_size():,} events, {SERVED}",
+    )
+
+
+def served_text(served: ServedCurve) -> str:
+    """Hit rate, sample, version and what the budget left out."""
+    if not served.version:
+        return "nothing yet"
+    left_out = f"; {served.dropped:,} more not answered" if served.dropped else ""
+    sample = counted(served.sample_size(), "event")
+    return f"{rate(served.rate(served.hits))} on {sample}, last by {served.version}{left_out}"
 
 
 def index_text(progress: Progress) -> str:
@@ -138,7 +151,13 @@ def index_text(progress: Progress) -> str:
         return "no version yet"
     probes = f"nprobe {index.get('nprobe', '–')} of {index.get('nlist', '–')}"
     items, recall = number(index.get("items")), rate(index.get("recall"))
-    return f"v{progress.index_version}, {items} items, recall@10 {recall} ({probes})"
+    return f"{_short(index['version'])}, {items} items, recall@10 {recall} ({probes})"
+
+
+def _short(version: str) -> str:
+    """`v6` of `v00000006`; empty if there is none."""
+    digits = "".join(c for c in version if c.isdigit())
+    return f"v{int(digits)}" if digits else ""
 
 
 def freshness_text(progress: Progress) -> str:
@@ -198,7 +217,7 @@ class _Screen:
 
 def plain_line(view: DemoView) -> str:
     """The same figures as one line, for a log or a pipe."""
-    progress, curve = view.progress, view.progress.progressive
+    progress, curve, served = view.progress, view.progress.progressive, view.progress.served
     parts = [
         view.stage,
         ("" if view.produced is None else f"produced {view.produced:,} ")
@@ -208,7 +227,8 @@ def plain_line(view: DemoView) -> str:
         f"loss {number(progress.loss.get('total'), 3)}",
         f"{number(progress.examples_per_s)} examples/s",
         f"HR@10 {rate(curve.rate(curve.hits))} (popularity {rate(curve.rate(curve.popularity_hits))}, "
-        f"co-occurrence {rate(curve.rate(curve.cooccurrence_hits))})",
+        f"co-occurrence {rate(curve.rate(curve.cooccurrence_hits))}), "
+        f"served {rate(served.rate(served.hits))} ({served.dropped:,} dropped)",
         f"index {index_text(progress)}",
         f"fresh {freshness_text(progress)}",
     ]

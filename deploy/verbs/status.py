@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
+from cluster.observability.figures import EXACT, SERVED
 from deploy.command.errors import CommandError
 from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
 from deploy.command.output import write_json
 from deploy.command.terminal import Terminal
 from deploy.command.times import ago, local_time
 from deploy.screen.progress import Progress, parse_progress
-from deploy.screen.screen import counted, freshness_text, number, rate, set_aside_text
+from deploy.screen.screen import counted, freshness_text, number, rate, served_text, set_aside_text
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -185,10 +186,10 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         ),
         ("speed", f"{number(progress.examples_per_s)} examples/s on {counted(progress.workers, 'worker')}"),
         (
-            "HR@10",
-            f"{rate(curve.rate(curve.hits))} on {counted(curve.sample_size(), 'event')}, "
-            "each scored before it was trained on",
+            "HR@10 exact",
+            f"{rate(curve.rate(curve.hits))} on {counted(curve.sample_size(), 'event')} ({EXACT})",
         ),
+        ("HR@10 served", f"{served_text(progress.served)} ({SERVED})"),
         ("checkpoints", _checkpoints_text(status["checkpoints"])),
         ("index", f"{', '.join(versions) or 'no versions'}; live: {status['index_current'] or 'none'}"),
         ("live index", _live_text(status)),

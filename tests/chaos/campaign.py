@@ -191,7 +191,7 @@ class Campaign:
                 checkpoint_full_share=20.0,
             ),
             table=TableConfig(admit_after=4, expire_after_s=150, max_rows=70, sweep_every=4),
-            progressive=ProgressiveConfig(sample_fraction=0.3, bin_events=200),
+            progressive=ProgressiveConfig(sample_fraction=0.3, bin_events=200, served_cpu_share=0.0),
             device="cpu",
             storage_path=str(self._folder / name),
         )

@@ -16,7 +16,7 @@ from tests.support.worker_runs import config_of
 def test_a_worker_trains_checkpoints_publishes_and_resumes(gpu, tmp_path):
     stream = data_set_of(tmp_path / "data", 300)
     whole = config_of(stream, tmp_path / "run")
-    whole = replace(whole, progressive=replace(whole.progressive, sample_fraction=0.3))
+    whole = replace(whole, progressive=replace(whole.progressive, sample_fraction=0.3, served_cpu_share=0.0))
     part = replace(whole, train=replace(whole.train, stop_after_rows=120))
     first = Worker(part, Collectives(), gpu.device).train()
     assert 120 <= first["rows_read"] < 300

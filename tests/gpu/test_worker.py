@@ -15,7 +15,7 @@ def test_a_worker_trains_checkpoints_publishes_and_resumes(device, tmp_path):
     whole = replace(
         whole,
         device=device.type,
-        progressive=replace(whole.progressive, sample_fraction=0.3),
+        progressive=replace(whole.progressive, sample_fraction=0.3, served_cpu_share=0.0),
         index=replace(whole.index, device="cpu"),  # test_index.py has the GPU's
     )
     part = replace(whole, train=replace(whole.train, stop_after_rows=300))

@@ -96,6 +96,13 @@ class Runs:
             np.repeat(np.arange(batch.num_rows), lengths)[is_target],
         )
 
+    @property
+    def target_places(self) -> Int64Array:
+        """Where each event's item stands in `items`, int64 (E,)."""
+        lengths = np.diff(self.item_offsets_N1)
+        within = np.arange(self.items.shape[0]) - np.repeat(self.item_offsets_N1[:-1], lengths)
+        return np.flatnonzero(within >= np.repeat(self.context_N, lengths))
+
 
 def _ragged(column: pa.ListArray) -> tuple[npt.NDArray[np.int64], Int64Array]:
     offsets = column.offsets.to_numpy().astype(np.int64)

@@ -35,7 +35,7 @@ from model.key_index import KeyIndex, hash_keys
 from model.metrics import full_ranks
 from model.transfer import to_device, to_host
 from model.two_tower import TwoTower
-from streaming.arrays import BoolArray, Int64Array
+from streaming.arrays import BoolArray, Float64Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class ProgressiveValidation:
     def _recent_items(self, runs: Runs) -> Int64Array:
         """Dense indices of the last items before each event, int64 (E, 20), padded with -1."""
         dense = self._dense(runs.items)
-        place_E = _target_places(runs)
+        place_E = runs.target_places
         first_E = runs.item_offsets_N1[runs.run_E]
         at_ER = place_E[:, None] - 1 - np.arange(_RECENT)[None, :]
         inside = at_ER >= first_E[:, None]
@@ -277,19 +277,17 @@ class ProgressiveValidation:
 
 def sample_mask(batch: pa.RecordBatch, fraction: float) -> BoolArray:
     """bool (E,): the events that a hash of (partition, offset, row) puts into the sample."""
+    return sample_bits(batch) < fraction
+
+
+def sample_bits(batch: pa.RecordBatch) -> Float64Array:
+    """float64 (E,), 0 to 1: a hash of each event's (partition, offset, row); the sample has what is below its share."""
     offsets = batch.column("offset").flatten().to_numpy()
     rows = batch.column("row").flatten().to_numpy().astype(np.int64)
     counts = np.diff(batch.column("offset").offsets.to_numpy())
     partitions = np.repeat(batch.column("partition").to_numpy(), counts).astype(np.int16)
     bits = hash_keys(partitions, (offsets << 20) ^ rows)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
-
-
-def _target_places(runs: Runs) -> Int64Array:
-    """Where each event's item stands in `runs.items`."""
-    lengths = np.diff(runs.item_offsets_N1)
-    within = np.arange(runs.items.shape[0]) - np.repeat(runs.item_offsets_N1[:-1], lengths)
-    return np.flatnonzero(within >= np.repeat(runs.context_N, lengths))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @njit(cache=True, nogil=True)

@@ -36,11 +36,20 @@ def progress_record() -> Callable[..., dict[str, Any]]:
             "mean_examples_per_s": 990.0,
             "known_items": 1682,
             "progressive": {
+                "kind": "exact",
                 "bin_events": 1000,
                 "sample": [100] * bins,
                 "hits": [10] * 30 + [20] * 30,
                 "popularity_hits": [7] * bins,
                 "cooccurrence_hits": [5] * 30 + [15] * 30,
+            },
+            "served": {
+                "kind": "served",
+                "version": "v00000006",
+                "bin_events": 1000,
+                "sample": [0] * 10 + [30] * (bins - 10),
+                "hits": [0] * 10 + [6] * (bins - 10),
+                "dropped": 2345,
             },
             "checkpoint": {"step": 240, "path": "/x/step-00000240"},
             "index": {

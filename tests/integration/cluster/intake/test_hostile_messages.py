@@ -217,7 +217,7 @@ def test_what_validation_accepts_can_be_trained_at_the_very_edges(stream_factory
     config = config_of(stream, tmp_path, batch_events=32, publish_every_s=1)
     config = replace(
         config,
-        progressive=replace(config.progressive, sample_fraction=1.0),
+        progressive=replace(config.progressive, sample_fraction=1.0, served_cpu_share=0.0),
         table=replace(config.table, admit_after=2, expire_after_s=1e9, max_rows=50, sweep_every=2),
     )
     (progress,) = train(0, config)

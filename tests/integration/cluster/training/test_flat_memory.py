@@ -25,7 +25,7 @@ config = FreshetConfig(
     stream=StreamConfig(history_length=8, seen_length=8, user_attributes=[], duplicate_window=1000),
     model=ModelConfig(dim=8, heads=1, layers=1, history_length=8, augmented_dim=4, uniform_negatives=8),
     table=TableConfig(admit_after=2, expire_after_s=EVENTS * 3, max_rows=10_000, max_waiting=10_000, sweep_every=1),
-    progressive=ProgressiveConfig(sample_fraction=0.005, exact_max_items=100_000),
+    progressive=ProgressiveConfig(sample_fraction=0.005, exact_max_items=100_000, served_cpu_share=0.0),
     device="cpu",
 )
 comm, cpu = Collectives(), torch.device("cpu")

@@ -145,6 +145,7 @@ def test_tombstones_reach_a_live_run_and_what_retention_leaves_of_it_holds_the_i
     live = {"bounded": False, "stop_after_rows": 400, "checkpoint_every_s": 1.0, "publish_every_s": 1.0}
     config = config_of(stream, tmp_path, checkpoints_to_keep=1000, **live)
     config.index.versions_to_keep, config.progressive.sample_fraction = 1000, 0.2
+    config.progressive.served_cpu_share = 0.0
     config.model.user_id_embedding, config.model.source_items = True, 3
     versions = VersionStore(tmp_path / "index")
 

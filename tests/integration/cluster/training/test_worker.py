@@ -49,7 +49,7 @@ def _config(stream: StreamConfig, storage: Path, **train: object) -> FreshetConf
             checkpoints_to_keep=50,
             **train,
         ),
-        progressive=ProgressiveConfig(sample_fraction=0.5, bin_events=100),
+        progressive=ProgressiveConfig(sample_fraction=0.5, bin_events=100, served_cpu_share=0.0),
         device="cpu",
         storage_path=str(storage),
     )

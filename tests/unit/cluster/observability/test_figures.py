@@ -12,6 +12,7 @@ from cluster.observability.freshness import Freshness
 from cluster.observability.progress_file import read_progress
 from cluster.training.control import Report
 from cluster.training.progress_report import ProgressReporter, rank_figures
+from cluster.training.served.validation import served_validation
 from retrieval.versions.gate import GateReport
 from retrieval.versions.store import VersionStore
 from tests.support.unit_runs import small_run, train_steps
@@ -40,7 +41,8 @@ def record(run, tmp_path):
     publisher = SimpleNamespace(
         last=SimpleNamespace(gate=GateReport([])), published=1, problem="", freshness=freshness
     )
-    reporter = ProgressReporter(tmp_path, "a run", Collectives())
+    served = served_validation(run.config, rank=0)
+    reporter = ProgressReporter(tmp_path, "a run", Collectives(), served=served)
     batch = run.batcher.next_batch(4)
     losses = run.train_step.train(run.train_step.prepare(batch, run.step), run.step)
     reporter.stepped(losses, 4)

@@ -25,7 +25,8 @@ def test_the_screen_shows_every_figure_of_the_progress(progress_record):
     for shown in (
         ["64,000", "60,123", "59,976", "~75,123 events", "dead letters"],
         ["6.123", "5.500", "0.310", "0.410", "1.200", "2.200", "1.900", "1,043"],
-        [".150", ".100", ".070", "6,000 events"],
+        [".150", ".100", ".070", "HR@10 on 6,000 events, exact: among all items by the model in training"],
+        ["served v6", ".200", "on 1,500 events, served: by the live version, as users got it"],
         ["v6", "1,682 items", "recall@10 .987", "nprobe 9 of 41", "6 versions", "ivf_fp16"],
         ["p50 4.2 p99 9.5 s in 5 min", "p50 7.1 p99 13.9 s since the start", "step 240"],
     ):
@@ -65,7 +66,7 @@ def test_the_screen_shows_only_the_newest_messages(progress_record):
 
 def test_a_terminal_of_24_lines_shows_the_newest_messages_below_all_panels(progress_record):
     messages = [f"message {n}" for n in range(50)]
-    for counts, shown in (({}, 4), ({"events_negative": 7, "events_ignored": 8}, 2)):
+    for counts, shown in (({}, 3), ({"events_negative": 7, "events_ignored": 8}, 1)):
         view = DemoView(produced=1, progress=parse_progress(progress_record(**counts)), messages=messages)
         lines = screen_text(view, height=24).rstrip("\n").split("\n")
         assert len(lines) == 24
@@ -81,7 +82,7 @@ def test_a_terminal_that_is_too_low_for_the_panels_shows_no_message(progress_rec
 def test_the_plain_line_has_the_figures_and_restarts_only_if_there_were_some(progress_record):
     line = plain_line(DemoView(produced=64_000, progress=parse_progress(progress_record())))
     assert "produced 64,000 read 60,123 trained 59,976" in line
-    assert "HR@10 .150 (popularity .070, co-occurrence .100)" in line
+    assert "HR@10 .150 (popularity .070, co-occurrence .100), served .200 (2,345 dropped) |" in line
     assert "restarts" not in line
     again = plain_line(DemoView(progress=parse_progress(progress_record(restarts=1))))
     assert "restarts 1" in again
@@ -169,5 +170,5 @@ def test_on_a_terminal_the_panels_are_drawn():
     console = Terminal(file=out, width=80, height=40, force_terminal=True)
     with Display(DemoView(stage="streaming"), console) as display:
         display.say("checkpoint committed at step 1")
-    assert "progressive HR@10" in out.getvalue()
+    assert "HR@10 on 0 events, exact" in out.getvalue()
     assert "checkpoint committed at step 1" in out.getvalue()

@@ -10,7 +10,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.training.state.run import TrainingRun
 from cluster.training.steps.candidates import Runs
-from cluster.training.steps.progressive import MOST_BINS, Curve, _seen_before, _target_places, sample_mask
+from cluster.training.steps.progressive import MOST_BINS, Curve, _seen_before, sample_mask
 from model.config import ModelConfig
 from model.features import KeyCollector, item_inputs
 from streaming.config import StreamConfig
@@ -91,7 +91,7 @@ def test_what_a_user_had_before_an_event_is_context_seen_items_and_the_runs_earl
 def test_the_place_of_each_target_is_found_among_the_packed_items():
     batch = random_runs(np.random.default_rng(9), rows=10, items=30)
     runs = Runs.of(to_batch(batch))
-    np.testing.assert_array_equal(runs.items[_target_places(runs)], runs.targets_E)
+    np.testing.assert_array_equal(runs.items[runs.target_places], runs.targets_E)
 
 
 CONFIG = FreshetConfig(

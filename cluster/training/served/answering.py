@@ -1,0 +1,69 @@
+"""The process that answers: questions as an Arrow stream on stdin, one line of JSON for each on stdout.
+
+It ends with its stdin and with the thread that started it (`answering_process.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.training.served.answers import LiveAnswers
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    # Before the imports, which take seconds: a trainer that is killed leaves nothing behind.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which ends this process
+    os.nice(10)  # training comes first
+    says = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints must not stand between the answers
+    settings = sys.stdin.buffer.readline()
+    if settings:
+        answers = _live_answers(json.loads(settings))
+        says.write("ready\n")
+        _answer_all(answers, says.write)
+
+
+def _answer_all(answers: LiveAnswers, say: Any) -> None:
+    import pyarrow as pa
+
+    started_s = time.process_time()
+    with pa.ipc.open_stream(sys.stdin.buffer) as questions:
+        while True:
+            try:
+                asked = questions.read_next_batch_with_custom_metadata()
+            except StopIteration:
+                return
+            answer = answers.answer(asked.batch, int(asked.custom_metadata[b"step"]))
+            spent = replace(answer, cpu_s=time.process_time() - started_s)
+            say(json.dumps(asdict(spent)) + "\n")
+
+
+def _live_answers(settings: dict[str, Any]) -> LiveAnswers:
+    from functools import partial
+
+    from cluster.publishing.served_model import ServedModel
+    from cluster.training.served.answers import LiveAnswers
+    from retrieval.storage.cache import FileCache
+    from retrieval.versions.follower import VersionFollower
+    from retrieval.versions.store import VersionStore
+    from streaming.config import StreamConfig
+
+    store = VersionStore(settings["index"], FileCache(most_bytes=int(settings["cache_bytes"])))
+    stream = StreamConfig(max_categories=settings["max_categories"])
+    return LiveAnswers(VersionFollower(store, partial(ServedModel.load, stream=stream)), settings["top_k"])
+
+
+if __name__ == "__main__":
+    main()

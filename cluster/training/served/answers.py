@@ -1,0 +1,92 @@
+"""Sampled events as requests to the live version: what a user would have got just before each of them.
+
+Shape letters: E events, S scored events, K results, D columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.publishing.served_model import ServedModel
+from cluster.training.steps.candidates import Runs
+from retrieval.versions.follower import VersionFollower
+from streaming.arrays import Int64Array
+from streaming.events.quoting import described
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of the events of one question.
+
+    Attributes:
+        version: name of the version that answered; empty if none did.
+        sample: events that were scored.
+        hits: those of them whose item was in the top k.
+        unanswered: events that no version could answer.
+        problem: why the live version cannot be used; empty if it can.
+        cpu_s: CPU seconds that answers have cost so far, loading versions included.
+    """
+
+    version: str = ""
+    sample: int = 0
+    hits: int = 0
+    unanswered: int = 0
+    problem: str = ""
+    cpu_s: float = 0.0
+
+
+class LiveAnswers:
+    """Answers from the version that is live at the moment of each question.
+
+    Args:
+        models: follows the live version.
+        top_k: an item among so many results is a hit.
+    """
+
+    def __init__(self, models: VersionFollower[ServedModel], top_k: int) -> None:
+        self._models, self._top_k = models, top_k
+
+    def answer(self, batch: pa.RecordBatch, step: int) -> Answer:
+        """Answer all events of a batch in TRAINING_BATCH_SCHEMA, which were trained on in this step (from 0).
+
+        A version that was trained on the events themselves cannot answer them any more.
+        """
+        events = len(batch.column("offset").flatten())
+        try:
+            self._models.refresh()
+            model = self._models.current
+            if model is None or _steps_in(model) > step:
+                return Answer(unanswered=events)
+            sample, hits = count_hits(model, batch, self._top_k)
+            return Answer(model.version.name, sample, hits)
+        except Exception as error:  # such as a version with other user attributes: the next one may do
+            return Answer(unanswered=events, problem=described(error))
+
+
+def count_hits(model: ServedModel, batch: pa.RecordBatch, top_k: int) -> tuple[int, int]:
+    """(scored events, hits). An item that the user has had before is not scored; one not in the version is a miss."""
+    runs = Runs.of(batch)
+    had = _had_before(runs)
+    new = [e for e, item in enumerate(runs.targets_E.tolist()) if item not in had[e]]
+    if not new:
+        return 0, 0
+    query_SD = np.ascontiguousarray(model.encode(batch)[new])
+    found_SK, _ = model.search(query_SD, top_k, exclude=[had[e] for e in new])
+    return len(new), int((found_SK == runs.targets_E[new][:, None]).any(axis=1).sum())
+
+
+def _had_before(runs: Runs) -> list[Int64Array]:
+    """Of each event: the items that its user had before it."""
+    had, first_E = [], runs.item_offsets_N1[runs.run_E]
+    for run, first, place in zip(runs.run_E, first_E, runs.target_places, strict=True):
+        seen = runs.seen[runs.seen_offsets_N1[run] : runs.seen_offsets_N1[run + 1]]
+        had.append(np.concatenate([seen, runs.items[first:place]]))
+    return had
+
+
+def _steps_in(model: ServedModel) -> int:
+    """How many steps the version was trained on, as far as it says."""
+    return int(model.version.manifest.get("step") or 0)
