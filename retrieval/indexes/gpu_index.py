@@ -48,6 +48,7 @@ class GpuIvfIndex(IvfIndex):
             parts[0], kind, scratch, list_N
         )  # parts use their resources for as long as they live
         self._parts = list(parts)
+        self.size = sum(int(part.ntotal) for part in parts)
         self._on_cpu = on_cpu
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(len(parts), "gpu") if len(parts) > 1 else None
@@ -68,11 +69,6 @@ class GpuIvfIndex(IvfIndex):
             _on_card(one, card, source) for one, card, source in zip(scratch, cards, sources, strict=True)
         ]
         return GpuIvfIndex(parts, index.kind, scratch, index)
-
-    @property
-    def size(self) -> int:
-        """See IvfIndex."""
-        return sum(int(part.ntotal) for part in self._parts)
 
     def on_cpu(self) -> IvfIndex:
         """See IvfIndex: copied once."""

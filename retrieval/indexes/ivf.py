@@ -47,6 +47,12 @@ class IvfIndex:
     """Rows of a matrix of item vectors behind inverted lists.
 
     Results are row numbers, not item ids: Faiss marks a missing result with -1, which is an id like any other to us.
+
+    Attributes:
+        kind: index.kind.
+        nlist: inverted lists.
+        size: items.
+        dim: columns of a vector.
     """
 
     def __init__(
@@ -72,6 +78,8 @@ class IvfIndex:
         self._owner = owner
         self._list_N = list_N
         self.kind = kind
+        self.nlist, self.size = int(self._index.nlist), int(self._index.ntotal)
+        self.dim = int(self._index.d)
 
     @staticmethod
     def build(
@@ -93,21 +101,6 @@ class IvfIndex:
             IndexDeviceError: index.device is cuda and Faiss has no GPU.
         """
         return build_on(_cpu_builder, vectors_ND, config, seed=seed, warm_start_LD=warm_start_LD)
-
-    @property
-    def nlist(self) -> int:
-        """Inverted lists."""
-        return int(self._index.nlist)
-
-    @property
-    def size(self) -> int:
-        """Items."""
-        return int(self._index.ntotal)
-
-    @property
-    def dim(self) -> int:
-        """Columns of a vector."""
-        return int(self._index.d)
 
     def centroids(self) -> Float32Array:
         """Centroids float32 (L, D)."""

@@ -9,6 +9,7 @@ wrongly (half of the results of a merged index differed).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import faiss
@@ -162,19 +163,34 @@ def search(through: Any, query_QD: Float32Array, k: int, nprobe: int) -> tuple[I
         k: how many results.
         nprobe: how many lists; not the index's own, which threads share.
     """
-    probes = faiss.SearchParametersIVF()
-    probes.nprobe = nprobe
+    settings = parameters(through, k, nprobe)
+    scores_QK, rows_QK = through.search(query_QD, k, params=settings)
     if not isinstance(through, faiss.IndexRefine):
-        scores_QK, rows_QK = through.search(query_QD, k, params=probes)
         return rows_QK, scores_QK
-    refine = faiss.IndexRefineSearchParameters()
-    # More than there are would only be padded.
-    refine.k_factor = max(1.0, min(through.k_factor, through.ntotal / k))
-    refine.base_index_params = probes
-    scores_QK, rows_QK = through.search(query_QD, k, params=refine)
     lost = np.flatnonzero(rows_QK[:, 0] < 0)
     if lost.shape[0]:
         # The fast scan divides by the span of a query's products with the codes and finds nothing where that is 0.
         moved = query_QD[lost] + _NUDGE * np.abs(query_QD[lost]).max(axis=1, keepdims=True, initial=1.0)
-        scores_QK[lost], rows_QK[lost] = through.search(moved, k, params=refine)
+        scores_QK[lost], rows_QK[lost] = through.search(moved, k, params=settings)
     return rows_QK, np.where(rows_QK >= 0, scores_QK, -np.inf)
+
+
+@lru_cache(maxsize=64)
+def _parameters(nprobe: int, refine_factor: float | None) -> Any:
+    """Faiss's parameters of one search, which it only reads, so threads may share them."""
+    probes = faiss.SearchParametersIVF()
+    probes.nprobe = nprobe
+    if refine_factor is None:
+        return probes
+    refine = faiss.IndexRefineSearchParameters()
+    refine.k_factor = refine_factor
+    refine.base_index_params = probes
+    return refine
+
+
+def parameters(through: Any, k: int, nprobe: int) -> Any:
+    """Faiss's parameters of a search for k results in so many lists."""
+    if not isinstance(through, faiss.IndexRefine):
+        return _parameters(nprobe, None)
+    # More than there are would only be padded.
+    return _parameters(nprobe, max(1.0, min(through.k_factor, through.ntotal / k)))
