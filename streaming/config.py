@@ -15,11 +15,11 @@ TimeAxis = Literal["broker", "event"]
 SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
 
 
-# At DEBUG kafka-python prints every request whole, the one with the password too.
+# At DEBUG, kafka-python logs whole requests, including the one with the password.
 _TALKATIVE = ("kafka.protocol.parser", "kafka.net.connection")
 
 _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 1.2e-38, 3.4e38
-# Some 30,000 years: in milliseconds it is far from the limits of int64.
+# About 30,000 years: in milliseconds this is far below the limit of int64.
 _LONGEST_S = 1e12
 
 
@@ -236,7 +236,7 @@ class StreamConfig:
         rule = "must be action=weight each, no action twice, with finite weights above 0"
         weights = self.weight_of_action
         well_formed = len(weights) == len(self.action_weights) and "" not in weights
-        # Below the smallest one a float32 is 0, and its events would be trained on for nothing.
+        # A smaller weight is 0 as float32, and its events would be trained on without effect.
         positive_weights = all(_SMALLEST_FLOAT32 <= w <= _LARGEST_FLOAT32 for w in weights.values())
         self._require("action_weights", well_formed and positive_weights, rule)
         # Its weight would have no effect, which can only be a mistake.
@@ -249,7 +249,7 @@ class StreamConfig:
 
     @property
     def weight_of_action(self) -> dict[str, float]:
-        """`action_weights` taken apart; NaN where the weight is no number."""
+        """`action_weights`, parsed; NaN if the weight is not a number."""
         pairs = [entry.rpartition("=") for entry in self.action_weights]
         return {action: _number(weight) for action, _, weight in pairs}
 
@@ -265,7 +265,7 @@ class StreamConfig:
 
     @property
     def origin(self) -> str:
-        """Where the events come from, for people and dead letters."""
+        """The source of the events, as shown to people and in dead letters."""
         return self.parquet or self.interactions_topic
 
     @property
@@ -285,7 +285,7 @@ def client_arguments(config: StreamConfig) -> dict[str, Any]:
         "bootstrap_servers": [server.strip() for server in config.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": int(config.connect_timeout_s * 1000),
         "request_timeout_ms": request_timeout_ms,
-        # kafka-python wants the idle limit above the request timeout.
+        # kafka-python requires an idle limit above the request timeout.
         "connections_max_idle_ms": max(540_000, 2 * request_timeout_ms),
         "security_protocol": config.security_protocol,
         "ssl_check_hostname": config.ssl_check_hostname,
@@ -322,7 +322,7 @@ def _are_addresses(text: str) -> bool:
 
 
 def _time_ms(text: str) -> int | None:
-    """Milliseconds since 1970; a time without a zone is UTC. 0 for an empty text, None for what is no time."""
+    """Milliseconds since 1970; a time without a zone is UTC. 0 for an empty text, None if it is not a time."""
     if not text:
         return 0
     if text.isascii() and text.isdigit():
@@ -348,7 +348,7 @@ def _secret(setting: str, variable: str) -> str:
 
 
 class _Secret(str):
-    """A password that does not show where its client logs its arguments."""
+    """A password that is not shown when its client logs its arguments."""
 
     __slots__ = ()
 

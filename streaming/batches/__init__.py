@@ -1,1 +1,1 @@
-"""Batches of a step: which events, which are admitted."""
+"""The batches of a step: admission, duplicates, packing."""

@@ -1,4 +1,4 @@
-"""What a partition remembers of its past events to judge the next ones: its watermark and its last event ids.
+"""What a partition remembers of past events to validate the next ones: its watermark and its last event ids.
 
 Shapes: N rows.
 """
@@ -18,7 +18,7 @@ _WATERMARK = b"watermark_ms"
 
 
 class Admission:
-    """The memory of the partitions that one worker reads; part of the checkpoint, because it decides about events.
+    """The memory of the partitions that one worker reads; part of the checkpoint, because results depend on it.
 
     Attributes:
         watermark_ms: latest event time of each partition, for those that had a usable row.
@@ -33,13 +33,13 @@ class Admission:
         """Which rows are duplicates: their event id is one of the last `stream.duplicate_window` of the partition.
 
         Args:
-            rows: DECODED_SCHEMA (n,), in partition, then position order; each partition's follow its last ones.
+            rows: DECODED_SCHEMA (n,), in partition, then position order; they continue where the last call ended.
         Returns:
             bool (n,).
         """
         partition_N = rows[PARTITION].to_numpy()
         duplicate_N = np.zeros(rows.num_rows, np.bool_)
-        # Rows stand in partition order, so each partition is one stretch.
+        # Rows are in partition order, so each partition is one range.
         start_P = np.flatnonzero(np.diff(partition_N, prepend=-1))
         end_P = np.append(start_P, rows.num_rows)[1:]
         time_N = rows[TIMESTAMP_MS].to_numpy()
@@ -62,7 +62,7 @@ class Admission:
         return table.replace_schema_metadata({_WATERMARK: watermark})
 
     def load(self, partition: int, table: pa.Table) -> None:
-        """Goes on from what `to_table` gave for the same partition."""
+        """Restores what `to_table` returned for the same partition."""
         watermark_ms = int((table.schema.metadata or {}).get(_WATERMARK, b"0"))
         if watermark_ms:
             self.watermark_ms[partition] = watermark_ms
@@ -70,9 +70,9 @@ class Admission:
             self._window(partition).load(table)
 
     def load_moved(self, partition: int, partitions: int, tables: Iterable[pa.Table]) -> None:
-        """Takes from the windows of a smaller topic the ids of the users who are in this partition now.
+        """Takes over the ids of this partition's users from the windows before the topic gained partitions.
 
-        The watermark starts over: none of the partitions before had these users alone.
+        The watermark starts again, because no earlier partition had exactly these users.
         """
         for table in tables:
             home_N = table[WINDOW_KEY].to_numpy() % partitions

@@ -1,6 +1,6 @@
-"""Events into packed training batches: group by user, join the history, remember the events.
+"""Packs events into training batches: groups them by user, joins the history, and remembers the events.
 
-A batch is a function of the log, the quotas and the settings: never of timing, of message sizes or of who else reads.
+A batch is a function of the log, the quotas and the settings, independent of timing, message sizes and other readers.
 
 Shapes: N events, T targets among them, G runs (one user's targets of this batch), B rows (runs cut to at most W
 targets), M explicit negatives, Q users.
@@ -42,35 +42,35 @@ _TARGET_COLUMNS = [USER_ID, ITEM_ID, TIMESTAMP_MS, PARTITION, OFFSET, ROW, APPEN
 
 
 class UserAttributes(Protocol):
-    """What a query needs of the catalogue."""
+    """The part of the catalogue that a query needs."""
 
     def user_attributes(self, user_Q: Int64Array) -> Int64Array:
         """int64 (q, f): the attribute ids of each user, 0 where unknown."""
 
 
 class KnownItems(UserAttributes, Protocol):
-    """What the batcher needs of the catalogue."""
+    """The part of the catalogue that the batcher needs."""
 
     def is_deleted(self, item_Q: Int64Array) -> npt.NDArray[np.bool_]:
-        """bool (q,): whether each item was deleted; nothing is learned of its events."""
+        """bool (q,): whether each item was deleted; events of deleted items are not trained on."""
 
 
 class DeadLetterSink(Protocol):
-    """What the batcher needs of the dead-letter topic."""
+    """The part of the dead-letter writer that the batcher needs."""
 
     def send(self, letters: Iterable[DeadLetter]) -> None:
-        """Hands the letters over; `flush` of the sink says whether they arrived."""
+        """Hands the letters over; the sink's `flush` reports whether they arrived."""
 
 
 class Batcher:
     """Cuts what a source has ready into training batches.
 
     Attributes:
-        rows_read: rows taken from the source; always the events in batches, those set aside and `rows_dead`.
-        rows_dead: those of them that could not be used.
-        dead: those of them beside the last batch.
-        set_aside: SET_ASIDE_SCHEMA, the usable rows beside the last batch: explicit negatives, ignored ones and
-            duplicates.
+        rows_read: rows taken from the source: the events in batches, those set aside, and `rows_dead`.
+        rows_dead: rows that could not be used.
+        dead: the unusable rows among those read for the last batch.
+        set_aside: SET_ASIDE_SCHEMA, the usable rows read for the last batch that are not in it: explicit negatives,
+            ignored events and duplicates.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Batcher:
         return sum(min(ready, quota) for ready in self._source.ready_rows().values())
 
     def wait_full(self, quota: int, timeout_s: float) -> bool:
-        """Waits until waiting longer cannot make `next_batch(quota)` larger, or time is up.
+        """Waits until `next_batch(quota)` is as large as it can become, or time is up.
 
         Cutting only when this is true makes the batches of a bounded source a function of the log alone.
 
@@ -134,7 +134,7 @@ class Batcher:
         return self._pack(rows, np.flatnonzero(sign_N == POSITIVE), weight_N, _negatives(rows, sign_N))
 
     def _outside(self, time_N: Int64Array) -> npt.NDArray[np.bool_]:
-        """Which events a backfill by event time leaves out; files have no other times."""
+        """Which events a backfill by event time leaves out; files have event times only."""
         config = self._config
         outside_N = np.zeros(len(time_N), np.bool_)
         if config.time_axis == "event" or config.parquet:
@@ -146,7 +146,7 @@ class Batcher:
     def _pack(
         self, rows: pa.RecordBatch, place_T: Int64Array, weight_N: Float32Array, negatives: NegativeEvents
     ) -> pa.RecordBatch:
-        """A batch of the targets, which stand at `place_T` of the rows; both stores learn what is new."""
+        """A batch of the targets, which are rows `place_T`; new events are added to both stores."""
         everything = len(place_T) == rows.num_rows
         targets = rows if everything else rows.select(_TARGET_COLUMNS).take(pa.array(place_T))
         user_T, partition_T = targets[USER_ID].to_numpy(), targets[PARTITION].to_numpy()
@@ -185,7 +185,7 @@ class Batcher:
 
 
 class Pieces(NamedTuple):
-    """Stretches of the grouped events that become rows.
+    """Ranges of the grouped events that become rows.
 
     Attributes:
         slot_B: the user's slot.
@@ -233,7 +233,7 @@ def join(
     context_limit: int,
     seen_limit: int,
 ) -> Packed:
-    """Puts each piece behind its context and appends it to the store, in order.
+    """Joins each piece with the context before it and appends the piece to the store, in order.
 
     Args:
         users: must have room reserved for these events.

@@ -1,4 +1,4 @@
-"""The event ids of the last events of a partition: says which events have been there before.
+"""The event ids of a partition's last events, to recognize repeated events.
 
 Shapes: N queried events, W places of the window, T table slots (a power of two).
 """
@@ -18,11 +18,11 @@ _SCHEMA = pa.schema([(EVENT_HASH, pa.int64()), (EVENT_CHECK, pa.int32()), (KEY_H
 
 
 class _Window(NamedTuple):
-    """A ring of ids and a table of places in it, for the kernels.
+    """A ring of ids and a hash table of their places in it, for the kernels.
 
     Attributes:
         hash_W: xxh64 of each id.
-        check_W: another hash of it (murmur2, 31 bits): together 95 bits, so that equal means equal.
+        check_W: another hash of it (murmur2, 31 bits); with 95 bits together, ids with equal hashes count as equal.
         key_W: key hash of the event's user, by which ids follow users when a topic gains partitions.
         place_T: place in the ring, -1 where free.
         state: (2,), the oldest place and how many are taken.
@@ -36,7 +36,7 @@ class _Window(NamedTuple):
 
 
 class EventIdWindow:
-    """The last `length` event ids of one partition, exactly; takes memory with the first id."""
+    """The last `length` event ids of one partition; allocates memory with the first id."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -46,10 +46,10 @@ class EventIdWindow:
         return int(self._window.state[1]) if self._window is not None else 0
 
     def admit(self, ids: pa.Array, key_N: Int32Array) -> BoolArray:
-        """Whether each event's id is among the last ones before it; those that are not join them.
+        """Whether each event's id is among the last ones before it; new ids are added.
 
         Args:
-            ids: Arrow strings (n,); an event without an id is never a duplicate and takes no place.
+            ids: Arrow strings (n,); an event without an id is never a duplicate and is not remembered.
             key_N: int32 (n,), key hashes of the users.
         Returns:
             bool (n,).
@@ -73,7 +73,7 @@ class EventIdWindow:
         return pa.table([pa.array(column) for column in columns], schema=_SCHEMA)
 
     def load(self, table: pa.Table) -> None:
-        """Adds what `to_table` gave; of more than fit, the last ones stay."""
+        """Adds what `to_table` returned; if they do not all fit, the last ones stay."""
         columns = (table[name].to_numpy() for name in _SCHEMA.names)
         if table.num_rows:
             self._admit(*(np.ascontiguousarray(column) for column in columns))
@@ -111,7 +111,7 @@ def _admit(
             continue
         if window.state[1] == length:
             _forget_oldest(window, mask)
-            # What moved together may have freed a nearer slot.
+            # The moves may have freed a nearer slot.
             slot = hash_N[n] & mask
             while window.place_T[slot] >= 0:
                 slot = (slot + 1) & mask
@@ -123,7 +123,7 @@ def _admit(
 
 @njit(cache=True, nogil=True)
 def _forget_oldest(window: _Window, mask: np.int64) -> None:
-    """Takes the oldest id out of the table; what stands behind its slot moves up (backward-shift deletion)."""
+    """Removes the oldest id from the table by backward-shift deletion."""
     oldest = window.state[0]
     slot = window.hash_W[oldest] & mask
     while window.place_T[slot] != oldest:

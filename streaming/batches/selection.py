@@ -1,4 +1,4 @@
-"""Some of a training batch's events, each with the history, the masks and the keys that it has in the whole batch.
+"""Selects some of a training batch's events; each keeps its history, masks and keys.
 
 Shapes: N rows of the batch, E events in them, B rows of the selection, V values of a list column.
 """
@@ -37,10 +37,10 @@ def event_rows(batch: pa.RecordBatch) -> Int64Array:
 
 
 def select_events(batch: pa.RecordBatch, keep_E: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    """The kept events of a training batch; an event that is left out stays history of those after it.
+    """The kept events of a training batch; an event that is left out remains in the history of those after it.
 
-    A row is cut into one row for each stretch of kept events. Its context is everything before the stretch, so no row
-    is longer than it was.
+    A row is cut into one row per range of kept events. Its context is everything before the range, so no row becomes
+    longer.
 
     Args:
         batch: TRAINING_BATCH_SCHEMA.
@@ -54,7 +54,7 @@ def select_events(batch: pa.RecordBatch, keep_E: npt.NDArray[np.bool_]) -> pa.Re
     first_B = np.flatnonzero(starts_E)
     count_B = np.bincount(np.cumsum(starts_E)[keep_E] - 1, minlength=len(first_B))
     row_B = event_row_E[first_B]
-    earlier_B = first_B - np.searchsorted(event_row_E, row_B)  # events of the same row before the stretch
+    earlier_B = first_B - np.searchsorted(event_row_E, row_B)  # events of the same row before the range
     context_B = batch.column(CONTEXT_LENGTH).to_numpy()[row_B] + earlier_B
     before_B = batch.column(EVENTS_BEFORE).to_numpy()[row_B] + earlier_B
     columns: dict[str, pa.Array] = {name: batch.column(name).take(pa.array(row_B)) for name in _OF_ROWS}

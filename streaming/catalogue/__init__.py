@@ -1,1 +1,1 @@
-"""Items and users: what their topics or files say."""
+"""Items and users, from topics or files."""

@@ -1,4 +1,4 @@
-"""What is known of items and users apart from events: categories, titles, attributes.
+"""What is known about items and users besides events: categories, titles, attributes.
 
 Shapes: N items, Q queried ids, C categories kept per item, F user attributes, R records of an update.
 """
@@ -62,7 +62,7 @@ class Catalogue:
         Args:
             place_Q: int64, 0 to `item_count` − 1.
         """
-        # The i-th deleted item stands before the k-th living one if i deleted and at most k living precede it.
+        # The i-th deleted item precedes the k-th living one if it comes after i deleted and at most k living ones.
         before_Q = np.searchsorted(self._gone - np.arange(self._gone.shape[0]), place_Q, side="right")
         found_Q: Int64Array = self._items.ids[place_Q + before_Q]
         return found_Q
@@ -73,7 +73,7 @@ class Catalogue:
         self._make_room()
 
     def apply(self, update: CatalogueUpdate) -> None:
-        """Takes over the records of an update; a deleted item comes back with its next record.
+        """Applies the records of an update; a deleted item is known again with its next record.
 
         Raises:
             ValueError: the update's users have another number of attributes than the settings.
@@ -86,7 +86,7 @@ class Catalogue:
         return _rows(self._categories_NC, self._items.find(item_Q))
 
     def knows(self, item_Q: Int64Array) -> npt.NDArray[np.bool_]:
-        """bool (q,): whether each item is there and not deleted."""
+        """bool (q,): whether each item is known and not deleted."""
         at_Q = self._items.find(item_Q)
         return (at_Q >= 0) & ~self._deleted_N[at_Q]
 
@@ -106,13 +106,13 @@ class Catalogue:
         return [(self._title_N[at] or "") if at >= 0 else "" for at in self._items.find(item_Q)]
 
     def snapshot(self) -> CatalogueUpdate:
-        """Everything as one update: applied to an empty catalogue it gives an equal one.
+        """The whole catalogue as one update: applied to an empty catalogue, it gives an equal one.
 
-        Users who were deleted are not in it; of a deleted item the id stays, by which its events are known.
+        Deleted users are not in it. The ids of deleted items are, because their events must still be recognized.
         """
         n = len(self._items)
         here_U = np.flatnonzero(~self._deleted_U[: len(self._users)])
-        # By id, not by arrival: whoever was deleted and comes back stands where a restored run would put them.
+        # By id, not by arrival: a user who was deleted and returns then has the same place as in a restored run.
         order_U = here_U[np.argsort(self._users.ids[here_U])]
         categories_NC = self._categories_NC[:n]
         items = [
@@ -175,7 +175,7 @@ def _rows(table_NX: Int64Array, at_Q: npt.NDArray[np.int32]) -> Int64Array:
 
 
 def _grown(array: _Array, rows: int, fill: object) -> _Array:
-    """The array with at least so many rows (amortised doubling)."""
+    """The array, grown to at least this many rows (amortised doubling)."""
     if rows <= len(array):
         return array
     grown = np.full((max(rows, 2 * len(array)), *array.shape[1:]), fill, array.dtype)

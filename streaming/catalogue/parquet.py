@@ -1,4 +1,4 @@
-"""Items and users from Parquet files beside the events: what the topics would say, without a broker."""
+"""Items and users from Parquet files beside the events, so that no broker is needed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ _ROWS_AT_ONCE = 50_000
 
 
 def has_catalogue(where: str) -> bool:
-    """Whether `stream.parquet` names what holds its own items and users: a data set, or events with either beside."""
+    """Whether `stream.parquet` also has items or users: it is a data set, or a file of either is beside the events."""
     folder = _folder(where)
     return any((folder / name).is_file() for name in (EVENTS_FILE, ITEMS_FILE, USERS_FILE))
 
 
 class ParquetCatalogue:
-    """The files `items.parquet` and `users.parquet` of a folder, as `CatalogueReader` gives topics; either may miss.
+    """The files `items.parquet` and `users.parquet` of a folder, read as `CatalogueReader` reads topics; both optional.
 
     Args:
         config: `parquet` names the folder, or a file in it; `user_attributes` are columns of the users.
 
     Attributes:
-        dead_letters: records that could not be used; the caller takes them away (and clears the list).
-        ids: of topics that were read; none.
+        dead_letters: records that could not be used; the caller takes them and clears the list.
+        ids: of topics that were read; empty for files.
     """
 
     def __init__(self, config: StreamConfig) -> None:
@@ -86,7 +86,7 @@ class ParquetCatalogue:
         file = _folder(self._config.parquet) / name
         found = [schema.empty_table()]
         for first, rows in _slices(file) if file.is_file() else ():
-            # Of the other columns nothing is read, whatever they hold.
+            # The other columns are not read.
             rows = rows.select([column for column in columns if column in rows.column_names])
             records = self._records(name, first, rows, documents)
             usable, dead = parse(records)
@@ -97,7 +97,7 @@ class ParquetCatalogue:
     def _records(
         self, name: str, first: int, rows: pa.Table, documents: Callable[[pa.Table], list[dict[str, Any]]]
     ) -> list[CatalogueRecord]:
-        """Rows as the records that they stand for; whatever one of them raises costs that one alone."""
+        """Rows as the records of a topic; an exception costs only the row that raised it."""
         try:
             return [
                 _Record(name, first + n, orjson.dumps(document, default=as_json))
@@ -116,7 +116,7 @@ class ParquetCatalogue:
 
 @dataclass(frozen=True)
 class _Record:
-    """A row as the record of a topic that it stands for."""
+    """A row as the equivalent record of a topic."""
 
     topic: str
     offset: int

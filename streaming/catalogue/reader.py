@@ -1,4 +1,4 @@
-"""Reads the compacted topics of items and users: all of it first, then what is new."""
+"""Reads the compacted topics of items and users: first everything, then new records."""
 
 import logging
 import time
@@ -28,21 +28,22 @@ _log = logging.getLogger(__name__)
 
 
 class CatalogueReader:
-    """Follows the items and users topics; one worker does, and sends what it reads to the others.
+    """Follows the items and users topics. One worker does this and sends what it reads to the others.
 
     Args:
         config: the stream.
-        positions: where to go on, by topic and partition, as `positions()` gave them. What is missing, or not
-            in the log any more, starts at the beginning: records repeat, which is harmless.
-        ids: the topics that these positions are of, as `ids` gave them: one that was deleted and recreated has
-            another id and is read from its beginning, also if that happens while it is followed.
+        positions: where to continue, by topic and partition, as `positions()` returned them. A partition without a
+            position, or whose position is no longer in the log, is read from its beginning; repeated records are
+            harmless.
+        ids: ids of the topics that the positions refer to, as `ids` returned them. A topic that was deleted and
+            recreated has another id and is read from its beginning, also if this happens while it is followed.
 
     Attributes:
-        dead_letters: records that could not be used; the caller takes them away (and clears the list).
+        dead_letters: records that could not be used; the caller takes them and clears the list.
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
-        BrokerRefused: a broker or the client said no for good.
+        BrokerRefused: a broker or the client refused permanently.
         TopicMissing: a topic does not exist.
     """
 
@@ -69,7 +70,7 @@ class CatalogueReader:
         """What has arrived, if anything has; at most a few thousand records at once.
 
         Raises:
-            BrokerRefused: a broker or the client said no for good; brokers that are away for now have nothing.
+            BrokerRefused: a broker or the client refused permanently. Unreachable brokers count as no records.
         """
         try:
             polled = self._poll(timeout_ms)
@@ -91,10 +92,10 @@ class CatalogueReader:
         return CatalogueUpdate(items, users)
 
     def read_to_end(self) -> CatalogueUpdate:
-        """Everything up to the ends of the topics as of now.
+        """Everything up to the current ends of the topics.
 
         Raises:
-            BrokerUnavailable: nothing came for `stream.request_timeout_s`.
+            BrokerUnavailable: nothing arrived for `stream.request_timeout_s`.
         """
         try:
             end = self._consumer.end_offsets(list(self._next))
@@ -114,11 +115,11 @@ class CatalogueReader:
 
     @staticmethod
     def last_users(config: StreamConfig, positions: Mapping[str, Mapping[int, Position]]) -> pa.Table:
-        """What the users topic holds of everybody as of now: the last record of each who is not deleted, USER_SCHEMA.
+        """The current content of the users topic, USER_SCHEMA: the last record of each user who is not deleted.
 
         Args:
-            config: the stream; its attributes are read of all records, also of those before `positions`.
-            positions: by topic; that of the items spares reading them.
+            config: the stream; all records are read, also those before `positions`, for its user attributes.
+            positions: by topic; with the items' position, items are not read again.
         """
         elsewhere = {topic: at for topic, at in positions.items() if topic != config.users_topic}
         with CatalogueReader(config, elsewhere) as reader:
@@ -130,7 +131,7 @@ class CatalogueReader:
 
     @property
     def ids(self) -> dict[str, str]:
-        """The topics that the positions are of, by name, where brokers give ids."""
+        """The ids of the topics that the positions refer to, by name, if brokers provide ids."""
         return {topic: i.current for topic, i in self._identities.items() if i.current}
 
     def positions(self) -> dict[str, dict[int, Position]]:
@@ -141,7 +142,7 @@ class CatalogueReader:
         return positions
 
     def text_of_deleted(self, topic: str, identifier: int) -> str:
-        """An id as the key of its tombstone says it, of the last ten thousand; else the number."""
+        """An id as written in the key of its tombstone, if it is among the last ten thousand; else the number."""
         return self._tombstones.get((topic, identifier), str(identifier))
 
     def _note_tombstones(self, records: Mapping[str, list[Any]]) -> None:
@@ -194,7 +195,7 @@ class CatalogueReader:
         return start
 
     def _poll(self, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
-        """What has arrived of topics that are the ones that they were; the others are read from the beginning again."""
+        """New records of topics whose ids are unchanged; recreated topics are read from their beginning."""
         try:
             polled: dict[TopicPartition, list[Any]] = self._consumer.poll(
                 timeout_ms=timeout_ms, max_records=_MOST_RECORDS
@@ -211,10 +212,10 @@ class CatalogueReader:
         return polled
 
     def _read_anew(self, topic: str) -> None:
-        """A topic that was recreated, maybe with other partitions; the other one goes on where it is."""
+        """Follow a topic that was recreated, maybe with other partitions; the other topic keeps its position."""
         numbers = self._consumer.partitions_for_topic(topic)
         if not numbers:
-            raise UnknownTopicOrPartitionError(topic)  # the next poll comes here again
+            raise UnknownTopicOrPartitionError(topic)  # the next poll tries again
         goes_on = {at: offset for at, offset in self._next.items() if at.topic != topic}
         places = [TopicPartition(topic, number) for number in sorted(numbers)]
         self._consumer.assign([*goes_on, *places])
@@ -224,7 +225,7 @@ class CatalogueReader:
         self._read_again(places, "was deleted and recreated")
 
     def _read_again(self, places: Iterable[TopicPartition], why: str) -> None:
-        """From the beginning, as of now; a topic without leaders is tried again with the next poll."""
+        """Start from the current beginning; a topic without leaders is tried again with the next poll."""
         again = list(places)
         first = self._consumer.beginning_offsets(again)
         for at in again:
@@ -237,5 +238,5 @@ class CatalogueReader:
             self._next[at] = first[at]
 
     def _reached(self, at: TopicPartition) -> int:
-        # Compaction leaves gaps, also at the end: the consumer knows that it is past them.
+        # Compaction leaves gaps, also at the end; only the consumer's own position is past them.
         return max(self._next[at], self._consumer.position(at, timeout_ms=1000) or 0)

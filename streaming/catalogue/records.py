@@ -1,7 +1,7 @@
-"""Records of the items and users topics into columns.
+"""Turns records of the items and users topics into columns.
 
-A record's key is the id as text, its value JSON; an empty value deletes. A record that cannot be used becomes
-a dead letter and changes nothing. Shapes: R records.
+A record's key is the id as text, and its value is JSON; an empty value deletes. A record that cannot be used becomes a
+dead letter and changes nothing. Shapes: R records.
 """
 
 import logging
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class CatalogueRecord(Protocol):
-    """What is read of a Kafka record."""
+    """The part of a Kafka record that is read."""
 
     @property
     def topic(self) -> str:
@@ -51,7 +51,7 @@ class CatalogueRecord(Protocol):
 
 @dataclass
 class CatalogueUpdate:
-    """Records of items and users, oldest first; of several of one id the last holds.
+    """Records of items and users, oldest first; the last record of an id wins.
 
     Attributes:
         items: ITEM_SCHEMA.
@@ -128,7 +128,7 @@ def _parse(
         try:
             identifier, entry, problem = _entry(record, id_name)
             problem = problem or problem_of(entry)
-        except Exception as error:  # whatever one record raises costs that one alone
+        except Exception as error:  # an exception costs only the record that raised it
             problem = f"cannot be read: {described(error)}"
             _log.warning("the record at %s/%d/%d %s", record.topic, record.partition, record.offset, problem)
         if problem:

@@ -1,1 +1,1 @@
-"""Messages and files into columns of events, within bounds."""
+"""Decodes messages and files into columns of events, within size limits."""

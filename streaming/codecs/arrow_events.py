@@ -1,7 +1,7 @@
 """Events in Arrow messages: one IPC stream with many events per message.
 
-A message that cannot be read as a whole (not an IPC stream, a required column missing) counts as one row, at row 0; a
-value that cannot be used costs its row alone. Shapes: N rows, M messages.
+A message that cannot be read at all (not an IPC stream, a required column missing) counts as one row, at row 0; an
+unusable value costs only its row. Shapes: N rows, M messages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from streaming.events.validation import Message, ParsedEvents, Place
 
 
 def encode(events: pa.RecordBatch) -> bytes:
-    """One Arrow IPC stream, uncompressed: Kafka compresses."""
+    """One Arrow IPC stream, uncompressed, because Kafka compresses."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, events.schema) as writer:
         writer.write_batch(events)
@@ -50,7 +50,7 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
 
 
 def parse_rows(batch: pa.RecordBatch, message: Message) -> ParsedEvents:
-    """The rows of one batch that was read elsewhere, as those of a message.
+    """The rows of a batch that was not read from a message, in the same form.
 
     Raises:
         ValueError: a column that is required is missing, or one occurs twice.
@@ -60,13 +60,13 @@ def parse_rows(batch: pa.RecordBatch, message: Message) -> ParsedEvents:
 
 
 def rows_json(value: bytes, rows: Iterable[int]) -> Mapping[int, bytes]:
-    """Rows of a message as a dead letter carries them, those that it has."""
+    """Rows of a message in the form in which dead letters hold them; rows that do not exist are left out."""
     batch = _read(value)
     return {row: row_json(batch, row) for row in rows if row < batch.num_rows}
 
 
 class _UnreadableError(ValueError):
-    """The message as a whole cannot be used."""
+    """The whole message cannot be used."""
 
 
 def _read(value: bytes, place: Place | None = None) -> pa.RecordBatch:
@@ -81,16 +81,16 @@ def _read(value: bytes, place: Place | None = None) -> pa.RecordBatch:
     else:
         batch = empty_batch(reader.schema)
     if place is not None:
-        # Buffers are as long as they must be; what is in them may still be anything.
+        # The buffers are long enough, but may hold anything.
         batch.validate()
         require_decodable(batch, place.max_decoded_bytes)
     return _checked(batch)
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, safe to read: lengths and offsets come from outside, and nothing may read beyond a buffer later.
+    """The batch after validation: lengths and offsets are not trusted, and nothing may read beyond a buffer later.
 
-    A text column that holds something else than UTF-8 becomes one of bytes, so that only its bad rows are lost.
+    A text column that is not valid UTF-8 becomes a column of bytes, so that only its bad rows are lost.
     """
     try:
         batch.validate(full=True)
@@ -124,12 +124,12 @@ def _require_columns(names: Sequence[str]) -> None:
 
 @dataclass
 class _Events:
-    """Events as EVENT_SCHEMA has them.
+    """Events in the columns of EVENT_SCHEMA.
 
     Attributes:
-        events: EVENT_SCHEMA (n,); null where nothing usable is said.
-        unfit_N: int8 (n,), 1 + the place in EVENT_SCHEMA of a column that says something unusable, else 0; None
-            where all rows fit.
+        events: EVENT_SCHEMA (n,); null where a value is missing or unusable.
+        unfit_N: int8 (n,), 1 + the index in EVENT_SCHEMA of a column with an unusable value, else 0; None if there are
+            no such rows.
         key_N: int32 (n,), Kafka's hash of each user.
     """
 

@@ -1,8 +1,8 @@
-"""What an Arrow message says of its size, read from its headers before anything is decoded.
+"""The size that an Arrow message declares, read from its headers before anything is decoded.
 
 A few hundred bytes can declare any number of rows (columns of nulls have no buffers), compressed buffers of any length,
-and texts that many rows share. `declared` walks over the headers of the IPC stream, which hold all but the last;
-`require_decodable` is for the columns once they are open, when shared texts still stand once.
+and texts that many rows share. `declared` reads the headers of the IPC stream, which show all of this except shared
+texts; `require_decodable` checks those in the opened columns, before they are expanded.
 """
 
 import struct
@@ -17,17 +17,17 @@ from streaming.events.schema import EVENT_SCHEMA, REQUIRED_COLUMNS
 
 _CONTINUATION = 0xFFFFFFFF
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
-# Parts of a header may be shared, so what it makes in memory may be the square of its length.
+# Parts of a header may be shared, so its size in memory may be the square of its length.
 _MOST_HEADER_BYTES = 65_536
-# What the header of one batch keeps in memory, by its length.
+# Memory per byte of a batch's header.
 _HEADER_COST = 8
-# An element costs this much as soon as it is used, also where no buffer holds it.
+# The cost of an element once it is used, even if no buffer holds it.
 _ELEMENT_BYTES = 8
-# What a stream may have behind its last message: how writers end it, or nothing.
+# What may follow a stream's last message: the end marker of writers, or nothing.
 _ENDS = (b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00\x00\x00\x00", b"")
 # The last schema message that was read. Producers send the same one again and again.
 _last_schema = [b""]
-# The last schema, if any, in which no column can share texts or hold nothing but nulls.
+# The last schema, if any, without columns that can share texts or hold only nulls.
 _last_plain_schema: list[pa.Schema] = []
 _U16, _I32, _U32, _I64 = (struct.Struct(f"<{kind}") for kind in "HiIq")
 _U32_PAIR = struct.Struct("<II")
@@ -44,7 +44,7 @@ class Extent:
     Attributes:
         rows: of all its record batches.
         size: bytes of their buffers and of the dictionaries, decompressed, at least.
-        is_refused: whether it says nothing that may be decoded; it is then one row of its own length.
+        is_refused: whether it must not be decoded; it then counts as one row of its own length.
     """
 
     rows: int
@@ -53,7 +53,7 @@ class Extent:
 
 
 def declared(value: bytes) -> Extent:
-    """The rows and bytes that an IPC stream declares; takes some 0.1 ms, whatever it declares.
+    """The rows and bytes that an IPC stream declares; takes about 0.1 ms, whatever the size.
 
     Raises:
         ArrowLimitError: the headers cannot be read, or one is longer than 64 KiB.
@@ -74,7 +74,7 @@ def declared(value: bytes) -> Extent:
                 dictionaries += bytes_here
             else:
                 rows += batch.int64(0)
-                # Arrow reassembles a dictionary that came in parts for each batch.
+                # Arrow reassembles a dictionary that was sent in parts for each batch.
                 size += dictionaries
     except (struct.error, IndexError, ValueError, OverflowError) as error:
         if isinstance(error, ArrowLimitError):
@@ -84,7 +84,7 @@ def declared(value: bytes) -> Extent:
 
 
 def require_declared(value: bytes, most_rows: int, most_bytes: int) -> Extent:
-    """What it declares, if that may be decoded; 0 is no limit.
+    """What a message declares, if it may be decoded; a limit of 0 means none.
 
     Raises:
         ArrowLimitError: it may not, or its headers cannot be read; names the setting.
@@ -99,14 +99,14 @@ def require_declared(value: bytes, most_rows: int, most_bytes: int) -> Extent:
 
 
 def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
-    """Checks the columns of events: what texts come to that rows share, in dictionaries and behind views.
+    """Checks the expanded size of texts that rows share, in dictionaries and behind views.
 
     Args:
-        columns: open; their buffers are as long as they should be (`validate`), but what is in them may be anything. A
-            full validation comes afterwards: it reads every text that a view points to, shared or not.
-        most_bytes: of all of them together; 0 is no limit.
+        columns: opened, with buffers of the right length (`validate`) but any content. Full validation comes
+            afterwards, because it reads every text that a view points to, shared or not.
+        most_bytes: limit of their sizes together; 0 means none.
     Raises:
-        ArrowLimitError: they come to more (names the setting), or a required column can only hold nulls.
+        ArrowLimitError: they are larger (names the setting), or a required column can only hold nulls.
     """
     if _last_plain_schema and columns.schema.equals(_last_plain_schema[0]):
         return
@@ -139,7 +139,7 @@ def _require_bytes(size: int, most: int) -> None:
 
 
 def repeated_bytes(column: pa.Array) -> int:
-    """What the texts of a dictionary, or of runs, come to when each row has its own."""
+    """The size of a dictionary's or run-length array's texts when every row has its own copy."""
     if pa.types.is_run_end_encoded(column.type):
         return int(_lengths(column.values).max(initial=0)) * len(column)
     if not pa.types.is_dictionary(column.type):
@@ -150,12 +150,12 @@ def repeated_bytes(column: pa.Array) -> int:
         return 0
     if index_N.min(initial=0) < 0 or index_N.max(initial=0) >= len(length_D):
         raise ArrowLimitError("a dictionary has no entry of a number that a row names")
-    # Sums of int64 cannot overflow here: rows and the bytes of a message are both bounded.
+    # int64 sums cannot overflow: both the rows and the bytes of a message are bounded.
     return int(length_D[index_N].sum())
 
 
 def _parts(array: pa.Array) -> Iterator[pa.Array]:
-    """The array and all that it is made of."""
+    """The array and all its children."""
     kind = array.type
     yield array
     if isinstance(array, pa.ExtensionArray):
@@ -191,7 +191,7 @@ def _lengths(values: pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 class _Table:
-    """A table of a FlatBuffer: fields are found by way of a list of their places."""
+    """A table of a FlatBuffer, whose fields are found through its list of offsets."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self._data, self._at = data, at
@@ -199,7 +199,7 @@ class _Table:
         self._places_length = _read(_U16, data, self._places)
 
     def _field(self, number: int) -> int:
-        """Where it stands; 0 if it has its default."""
+        """The field's offset; 0 if it has its default."""
         place = 4 + 2 * number
         if place + 2 > self._places_length:
             return 0
@@ -240,12 +240,12 @@ class _Table:
 
 
 def _messages(value: bytes) -> Iterator[tuple[int, _Table, int, int]]:
-    """Kind, header, start of the body and what the header costs, of each message of a stream."""
+    """Kind, header, start of the body, and the header's cost, for each message of a stream."""
     at = 0
     while at + 4 <= len(value):
         length = _read(_U32, value, at)
         at += 4
-        if length == _CONTINUATION:  # without it: the form of before Arrow 0.15
+        if length == _CONTINUATION:  # missing in the format before Arrow 0.15
             length = _read(_U32, value, at)
             at += 4
         if length == 0:
@@ -265,9 +265,9 @@ def _messages(value: bytes) -> Iterator[tuple[int, _Table, int, int]]:
 
 
 def _of_one_batch(value: bytes) -> Extent | None:
-    """The same as the walk, in a third of its time, of what nearly every message is: the last schema and one batch.
+    """The same in a third of the time, for the usual message: the last schema and one batch.
 
-    None if it is anything else.
+    None for any other message.
     """
     schema = _last_schema[0]
     if not schema or not value.startswith(schema):
@@ -288,7 +288,7 @@ def _of_one_batch(value: bytes) -> Extent | None:
 
 
 def _decoded_bytes(value: bytes, batch: _Table, start: int) -> int:
-    """Of a record batch whose body begins at `start`."""
+    """The extent of a record batch whose body begins at `start`."""
     elements, _ = batch.pairs(1)
     offsets, sizes = batch.pairs(2)
     if batch.has(3):

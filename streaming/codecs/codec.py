@@ -1,8 +1,8 @@
 """The two wire forms of events, and their decoding into columns.
 
-A message carries the header `freshet-encoding`: `arrow` (one Arrow IPC stream with many events, all of
-users of this partition) or `json` (one event; also what a message without the header is). Whatever cannot be
-used becomes a dead letter at its position; what can be used keeps its order.
+A message has the header `freshet-encoding`: `arrow` (one Arrow IPC stream with many events, all of users of this
+partition) or `json` (one event; the default without the header). Unusable rows become dead letters at their positions;
+the others keep their order.
 """
 
 import logging
@@ -40,7 +40,7 @@ def decode_messages(messages: Iterable[Message], place: Place, watermark_ms: int
 
     Args:
         messages: in order.
-        place: where they were read, and what is asked of them.
+        place: where they were read, and the limits that apply.
         watermark_ms: latest time of a usable event before them.
     Returns:
         Usable rows and dead letters; together every row of every message, each side in (offset, row) order.
@@ -60,9 +60,9 @@ def decode_messages(messages: Iterable[Message], place: Place, watermark_ms: int
 
 
 def extent_of(message: Message, place: Place) -> Extent:
-    """The rows and bytes that a message will be decoded to; cheap, because nothing is decoded.
+    """The rows and bytes that a message will decode to; cheap, because nothing is decoded.
 
-    One that will be refused is one row of its own length.
+    A message that will be refused counts as one row of its own length.
     """
     value = message.value or b""
     refused = Extent(1, len(value), is_refused=True)
@@ -77,7 +77,7 @@ def extent_of(message: Message, place: Place) -> Extent:
 
 
 def concatenate(pieces: Sequence[Decoded]) -> Decoded:
-    """Several decoded stretches as one, in the given order."""
+    """Several decoded ranges as one, in the given order."""
     batches = [piece.rows for piece in pieces if piece.rows.num_rows]
     dead = [letter for piece in pieces for letter in piece.dead]
     strays = sum(piece.strays for piece in pieces)
@@ -87,7 +87,7 @@ def concatenate(pieces: Sequence[Decoded]) -> Decoded:
 
 
 def encoding_of(message: Message) -> bytes:
-    """The message's wire form; JSON where no header says otherwise."""
+    """The message's wire form; JSON without a header."""
     for name, value in message.headers or ():
         if name == ENCODING_HEADER:
             return bytes(value or b"")
@@ -108,7 +108,7 @@ def _refused(message: Message, place: Place) -> DeadLetter:
 
 
 def _decode(encoding: bytes, messages: list[Message], place: Place, watermark_ms: int) -> Decoded:
-    """Messages of one form; whatever one of them raises costs that one alone."""
+    """Decodes messages of one form; an exception costs only the message that raised it."""
     try:
         return _decode_together(encoding, messages, place, watermark_ms)
     except Exception as error:

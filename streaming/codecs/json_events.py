@@ -26,7 +26,7 @@ from streaming.events.schema import (
 )
 from streaming.events.validation import Message, ParsedEvents, Place
 
-# Smaller messages are decoded as they are: picking fields takes longer.
+# Smaller messages are decoded whole, because picking fields would take longer.
 _LARGE_BYTES = 4096
 
 
@@ -55,8 +55,8 @@ def problem_of_event(event: Any) -> str:
     if type(event) is not dict:
         return f"an event must be a JSON object, not {type(event).__name__}"
     get = event.get
-    # bool is a subclass of int, and no number: hence `type() is`, not isinstance. Written out, because this is the
-    # one loop over events that there is.
+    # bool is a subclass of int but not a number, so `type() is` instead of isinstance. Written out, because this is the
+    # only loop over events.
     user, item, timestamp = get(USER_ID), get(ITEM_ID), get(TIMESTAMP_MS)
     if (type(user) is not str or not user) and (problem := problem_of_id(USER_ID, user)):
         return problem
@@ -80,13 +80,13 @@ def problem_of_event(event: Any) -> str:
 
 
 def loads(value: bytes, names: Iterable[str]) -> Any:
-    """Decodes JSON; of a long object only the fields that are used are kept, of anything else that is long its type.
+    """Decodes JSON; a long object keeps only the fields that are used, any other long value only its type.
 
-    Decoded, a field that nobody asked for may be twenty times as large as it was. Its millions of lists would set off
+    An unused field may take twenty times its length in memory once decoded. Millions of lists in it would trigger
     Python's garbage collector again and again, which takes 50 times as long as decoding.
 
     Raises:
-        orjson.JSONDecodeError: it is no JSON.
+        orjson.JSONDecodeError: the value is not JSON.
     """
     if len(value) < _LARGE_BYTES:
         return orjson.loads(value)
@@ -110,7 +110,7 @@ def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEve
     columns = [
         pa.array(user_N),
         pa.array(integer_ids([event[ITEM_ID] for event in events])),
-        # NumPy takes the whole floats among them too.
+        # NumPy also accepts integral floats among them.
         pa.array(np.array([event[TIMESTAMP_MS] for event in events], np.int64)),
         pa.array([event.get(ACTION) for event in events], pa.string()),
         _floats([event.get(WEIGHT) for event in events]),
@@ -128,6 +128,6 @@ def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEve
 
 
 def _floats(numbers: list[float | None]) -> pa.Array:
-    # By way of float64: pyarrow refuses integers that a float32 cannot hold exactly.
+    # Through float64, because pyarrow refuses integers that a float32 cannot hold exactly.
     doubles = pa.array([None if n is None else float(n) for n in numbers], pa.float64())
     return doubles.cast(pa.float32(), safe=False)

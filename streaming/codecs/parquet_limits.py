@@ -1,4 +1,4 @@
-"""A row group of a Parquet file, read unless it declares too much or the texts that its rows share come to too much."""
+"""Reads a row group of a Parquet file, unless its declared size or its shared texts are too large when expanded."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from streaming.codecs.arrow_limits import repeated_bytes
 
-# A value of a column of nulls, or of one number for all rows, takes no room in the file.
+# A column of nulls, or of one repeated value, takes no space in the file.
 _VALUE_BYTES = 8
 
 
@@ -21,14 +21,14 @@ def read_row_group(file: Path, group: int, most_bytes: int) -> pa.Table:
     Args:
         file: a Parquet file.
         group: number of the row group in it.
-        most_bytes: that it may decode to: `stream.max_row_group_bytes`.
+        most_bytes: limit of its decoded size: `stream.max_row_group_bytes`.
     Raises:
-        RowGroupTooLarge: it would be more.
+        RowGroupTooLarge: it would be larger.
         pa.ArrowException, OSError: it cannot be read.
     """
     schema = pq.read_schema(file)
     texts = [field.name for field in schema if _is_text(field.type)]
-    # As dictionaries, in which a text stands once however many rows have it.
+    # As dictionaries, which hold each text once for all rows.
     with pq.ParquetFile(file, read_dictionary=texts) as opened:
         declared = opened.metadata.row_group(group)
         size = max(declared.total_byte_size, _VALUE_BYTES * declared.num_rows * declared.num_columns)

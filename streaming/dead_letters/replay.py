@@ -1,8 +1,8 @@
-"""Replaying dead letters: what is in their topic, and how corrected ones come back exactly once.
+"""Lists dead letters and replays corrected ones exactly once.
 
 A corrected event and its marker (key `replayed/<key of the letter>`, on the dead-letter topic) are sent in one Kafka
-transaction: a replay that crashes leaves either both or neither, and the next one passes over what is marked.
-A run that goes on from before the bad row writes its letter again under the same key; the marker has one of its own.
+transaction: a replay that crashes leaves either both or neither, and the next one skips marked letters. A run that
+resumes from before the bad row writes its letter again under the same key; the marker has a key of its own.
 """
 
 import re
@@ -29,26 +29,26 @@ from streaming.events.validation import Place
 from streaming.kafka.consumer import consumer_of, known_partitions, unavailable
 
 LETTERS_PER_TRANSACTION = 500
-# A replay that dies holds up readers of its partitions for so long at most.
+# A replay that dies delays readers of its partitions for at most this long.
 _TRANSACTION_TIMEOUT_MS = 10_000
 _MOST_DIGITS = 20
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d[\d_.,e+-]*")
 
 
 class ReplayFailed(RuntimeError):
-    """A replay did not end; what it had committed stays committed, the same command goes on."""
+    """A replay did not finish; what it committed stays committed, and the same command continues it."""
 
 
 @dataclass(frozen=True)
 class StoredLetter:
-    """A dead letter as its topic holds it.
+    """A dead letter, as stored in its topic.
 
     Attributes:
         key: where the row was read, `topic/partition/offset/row`.
         reason: what is wrong with it.
         value: the original.
-        truncated: how long the original was, if it had to be cut; else 0.
-        replayed: whether it was brought back.
+        truncated: length of the original, if it had to be cut; else 0.
+        replayed: whether it was replayed.
     """
 
     key: str
@@ -63,12 +63,12 @@ class StoredLetter:
 
     @property
     def kind(self) -> str:
-        """The reason without what varies from letter to letter."""
+        """The reason without the parts that differ from letter to letter."""
         return _VARIABLE.sub("…", self.reason)
 
     @property
     def event(self) -> Any:
-        """The original as JSON; None if it is none, or nested too deeply to be written again."""
+        """The original as JSON; None if it is not JSON, or nested too deeply to be written again."""
         try:
             event = orjson.loads(self.value)
             orjson.dumps(event)
@@ -82,9 +82,9 @@ class ReplayReport:
     """What a replay did.
 
     Attributes:
-        replayed: letters that came back as events or records.
-        already: letters that had come back before.
-        unusable: key and problem of those that cannot be used as they are now.
+        replayed: letters that were sent as events or records.
+        already: letters that had been replayed before.
+        unusable: key and problem of letters that are still unusable.
     """
 
     replayed: int = 0
@@ -106,7 +106,7 @@ class _Record:
 
 
 def read_letters(config: StreamConfig) -> list[StoredLetter]:
-    """Every dead letter, in the order in which they were last written; none if their topic does not exist.
+    """All dead letters, in the order in which they were last written; none if their topic does not exist.
 
     Raises:
         BrokerUnavailable: no broker answered.
@@ -132,15 +132,15 @@ def replay_letters(
     *,
     dry_run: bool = False,
 ) -> ReplayReport:
-    """Send corrected dead letters to the topics that they came from, each once however often this is called.
+    """Send corrected dead letters to the topics that they came from; each is sent once, even if this is called again.
 
     An event without an `event_id` gets one that names its letter.
 
     Args:
         config: the stream.
-        correct: the event (or record) that a letter becomes; it may change nothing.
-        chosen: which letters.
-        dry_run: only says what would be done.
+        correct: returns the event (or record) that a letter becomes, changed or not.
+        chosen: selects letters.
+        dry_run: only report what would be done.
     Raises:
         BrokerUnavailable: no broker answered.
         ReplayFailed: the brokers went away, or another replay runs.
@@ -152,7 +152,7 @@ def replay_letters(
         return report
     producer = _open(config)
     try:
-        # After this an earlier replay's transaction has ended, so its markers are there or never will be.
+        # After this, an earlier replay's transaction has ended, so its markers exist or never will.
         producer.init_transactions()
         messages = _corrected(config, read_letters(config), correct, chosen, report)
         while some := list(islice(messages, LETTERS_PER_TRANSACTION)):
@@ -206,7 +206,7 @@ def _corrected(
 
 
 def _destination(config: StreamConfig, letter: StoredLetter) -> str:
-    """The topic that a letter goes to: its own; rows of files come back by the interactions topic. Empty for none."""
+    """The topic that a letter is sent to: its own, or the interactions topic for rows of files. Empty for none."""
     if letter.topic.endswith(".parquet") or (config.parquet and letter.topic == config.origin):
         return config.interactions_topic
     return letter.topic if letter.topic in _topics(config) else ""
@@ -219,7 +219,7 @@ def _topics(config: StreamConfig) -> tuple[str, str, str]:
 def _message(
     config: StreamConfig, letter: StoredLetter, entry: Any, topic: str, partitions: int
 ) -> tuple[_Message | None, str]:
-    """What a corrected letter is sent as, or the reason why its reader would not accept it."""
+    """The message for a corrected letter, or the reason why its reader would not accept it."""
     if not topic:
         return None, f"it came from {quoted(letter.topic)}, which is not one of this stream's topics"
     if entry is None:
@@ -268,7 +268,7 @@ def _letter(record: Any) -> StoredLetter:
 
 
 def _number(text: str) -> int:
-    """A number that a header says; 0 where it says none: anybody may write to the topic."""
+    """The number in a header; 0 if it is not a number, because any client can write to the topic."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS else 0
 
 

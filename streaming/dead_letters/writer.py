@@ -1,4 +1,4 @@
-"""Rows that cannot be used, and the topic that they go to."""
+"""Writes rows that cannot be used to the dead-letter topic."""
 
 import time
 from collections import deque
@@ -24,7 +24,7 @@ from streaming.kafka.topics import (
 # Room for the key, the headers and the framing of a record beside its value.
 _OVERHEAD_BYTES = 4096
 _TOPIC_TIMEOUT_S = 15.0
-# Letters kept while brokers are away: beyond that a run must wait for them.
+# Letters kept while brokers are unreachable; beyond that a run must wait for them.
 _MOST_KEPT_BYTES = 64 << 20
 
 
@@ -33,15 +33,15 @@ class DeadLettersLost(RuntimeError):
 
 
 class DeadLettersDelayed(DeadLettersLost):
-    """The brokers are away: the letters are kept, and the next `flush` tries again."""
+    """The brokers are unreachable; the letters are kept, and the next `flush` tries again."""
 
 
 class DeadLetterWriter:
-    """Writes dead letters to their topic; touches no network before the first one.
+    """Writes dead letters to their topic; does not use the network before the first one.
 
-    A letter is kept until it is acknowledged, so that brokers may be away between two flushes; sent again it
-    overwrites itself. The topic is created (compacted, one partition) if it is missing. A value that no message can
-    hold is cut; the header `truncated` then says how long it was.
+    A letter is kept until it is acknowledged, so brokers may be unreachable between two flushes. A letter that is sent
+    again overwrites itself. The topic is created (compacted, one partition) if it is missing. A value that is too long
+    for a message is cut; the header `truncated` then holds its length.
     """
 
     def __init__(self, config: StreamConfig) -> None:
@@ -51,10 +51,10 @@ class DeadLetterWriter:
         self._kept_bytes = 0
 
     def send(self, letters: Iterable[DeadLetter]) -> None:
-        """Takes letters over; only `flush` tells whether they arrived.
+        """Takes letters; only `flush` reports whether they arrived.
 
         Raises:
-            DeadLettersLost: a letter was refused, or too many bytes wait for brokers that are away.
+            DeadLettersLost: a letter was refused, or too many bytes wait for unreachable brokers.
         """
         for letter in letters:
             self._kept.append((letter, self._hand_over(letter) if self._producer is not None else None))
@@ -68,7 +68,7 @@ class DeadLetterWriter:
         """Waits until every letter is acknowledged.
 
         Args:
-            timeout_s: wait no longer than this where it is less than the timeouts of `stream`.
+            timeout_s: maximum wait, if less than the timeouts of `stream`.
         Raises:
             DeadLettersDelayed: the brokers did not answer within `stream.request_timeout_s`; the letters are kept.
             DeadLettersLost: the brokers refused one; names the topic.
@@ -78,7 +78,7 @@ class DeadLetterWriter:
         try:
             self._flush(_hurried(self._config, timeout_s))
         except (KafkaError, BrokerUnavailable, BrokerRefused) as error:
-            # A producer that lost its brokers for long does not come back: the next flush opens another one.
+            # A producer that lost its brokers for long does not recover: the next flush opens another one.
             self.close()
             self._kept = deque((letter, None) for letter, _ in self._kept)
             if isinstance(error, BrokerRefused) or (isinstance(error, KafkaError) and not error.retriable):
@@ -97,16 +97,16 @@ class DeadLetterWriter:
         handed = [(letter, future or self._hand_over(letter)) for letter, future in self._kept]
         self._kept = deque(handed)
         self._producer.flush(timeout=config.request_timeout_s)
-        # Taken off one by one: where one fails, it and what is behind it stay.
+        # Removed one by one: if one fails, it and those behind it stay.
         while self._kept:
             self._await(*self._kept[0], config.request_timeout_s)
             self._kept_bytes -= self._kept.popleft()[0].size
 
     def _await(self, letter: DeadLetter, future: Any, timeout_s: float) -> None:
-        """Waits for one acknowledgement; a letter too long for the topic is sent alone, then shorter and shorter.
+        """Waits for one acknowledgement; a letter too long for the topic is sent again alone, and cut until it fits.
 
         Raises:
-            KafkaError: it was not acknowledged, or refused for another reason or with no value left.
+            KafkaError: it was not acknowledged, was refused for another reason, or was refused even without a value.
         """
         assert self._producer is not None
         longest = self._longest
@@ -117,7 +117,7 @@ class DeadLetterWriter:
                 future.get(timeout=timeout_s)
                 return
             except (MessageSizeTooLargeError, RecordListTooLargeError):
-                # The topic may have been made with a lower limit than stream.max_message_bytes.
+                # The topic may have a lower limit than stream.max_message_bytes.
                 if longest == 0:
                     raise
                 future = self._hand_over(letter, longest)
@@ -140,7 +140,7 @@ class DeadLetterWriter:
                 self._config.dead_letters, key=letter.key, value=letter.value[:longest], headers=headers
             )
         except KafkaError:
-            return None  # the buffer is full or the topic unknown for now: flush tries again and tells
+            return None  # the buffer is full or the topic not known yet: flush tries again and reports
 
     def _lost(self, kind: type[DeadLettersLost], error: Exception) -> DeadLettersLost:
         return kind(
@@ -181,7 +181,7 @@ class DeadLetterWriter:
             except KafkaError as error:
                 if is_permanent(error):
                     raise
-                # Another worker may have been quicker; whatever else it was shows below.
+                # Another worker may have created it; any other problem shows below.
                 reason = str(error)
             else:
                 reason = "created, but has no leader"

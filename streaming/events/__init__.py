@@ -1,1 +1,1 @@
-"""What an event is: its columns, ids, times, places, and what makes one unusable."""
+"""What an event is: its columns, ids, times and positions, and what makes it unusable."""

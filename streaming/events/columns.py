@@ -1,4 +1,4 @@
-"""Columns of any Arrow type as the columns of an event, row by row: a value that does not fit costs its row alone.
+"""Converts columns of any Arrow type to the columns of an event; a value that does not fit costs only its row.
 
 Shapes: N rows.
 """
@@ -34,9 +34,9 @@ class Cast(NamedTuple):
     """A column of an event.
 
     Attributes:
-        values: of the event's type (ids int64); null where nothing is said, or nothing that fits.
-        unfit_N: bool (n,), where something is said that does not fit; None if nowhere.
-        key_N: int32 (n,), Kafka's hashes of ids that are texts; None for every other column.
+        values: of the event's type (ids int64); null where the value is missing or does not fit.
+        unfit_N: bool (n,), whether a value does not fit; None if all do.
+        key_N: int32 (n,), Kafka's hashes of text ids; None for every other column.
     """
 
     values: pa.Array
@@ -45,7 +45,7 @@ class Cast(NamedTuple):
 
 
 def cast(name: str, column: pa.Array) -> Cast:
-    """A column as EVENT_SCHEMA has it, with text ids turned into integers (`streaming.events.ids`).
+    """A column in the type of EVENT_SCHEMA, with text ids turned into integers (`streaming.events.ids`).
 
     Args:
         name: of the event's column.
@@ -70,7 +70,7 @@ EXPECTED = {
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Without wrappings that change nothing of the values."""
+    """The column without extension types and other wrappers that do not change the values."""
     while True:
         if isinstance(column, pa.ExtensionArray):
             column = column.storage
@@ -130,7 +130,7 @@ def _integer(column: pa.Array) -> Cast:
         number_N = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
         return _without(number_N.astype(np.int64), number_N > np.uint64(INT64_MAX), is_null_N)
     if pa.types.is_floating(kind):
-        # A narrower type holds fewer integers exactly: beyond them two ids may share one number.
+        # A narrower type holds fewer integers exactly; beyond those, two ids may become the same number.
         exact = {16: 2**11, 32: 2**24, 64: EXACT_IN_DOUBLE}[kind.bit_width]
         number_N = pc.fill_null(column.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
         with np.errstate(invalid="ignore"):
@@ -163,7 +163,7 @@ def _number(column: pa.Array) -> Cast:
         column = column.cast(pa.float64())
     elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         return _nothing_fits(column, pa.float32())
-    # Unsafe only in precision, and what becomes infinite is judged later.
+    # Unsafe only in precision; values that become infinite are rejected later.
     return Cast(column.cast(pa.float64()).cast(pa.float32(), safe=False))
 
 

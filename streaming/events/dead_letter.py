@@ -1,4 +1,4 @@
-"""A row that cannot be used, as it is written down."""
+"""A row that cannot be used, in the form in which it is stored."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,17 @@ from streaming.events.quoting import header_value
 from streaming.events.unreadable import Unreadable
 
 REPLAYED = b"replayed/"
-"""What the key of a marker begins with: the dead letter of the rest of the key was brought back."""
+"""Prefix of a marker's key: the dead letter whose key follows was replayed."""
 
 
 _LONGEST_HEADER = 1024
 
 
-# Of the 22 characters of a topic's id: enough to tell topics of one name from one another.
+# Characters of a topic's id (of 22) that are enough to distinguish topics of one name.
 _ID_LENGTH = 8
 
 
-# The objects of a letter, and of the client's record of it.
+# Overhead of a letter's Python objects and of the client's record of it.
 _OBJECTS_BYTES = 2048
 
 
@@ -44,18 +44,18 @@ class DeadLetter:
 
     @property
     def key(self) -> bytes:
-        """Where it was read: the same after a crash, so that a repeat overwrites; another one in another topic."""
+        """Where it was read: the same after a crash, so a repeated letter overwrites itself; unique across topics."""
         places = [self.topic, self.partition, self.offset, self.row, self.topic_id[:_ID_LENGTH]]
         return "/".join(map(str, places)).rstrip("/").encode("utf-8", "backslashreplace")
 
     @property
     def length(self) -> int:
-        """Bytes of the original, of which `value` may be the beginning only."""
+        """Length of the original; `value` may be only its beginning."""
         return self.value.length if isinstance(self.value, Unreadable) else len(self.value)
 
     @property
     def size(self) -> int:
-        """What it keeps in memory until it is acknowledged, roughly."""
+        """Approximate memory that it takes until it is acknowledged."""
         return _OBJECTS_BYTES + len(self.value) + len(self.reason)
 
     @property

@@ -1,4 +1,4 @@
-"""xxh64 of texts as int64 ids: string ids, categories and attribute values.
+"""xxh64 hashes of texts as int64 ids: string ids, categories and attribute values.
 
 Source: xxHash specification 0.1.1 (XXH64, seed 0); equality with the `xxhash` package is tested.
 """
@@ -58,7 +58,7 @@ def _little_endian(data: UInt8Array, at: int, width: int) -> np.uint64:
 
 @njit(cache=True, nogil=True)
 def _stripes(data: UInt8Array, start: int, end: int) -> np.uint64:
-    """State after all whole 32-byte stripes of data[start:end], of which there is at least one."""
+    """State after all whole 32-byte stripes of data[start:end]; there must be at least one."""
     v1, v2, v3, v4 = np.uint64(_P1 + _P2), _P2, np.uint64(0), np.uint64(np.uint64(0) - _P1)
     at = start
     while end - at >= 32:

@@ -1,9 +1,9 @@
-"""What an id is, by one rule wherever one is read: events, catalogue records, tombstones, replays, the command line.
+"""The one rule for ids, wherever they are read: events, catalogue records, tombstones, replays, the command line.
 
-An id is an int64. A text that is the plain decimal form of an int64 is that integer, because Kafka keys are texts and
-so a tombstone could not tell the two apart; every other text ("007", "+1", "sku-1") is hashed by xxh64. A number with
-a fractional type is the integer that it equals, if it has no fraction and its type holds every integer up to it.
-Both forms of an id have the same text, hence the same partition.
+An id is an int64. A text that is the plain decimal form of an int64 is that integer, because Kafka keys are texts and a
+tombstone could not distinguish the two. Every other text ("007", "+1", "sku-1") is hashed by xxh64. A floating-point
+number is the integer that it equals, if it has no fraction and its type holds every integer up to it exactly. Both
+forms of an id have the same text, and so the same partition.
 """
 
 from typing import Any
@@ -38,18 +38,18 @@ def ids_of_texts(texts: pa.Array) -> Int64Array:
 
 
 def id_of_text(text: str) -> int:
-    """The id of one text, as the command line or a Kafka key says it."""
+    """The id of one text, from the command line or a Kafka key."""
     return int(ids_of_texts(pa.array([text], pa.string()))[0])
 
 
 def is_whole(number: float) -> bool:
-    """Whether a float64 is an integer beyond doubt."""
+    """Whether a float64 is exactly an integer, within the range in which every integer has a float64."""
     return number.is_integer() and abs(number) <= EXACT_IN_DOUBLE
 
 
 def problem_of_id(name: str, identifier: Any) -> str:
-    """What keeps a decoded JSON value from being an id; empty if nothing does."""
-    # bool is a subclass of int, and no number: hence `type() is`, not isinstance.
+    """Why a decoded JSON value is not an id; empty if it is one."""
+    # bool is a subclass of int but not a number, so `type() is` instead of isinstance.
     if type(identifier) is int:
         if INT64_MIN <= identifier <= INT64_MAX:
             return ""
@@ -62,7 +62,7 @@ def problem_of_id(name: str, identifier: Any) -> str:
 
 
 def text_of_id(identifier: float | str) -> str:
-    """An id that has passed `problem_of_id` as the text that its message's key is, and its partition follows from."""
+    """The text of an id that has passed `problem_of_id`: its message's key, which determines the partition."""
     return str(int(identifier)) if type(identifier) is float else str(identifier)
 
 
@@ -81,7 +81,7 @@ def ids_and_key_hashes(ids: list[Any]) -> tuple[Int64Array, Int32Array]:
 
 
 def _read(ids: list[Any]) -> tuple[Int64Array, list[int], pa.Array]:
-    """The ids, and which of them are texts."""
+    """The ids as integers or texts, and which of them are texts."""
     ids_N = np.array([0 if type(i) is str else i for i in ids], np.int64)
     text_at = [n for n, identifier in enumerate(ids) if type(identifier) is str]
     texts = pa.array([ids[n] for n in text_at], pa.string())
@@ -102,7 +102,7 @@ def _read_ids(data: UInt8Array, offsets: Int64Array, out: Int64Array) -> None:
 
 @njit(cache=True, nogil=True)
 def _is_decimal(data: UInt8Array, start: int, end: int) -> bool:
-    """Whether the bytes are what an int64 is written as: so there is one text for each integer."""
+    """Whether the bytes are the plain decimal form of an int64; each integer has exactly one."""
     negative = end > start and data[start] == 45
     first = start + 1 if negative else start
     digits = end - first
@@ -120,7 +120,7 @@ def _is_decimal(data: UInt8Array, start: int, end: int) -> bool:
 
 @njit(cache=True, nogil=True)
 def _magnitude(data: UInt8Array, first: int, end: int) -> np.uint64:
-    # Nineteen digits are below 2**64.
+    # Nineteen digits are always below 2**64.
     value = np.uint64(0)
     for at in range(first, end):
         value = np.uint64(value * np.uint64(10) + np.uint64(data[at] - 48))

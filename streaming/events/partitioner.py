@@ -14,7 +14,7 @@ from streaming.arrays import Int32Array, Int64Array, UInt8Array
 
 _MAX_DIGITS = 20
 KEY_HASHES = 1 << 31
-"""How many values a key hash can have: one modulo this is itself."""
+"""Number of possible key hashes; a key hash modulo this is itself."""
 
 
 def partition_of_users(user_ids: Int64Array, partitions: int) -> Int32Array:

@@ -1,4 +1,4 @@
-"""Where a reader stands in a partition, and what every source of events offers."""
+"""A reader's position in a partition, and the interface of every source of events."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
@@ -7,7 +7,7 @@ from streaming.events.validation import Decoded
 
 
 class Position(NamedTuple):
-    """The next row to read: a row of a message, so that a cut inside a message loses and repeats nothing.
+    """The next row to read. It is a row of a message, so a cut inside a message neither loses nor repeats rows.
 
     Attributes:
         offset: offset of the message.
@@ -19,7 +19,7 @@ class Position(NamedTuple):
 
 
 class RowPlace(NamedTuple):
-    """Where one row stands in the log."""
+    """The position of one row in the log."""
 
     partition: int
     offset: int
@@ -27,13 +27,13 @@ class RowPlace(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Messages of a partition that the log did not hold any more when they were to be read.
+    """Messages of a partition that were no longer in the log when they were to be read.
 
     Attributes:
         start: offset of the first of them; some of its rows may have been read.
-        until: where reading went on.
+        until: offset at which reading continued.
         watermark_ms: latest event time of the partition before them; 0 if there was none.
-        is_anew: the topic was deleted and recreated before them: offsets from here on are of another log.
+        is_anew: whether the topic was deleted and recreated before them, so that later offsets are of another log.
     """
 
     start: int
@@ -43,7 +43,7 @@ class Gap(NamedTuple):
 
     @property
     def messages(self) -> int:
-        """How many there were, as far as offsets tell; none in a topic that was recreated."""
+        """Number of messages, judged by offsets; 0 if the topic was recreated."""
         return max(0, self.until - self.start)
 
 
@@ -60,20 +60,20 @@ class EventSource(Protocol):
 
     @property
     def gaps(self) -> dict[int, list[Gap]]:
-        """What was passed over before the positions, by partition and in order, since it was opened."""
+        """Gaps before the positions that were skipped since the source was opened, by partition and in order."""
 
     @property
     def topic_ids(self) -> dict[int, str]:
-        """The topic that each position is of, by partition; without those where nobody knows."""
+        """The id of the topic that each position refers to, by partition; partitions with unknown ids are left out."""
 
     def bound(self, end_offsets: Mapping[int, int]) -> None:
-        """Ends at these offsets, exclusive, by partition."""
+        """Make reading end at these offsets, exclusive, by partition."""
 
     def ready_rows(self) -> dict[int, int]:
         """Rows that `take` could return now, by partition."""
 
     def ended(self) -> frozenset[int]:
-        """Partitions of which nothing remains beyond what is ready; empty on an unbounded source."""
+        """Partitions without rows beyond those that are ready; empty on an unbounded source."""
 
     def take(self, quota: Mapping[int, int]) -> Decoded:
         """At most quota[p] rows of partition p (unusable ones count), in partition, then position order."""
@@ -85,19 +85,19 @@ class EventSource(Protocol):
         """Messages (or rows, in a file) between the position and the end, by partition."""
 
     def lag_events(self) -> float:
-        """About how many events are left up to the end: those that are ready, and an estimate of the others; or NaN."""
+        """Approximate number of events up to the end: those that are ready plus an estimate of the others; or NaN."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until any row is ready, nothing more will come, or time is up; whether any row is ready."""
+        """Waits until a row is ready, no more can come, or time is up; returns whether a row is ready."""
 
     def wait_full(self, quota: int, timeout_s: float) -> bool:
-        """Waits until every partition has `quota` rows ready or its end, or time is up; whether they have."""
+        """Waits until every partition has `quota` rows ready or has ended, or time is up; returns which of the two."""
 
     def came_from(self, place: RowPlace) -> tuple[str, str]:
-        """The topic, or the file, that a row was read from, and its id, as a dead letter names them."""
+        """The topic or file that a row was read from, and its id, as given in dead letters."""
 
     def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
-        """What stands at these places as a dead letter carries it; without those that cannot be read again."""
+        """The originals at these positions, as stored in dead letters; those that cannot be read again are left out."""
 
     def close(self) -> None:
         """Stops reading; harmless if repeated."""

@@ -1,4 +1,4 @@
-"""Values from outside as short texts for error messages and headers; never raises, whatever the value is."""
+"""Shortens untrusted values to texts for error messages and headers; never raises for any value."""
 
 import reprlib
 
@@ -6,7 +6,7 @@ _LONGEST = 120
 
 
 class _Short(reprlib.Repr):
-    """`repr` that goes neither deep nor far."""
+    """`repr` with limited depth and length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,19 +18,19 @@ _short = _Short()
 
 
 def quoted(value: object) -> str:
-    """The value as `repr` shows it, cut to about 120 characters; its type alone where `repr` fails."""
+    """The value's `repr`, cut to about 120 characters; only its type if `repr` fails."""
     try:
         if isinstance(value, bytes | bytearray | memoryview):
             return f"{bytes(value[:_LONGEST])!r}{'…' if len(value) > _LONGEST else ''}"
         text = _short.repr(value)
     except Exception:
-        # Integers of thousands of digits, nesting, a __repr__ of its own: the type must do.
+        # Integers of thousands of digits, deep nesting, a custom __repr__: only the type is shown.
         return f"<{type(value).__name__}>"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def described(error: BaseException) -> str:
-    """An error as one short line: its type and the beginning of what it says."""
+    """An error as one short line: its type and the beginning of its message."""
     try:
         text = " ".join(str(error).split())
     except Exception:
@@ -40,7 +40,7 @@ def described(error: BaseException) -> str:
 
 
 def header_value(text: str, longest: int) -> bytes:
-    """A text as UTF-8 of at most so many bytes, cut between characters; what UTF-8 cannot hold is escaped."""
+    """A text as UTF-8 of limited length, cut between characters; characters that UTF-8 cannot hold are escaped."""
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= longest:
         return data

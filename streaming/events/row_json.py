@@ -1,4 +1,4 @@
-"""One row of an Arrow batch as JSON, for dead letters: whatever its types and values are, there is an answer."""
+"""One row of an Arrow batch as JSON, for dead letters; works for any types and values."""
 
 import base64
 import math
@@ -16,9 +16,8 @@ from streaming.events.schema import TIMESTAMP_MS
 def row_json(batch: pa.RecordBatch, row: int) -> bytes:
     """The row as a JSON object that can be edited and sent again.
 
-    A timestamp in `timestamp_ms` becomes milliseconds, bytes become text (base64 where they are no UTF-8), and
-    numbers that JSON does not have become the texts "NaN", "Infinity" and "-Infinity". What has no JSON at all is
-    described.
+    A timestamp in `timestamp_ms` becomes milliseconds, bytes become text (base64 if they are not UTF-8), and numbers
+    that JSON lacks become the texts "NaN", "Infinity" and "-Infinity". A value without a JSON form is described.
     """
     original = {
         name: _value(name, column.slice(row, 1))
@@ -26,7 +25,7 @@ def row_json(batch: pa.RecordBatch, row: int) -> bytes:
     }
     try:
         return orjson.dumps(original, default=as_json)
-    except TypeError:  # orjson.JSONEncodeError: too deep, or keys that are no texts
+    except TypeError:  # orjson.JSONEncodeError: too deep, or keys that are not texts
         return orjson.dumps({name: _alone(value) for name, value in original.items()}, default=as_json)
 
 
@@ -43,7 +42,7 @@ def _value(name: str, one: pa.Array) -> Any:
                 return milliseconds
         value = one[0].as_py()
     except Exception:
-        # Years that Python does not have, zones that this machine does not know, names that stand twice.
+        # Years that Python cannot represent, zones unknown to this machine, names that occur twice.
         value = _printed(one)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
@@ -66,7 +65,7 @@ def _alone(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """What `orjson.dumps` is to write for a value that it does not know: bytes as text, or base64; numbers as such."""
+    """Converts values that `orjson.dumps` does not know: bytes to text or base64, numbers to numbers."""
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -1,4 +1,4 @@
-"""Column names and Arrow schemas of everything that crosses a border of `streaming`."""
+"""Column names and Arrow schemas of everything that enters or leaves `streaming`."""
 
 import pyarrow as pa
 
@@ -45,7 +45,7 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 
-# Where a row stood in the log and when the broker appended it.
+# A row's position in the log, and when the broker appended it.
 POSITION_FIELDS = [
     pa.field(PARTITION, pa.int32()),
     pa.field(OFFSET, pa.int64()),
@@ -53,8 +53,8 @@ POSITION_FIELDS = [
     pa.field(APPEND_MS, pa.int64()),
 ]
 
-# A decoded, usable event: ids are int64, weight is never null, rows stand in (offset, row) order. `key_hash` is
-# Kafka's hash of the user id as text: `key_hash % partitions` is the user's partition, however many there will be.
+# A decoded, usable event: ids are int64, weight is never null, rows are in (offset, row) order. `key_hash` is Kafka's
+# hash of the user id as text: `key_hash % partitions` is the user's partition for any number of partitions.
 DECODED_SCHEMA = pa.schema([*EVENT_SCHEMA, *POSITION_FIELDS, (KEY_HASH, pa.int32())])
 
 # One row per run of one user's consecutive events, prefix-packed (docs/reference/batch.md).
@@ -76,7 +76,7 @@ TRAINING_BATCH_SCHEMA = pa.schema(
     ]
 )
 
-# The usable rows beside a training batch that are no targets: sign -1 an explicit negative, 0 ignored, 2 a duplicate.
+# Usable rows that are not targets of a training batch: sign -1 for an explicit negative, 0 ignored, 2 a duplicate.
 SET_ASIDE_SCHEMA = pa.schema(
     [
         (USER_ID, pa.int64()),
@@ -87,7 +87,7 @@ SET_ASIDE_SCHEMA = pa.schema(
     ]
 )
 
-# One user's state in a checkpoint: events ever, the last ones, and the last explicit negatives, oldest first.
+# One user's state in a checkpoint: number of events, the last events, and the last explicit negatives, oldest first.
 HISTORY_SCHEMA = pa.schema(
     [
         (USER_ID, pa.int64()),
@@ -100,7 +100,7 @@ HISTORY_SCHEMA = pa.schema(
     ]
 )
 
-# What the compacted topics say of items and users; `deleted` marks a tombstone.
+# Records of items and users from the compacted topics; `deleted` marks a tombstone.
 ITEM_SCHEMA = pa.schema(
     [
         (ITEM_ID, pa.int64()),

@@ -1,4 +1,4 @@
-"""What an event says of its user's taste: the item is wanted (a target), unwanted, or nothing is learned of it.
+"""What an event says about the user's taste: a positive (a target), an explicit negative, or ignored.
 
 Shapes: N events, K actions that the settings name.
 """
@@ -19,16 +19,15 @@ POSITIVE, IGNORED, NEGATIVE, DUPLICATE = 1, 0, -1, 2
 def judge_signals(rows: pa.RecordBatch, config: StreamConfig) -> tuple[Int8Array, Float32Array]:
     """The sign and the weight of each event.
 
-    An explicit negative has an action in `negative_actions` or a value below `negative_below_value`. Of the
-    others, those in `positive_actions` are positives, or all if it is empty, and those without an action. What
-    remains is ignored.
+    An explicit negative has an action in `negative_actions` or a value below `negative_below_value`. Other events are
+    positives if they have no action or one in `positive_actions`, or if that setting is empty. The rest is ignored.
 
     Args:
         rows: `action` (any kind of string), `value`, `weight` (never null), as in DECODED_SCHEMA.
         config: of the stream.
     Returns:
-        sign int8 (n,): 1 positive, -1 explicit negative, 0 ignored; weight float32 (n,): the event's own times
-        its action's.
+        sign int8 (n,): 1 positive, -1 explicit negative, 0 ignored; weight float32 (n,): the event's weight times its
+        action's.
     """
     weight_N = rows[WEIGHT].to_numpy(zero_copy_only=False)
     sign_N = np.full(rows.num_rows, POSITIVE, np.int8)
@@ -47,7 +46,7 @@ def _named_actions(config: StreamConfig) -> list[str]:
 
 
 def _codes(actions: pa.Array, named: list[str]) -> Int32Array:
-    """int32 (n,): the action's place in `named`, len(named) for any other action, len(named) + 1 for none."""
+    """int32 (n,): the action's index in `named`, len(named) for any other action, len(named) + 1 for none."""
     if pa.types.is_dictionary(actions.type):
         actions = actions.dictionary_decode()
     place_N = pc.index_in(actions, value_set=pa.array(named, actions.type))
@@ -65,7 +64,7 @@ def _sign_of_code(named: list[str], config: StreamConfig) -> Int8Array:
 
 
 def action_factors(actions: pa.Array, weight_of_action: Mapping[str, float]) -> Float32Array:
-    """What the weight of each event is multiplied by because of its action, float32 (n,).
+    """The factor of each event's weight that comes from its action, float32 (n,).
 
     Args:
         actions: any kind of string, (n,).

@@ -1,4 +1,4 @@
-"""Event times of files in milliseconds, whatever type and unit their column has. Shapes: N rows."""
+"""Event times of files in milliseconds, from columns of any time type and unit. Shapes: N rows."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,19 +8,19 @@ import pyarrow.compute as pc
 from streaming.events.schema import TIMESTAMP_MS
 
 SECONDS = "timestamp"
-"""The column that is read where `timestamp_ms` is missing; its numbers are seconds."""
+"""The column that is read if `timestamp_ms` is missing; its numbers are seconds."""
 _NUMBERS_BELOW_MS = 2**62
 _YEAR_MS = 31_556_952_000
 _FIRST_YEAR, _LAST_YEAR = 1971, 2200
 
 
 def time_column(names: list[str]) -> str | None:
-    """Which of a table's columns holds the event times: `timestamp_ms`, else `timestamp`; None if neither is there."""
+    """The column with the event times: `timestamp_ms`, else `timestamp`; None if neither exists."""
     return next((name for name in (TIMESTAMP_MS, SECONDS) if name in names), None)
 
 
 def times_in_ms(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """The column as int64 milliseconds since 1970, UTC; null where a value is missing or no time.
+    """The column as int64 milliseconds since 1970, UTC; null where a value is missing or not a time.
 
     Args:
         column: timestamps of any unit, with or without a time zone (without one they are UTC), dates (their midnight),
@@ -34,7 +34,7 @@ def times_in_ms(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         column = column.cast(kind.value_type)
         kind = column.type
     if pa.types.is_timestamp(kind):
-        # From a finer unit what is below a millisecond goes; from a coarser one nothing may overflow.
+        # A finer unit is truncated to milliseconds; a coarser one must not overflow.
         return column.cast(pa.timestamp("ms", kind.tz), safe=kind.unit in ("s", "ms")).cast(pa.int64())
     if pa.types.is_date(kind):
         return column.cast(pa.timestamp("ms")).cast(pa.int64())
@@ -62,7 +62,7 @@ def _scaled(numbers: pa.ChunkedArray, factor: int) -> pa.ChunkedArray:
 
 
 def implausible(times_ms: npt.NDArray[np.int64], name: str) -> str:
-    """A warning if event times are of 1970 or earlier, or of after 2200, as a wrong unit makes them; else empty.
+    """A warning if event times are in 1970 or earlier, or after 2200, which a wrong unit causes; else empty.
 
     Args:
         times_ms: int64 (n,), of all events.

@@ -6,7 +6,7 @@ class Unreadable(bytes):
 
     Attributes:
         reason: why, for people.
-        length: bytes of the original, of which this may be the beginning only.
+        length: bytes of the original; this may be only its beginning.
     """
 
     reason: str

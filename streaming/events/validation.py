@@ -1,4 +1,4 @@
-"""Which parsed events can be used, and what is wrong with the others.
+"""Separates usable events from unusable ones, and says what is wrong with those.
 
 Shapes: N rows.
 """
@@ -31,14 +31,14 @@ from streaming.events.signals import action_factors
 from streaming.events.unreadable import Unreadable
 
 LATEST_MS = 253_402_300_799_999
-"""The end of the year 9999: a later time is a mistake of units, and no calendar shows it."""
+"""The end of the year 9999: a later time is in the wrong unit, and no calendar can show it."""
 
 _NULLS = {1: USER_ID, 2: ITEM_ID, 3: TIMESTAMP_MS}
 _WRONG_TIME, _WRONG_WEIGHT, _WRONG_VALUE, _WRONG_PARTITION, _FUTURE, _LATE, _UNFIT = 4, 5, 6, 7, 8, 9, 10
 
 
 class Message(Protocol):
-    """What is read of a Kafka record: kafka-python's ConsumerRecord, or a test's stand-in."""
+    """The part of a Kafka record that is read: kafka-python's ConsumerRecord, or a test's stand-in."""
 
     @property
     def offset(self) -> int:
@@ -59,23 +59,23 @@ class Message(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """The partition that messages were read from, and what is asked of them.
+    """The partition that messages were read from, and the limits that they must meet.
 
     Attributes:
         topic: its topic.
         partition: its number.
-        partitions: how many partitions the topic has.
-        max_future_ms: how far an event's time may be ahead of the broker's; 0 for any.
-        max_late_ms: how far it may be behind the latest one before it in the partition; 0 for any.
-        max_message_bytes: longer messages are not decoded; 0 for any length.
-        max_decoded_bytes: messages that decode to more are not decoded, and the originals of rows that cannot be used
-            are kept up to so many bytes; 0 for any number.
-        max_message_rows: messages of more rows are not decoded; 0 for any number.
-        extents_known: whether `extent_of` was asked of the messages, and refused none.
-        topic_id: of the topic; empty where the broker gives none.
-        max_weight: most that an event's weight may be, also times that of its action.
-        max_value: most that its value may be, on either side of 0.
-        weight_of_action: what the weights of events of an action are multiplied by.
+        partitions: number of the topic's partitions.
+        max_future_ms: maximum time of an event ahead of the broker's time; 0: no limit.
+        max_late_ms: maximum time of an event behind the latest earlier one in the partition; 0: no limit.
+        max_message_bytes: longer messages are not decoded; 0: no limit.
+        max_decoded_bytes: messages that decode to more are not decoded, and at most this many bytes of the originals of
+            unusable rows are kept; 0: no limit.
+        max_message_rows: messages with more rows are not decoded; 0: no limit.
+        extents_known: whether `extent_of` has already accepted the messages.
+        topic_id: of the topic; empty if the broker provides none.
+        max_weight: maximum of an event's weight, before and after multiplication by its action's.
+        max_value: maximum absolute value of its value.
+        weight_of_action: factors of the weights, by action.
     """
 
     topic: str
@@ -94,7 +94,7 @@ class Place:
 
     @classmethod
     def of(cls, config: StreamConfig, topic: str, partition: int, partitions: int) -> Self:
-        """A partition as the settings of the stream judge its events."""
+        """A partition with the limits of the stream's settings."""
         return cls(
             topic,
             partition,
@@ -116,17 +116,17 @@ class Place:
 
 @dataclass
 class ParsedEvents:
-    """Events in columns, not yet judged.
+    """Events in columns, not yet validated.
 
     Attributes:
         events: EVENT_SCHEMA, N rows; may hold nulls anywhere.
         offset_N: offset of each row's message.
         row_N: row inside that message.
         append_N: broker time of that message, ms.
-        key_N: Kafka's hash of each row's user, from which the partition follows (anything where the user is null).
-        original: the original of row n, as a dead letter carries it.
-        unfit_N: where not 0, the row says something that its column cannot hold; None where all rows fit.
-        why_unfit: what that is, for such a row.
+        key_N: Kafka's hash of each row's user, which determines the partition (undefined if the user is null).
+        original: returns the original of row n, as stored in a dead letter.
+        unfit_N: not 0 if the row has a value that its column cannot hold; None if there are no such rows.
+        why_unfit: returns the reason for such a row.
     """
 
     events: pa.RecordBatch
@@ -141,12 +141,12 @@ class ParsedEvents:
 
 @dataclass
 class Decoded:
-    """Rows that were read, each in one of two places, both in (offset, row) order.
+    """Rows that were read: usable ones and dead letters, both in (offset, row) order.
 
     Attributes:
         rows: DECODED_SCHEMA, the usable ones.
         dead: the others.
-        strays: how many of these are of users of another partition.
+        strays: number of dead letters whose users belong to another partition.
     """
 
     rows: pa.RecordBatch = field(default_factory=lambda: empty_batch(DECODED_SCHEMA))
@@ -165,12 +165,12 @@ class Decoded:
 
 
 def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
-    """Separates usable events from the others: what passes here can be trained.
+    """Separates usable events from the others; everything that passes can be trained on.
 
     Unusable: a value does not fit its column, a required field is missing, the timestamp is not positive, beyond the
     year 9999, too far in the future or too late, the weight (also times that of the action) is not above 0 or above
     `place.max_weight`, the value is not finite or beyond `place.max_value`, or the user belongs to another partition.
-    A missing weight becomes 1, and empty texts are missing ones.
+    A missing weight becomes 1, and empty texts count as missing.
 
     Args:
         parsed: consecutive rows.
@@ -184,7 +184,7 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
     problem_N = _problems(parsed, _effective_weights(weight_N, texts[ACTION], place), time_N, place)
     if place.max_late_ms:
         usable_N = np.where(problem_N == 0, time_N, 0)
-        # The latest before each row; one that is late itself never moves it.
+        # The latest time before each row; late rows do not change it.
         before_N = np.maximum.accumulate(np.concatenate([[watermark_ms], usable_N]))[:-1]
         problem_N[(problem_N == 0) & (time_N < before_N - place.max_late_ms)] = _LATE
     at_N = np.full(len(problem_N), place.partition, np.int32)
@@ -200,7 +200,7 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
 
 
 def without_empty(texts: pa.Array) -> pa.Array:
-    """Empty texts say nothing, as null does."""
+    """Replace empty texts by null."""
     if texts.null_count == len(texts):
         return texts
     is_empty = pc.equal(texts, "")
@@ -208,7 +208,7 @@ def without_empty(texts: pa.Array) -> pa.Array:
 
 
 def _effective_weights(weight_N: pa.Array, actions: pa.Array, place: Place) -> Float32Array:
-    """float32 (n,): what training would multiply a loss by."""
+    """float32 (n,): the weight of each row in the loss."""
     weights: Float32Array = weight_N.to_numpy(zero_copy_only=False)
     if place.weight_of_action:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -217,7 +217,7 @@ def _effective_weights(weight_N: pa.Array, actions: pa.Array, place: Place) -> F
 
 
 def _problems(parsed: ParsedEvents, effective_N: Float32Array, time_N: Int64Array, place: Place) -> Int8Array:
-    """A code per row: 0 where it is usable; the first rule that is broken wins."""
+    """A code per row: 0 if it is usable, else the first rule that it violates."""
     problem_N = np.zeros(parsed.events.num_rows, np.int8)
     problem_N[parsed.key_N % place.partitions != place.partition] = _WRONG_PARTITION
     values = parsed.events[VALUE]
@@ -239,7 +239,7 @@ def _problems(parsed: ParsedEvents, effective_N: Float32Array, time_N: Int64Arra
 
 
 def _dead_letters(parsed: ParsedEvents, place: Place, problem_N: Int8Array) -> list[DeadLetter]:
-    """One for each row with a problem; originals only as long as they come to no more than they may."""
+    """A dead letter for each row with a problem; originals are kept up to the limit of their total size."""
     letters: list[DeadLetter] = []
     room = place.max_decoded_bytes or math.inf
     for n in np.flatnonzero(problem_N).tolist():

@@ -1,1 +1,1 @@
-"""What is remembered of users: events, negatives, changes."""
+"""What is remembered about users: events, negatives, changes."""

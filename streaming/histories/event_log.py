@@ -1,4 +1,4 @@
-"""The last events of many users in flat arrays: a chain of chunks per user, from one pool.
+"""The last events of many users in flat arrays: a chain of chunks per user, taken from one pool.
 
 Shapes: U user slots, C chunks, K = CHUNK events per chunk, N events, R runs.
 """
@@ -22,9 +22,9 @@ class EventLog(NamedTuple):
         tail_U: newest chunk.
         fill_U: events in the newest chunk; all others are full.
         length_U: events in the chain.
-        count_U: events of the user ever.
+        count_U: total number of the user's events.
         items_CK: item ids.
-        times_CK: event times, ms; (C, 0) in a log that keeps none.
+        times_CK: event times, ms; (C, 0) in a log without times.
         next_C: the next newer chunk of the same user, -1 at the tail.
         prev_C: the next older one, -1 at the head.
         free_C: a stack of unused chunks.
@@ -45,7 +45,7 @@ class EventLog(NamedTuple):
 
 
 def new_log(users: int, chunks: int, *, with_times: bool = True) -> EventLog:
-    """A log with room for so many users and chunks."""
+    """A log with room for this many users and chunks."""
     return EventLog(
         head_U=np.full(users, _NONE, np.int32),
         tail_U=np.full(users, _NONE, np.int32),
@@ -106,7 +106,7 @@ def copy_last(log: EventLog, values_CK: Int64Array, slot: int, count: int, out: 
         taken = min(count, fill)
         end -= taken
         count -= taken
-        # Slices with their own index from 0 compile to a vector copy; offsets in the loop do not (6 times slower).
+        # Slices indexed from 0 compile to a vector copy; with offsets in the loop this is 6 times slower.
         target, source = out[end : end + taken], values_CK[chunk][fill - taken : fill]
         for k in range(len(target)):
             target[k] = source[k]
@@ -141,10 +141,10 @@ def append(
 
 @njit(cache=True, nogil=True)
 def clear(log: EventLog, slot: int) -> None:
-    """Frees all chunks of the user and forgets how many events there were."""
+    """Frees all chunks of the user and resets the number of events."""
     chunk = log.head_U[slot]
     while chunk != _NONE:
-        # Nothing of a user who is to be forgotten stays behind in the pool.
+        # The data of a forgotten user must not stay in the pool.
         log.items_CK[chunk, :] = 0
         log.times_CK[chunk, :] = 0
         log.free_C[log.free[0]] = chunk
@@ -157,9 +157,9 @@ def clear(log: EventLog, slot: int) -> None:
 
 @njit(cache=True, nogil=True)
 def drop_items(log: EventLog, slot: int, item_D: Int64Array) -> int:
-    """Takes the events of some items (ascending) out of a user's chain; how many went. What stays keeps its order.
+    """Removes the events of some items (ascending) from a user's chain; returns their number. The rest keeps its order.
 
-    A user of whom nothing stays is cleared; of the others the number of events ever stays as it was.
+    A user without remaining events is cleared; otherwise the total number of events does not change.
     """
     length = log.length_U[slot]
     chunk, left, found = log.head_U[slot], length, 0
@@ -188,7 +188,7 @@ def drop_items(log: EventLog, slot: int, item_D: Int64Array) -> int:
             if has_times:
                 times[kept] = times[n]
             kept += 1
-    # The chunks that were freed just now are enough.
+    # The chunks just freed are enough.
     append(log, slot, items, times, 0, kept, length)
     log.count_U[slot] = count
     return found

@@ -28,8 +28,8 @@ _FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
 class EventStore:
     """The last `retained` events of every user who has any; a user without events costs nothing.
 
-    Up to 31 older events are kept too, but never shown, because chunks are freed whole. A user's partition is the
-    user's key hash modulo the partitions of the topic.
+    Up to 31 older events are kept too but never returned, because only whole chunks are freed. A user's partition is
+    the key hash modulo the number of partitions.
     """
 
     def __init__(self, retained: int, *, with_times: bool = True, partitions: int = KEY_HASHES) -> None:
@@ -68,7 +68,7 @@ class EventStore:
         return slot_Q
 
     def reserve(self, runs: int, events: int) -> None:
-        """Makes room for so many events in so many runs before a kernel appends them."""
+        """Makes room for a number of events and runs before a kernel appends them."""
         self._log = with_free_chunks(self._log, events // CHUNK + runs)
 
     def append(
@@ -100,14 +100,14 @@ class EventStore:
         """The last items of each user.
 
         Returns:
-            items int64 (n,), offsets int64 (q + 1,) of each user's stretch, oldest first; an unknown user's is empty.
+            items int64 (n,), offsets int64 (q + 1,) of each user's range, oldest first; empty for an unknown user.
         """
         slot_Q = self._index.find(user_Q)
         offset_Q = self._offsets(slot_Q, limit)
         return _gather(self._log, self._log.items_CK, slot_Q, offset_Q), offset_Q
 
     def counts(self, user_Q: Int64Array) -> Int64Array:
-        """int64 (q,): events of each user ever."""
+        """int64 (q,): total number of each user's events."""
         slot_Q = self._index.find(user_Q)
         return np.where(slot_Q >= 0, self._log.count_U[slot_Q], 0)
 
@@ -117,7 +117,7 @@ class EventStore:
         return np.where(slot_Q >= 0, self._key_U[slot_Q], -1).astype(np.int32)
 
     def users(self) -> Int64Array:
-        """int64: everybody who has events, ascending."""
+        """int64: all users who have events, ascending."""
         return np.sort(self._index.ids[self._has_events()])
 
     def users_of(self, partition: int) -> Int64Array:
@@ -126,20 +126,20 @@ class EventStore:
         return np.sort(self._index.ids[is_home_U & self._has_events()])
 
     def remove(self, user_Q: Int64Array) -> None:
-        """Forgets the events of these users; who is unknown stays so. Their next event starts a new history."""
+        """Removes the events of these users; unknown ones are ignored. Their next event starts a new history."""
         slot_Q = self._index.find(np.unique(user_Q))
         _remove(self._log, slot_Q[slot_Q >= 0])
         self._removed.append(self._index.ids[slot_Q[slot_Q >= 0]])
 
     def drop_items(self, item_Q: Int64Array) -> None:
-        """Takes the events of these items out of everybody's."""
+        """Removes the events of these items from all users."""
         if len(item_Q):
             changed = _drop_items(self._log, len(self), np.unique(item_Q))
             self._removed.append(self._index.ids[changed])
 
     @property
     def ids(self) -> Int64Array:
-        """int64 (len,): the user of each slot, also of those who were removed; a view."""
+        """int64 (len,): the user of each slot, including removed users; a view."""
         return self._index.ids
 
     def take_removed(self) -> Int64Array:
@@ -152,7 +152,7 @@ class EventStore:
         return self._log.count_U[: len(self)] > 0
 
     def _offsets(self, slot_Q: Int32Array, limit: int) -> Int64Array:
-        """int64 (q + 1,): where each user's last `limit` events would stand."""
+        """int64 (q + 1,): offsets of each user's last `limit` events in a flat array."""
         shown_Q = np.minimum(self._log.length_U[slot_Q], min(limit, self._retained))
         offset_Q = np.zeros(len(slot_Q) + 1, np.int64)
         np.cumsum(np.where(slot_Q >= 0, shown_Q, 0), out=offset_Q[1:])

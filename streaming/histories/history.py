@@ -1,4 +1,4 @@
-"""What is known of every user: the last events, how many there have been, and the last explicit negatives.
+"""What is known about each user: the last events, the total number of events, and the last explicit negatives.
 
 Shapes: Q queried users, N events.
 """
@@ -27,8 +27,8 @@ class UserStore(EventStore):
     The last max(history_length, seen_length) events of a user are kept.
 
     Attributes:
-        negatives: the last `history_length` explicit negatives of the users who have any, without times; no
-            part of the history. It knows users of its own: those who never did anything else.
+        negatives: the last `history_length` explicit negatives of the users who have any, without times. They are not
+            part of the history. Users with nothing but negatives are known only here.
     """
 
     def __init__(self, history_length: int, seen_length: int, partitions: int = KEY_HASHES) -> None:
@@ -36,12 +36,12 @@ class UserStore(EventStore):
         self.negatives = EventStore(history_length, with_times=False, partitions=partitions)
 
     def remove(self, user_Q: Int64Array) -> None:
-        """Forgets events and explicit negatives of these users."""
+        """Removes events and explicit negatives of these users."""
         super().remove(user_Q)
         self.negatives.remove(user_Q)
 
     def drop_items(self, item_Q: Int64Array) -> None:
-        """Takes these items out of everybody's events and explicit negatives."""
+        """Removes these items from all users' events and explicit negatives."""
         super().drop_items(item_Q)
         self.negatives.drop_items(item_Q)
 
@@ -49,8 +49,8 @@ class UserStore(EventStore):
         """The last events of each user.
 
         Returns:
-            items int64 (n,), times int64 (n,), offsets int64 (q + 1,) of each user's stretch, oldest first;
-            an unknown user's is empty.
+            items int64 (n,), times int64 (n,), offsets int64 (q + 1,) of each user's range, oldest first; empty for an
+            unknown user.
         """
         item_N, offset_Q = self.last_items(user_Q, limit)
         return item_N, self._times(self.find(user_Q), offset_Q), offset_Q
@@ -69,8 +69,8 @@ class UserStore(EventStore):
 
         Args:
             partition: its number.
-            users: int64, which of them; by default all who have events or explicit negatives. A row without either is
-                of a user who was removed.
+            users: int64, the users to include; by default all with events or explicit negatives. A row without either
+                is of a removed user.
         """
         user_Q = self.everybody_of(partition) if users is None else users
         item_N, time_N, offset_Q = self.last(user_Q, self.retained)
@@ -89,17 +89,17 @@ class UserStore(EventStore):
         )
 
     def load(self, table: pa.Table) -> None:
-        """Adds the users of a table that `to_table` made; none of them may be known already.
+        """Adds the users of a table from `to_table`; none of them may be known yet.
 
-        A table without the column of negatives, as earlier versions wrote it, has none.
+        Earlier versions wrote tables without the column of negatives.
 
         Raises:
-            ValueError: a user is here already.
+            ValueError: a user is already known.
         """
         table = table.combine_chunks()
         if table.num_rows == 0:
             return
-        # Earlier versions wrote no key hashes; the partition stands for one while the topic gains no partitions.
+        # Earlier versions wrote no key hashes; the partition serves as one as long as the topic gains no partitions.
         key = KEY_HASH if KEY_HASH in table.column_names else PARTITION
         user_Q, key_Q, count_Q = (table[name].to_numpy() for name in (USER_ID, key, EVENTS))
         if (self.find(user_Q) >= 0).any() or (self.negatives.find(user_Q) >= 0).any():
@@ -123,6 +123,6 @@ def _load(
     lists = column.combine_chunks()
     offset_Q = lists.offsets.to_numpy() - lists.offsets[0].as_py()
     has_Q = np.diff(offset_Q) > 0
-    # What is left out is empty, so the stretches of the others still follow one another.
+    # Users left out have no events, so the ranges of the others still follow one another.
     start_R = np.append(offset_Q[:-1][has_Q], offset_Q[-1])
     store.append(user_Q[has_Q], key_Q[has_Q], start_R, lists.flatten().to_numpy(), time_N)

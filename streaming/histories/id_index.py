@@ -12,7 +12,7 @@ _FIRST_SLOTS = 1024
 
 
 class IdIndex:
-    """Gives every id the next free index, 0, 1, 2, …, in order of arrival; ids are never removed."""
+    """Assigns indices 0, 1, 2, … to ids in order of arrival; ids are never removed."""
 
     def __init__(self) -> None:
         self._ids = np.empty(_FIRST_SLOTS // 2, np.int64)

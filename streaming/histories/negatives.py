@@ -1,4 +1,4 @@
-"""Joins each row of a training batch with the explicit negatives that its user gave before it.
+"""Joins each row of a training batch with its user's earlier explicit negatives.
 
 Shapes: B rows of the batch, M explicit negatives among the batch's events.
 """
@@ -22,7 +22,7 @@ class NegativeEvents(NamedTuple):
         user_M: int64.
         key_M: int32, the user's key hash.
         item_M: int64.
-        place_M: int64, ascending: which of the batch's events each is.
+        place_M: int64, ascending: index of each among the batch's events.
     """
 
     user_M: Int64Array
@@ -39,15 +39,15 @@ NO_NEGATIVES = NegativeEvents(
 def join_negatives(
     store: EventStore, events: NegativeEvents, user_B: Int64Array, place_B: Int64Array
 ) -> tuple[Int64Array, Int32Array]:
-    """What each row knows, and then the store does: the last `store.retained` negatives, oldest first.
+    """The last `store.retained` negatives before each row, oldest first; then the batch's are added to the store.
 
     Args:
         store: of explicit negatives; gets those of `events`.
         events: the batch's own.
         user_B: int64 (b,), the user of each row.
-        place_B: int64 (b,), which of the batch's events the row's first target is: only negatives before it count.
+        place_B: int64 (b,), index of the row's first target among the batch's events: only negatives before it count.
     Returns:
-        items int64, offsets int32 (b + 1,) of each row's stretch.
+        items int64, offsets int32 (b + 1,) of each row's range.
     """
     if not len(store) and not len(events.user_M):
         return np.empty(0, np.int64), np.zeros(len(user_B) + 1, np.int32)
@@ -68,7 +68,7 @@ def join_negatives(
 def _stretches(
     slot_M: Int32Array, place_M: Int64Array, slot_B: Int32Array, place_B: Int64Array
 ) -> tuple[Int64Array, Int64Array]:
-    """Where the negatives of each row's user, before the row's first target, stand among the sorted ones."""
+    """The range of each row's negatives (of its user, before its first target) among the sorted ones."""
     width = 1 + max(place_M.max(initial=0), place_B.max(initial=0))
     key_M, first_B = slot_M * width + place_M, slot_B * width
     return np.searchsorted(key_M, first_B), np.searchsorted(key_M, first_B + place_B)
@@ -93,7 +93,7 @@ def _copy(
     offset_B: Int32Array,
     items: Int64Array,
 ) -> None:
-    """Fills each row's stretch from its end: first what the batch brought, then what the store knew."""
+    """Fills each row's range from its end: first with the batch's negatives, then with the store's."""
     for b in range(len(slot_B)):
         at, room = offset_B[b + 1], offset_B[b + 1] - offset_B[b]
         fresh = min(room, end_B[b] - start_B[b])

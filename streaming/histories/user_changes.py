@@ -1,4 +1,4 @@
-"""Whose history is not what it was: for checkpoints that hold only that.
+"""Tracks the users whose history has changed, for delta checkpoints.
 
 Shapes: U slots or places.
 """
@@ -11,13 +11,13 @@ from streaming.histories.history import UserStore
 
 
 class CountChanges:
-    """Remembers counts that only grow, by place; a place whose count is another one has changed."""
+    """Remembers counts that only grow; a place with another count has changed."""
 
     def __init__(self) -> None:
         self._known_U = np.zeros(1024, np.int64)
 
     def take(self, count_U: Int64Array) -> Int64Array:
-        """int64: the places whose counts are not those of the last call, ascending; new places knew 0."""
+        """int64: the places whose counts differ from the last call's, ascending; new places started at 0."""
         size = len(count_U)
         if size > len(self._known_U):
             self._known_U = np.concatenate(
@@ -38,7 +38,7 @@ class UserChanges:
         ]
 
     def take(self) -> Int64Array:
-        """int64: those with other events than at the last call, and those who were removed since; ascending."""
+        """int64: users whose events changed since the last call, and users removed since; ascending."""
         changed = [np.empty(0, np.int64)]
         for store, counts in self._stores:
             changed += [store.ids[counts.take(store.log.count_U[: len(store)])], store.take_removed()]

@@ -1,1 +1,1 @@
-"""Clients: consumers, fetches, deliveries, topics, outages."""
+"""Kafka clients: consumers, fetches, deliveries, topics, outages."""

@@ -1,4 +1,4 @@
-"""Opening Kafka consumers, and what a reader must know of a topic before it starts."""
+"""Opens Kafka consumers, and finds what a reader must know about a topic before it starts."""
 
 import base64
 import logging
@@ -33,7 +33,7 @@ class TopicMissing(RuntimeError):
 
 
 class PositionLost(RuntimeError):
-    """The log no longer holds the position that a reader should go on from."""
+    """The log no longer holds the position from which a reader should continue."""
 
 
 def partitions_of(config: StreamConfig, topic: str) -> list[int]:
@@ -48,7 +48,7 @@ def partitions_of(config: StreamConfig, topic: str) -> list[int]:
 
 
 def end_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
-    """The offset after the last readable message of each partition, as of now.
+    """The current offset after the last readable message of each partition.
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
@@ -58,7 +58,7 @@ def end_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
 
 
 def first_offsets(config: StreamConfig, topic: str) -> dict[int, int]:
-    """The offset of the first message that each partition holds, as of now.
+    """The current offset of the first message of each partition.
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
@@ -79,9 +79,9 @@ def _offsets(
 
 
 def open_consumer(config: StreamConfig) -> KafkaConsumer:
-    """A consumer outside any group that never creates topics and never resets a position by itself.
+    """A consumer outside any group that never creates topics and never resets a position on its own.
 
-    What it fetches is bounded (`streaming.kafka.fetching`): a record's value may be `Unreadable`.
+    Its fetches are bounded (`streaming.kafka.fetching`): a record's value may be `Unreadable`.
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
@@ -110,7 +110,7 @@ def open_consumer(config: StreamConfig) -> KafkaConsumer:
 
 @contextmanager
 def consumer_of(config: StreamConfig) -> Iterator[KafkaConsumer]:
-    """A consumer for a few questions, closed at the end; a failure to answer is a BrokerUnavailable."""
+    """A consumer for a few requests, closed at the end; a request that fails raises BrokerUnavailable."""
     consumer = open_consumer(config)
     try:
         yield consumer
@@ -121,7 +121,7 @@ def consumer_of(config: StreamConfig) -> Iterator[KafkaConsumer]:
 
 
 def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) -> list[int]:
-    """As `partitions_of`, by a consumer that is open."""
+    """Like `partitions_of`, with an open consumer."""
     partitions = consumer.partitions_for_topic(topic)
     if not partitions:
         raise TopicMissing(
@@ -132,14 +132,14 @@ def known_partitions(config: StreamConfig, consumer: KafkaConsumer, topic: str) 
 
 
 def topic_id(consumer: KafkaConsumer, topic: str, *, ask: bool = False) -> str:
-    """Kafka's id of a topic (KIP-516), as Kafka's tools write it: another one if it was deleted and recreated.
+    """Kafka's id of a topic (KIP-516), as Kafka's tools write it; it changes if the topic is deleted and recreated.
 
     Args:
-        consumer: knows it as of its last metadata.
+        consumer: its last metadata has the id.
         topic: one that it reads.
-        ask: a broker, now.
+        ask: ask a broker now.
     Returns:
-        Empty if the topic is not there, or the broker gives none (before Kafka 2.8).
+        The id; empty if the topic does not exist, or the broker has no ids (before Kafka 2.8).
     Raises:
         KafkaError: no broker answered.
     """
@@ -150,7 +150,7 @@ def topic_id(consumer: KafkaConsumer, topic: str, *, ask: bool = False) -> str:
 
 
 def current_topic_id(config: StreamConfig, topic: str) -> str:
-    """The id of a topic as of now; see `topic_id`.
+    """The current id of a topic; see `topic_id`.
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
@@ -167,15 +167,15 @@ def seek(
     lost: LostPosition = "fail",
     anew: Collection[TopicPartition] = (),
 ) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
-    """Moves to each offset (None: the beginning) of assigned partitions.
+    """Sets the positions of assigned partitions (None: the beginning).
 
     Args:
         consumer: has the partitions assigned.
         start: by partition.
-        lost: where to go on if the log does not hold an offset: `stream.lost_position`.
-        anew: those whose offsets are of an earlier topic of the same name.
+        lost: where to continue if the log does not hold an offset: `stream.lost_position`.
+        anew: partitions whose offsets are of an earlier topic of the same name.
     Returns:
-        The offsets, and which of them differ from the requested ones, because the log does not hold those.
+        The offsets, and which partitions have other offsets than requested because the log does not hold those.
     Raises:
         PositionLost: an offset is before the beginning or after the end of its partition, and `lost` is "fail".
     """
@@ -195,7 +195,7 @@ def seek(
 def _instead(
     at: TopicPartition, offset: int, first: int, end: int, lost: LostPosition, *, is_anew: bool
 ) -> int:
-    """Where to go on, told loudly."""
+    """The offset at which to continue, with a warning."""
     what = f"{at.topic} partition {at.partition} holds offsets {first} to {end}, but reading should resume at {offset}"
     if is_anew:
         what += " of an earlier topic of this name: the topic was deleted and recreated"
@@ -212,11 +212,11 @@ def _instead(
 
 
 def release_parked(consumer: KafkaConsumer) -> None:
-    """Lets a resumed partition go on; to be called before a poll that follows a resume.
+    """Clears a drained fetch; must be called before a poll that follows a resume.
 
-    kafka-python 3.0.12 parks the parsed records of a paused partition and takes them up again only if
-    `_next_partition_records` is None, but leaves a drained object there: without this the partition is never
-    read again (tests/integration/test_source.py reproduces it). There is no public way around it.
+    kafka-python 3.0.12 sets aside the parsed records of a paused partition and uses them again only if
+    `_next_partition_records` is None, but leaves a drained object there. Without this call the partition is never read
+    again (tests/integration/streaming/test_source.py reproduces it). There is no public alternative.
     """
     fetcher = getattr(consumer, "_fetcher", None)
     if fetcher is not None and not getattr(fetcher, "_next_partition_records", True):
@@ -224,7 +224,7 @@ def release_parked(consumer: KafkaConsumer) -> None:
 
 
 def by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
-    """Offsets keyed by the number of the partition alone."""
+    """Offsets by partition number."""
     return {at.partition: offset for at, offset in sorted(offsets.items())}
 
 

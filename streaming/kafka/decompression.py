@@ -1,6 +1,6 @@
-"""Decompression that stops at a bound: what a batch declares of its own size is not believed.
+"""Decompression that stops at a limit; the size that a batch declares is not trusted.
 
-The forms are those of Kafka's record batches; each package is imported where a batch needs it.
+The formats are those of Kafka's record batches. Each package is imported when a batch needs it.
 """
 
 import struct
@@ -12,13 +12,13 @@ from kafka.errors import UnsupportedCodecError
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 _NAMES = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}
 _PIECE_BYTES = 1 << 18
-# What Java's snappy stream begins with: a magic word and two version numbers.
+# Beginning of Java's snappy stream: a magic word and two version numbers.
 _XERIAL_MAGIC, _XERIAL_HEADER_BYTES = b"\x82SNAPPY\x00", 16
 _BLOCK_LENGTH = struct.Struct(">i")
 
 
 class TooLarge(ValueError):
-    """Something decompresses to more bytes than it may."""
+    """Data decompress to more bytes than allowed."""
 
 
 def decompress(codec: int, data: bytes, limit: int) -> bytearray:
@@ -27,11 +27,11 @@ def decompress(codec: int, data: bytes, limit: int) -> bytearray:
     Args:
         codec: the number of the codec in a record batch's attributes.
         data: compressed.
-        limit: most bytes that it may decompress to.
+        limit: maximum size in bytes after decompression.
     Raises:
-        TooLarge: it decompresses to more.
-        ValueError: it is damaged; zstd data that end too early give what there is.
-        UnsupportedCodecError: nothing here knows the codec.
+        TooLarge: the decompressed data are larger.
+        ValueError: the data are damaged. Truncated zstd data are returned as far as they go.
+        UnsupportedCodecError: the codec is unknown.
     """
     pieces = {GZIP: _gzip, SNAPPY: _snappy, LZ4: _lz4, ZSTD: _zstd}.get(codec)
     if pieces is None:
@@ -46,7 +46,7 @@ def decompress(codec: int, data: bytes, limit: int) -> bytearray:
         raise
     except ImportError as error:
         raise UnsupportedCodecError(f"{_NAMES[codec]}: {error}") from error
-    # Each package has errors of its own; all of them say that the bytes are damaged.
+    # Each package has its own errors; all of them mean that the bytes are damaged.
     except Exception as error:
         raise ValueError(f"it cannot be decompressed ({_NAMES[codec]}): {error}") from error
     return out
@@ -89,7 +89,7 @@ def _snappy_blocks(data: bytes) -> Iterator[bytes]:
 
 
 def _snappy_length(block: bytes) -> int:
-    """What a block declares: a varint of at most five bytes."""
+    """The length that a block declares: a varint of at most five bytes."""
     length = 0
     for place, byte in enumerate(block[:5]):
         length |= (byte & 0x7F) << (7 * place)

@@ -1,8 +1,8 @@
-"""Messages that reach the topic once and in order, also when the broker is away for a while.
+"""Delivers messages to a topic once and in order, even if the broker is unreachable for a while.
 
-Every message stays here until its acknowledgement has come. A producer that lost its broker for longer
-than its delivery timeout does not recover: then it is closed, a new one is opened, what the topic holds
-already is read back, and only the rest is sent again.
+Every message is kept until it is acknowledged. A producer that lost its broker for longer than its delivery timeout
+does not recover. It is closed and replaced, the messages that the topic already has are read back, and only the others
+are sent again.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ MAX_PENDING_BYTES = 32 << 20
 REOPEN_PAUSE_S = 0.5
 CLOSE_TIMEOUT_S = 5.0
 METADATA_MAX_AGE_MS = 10_000
-# The objects of a message, and of the client's record of it.
+# Overhead of a message's Python objects and of the client's record of it.
 _OBJECTS_BYTES = 1024
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Pending:
         value: the message's value; None is a tombstone.
         headers: the message's headers.
         rows: how many events it carries.
-        future: kafka-python's handle of the last try to send it.
+        future: kafka-python's handle of the last attempt to send it.
     """
 
     key: bytes | None
@@ -56,12 +56,12 @@ class Pending:
 
     @property
     def content(self) -> Content:
-        """What it is recognised by in the topic."""
+        """The key by which it is recognized in the topic."""
         return self.key, self.value
 
     @property
     def size(self) -> int:
-        """What it keeps in memory until it is acknowledged, roughly."""
+        """Approximate memory that it takes until it is acknowledged."""
         headers = sum(len(name) + len(value) for name, value in self.headers)
         return _OBJECTS_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 
@@ -85,10 +85,10 @@ class Delivery:
 
         Args:
             config: how to reach the cluster.
-            topic: where everything goes; it must exist.
-            partitions: how many the topic has.
-            delivery_timeout_s: after this long without an acknowledgement the producer is replaced.
-            reopen_timeout_s: how long to try before giving up.
+            topic: the target; it must exist.
+            partitions: number of the topic's partitions.
+            delivery_timeout_s: time without acknowledgement after which the producer is replaced.
+            reopen_timeout_s: time to try this before giving up.
         Raises:
             DeliveryError: no broker answers.
         """
@@ -113,7 +113,7 @@ class Delivery:
         """Hands a message over; waits while too much is unacknowledged.
 
         Raises:
-            DeliveryError: the brokers stayed away for longer than `reopen_timeout_s`.
+            DeliveryError: the brokers were unreachable for longer than `reopen_timeout_s`.
         """
         if self._pending_bytes > MAX_PENDING_BYTES:
             self.flush()
@@ -125,17 +125,17 @@ class Delivery:
             self._recover(error)
 
     def follow_growth(self) -> int:
-        """Asks the client, which asks the brokers now and then, how many partitions the topic has.
+        """The client's number of the topic's partitions, which it refreshes from time to time.
 
-        Messages by the old number of partitions are acknowledged before any is sent by the new one.
+        Messages sent with the old number of partitions are acknowledged before any is sent with the new one.
 
         Returns:
-            How many `send` takes from now on; never fewer than before.
+            The number of partitions that `send` uses from now on; it never decreases.
         """
         try:
             known = len(self._producer.partitions_for(self.topic) or ())
         except KafkaError:
-            known = 0  # whoever sends next tells what is wrong
+            known = 0  # the next `send` reports the problem
         if known > len(self._pending):
             self.flush()
             fresh = range(len(self._pending), known)
@@ -144,7 +144,7 @@ class Delivery:
         return len(self._pending)
 
     def settle(self) -> None:
-        """Takes note of the acknowledgements that have come; does not wait for others.
+        """Processes the acknowledgements that have arrived, without waiting for others.
 
         Raises:
             DeliveryError: as for `send`.
@@ -171,9 +171,9 @@ class Delivery:
         self._producer.close(timeout=CLOSE_TIMEOUT_S)
 
     def abandon(self) -> None:
-        """Closes the producer at once; nothing that is pending is sent any more."""
-        # close() alone waits for what is pending, fails, and leaves the thread that goes on sending it:
-        # that would double messages when the broker is back.
+        """Closes the producer at once; pending messages are not sent."""
+        # close() alone waits for pending messages, fails, and leaves a thread that still sends them, which would double
+        # them when the broker is back.
         self._producer._sender.force_close()
         self._producer._sender.join(CLOSE_TIMEOUT_S)
         with contextlib.suppress(KafkaError):
@@ -205,7 +205,7 @@ class Delivery:
     def _note_acknowledged(self, *, wait: bool) -> None:
         for partition, queue in self._pending.items():
             while queue and (wait or queue[0].future.is_done):
-                # Past its delivery timeout a future is done by itself; twice that is a hung client.
+                # A future ends on its own after its delivery timeout; after twice that, the client hangs.
                 metadata = queue[0].future.get(timeout=2 * self._delivery_timeout_s)
                 self._drop_first(partition, metadata.offset + 1)
 
@@ -251,7 +251,7 @@ class Delivery:
             self._progress_mark = self.messages_acknowledged
             self._stuck_since = time.monotonic()
             return
-        # A new producer got no further either: only what time may heal is tried again.
+        # A new producer failed too: only errors that may pass with time are tried again.
         too_long = time.monotonic() > self._stuck_since + self._reopen_timeout_s
         if too_long or not getattr(cause, "retriable", False):
             raise self._error(cause) from cause

@@ -1,7 +1,7 @@
-"""Fetches of bounded size: what cannot be read in full becomes one record that says why, and reading goes on behind it.
+"""Fetches of bounded size: data that cannot be read become one record that says why, and reading continues after it.
 
-kafka-python decompresses a batch of records as a whole, raises for a record that it cannot parse, and counts records,
-not bytes, in a poll. It offers no hook for any of it; here is all that depends on its inside.
+kafka-python decompresses a batch of records as a whole, raises if it cannot parse a record, and limits the number of
+records in a poll but not their bytes. It has no hooks for this; everything that depends on its internals is here.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from streaming.config import StreamConfig
 from streaming.events.unreadable import Unreadable
 from streaming.kafka.decompression import TooLarge, decompress
 
-# Beside its value a record has a key, headers and a frame.
+# Besides its value, a record has a key, headers and a frame.
 _FRAME_BYTES = 65_536
 # A header is at least three bytes in a batch, and two objects in a tuple in memory.
 _HEADER_COST = 160
@@ -28,7 +28,7 @@ _HEADER_COST = 160
 
 @dataclass(frozen=True)
 class _Limits:
-    """Bytes: of a decompressed batch, of a record's value, and of all records of a poll."""
+    """Limits in bytes: of a decompressed batch, of a record's value, and of all records of a poll."""
 
     batch: int
     message: int
@@ -36,11 +36,11 @@ class _Limits:
 
 
 def bound_fetches(consumer: KafkaConsumer, config: StreamConfig) -> None:
-    """Keeps what a consumer decompresses and returns at once within the stream's limits.
+    """Applies the stream's limits to what a consumer decompresses and returns at once.
 
-    A batch that decompresses to more than `stream.max_decoded_bytes` is one record at its last offset, and a record
-    longer than `stream.max_message_bytes`, or one that cannot be parsed, is cut: their values are `Unreadable`. A poll
-    returns no more than `stream.fetch_max_bytes` and the last record.
+    A batch that decompresses to more than `stream.max_decoded_bytes` becomes one record at its last offset. A record
+    that is longer than `stream.max_message_bytes`, or cannot be parsed, is cut. The values of both are `Unreadable`. A
+    poll returns at most `stream.fetch_max_bytes`, plus the last record.
     """
     limits = _Limits(config.max_decoded_bytes, config.max_message_bytes, config.fetch_max_bytes)
     fetcher = consumer._fetcher
@@ -50,7 +50,7 @@ def bound_fetches(consumer: KafkaConsumer, config: StreamConfig) -> None:
 
 
 def _bounded(append: Callable[..., int], limits: _Limits) -> Callable[..., int]:
-    """Ends a poll by saying that all the records that were asked for are there."""
+    """Ends a poll by reporting that all requested records are there."""
     cost = 0
 
     def bounded(drained: dict[Any, Any], part: Any, max_records: int, update_offsets: bool) -> int:
@@ -69,7 +69,7 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
     """Records of one partition's fetch.
 
     Attributes:
-        cost: bytes that those taken so far keep in memory, roughly.
+        cost: approximate memory of the records taken so far, in bytes.
     """
 
     def __init__(self, limits: _Limits, *arguments: Any, **named: Any) -> None:
@@ -78,7 +78,7 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
         super().__init__(*arguments, **named)
 
     def take(self, n: int | None = None) -> list[Any]:
-        """At most n records, fewer if they are long."""
+        """Up to n records; fewer if they are long."""
         self._maybe_raise_next_inline_exception()
         records: list[Any] = []
         before, read = self.cost, self.bytes_read
@@ -116,7 +116,7 @@ class _Batches:
 
 
 class _Batch(DefaultRecordBatch):  # type: ignore[misc]
-    """A batch in the form of today."""
+    """A batch in Kafka's current format."""
 
     _buffer: bytearray
     _pos: int
@@ -141,7 +141,7 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
         self._decompressed = True
 
     def _give_up(self, reason: str, original: bytes) -> None:
-        """What is left of the batch is one record, at its last offset."""
+        """The rest of the batch as one record, at its last offset."""
         self._unreadable = Unreadable(original[: self._limits.message], reason, len(original))
         self._buffer, self._pos, self._next_record_index = bytearray(), 0, self._num_records
 
@@ -182,7 +182,7 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
         return self._record(offset, value)
 
     def _skeleton(self, at: int, reason: str) -> tuple[int, Unreadable]:
-        """Offset and the beginning of the value of a record that is not parsed any further."""
+        """Offset and beginning of the value of a record that is not parsed any further."""
         buffer = self._buffer
         _, at = decode_varint(buffer, at)  # attributes
         _, at = decode_varint(buffer, at)  # time
@@ -194,7 +194,7 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
 
 
 class _LegacyBatch(LegacyRecordBatch):  # type: ignore[misc]
-    """A batch, or a single record, of a log that was written before Kafka 0.11."""
+    """A batch or a single record in the format of logs written before Kafka 0.11."""
 
     def __init__(self, batch: LegacyRecordBatch, limits: _Limits) -> None:
         super().__init__(batch._buffer, batch.magic)
@@ -212,7 +212,7 @@ class _LegacyBatch(LegacyRecordBatch):  # type: ignore[misc]
             reason = _whole_batch(None, self.base_offset, error, self._limits)
             beginning = (compressed or b"")[: self._limits.message]
             value = Unreadable(beginning, reason, len(compressed or b""))
-            # Of a record that stands for a batch, the offset is that of the last one inside.
+            # A record that wraps a batch has the offset of the last record inside.
             yield LegacyRecord(
                 self.magic, self.base_offset, self._timestamp, self.timestamp_type, None, value, 0, b""
             )

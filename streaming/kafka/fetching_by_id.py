@@ -1,8 +1,7 @@
-"""Fetches of a topic by its id (KIP-516): a broker answers only for the topic that is meant, never for one that has its
-name by now.
+"""Fetches a topic by its id (KIP-516), so that a broker never answers for a newer topic of the same name.
 
-kafka-python fetches by name, up to version 12 of the request; from version 13 on (brokers since Kafka 3.1) ids stand in
-place of names. Here is all that depends on its inside. Older brokers are asked by name.
+kafka-python fetches by name, with up to version 12 of the request; version 13 (brokers since Kafka 3.1) uses ids
+instead of names. Everything that depends on kafka-python's internals is here. Older brokers are asked by name.
 """
 
 import base64
@@ -15,14 +14,14 @@ _BY_ID = 13
 
 
 def fetch_only(consumer: KafkaConsumer, topic: str, topic_id: str) -> None:
-    """From now on a consumer takes nothing of a topic but what is of this id; what it has fetched before is dropped.
+    """Make a consumer accept only records of the topic with this id; earlier fetches are dropped.
 
-    Records of another topic of this name are a retriable error of a fetch, which makes the consumer renew its metadata.
+    If another topic has the name, the fetch fails with a retriable error, and the consumer renews its metadata.
 
     Args:
         consumer: has partitions assigned.
         topic: one that it reads.
-        topic_id: as `streaming.kafka.consumer.topic_id` writes it; empty: whatever has the name.
+        topic_id: from `streaming.kafka.consumer.topic_id`; empty: any topic of this name.
     """
     fetcher = consumer._fetcher
     by_id = getattr(fetcher, "by_id", None)
@@ -44,7 +43,7 @@ class _ById:
         else:
             self._ids.pop(topic, None)
         fetcher = self._fetcher
-        fetcher._session_handlers.clear()  # a session knows the ids that it began with
+        fetcher._session_handlers.clear()  # a fetch session keeps the ids that it began with
         fetcher._completed_fetches = type(fetcher._completed_fetches)(
             fetch for fetch in fetcher._completed_fetches if fetch.topic_partition.topic != topic
         )
@@ -67,7 +66,7 @@ class _ById:
     def _response(self, node_id: Any, fetch_offsets: Any, send_time: float, response: Any) -> None:
         if response.API_VERSION >= _BY_ID:
             names = {topic_id: topic for topic, topic_id in self._ids.items()}
-            # Without a name: the answer to a request that was made before the topic was another one.
+            # Without a name: the answer to a request from before the topic was recreated.
             response.responses = [data for data in response.responses if data.topic_id in names]
             for data in response.responses:
                 data.topic = names[data.topic_id]

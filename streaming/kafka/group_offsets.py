@@ -1,6 +1,6 @@
-"""Our positions, told to Kafka after each checkpoint, so that ordinary lag tools see them.
+"""Reports our positions to Kafka after each checkpoint, so that ordinary lag tools see them.
 
-The checkpoint is what counts: a reader never resumes from these offsets, and nobody joins the group.
+A reader never resumes from these offsets, only from the checkpoint, and no consumer joins the group.
 """
 
 import logging
@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 def publish_group_offsets(config: StreamConfig, positions: Mapping[int, Position]) -> None:
     """Set the offsets of `stream.consumer_group` for the interactions topic.
 
-    A position inside a message counts as that message unread. A cluster's first group makes the broker create
-    its internal topic, for which it has no coordinator yet: that is waited for.
+    A position inside a message counts the message as unread. For a cluster's first group, the broker creates its
+    internal topic and has no coordinator until then; this waits for it.
 
     Raises:
         BrokerUnavailable: not done within `stream.connect_timeout_s`.
-        BrokerRefused: it may not be done.
+        BrokerRefused: the brokers refused.
     """
     offsets = {
         TopicPartition(config.interactions_topic, partition): OffsetAndMetadata(at.offset, "", -1)
@@ -48,20 +48,20 @@ def publish_group_offsets(config: StreamConfig, positions: Mapping[int, Position
 
 
 class GroupOffsets:
-    """Tells Kafka in a thread, so that a slow or absent broker never holds up training; keeps only the newest."""
+    """Reports offsets from a thread, so that a slow or unreachable broker never delays training."""
 
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
         self._thread: threading.Thread | None = None
 
     def tell(self, positions: Mapping[int, Position]) -> None:
-        """Start telling, unless the last time still goes on: the next checkpoint tells more."""
+        """Start a report, unless the last one is still running; the next checkpoint reports more anyway."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._tell, args=(dict(positions),), daemon=True)
             self._thread.start()
 
     def close(self, wait_s: float | None = None) -> None:
-        """Wait for what goes on; by default for up to `stream.connect_timeout_s`."""
+        """Wait for a running report, by default up to `stream.connect_timeout_s`."""
         if self._thread is not None:
             self._thread.join(self._config.connect_timeout_s if wait_s is None else wait_s)
 

@@ -1,4 +1,4 @@
-"""A topic that gains partitions: noticed by a thread, and told when every producer has had time to notice too."""
+"""Notices from a thread that a topic gains partitions, and reports it once every producer had time to notice too."""
 
 import logging
 import threading
@@ -14,18 +14,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Growth:
-    """How many partitions the topic has now, and where the earlier ones end before the new ones are read."""
+    """The new number of partitions, and the offsets to which the earlier ones are read before the new ones."""
 
     partitions: int
     ends: Mapping[int, int]
 
 
 class TopicWatch:
-    """Asks every `stream.metadata_every_s` how many partitions the interactions topic has.
+    """Checks every `stream.metadata_every_s` how many partitions the interactions topic has.
 
     Args:
         config: the stream.
-        known: how many are being read.
+        known: number of partitions that are read.
     """
 
     def __init__(self, config: StreamConfig, known: int) -> None:
@@ -56,6 +56,6 @@ class TopicWatch:
                     return
                 ends = end_offsets(stream, stream.interactions_topic)
             except (BrokerUnavailable, BrokerRefused, TopicMissing):
-                continue  # whoever reads says it
+                continue  # the reader reports it
             self.found = Growth(len(ends), {p: ends[p] for p in range(self._known)})
             return

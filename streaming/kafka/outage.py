@@ -1,4 +1,4 @@
-"""Unavailable brokers: logged once when it begins and once when it is over, and waited for up to a limit."""
+"""Waits for unreachable brokers up to a limit, and logs the beginning and the end of an outage."""
 
 import logging
 import time
@@ -19,10 +19,10 @@ _Answer = TypeVar("_Answer")
 
 
 def patiently(config: StreamConfig, ask: Callable[[], _Answer]) -> _Answer:
-    """What brokers answer, waiting for those that are away for up to `stream.broker_patience_s`.
+    """The answer of a request to brokers, waiting up to `stream.broker_patience_s` for unreachable ones.
 
     Raises:
-        BrokerUnavailable: they stayed away for longer.
+        BrokerUnavailable: they were unreachable for longer.
     """
     outage = Outage(config)
     while True:
@@ -39,7 +39,7 @@ def patiently(config: StreamConfig, ask: Callable[[], _Answer]) -> _Answer:
 
 
 class Outage:
-    """Keeps the time since the brokers were last heard of."""
+    """Keeps the time since a broker last answered."""
 
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
@@ -48,11 +48,11 @@ class Outage:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since they were last heard of."""
+        """Seconds since a broker last answered."""
         return time.monotonic() - self._heard_s
 
     def answered(self) -> None:
-        """They were heard of now."""
+        """Record that a broker answered."""
         if self._said_s is not None:
             _log.warning(
                 "the brokers at %s are back after %.0f s", self._config.bootstrap_servers, self.silent_s
@@ -60,11 +60,11 @@ class Outage:
         self._heard_s, self._said_s = time.monotonic(), None
 
     def probe(self, ask: Callable[[], object]) -> None:
-        """Asks them something.
+        """Sends a request to the brokers.
 
         Raises:
-            BrokerUnavailable: they have been away for longer than `stream.broker_patience_s`.
-            BrokerRefused: they said no for good.
+            BrokerUnavailable: they have been unreachable for longer than `stream.broker_patience_s`.
+            BrokerRefused: they refused permanently.
         """
         try:
             ask()
@@ -85,7 +85,7 @@ class Outage:
         self.missed(f"no broker answers at {where} ({type(error).__name__})")
 
     def missed(self, what: str) -> None:
-        """They did not answer; said at once, and again each minute."""
+        """Record that no broker answered; logged at once, and again each minute."""
         now, patience_s = time.monotonic(), self._config.broker_patience_s
         if self._said_s is None:
             _log.warning("%s; waiting for up to %g s (stream.broker_patience_s)", what, patience_s)

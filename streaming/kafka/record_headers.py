@@ -1,7 +1,7 @@
-"""Header keys of Kafka records that are no UTF-8: one such record would otherwise end every reader of its topic.
+"""Makes kafka-python accept header keys that are not UTF-8; one such record would otherwise stop every reader.
 
-kafka-python decodes the keys while it parses a fetch, so that an error there costs the records behind it too, and the
-same fetch comes again after every restart. Kafka's brokers check no header.
+kafka-python decodes the keys while it parses a fetch. An error there also loses the records behind it, and the same
+fetch is repeated after every restart. Kafka's brokers do not check headers.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ _read_record = DefaultRecordBatch._read_msg
 
 
 def accept_any_header_key() -> None:
-    """From now on kafka-python reads such a key with "?" for every byte that is no UTF-8; harmless if repeated."""
+    """Make kafka-python read "?" for every byte of a header key that is not UTF-8. Idempotent."""
     DefaultRecordBatch._read_msg = _read_any_record
 
 
@@ -21,7 +21,7 @@ def _read_any_record(batch: Any) -> Any:
     try:
         return _read_record(batch)
     except UnicodeDecodeError:
-        # The position has not moved: it does at the end of a record.
+        # The position has not moved yet: it moves at the end of a record.
         batch._buffer = _with_readable_keys(batch._buffer, batch._pos)
         return _read_record(batch)
 
@@ -29,10 +29,10 @@ def _read_any_record(batch: Any) -> Any:
 def _with_readable_keys(buffer: Any, start: int) -> bytearray:
     """The buffer with the header keys of the record that begins at `start` replaced, byte by byte.
 
-    A record: length, attributes, time and offset as varints; key, value; the number of headers, then key and value of
-    each; before each key or value its length, -1 for none.
+    A record consists of length, attributes, time and offset as varints, key, value, the number of headers, then key and
+    value of each header. Each key and value is preceded by its length, -1 for none.
     """
-    # Copied once for a batch: afterwards it is ours.
+    # Copied once per batch; from then on it can be modified.
     readable = buffer if isinstance(buffer, bytearray) else bytearray(buffer)
     at = start
     for _ in range(4):

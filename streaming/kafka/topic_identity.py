@@ -1,4 +1,4 @@
-"""A topic is its id, not its name: one that is deleted and recreated under its name is another one (KIP-516)."""
+"""Identifies topics by their ids: a topic that is deleted and recreated under its name is another one (KIP-516)."""
 
 import math
 import time
@@ -11,19 +11,19 @@ from streaming.kafka.fetching_by_id import fetch_only
 
 
 class TopicIdentity:
-    """Whether the topic that a consumer reads is still the one that it was.
+    """Detects that the topic that a consumer reads was recreated.
 
-    The consumer fetches by the id (`fetch_only`), so it never goes on at its offset in what has the name by now. That
-    the topic is gone is an error of the next fetch, which makes it ask the brokers again, and `renewed` sees the new
-    id; besides, a broker is asked now and then and where fetching had been interrupted, for those that fetch by name.
+    The consumer fetches by id (`fetch_only`), so it never continues at its offset in a newer topic of the same name. If
+    the topic is gone, the next fetch fails, the consumer asks the brokers again, and `renewed` sees the new id. For
+    consumers that fetch by name, a broker is also asked from time to time and after an interruption.
 
     Args:
         consumer: has the topic's partitions assigned.
         topic: its name.
-        every_s: how often a broker is asked.
+        every_s: interval at which a broker is asked.
 
     Attributes:
-        current: the id that is read, as of the last time that the caller set it; empty where brokers give none.
+        current: the id of the topic that is read, set by the caller; empty if brokers have no ids.
 
     Raises:
         KafkaError: no broker answered.
@@ -45,11 +45,11 @@ class TopicIdentity:
         fetch_only(self._consumer, self._topic, topic_id)
 
     def doubt(self) -> None:
-        """The next `renewed` asks a broker."""
+        """Make the next `renewed` ask a broker."""
         self._asked_s = -math.inf
 
     def renewed(self) -> str:
-        """The id of the topic that has the name now, if it is another one; else, or if nobody knows, empty.
+        """The id of the topic that has the name now, if it is another one; empty if it is the same or unknown.
 
         Raises:
             KafkaError: a permanent one.

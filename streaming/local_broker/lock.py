@@ -14,7 +14,7 @@ ROOTS = (
     f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
     f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}",
 )
-# Kafka leaves the choice of a log to its distribution: without this jar the broker says nothing at all.
+# Kafka leaves the choice of a logging backend to its distribution: without this jar the broker logs nothing.
 LOG_BINDING = ("org.apache.logging.log4j", "log4j-slf4j-impl")
 
 
@@ -37,7 +37,7 @@ def _coordinate(text: str) -> Coordinate:
 
 
 def _log_binding(context: MavenContext, locked: list[LockedDependency]) -> LockedDependency:
-    # Resolved by itself: as a third root its parent would govern the versions of Kafka's own jars.
+    # Resolved separately: as a third root, its parent would override the versions of Kafka's own jars.
     version = next(d.version for d in locked if d.artifactId == "log4j-core")
     coordinate = _coordinate(":".join([*LOG_BINDING, version]))
     return LockedDependency.from_dependency(context.create_dependency(coordinate))

@@ -12,7 +12,7 @@ from streaming.local_broker.jars import packages_missing
 
 LOG_TAIL_LINES = 8
 
-# Loopback, one node, quick restarts: a killed broker is let back in after its 2 s session, not 9 s.
+# Loopback, one node, quick restarts: a killed broker can rejoin after its 2 s session instead of 9 s.
 SERVER_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -52,7 +52,7 @@ appender.console.layout.type=PatternLayout
 appender.console.layout.pattern=[%d] %p %m (%c)%n
 """
 
-# A process of its own sets the death signal and then becomes Java: safe in a program with threads.
+# A separate process sets the death signal and then becomes Java, which is safe in a program with threads.
 EXEC_WITH_DEATH_SIGNAL = """\
 import ctypes, os, signal, sys
 parent = int(sys.argv[1])
@@ -69,9 +69,9 @@ class StorageError(RuntimeError):
 
 
 def write_settings(data_dir: Path, port: int, controller_port: int, more: Mapping[str, str]) -> None:
-    """Writes `server.properties` and `log4j2.properties` into the broker's folder; `more` wins over ours.
+    """Writes `server.properties` and `log4j2.properties` into the broker's folder; `more` overrides ours.
 
-    `{port}` and `{controller_port}` in a value stand for the ports.
+    `{port}` and `{controller_port}` in a value are replaced by the ports.
     """
     properties = SERVER_PROPERTIES.format(port=port, controller_port=controller_port)
     for name, value in more.items():
@@ -82,7 +82,7 @@ def write_settings(data_dir: Path, port: int, controller_port: int, more: Mappin
 
 
 def format_storage(data_dir: Path, class_path: list[Path]) -> None:
-    """Gives the folder a cluster id, as Kafka wants before the first start. Idempotent.
+    """Gives the folder a cluster id, which Kafka needs before the first start. Idempotent.
 
     Raises:
         StorageError: Kafka refused.
@@ -110,7 +110,7 @@ def kafka_command(class_path: list[Path], heap_mib: int, arguments: list[str]) -
         str(_java()),
         f"-Xmx{heap_mib}m",
         "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1",  # starts in half the CPU time; enough for one machine's traffic
+        "-XX:TieredStopAtLevel=1",  # starts in half the CPU time, and is fast enough for one machine's traffic
         "-Dlog4j2.configurationFile=log4j2.properties",
         "-cp",
         os.pathsep.join(map(str, class_path)),
@@ -120,9 +120,9 @@ def kafka_command(class_path: list[Path], heap_mib: int, arguments: list[str]) -
 
 
 def last_telling_lines(log: str) -> str:
-    """The last lines of a log that are neither information nor a stack trace, if there are any."""
+    """The last lines of a log that are neither INFO nor part of a stack trace, if there are any."""
     lines = log.strip().splitlines()
-    # Kafka's orderly shutdown buries the reason under lines of no interest.
+    # Kafka's orderly shutdown logs many lines after the reason.
     telling = [line for line in lines if "] INFO " not in line and not line.startswith("\tat ")] or lines
     return "\n".join(telling[-LOG_TAIL_LINES:])
 

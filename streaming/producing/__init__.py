@@ -1,1 +1,1 @@
-"""Events and catalogues into Kafka."""
+"""Sends events and catalogues to Kafka."""

@@ -1,4 +1,4 @@
-"""Items and users onto their compacted topics."""
+"""Publishes items and users on their compacted topics."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from streaming.kafka.delivery import Delivery, Pending
 
 
 class CatalogueCounts(NamedTuple):
-    """How many items and users were published and acknowledged."""
+    """Number of items and users that were published and acknowledged."""
 
     items: int
     users: int

@@ -1,4 +1,4 @@
-"""Events and catalogues into Kafka: columns in, one Arrow message per partition (or JSON per event) out.
+"""Sends columns of events to Kafka: one Arrow message per partition, or one JSON message per event.
 
 Shapes: N events of one batch, P partitions.
 """
@@ -39,8 +39,8 @@ class EventProducer:
         Args:
             config: the cluster and its topics.
             wire: "arrow" for one message per partition and `send`, "json" for one message per event.
-            delivery_timeout_s: after this long without an acknowledgement the producer is replaced.
-            reopen_timeout_s: how long to try that before giving up.
+            delivery_timeout_s: time without acknowledgement after which the producer is replaced.
+            reopen_timeout_s: time to try this before giving up.
         Raises:
             BrokerUnavailable: no broker answers.
             TopicMissing: the interactions topic does not exist.
@@ -81,13 +81,13 @@ class EventProducer:
 
     @property
     def reopened(self) -> int:
-        """How often the producer had to be replaced because the brokers were away."""
+        """How often the producer was replaced because the brokers were unreachable."""
         return self._delivery.reopened
 
     def send(self, events: pa.RecordBatch) -> None:
         """Hands events over; their order within a user is kept. Returns before they are acknowledged.
 
-        A topic that gains partitions is followed within some ten seconds.
+        New partitions of the topic are used within about ten seconds.
 
         Args:
             events: EVENT_SCHEMA's columns (the optional ones may be absent); ids int64 or string.
@@ -101,11 +101,11 @@ class EventProducer:
                 self._delivery.send(partition, message)
 
     def settle(self) -> None:
-        """Takes note of the acknowledgements that have come; does not wait for others."""
+        """Processes the acknowledgements that have arrived, without waiting for others."""
         self._delivery.settle()
 
     def flush(self) -> int:
-        """Waits until every event has been acknowledged; returns how many were since the start.
+        """Waits until every event is acknowledged; returns their number since the start.
 
         Raises:
             DeliveryError: the brokers stayed away for too long; names the topic.
@@ -142,7 +142,7 @@ def _arrow_messages(rows: pa.RecordBatch, max_bytes: int) -> Iterator[Pending]:
     for start in range(0, rows.num_rows, ROWS_PER_MESSAGE):
         piece = rows.slice(start, ROWS_PER_MESSAGE)
         value = encode_events(piece)
-        # Half of the limit: what Kafka counts has a frame around it, and may not get smaller by compression.
+        # Half of the limit: Kafka counts a frame too, and compression may not make the message smaller.
         if len(value) > max_bytes // 2 and piece.num_rows > 1:
             middle = piece.num_rows // 2
             yield from _arrow_messages(piece.slice(0, middle), max_bytes)

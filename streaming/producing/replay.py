@@ -1,4 +1,4 @@
-"""A data set as a live stream.
+"""Replays a data set as a live stream.
 
 Shapes: N events of one batch.
 """
@@ -21,7 +21,7 @@ ROWS_AT_FULL_SPEED = 8192
 
 
 class EventData(Protocol):
-    """What `replay` needs of a data set: `deploy.datasets.datasets.Dataset` is one."""
+    """The part of a data set that `replay` needs; `deploy.datasets.datasets.Dataset` has it."""
 
     @property
     def interactions(self) -> pa.Table:
@@ -37,7 +37,7 @@ class ReplayResult:
         messages: Kafka messages that carried them.
         partitions: partitions of the topic.
         seconds: wall time.
-        reopened: how often the producer had to be replaced because the brokers were away.
+        reopened: how often the producer was replaced because the brokers were unreachable.
     """
 
     events: int
@@ -61,18 +61,18 @@ def replay(
 ) -> ReplayResult:
     """Sends a data set as a live stream: in time order, at a steady rate, each event once.
 
-    Events of the same time come in an order drawn from `seed`. Event times stay those of the data set.
+    Events of the same time are sent in an order drawn from `seed`. Event times are those of the data set.
 
     Args:
         config: the cluster and its topics.
         dataset: its `interactions` are sent.
         rate_events_per_s: 0 means as fast as possible.
-        duration_s: the rate is chosen so that the whole takes this long; not together with a rate.
+        duration_s: chooses the rate so that the replay takes this long; not together with a rate.
         wire: "arrow" or "json".
         linger_ms: how long events are gathered before they are sent; events of one flush share messages.
         seed: draws the order of events of the same time.
-        progress: called now and then with the number of events acknowledged so far.
-        stop: set it to end early; what was sent is still acknowledged.
+        progress: called regularly with the number of events acknowledged so far.
+        stop: set it to end early; events already sent are still acknowledged.
     Raises:
         BrokerUnavailable: no broker answers.
         TopicMissing: the topic does not exist.
@@ -102,7 +102,7 @@ def replay(
 
 
 def in_time_order(interactions: pa.Table, seed: int) -> pa.RecordBatch:
-    """The events as one batch with the columns of EVENT_SCHEMA that are there, ties in seeded order."""
+    """The events as one batch with the columns of EVENT_SCHEMA that exist, ties in seeded order."""
     names = [name for name in EVENT_SCHEMA.names if name in interactions.column_names]
     table = interactions.select(names).combine_chunks()
     times = times_in_ms(table[TIMESTAMP_MS], TIMESTAMP_MS)

@@ -1,4 +1,4 @@
-"""Which part of a topic a run reads: from one time to another, by the brokers' clock or by the events' own."""
+"""The range of a topic that a run reads: between two times, by the brokers' clock or by event time."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from streaming.kafka.consumer import by_partition, consumer_of, known_partitions
 
 @dataclass(frozen=True)
 class TopicRange:
-    """Where to begin, and where to end (exclusive), by partition; no ends for a run that goes on live."""
+    """Where to begin, and where to end (exclusive), by partition; a run that continues live has no ends."""
 
     start: Mapping[int, int]
     end: Mapping[int, int] | None
 
 
 def topic_range(config: StreamConfig, *, bounded: bool) -> TopicRange:
-    """The offsets of `stream.from_time` and `stream.until_time`, as of now.
+    """The current offsets of `stream.from_time` and `stream.until_time`.
 
-    By event time a message may be too early or too late and is then ignored row by row; but none that was appended more
-    than `stream.max_future_s` before `from_time` can hold an event that is not.
+    By event time, rows that are too early or too late are ignored one by one. A message appended more than
+    `stream.max_future_s` before `from_time` can only have rows that are too early.
 
     Raises:
         BrokerUnavailable: no broker answered.
@@ -48,6 +48,6 @@ def _offsets_at(
     time_ms: int,
     ends: Mapping[TopicPartition, int],
 ) -> dict[TopicPartition, int]:
-    """The first message of each partition at or after a time; its end where there is none yet."""
+    """The first message of each partition at or after a time, or the partition's end if there is none yet."""
     found = consumer.offsets_for_times(dict.fromkeys(places, time_ms))
     return {at: found[at].offset if found.get(at) is not None else ends[at] for at in places}

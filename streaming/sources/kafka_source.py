@@ -59,25 +59,25 @@ _log = logging.getLogger(__name__)
 class KafkaSource:
     """Reads partitions of the interactions topic by manual assignment, outside any consumer group.
 
-    A broker that is away is waited for, `stream.broker_patience_s` long.
+    Waits for unreachable brokers for up to `stream.broker_patience_s`.
 
     Args:
         config: the stream.
         partitions: those to read.
         start: where to begin; a partition that is missing begins at the start of its log.
-        end_offsets: where to end, exclusive, by partition; None reads on forever.
-        watermark_ms: latest event time before the start, by partition, where it is known.
-        topic_ids: the topics that the start positions are of, by partition, where they are known: if the topic has
-            another id now, the position is lost, whatever the log holds.
-        spread_over: how many partitions the users of these events are spread over; by default as many as the topic
-            has. With fewer, a partition is held at the first message of a producer who knows of more.
+        end_offsets: where to end, exclusive, by partition; None: never.
+        watermark_ms: latest event time before the start, by partition, if known.
+        topic_ids: ids of the topics that the start positions refer to, by partition, if known. If the topic has another
+            id now, the position is lost, whatever the log holds.
+        spread_over: number of partitions over which the users of these events are spread; by default the topic's. With
+            fewer, a partition is held at the first message of a producer that uses more.
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`; also raised later, by any method
             that takes, if none did for `stream.broker_patience_s`.
-        BrokerRefused: a broker or the client said no for good; also raised later.
+        BrokerRefused: a broker or the client refused permanently; also raised later.
         TopicMissing: the topic does not exist, or lacks one of the partitions.
-        PositionLost: the log does not hold a start position any more and `stream.lost_position` is "fail"; also
-            raised later, by any method that takes, if the log is trimmed while a partition waits.
+        PositionLost: the log no longer holds a start position and `stream.lost_position` is "fail"; also raised later,
+            by any method that takes, if the log is trimmed while a partition waits.
     """
 
     def __init__(
@@ -123,19 +123,19 @@ class KafkaSource:
 
     @property
     def gaps(self) -> dict[int, list[Gap]]:
-        """What the log did not hold any more, by partition, of those where the position is past one."""
+        """Gaps in the log that the positions have passed, by partition."""
         with self._changed:
             passed = {p: reader.passed_gaps() for p, reader in self._readers.items()}
         return {p: gaps for p, gaps in passed.items() if gaps}
 
     @property
     def topic_ids(self) -> dict[int, str]:
-        """The topic that each position is of, by partition; empty where the broker gives no ids."""
+        """The id of the topic that each position refers to, by partition; empty if the broker has no ids."""
         with self._changed:
             return {p: reader.topic_id for p, reader in self._readers.items() if reader.topic_id}
 
     def bound(self, end_offsets: Mapping[int, int]) -> None:
-        """Ends at these offsets, exclusive, by partition; rows beyond them that are decoded already still count."""
+        """Make reading end at these offsets, exclusive, by partition; rows already decoded beyond them still count."""
         with self._changed:
             for p, reader in self._readers.items():
                 reader.bound(end_offsets[p])
@@ -144,7 +144,7 @@ class KafkaSource:
     def ready_rows(self) -> dict[int, int]:
         """Rows that `take` could return now, by partition.
 
-        Only here positions move into a topic that was recreated, so that rows of one `take` are of one topic.
+        Positions move into a recreated topic only here, so that the rows of one `take` are of one topic.
         """
         with self._changed:
             self._raise_error()
@@ -152,7 +152,7 @@ class KafkaSource:
             return {p: reader.queue.ready for p, reader in self._readers.items()}
 
     def ended(self) -> frozenset[int]:
-        """Partitions whose rows are all taken or ready, also held ones; empty on an unbounded source without these."""
+        """Partitions whose rows are all taken or ready, and held ones; otherwise empty on an unbounded source."""
         with self._changed:
             return self._ended()
 
@@ -183,10 +183,10 @@ class KafkaSource:
             return {p: max(0, r.highwater - r.queue.next_offset()) for p, r in self._readers.items()}
 
     def lag_events(self) -> float:
-        """Events that wait: decoded ones are counted, for the others messages times the mean of the decoded ones.
+        """Events that wait: decoded ones are counted, others estimated by messages times events per decoded message.
 
-        Offsets count what holds no event, too (gaps of a compacted log, marks of transactions). NaN while there are
-        messages, but none was decoded yet.
+        Offsets also count entries without events (gaps of a compacted log, transaction markers). NaN while there are
+        messages but none has been decoded yet.
         """
         with self._changed:
             queues = [reader.queue for reader in self._readers.values()]
@@ -197,26 +197,26 @@ class KafkaSource:
         return ready + ahead * (sum(q.rows_put for q in queues) / messages) if messages else math.nan
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until any row is ready, nothing more will come, or time is up; whether any row is ready."""
+        """Waits until a row is ready, no more can come, or time is up; returns whether a row is ready."""
         with self._changed:
             self._wait(lambda: self._any_ready() or len(self._ended()) == len(self._readers), timeout_s)
             return self._any_ready()
 
     def wait_full(self, quota: int, timeout_s: float) -> bool:
-        """Waits until every partition has `quota` rows ready or its end, or time is up; whether they have."""
+        """Waits until every partition has `quota` rows ready or has ended, or time is up; returns which of the two."""
         with self._changed:
-            # A quota beyond the bound of reading ahead would never fill: the bound follows the quota.
+            # A quota above the read-ahead limit would never fill, so the limit follows the quota.
             self._bound, self._needed = max(self._bound, 2 * quota), quota
             self._room.set()
             self._wait(lambda: self._is_full(quota), timeout_s)
             return self._is_full(quota)
 
     def came_from(self, place: RowPlace) -> tuple[str, str]:
-        """The topic that was read, and its id; empty where the broker gives none."""
+        """The topic that was read, and its id; empty if the broker has none."""
         return self._topic, self.topic_ids.get(place.partition, "")
 
     def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
-        """What stands at these places of the topic, as a dead letter carries it; without what is not there any more."""
+        """The originals at these positions, as stored in dead letters; those no longer in the topic are left out."""
         try:
             now = current_topic_id(self._config, self._topic)
         except (BrokerUnavailable, BrokerRefused, TopicMissing):
@@ -255,7 +255,7 @@ class KafkaSource:
             self._consumer.assign(list(at))
             self._identity = TopicIdentity(self._consumer, self._topic, self._config.metadata_every_s)
             now = self._identity.current
-            # Where nothing had been read yet, nothing of the earlier topic is missed.
+            # If nothing had been read yet, nothing of the earlier topic is missed.
             anew = {
                 p for p in self._partitions if now and topic_ids.get(p, now) != now and any(start.get(p, ()))
             }
@@ -282,7 +282,7 @@ class KafkaSource:
     def _seek(
         self, at: Mapping[TopicPartition, int | None], anew: Collection[int] = ()
     ) -> tuple[dict[int, int], set[int], dict[int, int]]:
-        """Where reading goes on, which partitions do not go on where they should, and where each ends."""
+        """The offsets to read from, the partitions that cannot continue where they should, and the ends."""
         places = {TopicPartition(self._topic, p) for p in anew}
         offsets, elsewhere = seek(self._consumer, at, self._config.lost_position, places)
         ends = self._consumer.end_offsets(list(at))
@@ -298,7 +298,7 @@ class KafkaSource:
         return all(reader.queue.ready >= quota or reader.ended for reader in self._readers.values())
 
     def _turn_over(self) -> None:
-        """Where the topic was recreated and nothing of the earlier one is left, the position moves into it."""
+        """Move positions into a recreated topic, once no rows of the earlier one are left."""
         for reader in self._readers.values():
             if reader.turn_over():
                 self._room.set()
@@ -311,7 +311,7 @@ class KafkaSource:
         if self._error:
             raise self._error
 
-    # From here on: the thread.
+    # Everything below runs in the thread.
 
     def _run(self) -> None:
         try:
@@ -324,7 +324,7 @@ class KafkaSource:
                     self._room.wait(_POLL_MS / 1000)
                     self._room.clear()
         except KafkaError as error:
-            # What may pass was waited for where it came up.
+            # Errors that may pass were waited for where they occurred.
             self._fail(refused(self._config, error))
         except Exception as error:
             self._fail(error)
@@ -335,7 +335,7 @@ class KafkaSource:
             self._changed.notify_all()
 
     def _throttle(self) -> bool:
-        """Pauses partitions with enough rows, resumes those that run low; whether any is left to read."""
+        """Pauses partitions with enough rows and resumes those that run low; returns whether any is left to read."""
         with self._changed:
             rows, size = self._bound, self._config.buffered_bytes_per_partition
             full = {p for p, r in self._readers.items() if r.waiting or r.ended or r.queue.ready >= rows}
@@ -347,7 +347,7 @@ class KafkaSource:
                 self._consumer.pause(at)
             elif p in paused and p in low - full:
                 self._consumer.resume(at)
-                # Nobody fetched meanwhile, so nobody would have seen that the topic was deleted.
+                # Nothing was fetched meanwhile, so a deletion of the topic would not have been noticed.
                 self._identity.doubt()
         return len(self._consumer.paused()) < len(self._readers)
 
@@ -372,7 +372,7 @@ class KafkaSource:
             self._outage.probe(lambda: self._consumer.end_offsets(self._assigned(), timeout_ms=1000))
         reached = {at.partition: messages[-1].offset + 1 for at, messages in polled.items()}
         if not polled:
-            # Nothing came: positions may still have moved, past control records and compacted messages.
+            # No records, but positions may have moved past control records and compacted messages.
             reached = {p: self._position(p) for p in self._partitions}
         for at, messages in polled.items():
             self._readers[at.partition].receive(messages, reached[at.partition])
@@ -390,7 +390,7 @@ class KafkaSource:
             self._decode(reader, rows, self._config.buffered_bytes_per_partition, needed)
 
     def _decode(self, reader: PartitionReader, rows: float, size: float, needed: int) -> None:
-        """See PartitionReader.decode; what comes of it goes into the queue."""
+        """See PartitionReader.decode; the rows go into the queue."""
         stretch = reader.decode(rows, size, needed, self._partitions_now)
         if stretch.decoded.row_count:
             self._adapt(stretch)
@@ -402,13 +402,13 @@ class KafkaSource:
                 self._changed.notify_all()
 
     def _adapt(self, stretch: Stretch) -> None:
-        """Polls as many messages as make a quarter of what may be read ahead."""
+        """Sets the number of messages per poll to about a quarter of the read-ahead limit."""
         rows_per_message = max(1, stretch.decoded.row_count // max(1, stretch.messages))
         quarter = self._config.buffered_rows_per_partition // (4 * rows_per_message)
         self._poll_records = min(_LARGEST_POLL, max(_FIRST_POLL, quarter))
 
     def _go_on_behind(self, error: OffsetOutOfRangeError) -> None:
-        """The log was trimmed beyond a partition that had not been read so far."""
+        """Handle a log that was trimmed beyond the position of a partition."""
         self._identity.doubt()
         anew = self._identity.renewed()
         if anew:
@@ -418,7 +418,7 @@ class KafkaSource:
         offsets, elsewhere, _ = self._seek(lost)
         for at, start in lost.items():
             p, reader = at.partition, self._readers[at.partition]
-            # What was fetched before the gap is still to be taken, whatever room there is.
+            # Rows fetched before the gap must still be taken, whatever the limit.
             self._decode(reader, math.inf, math.inf, 1)
             with self._changed:
                 if offsets[p] < reader.queue.fetched:
@@ -430,7 +430,7 @@ class KafkaSource:
                     reader.jump(start, offsets[p])
 
     def _begin_anew(self, anew: str) -> None:
-        """The topic was deleted and recreated: what was fetched of the earlier one is still to be taken."""
+        """Handle a topic that was deleted and recreated; rows fetched from the earlier one must still be taken."""
         ends = [p for p, reader in self._readers.items() if reader.is_bounded]
         if ends:
             raise PositionLost(
@@ -447,7 +447,7 @@ class KafkaSource:
         except KafkaError as error:
             if not error.retriable:
                 raise
-            return  # it has no leaders yet; the next poll comes here again
+            return  # it has no leaders yet; the next poll tries again
         for p, reader in self._readers.items():
             self._decode(reader, math.inf, math.inf, 1)
             with self._changed:
@@ -457,7 +457,7 @@ class KafkaSource:
             self._changed.notify_all()
 
     def _too_few(self, known: Sequence[int], missing: Sequence[int]) -> TopicMissing:
-        """A topic only loses partitions by being recreated."""
+        """Raise if the topic has lost partitions, which only happens if it is recreated."""
         return TopicMissing(
             f"The topic {self._topic!r} has {len(known)} partitions, without {', '.join(map(str, missing))}, from "
             "which this run has read: it was recreated with fewer. Create it with as many or more, or start from an "

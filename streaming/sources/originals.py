@@ -1,4 +1,4 @@
-"""Rows of a topic once more, as their producers wrote them: for dead letters of events that were decoded before."""
+"""Reads rows of a topic again as their producers wrote them, for dead letters of events that are already decoded."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_originals(config: StreamConfig, topic: str, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
-    """The message's bytes, or the JSON of one row of an Arrow message, of each place that can still be read."""
+    """The message's bytes, or the JSON of one row of an Arrow message, for each position that can still be read."""
     wanted: dict[int, dict[int, list[RowPlace]]] = {}
     for place in places:
         wanted.setdefault(place.partition, {}).setdefault(place.offset, []).append(place)
@@ -55,7 +55,7 @@ def _read(
 
 
 def _rows(message: Message, places: list[RowPlace]) -> dict[RowPlace, bytes]:
-    """Rows of an Arrow message; of one that is not what it was when it was decoded, nothing."""
+    """Rows of an Arrow message; none if the message has changed since it was decoded."""
     try:
         rows = arrow_events.rows_json(message.value or b"", [place.row for place in places])
     except Exception as error:

@@ -1,10 +1,10 @@
-"""Events from Parquet files, by the same rules and through the same path as those of a topic.
+"""Reads events from Parquet files, with the same rules and code as those of a topic.
 
-A position is (row group, row): row groups are counted over all files, in the order of their names. The events are
-spread over `stream.parquet_partitions` by user, as a topic would spread them.
+A position is (row group, row), where row groups are counted over all files in the order of their names. The events are
+spread over `stream.parquet_partitions` by user, as in a topic.
 
-A file has no broker time: what a copy of it says was modified when is no property of its events. So
-`stream.max_future_s` does not apply, and what a row is judged to be depends on the files' content alone.
+A file has no broker time, and its modification time says nothing about its events. So `stream.max_future_s` does not
+apply, and the validation of a row depends only on the files' content.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ from streaming.events.validation import Decoded, ParsedEvents, Place, judge
 from streaming.sources.row_queue import RowQueue
 
 EVENTS_FILE, ITEMS_FILE, USERS_FILE = "interactions.parquet", "items.parquet", "users.parquet"
-"""Of a data set; in any folder the last two hold no events."""
+"""Files of a data set; in any folder, the last two hold no events."""
 _BLOCKS_KEPT = 4
-# Of a Parquet file: the length of its footer, and "PAR1".
+# The end of a Parquet file: the length of its footer, and "PAR1".
 _FOOTER_END = 8
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class ParquetUnusable(RuntimeError):
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """One row group, as the message that it stands for."""
+    """One row group, treated as a message."""
 
     file: Path
     group: int
@@ -54,7 +54,7 @@ class _RowGroup:
     timestamp: int
     rows: int
     identity: str
-    """Of the file's content: files of one name in two folders have letters of their own."""
+    """Hash of the file's content, so that files of one name in two folders have separate dead letters."""
     value: bytes | None = None
     headers: Sequence[tuple[str, bytes]] | None = None
 
@@ -65,11 +65,11 @@ class ParquetSource:
     Args:
         config: `parquet` names a file, a folder with interactions.parquet, or a folder of Parquet files.
         partitions: those to read, of `stream.parquet_partitions`.
-        start: where to go on; a partition that is missing begins at the first row.
-        watermark_ms: latest event time before the start, by partition, where it is known.
+        start: where to continue; a partition that is missing begins at the first row.
+        watermark_ms: latest event time before the start, by partition, if known.
     Raises:
-        ParquetUnusable: there is no file, or one has not the columns of an event; also raised later, for a row group
-            that decodes to more than `stream.max_row_group_bytes`.
+        ParquetUnusable: there is no file, or one lacks columns of an event; also raised later, for a row group that
+            decodes to more than `stream.max_row_group_bytes`.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class ParquetSource:
 
     @property
     def topic_ids(self) -> dict[int, str]:
-        """Files are no topics."""
+        """Empty, because files are not topics."""
         return {}
 
     def bound(self, end_offsets: Mapping[int, int]) -> None:
-        """Files have their ends and gain no partitions."""
+        """Not used: files have fixed ends and gain no partitions."""
 
     def ready_rows(self) -> dict[int, int]:
         """Rows that `take` could return now, by partition."""
@@ -140,7 +140,7 @@ class ParquetSource:
         return {p: len(self._groups) - queue.next_offset() for p, queue in self._queues.items()}
 
     def lag_events(self) -> float:
-        """Rows that wait: those that are ready, and of the row groups not read yet each partition's even share."""
+        """Rows that wait: those that are ready, and each partition's equal share of the row groups not read yet."""
         shares = (
             sum(group.rows for group in self._groups[queue.fetched :]) / self._config.parquet_partitions
             for queue in self._queues.values()
@@ -148,31 +148,31 @@ class ParquetSource:
         return sum(queue.ready for queue in self._queues.values()) + sum(shares)
 
     def wait(self, timeout_s: float) -> bool:
-        """Reads until any row is ready or nothing more will come; whether any is."""
+        """Reads until a row is ready or no more can come; returns whether a row is ready."""
         return any(self.ready_rows().values())
 
     def wait_full(self, quota: int, timeout_s: float) -> bool:
-        """Reads until every partition has `quota` rows ready or its end: they have."""
+        """Reads until every partition has `quota` rows ready or has ended; returns True."""
         self._needed = quota
         self._fill()
         return True
 
     def came_from(self, place: RowPlace) -> tuple[str, str]:
-        """The file's name, and a hash of what its footer says."""
+        """The file's name, and a hash of its footer."""
         group = self._groups[place.offset]
         return group.file.name, group.identity
 
     def originals(self, places: Iterable[RowPlace]) -> dict[RowPlace, bytes]:
-        """The row of each place as JSON."""
+        """The row at each position as JSON."""
         return {place: self._parsed(place.offset).original(place.row) for place in places}
 
     def close(self) -> None:
-        """Lets go of what was read ahead."""
+        """Releases rows that were read ahead."""
         self._kept.clear()
         self._sizes.clear()
 
     def _fill(self) -> None:
-        """Partitions read side by side, so that a row group is mostly decoded once for all of them."""
+        """Reads partitions side by side, so that a row group is usually decoded once for all of them."""
         while behind := [
             p
             for p, queue in self._queues.items()
@@ -188,7 +188,7 @@ class ParquetSource:
         parsed = self._parsed(at)
         mine_N = np.flatnonzero(parsed.key_N % stream.parquet_partitions == partition)
         place = Place.of(stream, group.file.name, partition, stream.parquet_partitions)
-        # A file has no time of append that an event could be ahead of.
+        # A file has no append time that an event could be ahead of.
         place = replace(place, max_future_ms=0, topic_id=group.identity)
         known_ms = self._watermark_ms.get(partition, 0)
         decoded = judge(_only(parsed, mine_N), place, known_ms)
@@ -222,11 +222,11 @@ class ParquetSource:
         return len(self._kept) > _BLOCKS_KEPT or sum(self._sizes.values()) > self._config.max_row_group_bytes
 
     def _with_times(self, table: pa.Table, group: _RowGroup) -> pa.Table:
-        """The table with a column `timestamp_ms` that says milliseconds, whatever its column of times is."""
+        """The table with a column `timestamp_ms` in milliseconds, whatever its time column is."""
         name = time_column(table.column_names)
         if name is None:
             return table
-        # One that is named so is cast row by row with the other columns; floats are rounded first.
+        # A column of this name is cast row by row with the other columns; floats are rounded first.
         as_it_is = name == TIMESTAMP_MS and not pa.types.is_floating(table[name].type)
         if as_it_is:
             times = pa.chunked_array([cast(name, chunk).values for chunk in table[name].chunks], pa.int64())
@@ -270,7 +270,7 @@ def _row_groups(where: str) -> list[_RowGroup]:
 
 
 def _identity(file: Path) -> str:
-    """A hash of what its footer says: sizes, places and statistics of all columns."""
+    """A hash of its footer: sizes, offsets and statistics of all columns."""
     with file.open("rb") as opened:
         opened.seek(-_FOOTER_END, os.SEEK_END)
         length = int.from_bytes(opened.read(4), "little")

@@ -1,6 +1,6 @@
-"""One partition on its way from messages to rows: what was fetched, what is decoded, and where it must stop.
+"""Turns one partition's messages into rows: holds fetched messages, decoded rows, and the end.
 
-The thread that reads calls `receive` and `decode`; everything that touches the queue happens under the source's lock.
+The reading thread calls `receive` and `decode`; the queue is only used under the source's lock.
 """
 
 from collections import deque
@@ -13,13 +13,13 @@ from streaming.events.position import Gap, Position
 from streaming.events.validation import Decoded, Message, Place
 from streaming.sources.row_queue import RowQueue
 
-# A tuple of two objects.
+# Overhead of a tuple of two objects.
 _HEADER_BYTES = 160
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Decoded rows for the queue, the offset that they lead to, their messages and the bytes that they keep."""
+    """Decoded rows for the queue, the offset after them, their messages, and the bytes that they hold."""
 
     decoded: Decoded
     fetched: int
@@ -28,13 +28,13 @@ class Stretch:
 
 
 class PartitionReader:
-    """What a source holds of one partition.
+    """The state of one partition in a source.
 
     Attributes:
         queue: decoded rows that wait to be taken.
         highwater: end of the log as of the last fetch.
-        held: the next message belongs to users of a larger topic: nothing is read beyond it.
-        waiting_bytes: bytes of the messages that were fetched and not decoded yet.
+        held: whether the next message was sent for a larger number of partitions, so that reading stops before it.
+        waiting_bytes: bytes of the messages that are fetched but not decoded yet.
     """
 
     def __init__(self, place: Place, queue: RowQueue, end: int | None, watermark_ms: int) -> None:
@@ -53,28 +53,28 @@ class PartitionReader:
 
     @property
     def waiting(self) -> int:
-        """Messages that were fetched and not decoded yet."""
+        """Messages that are fetched but not decoded yet."""
         return len(self._waiting)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will come beyond what is in the queue."""
+        """Whether no rows will follow those in the queue."""
         if self._anew is not None:
             return False
         return self.held or (self._end is not None and self.queue.fetched >= self._end)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether it ends anywhere."""
+        """Whether it has an end."""
         return self._end is not None
 
     @property
     def topic_id(self) -> str:
-        """The topic that the position is of; empty where the broker gives no ids."""
+        """The id of the topic that the position refers to; empty if the broker has no ids."""
         return self._place.topic_id
 
     def bound(self, end: int) -> None:
-        """Ends here, or where decoding is already."""
+        """Make it end here, or where decoding already is."""
         self._end = end if self._anew is not None else max(end, self.queue.fetched)
         self.skip_gap()
 
@@ -84,44 +84,44 @@ class PartitionReader:
             self.queue.skip_gap(self._end)
 
     def jump(self, start: int, until: int) -> None:
-        """Goes on here: what was between is not in the log any more. Nothing may wait to be decoded."""
+        """Continue here, because the messages before are no longer in the log. No message may wait for decoding."""
         self._gaps.append(Gap(start, until, self._watermark_ms))
         self._reached = max(self._reached, until)
         self.queue.fetched = max(self.queue.fetched, until)
         self.queue.skip_gap(self.queue.fetched)
 
     def begin_anew(self, begin: int, topic_id: str) -> None:
-        """Goes on here in the topic that was recreated, once all rows of the earlier one are taken.
+        """Continue here in the recreated topic, once all rows of the earlier one are taken.
 
-        Nothing may wait to be decoded; what is received from now on is of the new topic.
+        No message may wait for decoding; messages received from now on are of the new topic.
         """
         self._anew = (begin, topic_id)
         self._reached = begin
         self.held = False
 
     def turn_over(self) -> bool:
-        """Moves the position into the new topic if nothing of the earlier one is left; whether it did.
+        """Moves the position into the new topic if no rows of the earlier one are left; returns whether it did.
 
-        To be called by whoever takes, between two takes: rows of one are of one topic.
+        Must be called between two takes, so that the rows of one take are of one topic.
         """
         if self._anew is None or self.queue.ready:
             return False
         (begin, topic_id), self._anew = self._anew, None
         self.queue.position, self.queue.fetched = Position(begin, 0), begin
-        # The earlier log says nothing of how late an event of this one is.
+        # Whether an event is late does not depend on the earlier log.
         self._watermark_ms = 0
         self._place = replace(self._place, topic_id=topic_id)
         self._gaps.append(Gap(0, begin, 0, is_anew=True))
         return True
 
     def passed_gaps(self) -> list[Gap]:
-        """The gaps before the position; one that rows before it wait to be taken is not passed yet."""
+        """The gaps before the position; a gap is passed once all rows before it are taken."""
         anew = max((n for n, gap in enumerate(self._gaps) if gap.is_anew), default=-1)
         offset = self.queue.position.offset
         return [gap for n, gap in enumerate(self._gaps) if n <= anew or gap.until <= offset]
 
     def receive(self, messages: Sequence[Message], reached: int) -> None:
-        """Takes fetched messages, and the offset that reading has reached, gaps included."""
+        """Takes fetched messages and the offset that reading has reached, including gaps."""
         self._reached = max(self._reached, reached)
         if self.held:
             return
@@ -132,15 +132,15 @@ class PartitionReader:
         """Decodes as many of the waiting messages as fit, at least one if the queue needs rows.
 
         Args:
-            rows: most rows that the queue may hold.
-            size: most bytes, decoded, that it may hold.
-            needed: below so many rows the next message is decoded whatever its size.
-            grown: asks how many partitions the topic has now.
+            rows: maximum number of rows in the queue.
+            size: maximum decoded bytes in the queue.
+            needed: with fewer rows than this, the next message is decoded whatever its size.
+            grown: returns the current number of the topic's partitions.
         """
         chosen: list[Message] = []
         checked = True
         if self._anew is not None:
-            return Stretch(Decoded(), 0, 0, 0)  # who takes may turn over at any moment
+            return Stretch(Decoded(), 0, 0, 0)  # the taking thread may call `turn_over` at any time
         self._drop_beyond_end()
         ready, decoded = self.queue.ready, self.queue.size
         while self._waiting:
@@ -175,7 +175,7 @@ class PartitionReader:
         return Stretch(decoded, reached, len(messages), size + sum(letter.size for letter in decoded.dead))
 
     def _before_growth(self, messages: list[Message], grown: Callable[[], int]) -> list[Message]:
-        """The messages before the first one that a producer sent who knows of more partitions; all if there is none."""
+        """The messages before the first one from a producer that uses more partitions; all if there is none."""
         partitions = grown()
         if partitions <= self._place.partitions:
             return messages
@@ -191,5 +191,5 @@ class PartitionReader:
 
 
 def held_bytes(message: Message) -> int:
-    """What a message keeps in memory until it is decoded, roughly."""
+    """Approximate memory that a message takes until it is decoded."""
     return len(message.value or b"") + _HEADER_BYTES * len(message.headers or ())

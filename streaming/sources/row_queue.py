@@ -1,4 +1,4 @@
-"""Decoded rows of one partition that wait to be taken, and the position that taking them leads to.
+"""Decoded rows of one partition that wait to be taken, and the position after taking them.
 
 Shapes: N rows of a piece, usable and unusable together, in (offset, row) order.
 """
@@ -15,15 +15,15 @@ from streaming.events.validation import Decoded
 
 
 class RowQueue:
-    """A queue of decoded stretches of one partition; every stretch holds whole messages.
+    """A queue of decoded ranges of one partition; every range holds whole messages.
 
     Attributes:
         position: the next row to take.
         ready: rows in the queue.
-        fetched: offset up to which messages have been put, gaps included.
+        fetched: offset up to which messages have been put, including gaps.
         size: bytes, decoded, of the messages whose rows are not all taken, and of their dead letters.
-        rows_put: rows of all stretches so far.
-        messages_put: messages that they were in.
+        rows_put: rows of all ranges so far.
+        messages_put: messages of all ranges so far.
     """
 
     def __init__(self, start: Position) -> None:
@@ -35,7 +35,7 @@ class RowQueue:
         self._pieces: deque[_Piece] = deque()
 
     def put(self, decoded: Decoded, fetched: int, size: int = 0) -> None:
-        """Adds a stretch of so many bytes that follows the last one; rows before the position are dropped."""
+        """Adds the range that follows the last one, with its size in bytes; rows before the position are dropped."""
         piece = _Piece(decoded, size)
         self.rows_put += piece.remaining
         self.messages_put += piece.messages
@@ -47,7 +47,7 @@ class RowQueue:
             self.size += size
 
     def take(self, limit: int) -> list[Decoded]:
-        """Up to `limit` rows, as stretches in order."""
+        """Up to `limit` rows, as ranges in order."""
         taken: list[Decoded] = []
         while limit > 0 and self._pieces:
             piece = self._pieces[0]
@@ -62,22 +62,22 @@ class RowQueue:
         return taken
 
     def skip_gap(self, end: int) -> None:
-        """With nothing left to take before `end`, moves the position there: what is between holds no rows."""
+        """Moves the position to `end` if no rows are left before it."""
         if not self.ready and self.fetched >= end and self.position.offset < end:
             self.position = Position(end, 0)
 
     @property
     def decoded_to(self) -> int:
-        """Offset from which on nothing has been put."""
+        """The offset after everything that has been put."""
         return max(self.position.offset, self.fetched)
 
     def next_offset(self) -> int:
-        """Offset of the next message to take from: past a gap if the queue is empty."""
+        """Offset of the next message to take from; after a gap if the queue is empty."""
         return self.position.offset if self.ready else self.decoded_to
 
 
 class _Piece:
-    """A decoded stretch that is taken bit by bit."""
+    """A decoded range that is taken in pieces."""
 
     def __init__(self, decoded: Decoded, size: int) -> None:
         self._decoded = decoded
@@ -91,17 +91,17 @@ class _Piece:
 
     @property
     def messages(self) -> int:
-        """Messages that its rows were in."""
+        """Number of messages of its rows."""
         return int(np.count_nonzero(np.diff(self._offset_N))) + bool(len(self._offset_N))
 
     def rows_before(self, position: Position) -> int:
-        """Rows that stand before a position; they are the first ones."""
+        """Number of rows before a position."""
         at_N = self._offset_N
         before_N = (at_N < position.offset) | ((at_N == position.offset) & (self._row_N < position.row))
         return int(before_N.sum())
 
     def skip(self, count: int) -> None:
-        """Passes over the next rows."""
+        """Skips the next rows."""
         if count:
             self.take(count)
 
@@ -122,7 +122,7 @@ class _Piece:
 
 
 def _places(decoded: Decoded) -> tuple[Int64Array, Int32Array, npt.NDArray[np.bool_] | None]:
-    """Offset and row of every row, in order, and which are unusable (None: none is)."""
+    """Offset and row of every row, in order, and which are unusable (None if all are usable)."""
     offset_N, row_N = decoded.rows[OFFSET].to_numpy(), decoded.rows[ROW].to_numpy()
     if not decoded.dead:
         return offset_N, row_N, None
