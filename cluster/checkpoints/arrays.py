@@ -1,4 +1,4 @@
-"""Tables as Arrow IPC files and tensors as safetensors, of checkpoints and of index versions: nothing is unpickled."""
+"""Reads and writes the files of checkpoints and versions: Arrow IPC for tables, safetensors for tensors, no pickle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retrieval.storage.durable import FileEntry, write_durably
 
 
 class StoredContent(Protocol):
-    """A file that lies wherever a storage keeps it; `StoredFile` is one."""
+    """A file in any storage; `StoredFile` is one."""
 
     @property
     def stem(self) -> str:

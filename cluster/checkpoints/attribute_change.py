@@ -1,9 +1,9 @@
-"""`stream.user_attributes` has changed since a checkpoint: what it knows of each attribute follows the name.
+"""Adapts a checkpoint to changed `stream.user_attributes`: the state of an attribute follows its name.
 
-A new attribute starts fresh: its columns of the towers as the seed makes them, its rows as they come, everybody's value
-unknown. One that is dropped takes its columns, rows and values with it.
+A new attribute starts fresh: its columns of the towers are initialized from the seed, its rows are created when needed,
+and all users' values are unknown. Columns, rows and values of a removed attribute are dropped.
 
-Shape letters: F attributes of now, K keys, N users.
+Shape letters: F attributes of the run, K keys, N users.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AttributeChange:
 
     @staticmethod
     def since(manifest: Mapping[str, Any], now: Sequence[str]) -> AttributeChange:
-        """From a manifest's settings; one that says nothing of attributes has those of now."""
+        """From a manifest's settings; without attributes in it, those of the run."""
         settings = manifest.get("config", {}).get("stream", {})
         return AttributeChange(list(settings.get("user_attributes", now)), list(now))
 
@@ -45,28 +45,28 @@ class AttributeChange:
 
     @property
     def fresh(self) -> list[str]:
-        """Attributes that the checkpoint knows nothing of."""
+        """Attributes that are not in the checkpoint."""
         return [name for name in self.now if name not in self.before]
 
     @property
     def dropped(self) -> list[str]:
-        """Attributes that only the checkpoint knows."""
+        """Attributes that are only in the checkpoint."""
         return [name for name in self.before if name not in self.now]
 
     @property
     def place_F(self) -> list[int]:
-        """Where each attribute stood in the checkpoint's list; -1 for a fresh one."""
+        """Index of each attribute in the checkpoint's list; -1 for a new one."""
         return [self.before.index(name) if name in self.before else -1 for name in self.now]
 
     def __str__(self) -> str:
-        """One line for people; empty if all that changed is the order."""
+        """One line for people; empty if only the order changed."""
         starts = "it starts" if len(self.fresh) == 1 else "they start"
         said = {f"new, so {starts} fresh": self.fresh, "dropped": self.dropped}
         parts = [f"{', '.join(names)} {what}" for what, names in said.items() if names]
         return f"user attributes: {'; '.join(parts)}" if parts else ""
 
     def tables_now(self, tables: Int16Array) -> tuple[Int16Array, BoolArray]:
-        """The table of each key now, int16 (K,), and whether it has one, bool (K,)."""
+        """The new table of each key, int16 (K,), and whether it still has one, bool (K,)."""
         moved, kept = tables.copy(), np.ones(tables.shape, np.bool_)
         for at, name in enumerate(self.before):
             mine = tables == attribute_table(at)
@@ -77,10 +77,10 @@ class AttributeChange:
         return moved, kept
 
     def of_users(self, users: pa.Table) -> pa.Table:
-        """USER_SCHEMA with the attributes of now, unknown (0) where they are fresh.
+        """USER_SCHEMA with the run's attributes; new ones are unknown (0).
 
         Args:
-            users: USER_SCHEMA with those of before.
+            users: USER_SCHEMA with the checkpoint's attributes.
         """
         lists = users[ATTRIBUTES].combine_chunks()
         before_NF = lists.flatten().to_numpy().reshape(users.num_rows, len(self.before))
@@ -94,4 +94,4 @@ class AttributeChange:
 
 
 UNCHANGED = AttributeChange((), ())
-"""What a file that is read under the settings it was written under has behind it."""
+"""The change for files that are read under the settings that they were written under."""

@@ -1,24 +1,24 @@
-"""Checkpoints: sets of files that are whole if their manifest is there and verifies.
+"""Checkpoints: sets of files that are complete if their manifest exists and verifies.
 
-A commit, in this order (`writing.py` drives it; the names are those of its fault hook):
-    1. `begin`: rank 0 makes room for it;
+A commit has these steps (`writing.py` runs it; the names are those of its fault hook):
+    1. `begin`: rank 0 creates its folder;
     2. `snapshot`: every rank copies, between two steps, what has changed since its last snapshot;
-    3. `write`: a thread of every rank writes these copies, while training goes on, and fsyncs them;
-    4. `written`: between two later steps every rank tells rank 0 the size and SHA-256 of what it wrote;
+    3. `write`: a thread of every rank writes and fsyncs these copies while training continues;
+    4. `written`: between two later steps, every rank sends size and SHA-256 of its files to rank 0;
     5. `manifest`: rank 0 writes `manifest.json` and fsyncs it and the folder;
-    6. `rename`: rank 0 renames the folder to `step-…` (in an object store the manifest is put instead): this instant
-       is the commit; `renamed`, the parent is fsynced;
+    6. `rename`: rank 0 renames the folder to `step-…` (in an object store it puts the manifest instead). This is the
+       commit; at `renamed`, the parent is fsynced;
     7. `offsets`: positions go to Kafka for lag tools;
-    8. `prune`: deletes old checkpoints, except those that a retained one depends on; also deletes abandoned branches.
-A crash before 6 leaves garbage that is never listed, removed by the next `begin`.
+    8. `prune`: deletes old checkpoints, except those that a retained one depends on, and abandoned branches.
+A crash before 6 leaves files that are never listed and that the next `begin` removes.
 
-A line is a sequence of checkpoints in which each continued from the one before, which its manifest names in `follows`.
+A line is a sequence of checkpoints in which each continued from the one before, named in its manifest as `follows`.
 When a run falls back to an older checkpoint because newer ones are damaged, the newer ones are abandoned, and deleted
 after the next commit. Otherwise they would count as the newest if their files were repaired, and displace good ones.
 
-A full checkpoint holds everything; a delta holds the rows and users that changed since its parent, and everything that
-is small. The manifest of a delta names its chain, from the full one on, with the checksum of each manifest, so that
-nothing else can take a link's place. Files are safetensors, Arrow and JSON; nothing here is ever unpickled.
+A full checkpoint holds everything. A delta holds the rows and users that changed since its parent, and all small parts.
+Its manifest names its chain, beginning with the full one, with the checksum of each manifest, so that no other
+checkpoint can take the place of one in the chain. Files are safetensors, Arrow and JSON; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: where it is, what its manifest says, and what it builds on.
+    """A committed checkpoint: its location, manifest, and the checkpoints that it builds on.
 
     Attributes:
-        storage: where it lies.
+        storage: where it is stored.
         name: `step-…`, unique there.
-        manifest: in the present format, whatever it was written in.
-        ancestors: what it builds on, the full one first; none if it is full itself.
+        manifest: in the current format, whatever format it was written in.
+        ancestors: the checkpoints that it builds on, the full one first; empty if it is full itself.
     """
 
     storage: Storage
@@ -86,7 +86,7 @@ class Checkpoint:
         """Its folder.
 
         Raises:
-            CheckpointError: it lies in an object store.
+            CheckpointError: it is in an object store.
         """
         path = self.storage.path(self.name)
         if path is None:
@@ -107,18 +107,18 @@ class Checkpoint:
         """One of its own files.
 
         Raises:
-            CheckpointError: its manifest does not list it, so nobody can say whether it is whole.
+            CheckpointError: its manifest does not list the file, so it cannot be verified.
         """
         if not self.has(name):
             raise CheckpointError(f"{self.location} is damaged: its manifest does not list {name}")
         return StoredFile(self.storage, self.name, name)
 
     def has(self, name: str) -> bool:
-        """Whether it has such a file of its own."""
+        """Whether it has this file of its own."""
         return any(entry["name"] == name for entry in self.manifest["files"])
 
     def files(self, prefix: str) -> list[StoredFile]:
-        """The files of the chain whose names start so: of the full one first, then of each delta; sorted in each."""
+        """The chain's files with this prefix: those of the full one first, then of each delta; sorted in each."""
         return [
             link.file(name)
             for link in self.links
@@ -131,9 +131,9 @@ class CheckpointStore:
     """All checkpoints of one run, in a folder or under a URI (by default `storage_path/checkpoints`).
 
     Args:
-        root: the place.
+        root: the location.
         keep: see `prune`.
-        claimed: further places that a run which writes here claims (`FreshetConfig.claimed_locations`).
+        claimed: further locations that a run claims when it writes here (`FreshetConfig.claimed_locations`).
         advice: what to do about checkpoints that cannot be read.
         at: called at each step of a commit.
     """
@@ -152,32 +152,32 @@ class CheckpointStore:
         self._keep, self._advice, self._at = keep, advice, at
         self._claims: list[Claim] = []
         self._holds = Holds(self.storage)
-        self._last: Checkpoint | None = None  # found or committed here: what the next one follows
+        self._last: Checkpoint | None = None  # found or committed here; the next one follows it
 
     def join(self, run_id: str) -> None:
-        """Fence off the earlier groups of this run (rank 0, before it looks for a checkpoint to go on from).
+        """Fence off earlier groups of this run (rank 0, before it looks for a checkpoint to resume from).
 
         Raises:
-            cluster.checkpoints.claim.StorageTaken: the place is another run's by now.
+            cluster.checkpoints.claim.StorageTaken: another run has claimed the location.
         """
         self._claims = [join(storage, run_id) for storage in self._claimed]
 
     def check_claim(self) -> None:
-        """See that nobody has taken the place over.
+        """Check that the location has not been taken over.
 
         Raises:
-            cluster.checkpoints.claim.StorageTaken: somebody has.
+            cluster.checkpoints.claim.StorageTaken: it has.
         """
         for claim in self._claims:
             claim.check()
 
     @property
     def where(self) -> str:
-        """The place, for people."""
+        """The location, for people."""
         return self.storage.where
 
     def begin(self, step: int) -> Writing:
-        """Make room for a checkpoint of this step (rank 0); a step that is written again gets a name of its own."""
+        """Begin a checkpoint of this step (rank 0); a step that is written again gets a new name."""
         taken = {
             repeat for number, repeat in map(CHECKPOINTS.order_of, self.storage.names()) if number == step
         }
@@ -194,7 +194,7 @@ class CheckpointStore:
         state: Mapping[str, Any],
         parent: Checkpoint | None = None,
     ) -> Checkpoint:
-        """Write the manifest and make it count (rank 0 only, after every rank has written its files)."""
+        """Write the manifest and commit (rank 0 only, after every rank has written its files)."""
         links = parent.links if parent is not None else ()
         before = parent or self._last
         manifest: dict[str, Any] = {
@@ -207,7 +207,7 @@ class CheckpointStore:
             **state,
             "files": [vars(entry) for entry in sorted(files, key=lambda entry: entry.name)],
         }
-        # What is read back is what is here: a tuple would come back as a list.
+        # As it will be read back: a tuple becomes a list.
         manifest = json.loads(json.dumps(manifest))
         manifest["checksum"] = manifest_checksum(manifest)
         self.check_claim()
@@ -216,11 +216,11 @@ class CheckpointStore:
         return self._last
 
     def prune(self, newest: Checkpoint) -> list[str]:
-        """Remove what is not needed now that `newest` stands, children before parents.
+        """Remove checkpoints that are no longer needed once `newest` is committed, children before parents.
 
-        The newest `keep` of its line stay, whatever they build on, and (if `keep` is not 1) the newest one that shares
-        no file with `newest`, so that no damage to one file can cost everything. What cannot be read does not count.
-        What somebody reads now (`hold.py`) stays too.
+        Kept are the newest `keep` of its line, everything they build on, and (unless `keep` is 1) the newest one that
+        shares no file with `newest`, so that damage to one file cannot make all unusable. Unreadable checkpoints do not
+        count. Checkpoints that are being read (`hold.py`) are kept too.
         """
         self._at("prune")
         names = self.storage.names()
@@ -244,7 +244,7 @@ class CheckpointStore:
     def _readable(self, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         for name in names:
-            with suppress(CheckpointError):  # nobody can go on from it or build on it
+            with suppress(CheckpointError):  # no run can resume from it or build on it
                 found[name] = read_manifest(self.storage, name)
         return found
 
@@ -253,12 +253,12 @@ class CheckpointStore:
         return self.storage.names()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose whole chain verifies; says loudly which ones do not. None if there is none.
+        """The newest checkpoint whose whole chain verifies; logs a warning for newer ones. None if there are none.
 
-        What is committed here next goes on from it.
+        The next checkpoint committed here follows it.
 
         Raises:
-            UnknownFormatError: a later version has written here; to fall back would undo what it did.
+            UnknownFormatError: a later version of Freshet has written here; falling back would undo its work.
             CheckpointError: there are checkpoints, but none of them verifies.
         """
         problems = []
@@ -279,15 +279,15 @@ class CheckpointStore:
         return None
 
     def verified(self, name: str) -> Checkpoint:
-        """A checkpoint of this place by its name, read and verified as by `open_checkpoint`.
+        """A checkpoint here by its name, read and verified as by `open_checkpoint`.
 
         Raises:
-            CheckpointError: it is none, is of an unknown format, or a file does not match.
+            CheckpointError: there is none, its format is unknown, or a file does not match.
         """
         return _open_chain(self.storage, name, {})
 
     def open(self, name: str) -> Checkpoint:
-        """A checkpoint whose chain somebody else has verified: only the manifests are read."""
+        """A checkpoint whose chain was already verified, for example by another rank: reads only the manifests."""
         manifest = read_manifest(self.storage, name)
         links = [Checkpoint(self.storage, n, read_manifest(self.storage, n)) for n in chain_of(manifest)]
         return Checkpoint(self.storage, name, manifest, tuple(links))
@@ -295,7 +295,7 @@ class CheckpointStore:
 
 @dataclass(frozen=True)
 class Writing:
-    """A checkpoint that is being written; every rank has one of the same name."""
+    """A checkpoint that is being written; all ranks write to one of the same name."""
 
     storage: Storage
     name: str
@@ -313,7 +313,7 @@ class Writing:
         return sink.entry(file)
 
     def write_table(self, file: str, batches: pa.Table | Iterable[pa.Table]) -> FileEntry:
-        """An Arrow IPC file of one table, or of several with one schema as they come."""
+        """An Arrow IPC file of one table, or of an iterable of tables with one schema."""
         tables = iter([batches] if isinstance(batches, pa.Table) else batches)
         first = next(tables)
         with (
@@ -332,7 +332,7 @@ class Writing:
 
 
 def _line_of(newest: Checkpoint, manifests: dict[str, Mapping[str, Any]]) -> list[str]:
-    """What `newest` and those before it went on from, newest first, and whatever is older than all of that.
+    """The checkpoints that `newest` and its predecessors continued from, newest first, then all that are older.
 
     Checkpoints between two of these belong to an abandoned branch.
     """
@@ -344,7 +344,7 @@ def _line_of(newest: Checkpoint, manifests: dict[str, Mapping[str, Any]]) -> lis
 
 
 def _followed_by(manifest: Mapping[str, Any]) -> str:
-    """The name of the checkpoint that this one's run went on from; empty if it was none, or was not written down."""
+    """The name of the checkpoint that this one's run continued from; empty if there was none or it is not recorded."""
     return manifest.get("follows") or next(reversed(chain_of(manifest)), "")
 
 
@@ -352,14 +352,14 @@ def open_checkpoint(location: str | Path) -> Checkpoint:
     """Read and verify one checkpoint and what it builds on: formats, and each file's size and checksum.
 
     Raises:
-        CheckpointError: it is no checkpoint, is of an unknown format, or a file does not match.
+        CheckpointError: it is not a checkpoint, its format is unknown, or a file does not match.
     """
     root, name = split_location(location)
     return _open_chain(open_storage(root), name, {})
 
 
 def _open_chain(storage: Storage, name: str, known: dict[str, Checkpoint | CheckpointError]) -> Checkpoint:
-    """A checkpoint and its chain, all verified; `known` remembers links that others build on too."""
+    """A checkpoint and its chain, all verified; `known` caches checkpoints that several chains share."""
     own = _verified(storage, name, known)
     links = []
     for link in own.manifest["chain"]:

@@ -1,12 +1,12 @@
-"""Whose the checkpoints are: a run's, and of that run the group's that came last, which fences off every earlier one.
+"""Claims: checkpoints belong to one run, and within it to the newest worker group, which fences off earlier ones.
 
-    claim.json         the run that writes here: its id, and the process that speaks for it. Replaced when a run begins,
-                       never by a group of workers, so one that was stopped and wakes up takes nothing back.
+    claim.json         the run that writes here: its id and its main process. Replaced when a run begins, never by a
+                       worker group, so that a group that was paused and wakes up cannot take the storage back.
     claims/RUN.group   the group of that run that writes now; every group replaces its own run's.
-    claims/RUN.alive   touched every few seconds while the run lives, removed at its end.
+    claims/RUN.alive   touched every few seconds while the run is alive, removed at its end.
 
-A group that was cut off from the cluster, or a run that was evicted, may not know of its successor. It finds another
-claim than its own when it next begins or commits a checkpoint or publishes, and stops.
+A group that was cut off from the cluster, or a run that was evicted, may not know about its successor. When it next
+begins or commits a checkpoint or publishes, it finds a claim that is not its own, and stops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from retrieval.storage.base import Storage
 from retrieval.storage.notes import FOLDER
 
 EXPIRY_S = 30.0
-"""A run that has given no sign of life for so long is dead, if nothing nearer says so."""
+"""A run without a heartbeat for this long counts as dead, if its process cannot be checked directly."""
 _CLAIM = "claim.json"
 _POLL_S = 0.2
 _TWO_PLACES = (
@@ -37,23 +37,23 @@ _log = logging.getLogger(__name__)
 
 
 class StorageTaken(RuntimeError):
-    """Another group of workers goes on from these checkpoints.
+    """Another worker group now writes these checkpoints.
 
     Attributes:
         by: the run that the other group belongs to.
     """
 
     def __init__(self, message: str, by: str) -> None:
-        super().__init__(message, by)  # both, or it could not be read in another process
+        super().__init__(message, by)  # both arguments, so that it can be unpickled by Ray in another process
         self.by = by
 
     def __str__(self) -> str:
-        """What a person reads."""
+        """The message for people."""
         return str(self.args[0])
 
 
 class StorageInUse(RuntimeError):
-    """A run that is alive writes here; the message names it and says what to do."""
+    """Another live run writes here; the message names it and says what to do."""
 
 
 class StorageNotClaimed(RuntimeError):
@@ -62,11 +62,11 @@ class StorageNotClaimed(RuntimeError):
 
 @dataclass(frozen=True)
 class Owner:
-    """The run that claims a storage, and the process that speaks for it.
+    """The run that claims a storage, and its main process.
 
     Attributes:
-        machine: the boot and the space of process ids in which `pid` means something.
-        pid_started: clock ticks from the boot to the start of the process; another one may get the same id.
+        machine: the boot and the process id namespace in which `pid` is valid.
+        pid_started: clock ticks from boot to the start of the process, because process ids are reused.
         since_s: seconds since the epoch.
     """
 
@@ -76,11 +76,11 @@ class Owner:
     pid: int = 0
     pid_started: int = 0
     since_s: float = 0.0
-    token: str = ""  # for versions of freshet that fenced by it
+    token: str = ""  # read by earlier versions of freshet, which fenced by it
 
     @staticmethod
     def of_this_process(run_id: str) -> Owner:
-        """A claim of the run of this process, as of now."""
+        """A new claim of the run of this process."""
         started = _process(os.getpid())
         assert started is not None
         token = uuid.uuid4().hex
@@ -88,7 +88,7 @@ class Owner:
 
     @staticmethod
     def found_in(storage: Storage) -> Owner | None:
-        """Who claims a storage; None if nobody does, or the claim cannot be understood."""
+        """The claim of a storage; None if there is none or it cannot be parsed."""
         content = storage.notes.read(_CLAIM)
         known = {f.name for f in fields(Owner)}
         try:
@@ -97,7 +97,7 @@ class Owner:
             return None
 
     def put_in(self, storage: Storage) -> None:
-        """Claim it, whoever had it."""
+        """Claim it, replacing any earlier claim."""
         storage.notes.put(_CLAIM, json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
@@ -107,38 +107,38 @@ class Owner:
 
 @dataclass(frozen=True)
 class Claim:
-    """The claim of one group of workers, made before it looks for a checkpoint to go on from."""
+    """The claim of one worker group, made before it looks for a checkpoint to resume from."""
 
     storage: Storage
     run_id: str
     token: str
 
     def check(self) -> None:
-        """See that neither another run nor a later group of this one has claimed the storage since.
+        """Check that neither another run nor a later group of this one has claimed the storage since.
 
-        On a disk nothing can be committed after another's claim: that removes what was being written. In an object
-        store, which has no rename, a manifest that is being put at this very moment still counts; the checkpoint is
-        whole, and its run ends with it.
+        On a disk, nothing can be committed after another claim, because claiming removes unfinished checkpoints. In an
+        object store, which has no rename, a manifest that is being put at that moment still counts. The checkpoint is
+        complete, and it is the last of its run.
 
         Raises:
-            StorageTaken: somebody has.
+            StorageTaken: the storage was claimed.
         """
         owner = Owner.found_in(self.storage)
         if owner is not None and owner.run_id != self.run_id:
             raise _taken(self.storage, f"run {owner.run_id}", owner.run_id)
         token = self.storage.notes.read(_group(self.run_id)).decode()
-        if token not in ("", self.token):  # empty: somebody has tidied up
+        if token not in ("", self.token):  # empty: the notes were deleted
             raise _taken(self.storage, "a later group of this run", self.run_id)
 
 
 def join(storage: Storage, run_id: str) -> Claim:
-    """A group of workers begins: it fences off the earlier groups of its run.
+    """Claim a storage for a new worker group, which fences off the earlier groups of its run.
 
     Raises:
-        StorageTaken: the storage is another run's by now.
+        StorageTaken: another run has claimed the storage.
     """
     owner = Owner.found_in(storage)
-    if owner is None:  # nobody started the run but this group itself, or somebody has tidied up
+    if owner is None:  # the group runs without a driver, or the notes were deleted
         Owner.of_this_process(run_id).put_in(storage)
     claim = Claim(storage, run_id, uuid.uuid4().hex)
     if owner is None or owner.run_id == run_id:
@@ -150,15 +150,15 @@ def join(storage: Storage, run_id: str) -> Claim:
 
 @contextmanager
 def claimed_by_run(storage: Storage, run_id: str, *, take_over: bool = False) -> Iterator[None]:
-    """A run begins: the storage is its own, and it gives signs of life while the block runs.
+    """Claim a storage for a run, and write heartbeats while the block runs.
 
-    A run that had it before and died is succeeded at once if its death can be seen (its process is gone from this
-    machine), else once it has given no sign of life for `EXPIRY_S`, which this waits for.
+    If an earlier run has died, it is succeeded at once if its process is known to be gone (on this machine); otherwise
+    this waits until there was no heartbeat for `EXPIRY_S`.
 
     Args:
         storage: where the checkpoints are.
-        run_id: of the run that begins.
-        take_over: evict the run that has it, alive or not; it stops at its next checkpoint or version.
+        run_id: of the new run.
+        take_over: evict the run that has the storage, alive or not; it stops at its next checkpoint or version.
     Raises:
         StorageInUse: another run is alive here.
         StorageNotClaimed: the storage cannot be written.
@@ -170,7 +170,9 @@ def claimed_by_run(storage: Storage, run_id: str, *, take_over: bool = False) ->
         else:
             _wait_until_dead(storage, before)
     try:
-        storage.notes.touch(_alive(run_id))  # before the claim: one without it is a dead run's
+        storage.notes.touch(
+            _alive(run_id)
+        )  # before the claim: a claim without a heartbeat counts as a dead run's
         Owner.of_this_process(run_id).put_in(storage)
         storage.drop_unfinished()
         for name in storage.notes.names():
@@ -185,12 +187,12 @@ def claimed_by_run(storage: Storage, run_id: str, *, take_over: bool = False) ->
 
 
 def signs_of_life(storage: Storage, run_id: str, *, ends_with_it: bool = False) -> Heartbeat:
-    """A heartbeat of a run that has claimed the storage, for as long as it has it.
+    """The heartbeat of a run, for as long as it holds the claim.
 
     Args:
         storage: where the checkpoints are.
         run_id: the run's.
-        ends_with_it: whether the run ends with the heartbeat, so that nobody need wait for another.
+        ends_with_it: whether the run ends with the heartbeat, so that a successor need not wait.
     """
 
     def still_owned() -> bool:
@@ -201,7 +203,7 @@ def signs_of_life(storage: Storage, run_id: str, *, ends_with_it: bool = False) 
 
 
 def _wait_until_dead(storage: Storage, owner: Owner) -> None:
-    """Until nothing can be expected of a run any more.
+    """Wait until a run counts as dead.
 
     Raises:
         StorageInUse: it is alive.
@@ -209,7 +211,7 @@ def _wait_until_dead(storage: Storage, owner: Owner) -> None:
     first = last = storage.notes.changed(_alive(owner.run_id))
     if last is None or _is_gone(owner):
         return
-    # Clocks may differ: what was touched long ago by this one is still watched for some beats.
+    # Clocks may differ, so even an old heartbeat is watched for a few intervals.
     wait_s = min(max(EXPIRY_S - (time.time() - last), 3 * BEAT_S), EXPIRY_S)
     started = time.monotonic()
     told = False
@@ -252,7 +254,7 @@ def _alive(run_id: str) -> str:
 
 
 def _is_gone(owner: Owner) -> bool:
-    """Whether the process that speaks for a run is known to have ended: only on its own machine can that be seen."""
+    """Whether a run's main process is known to have ended, which can only be checked on its own machine."""
     if owner.machine != _machine():
         return False
     found = _process(owner.pid)
@@ -260,13 +262,13 @@ def _is_gone(owner: Owner) -> bool:
 
 
 def _is_running(owner: Owner) -> bool:
-    """Whether it is known to run: one that was stopped (SIGSTOP) is judged by its signs of life."""
+    """Whether it is known to run; a stopped process (SIGSTOP) is judged by its heartbeat."""
     found = _process(owner.pid) if owner.machine == _machine() else None
     return found is not None and found[0] == owner.pid_started and found[1] not in "TtZX"
 
 
 def _machine() -> str:
-    """Where a process id means the same process: this boot of this kernel, and this space of process ids."""
+    """The scope in which a process id identifies a process: this boot of this kernel, and this pid namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -275,7 +277,7 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> tuple[int, str] | None:
-    """When a process started, in clock ticks since the boot, and its state; None if there is none."""
+    """A process's start, in clock ticks since boot, and its state; None if it does not exist."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Signs of life: a note that is touched from a thread."""
+"""Heartbeats: a note that is touched from a thread."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Heartbeat(Background):
     """Touches a note from a thread while its block runs.
 
     Args:
-        notes: where.
+        notes: where the note is.
         name: of the note.
-        goes_on: asked before each touch; once it says no, the note is not touched any more.
-        removes: whether the note goes at the end of the block.
+        goes_on: called before each touch; once it returns false, the note is no longer touched.
+        removes: whether the note is removed at the end of the block.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Checkpoints that are being read stay: a hold on one keeps retention from removing it and what it builds on.
+"""Holds: retention does not remove a checkpoint that is being read, nor those that it builds on.
 
-A hold is a note beside the checkpoints, touched while the reader lives. Who removes old checkpoints watches that it
-changes, by its own clock, and takes no notice of one that has not for `HOLD_EXPIRY_S`.
+A hold is a note beside the checkpoints that is touched while the reader is alive. Retention watches for changes of the
+note by its own clock, and ignores a hold that has not changed for `HOLD_EXPIRY_S`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def holding(storage: Storage, name: str, purpose: str) -> Iterator[None]:
-    """Keep a checkpoint while the block runs. A storage that this process may not write is read without a hold."""
+    """Hold a checkpoint while the block runs. If this process cannot write to the storage, it reads without a hold."""
     note = f"{FOLDER}/{uuid.uuid4().hex}{_SUFFIX}"
     described = {"checkpoint": name, "by": purpose, "host": socket.gethostname(), "pid": os.getpid()}
     try:
@@ -40,12 +40,12 @@ def holding(storage: Storage, name: str, purpose: str) -> Iterator[None]:
 
 
 class Holds:
-    """What the holds of a storage keep, for whoever removes old checkpoints there."""
+    """The checkpoints of a storage that holds protect from retention."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._seen: dict[str, tuple[float | None, float]] = {}
-        """When each note changed last by the storage's clock, and when that was noticed by this process's."""
+        """The last change of each note by the storage's clock, and when this process noticed it, by its own."""
 
     def names(self) -> set[str]:
         """The checkpoints that are held now; holds whose readers have died are removed."""

@@ -1,4 +1,4 @@
-"""A checkpoint's manifest: what is in it, signed by its own checksum, in any format that was ever written."""
+"""A checkpoint's manifest: its content, with its own checksum, in any format ever written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from retrieval.storage.base import CHECKPOINTS, MANIFEST, NotAFile, Storage
 from retrieval.storage.durable import is_plain_name, manifest_checksum
 
 FORMAT = 2
-"""Every format is signed in the same way, so that a version tells what is newer than itself from what is damaged."""
+"""All formats have the same checksum, so that a newer format can be distinguished from a damaged file."""
 START_ANEW = "point storage_path elsewhere to start fresh"
-"""What can always be done about a checkpoint of the run's own."""
+"""Advice that always applies to the run's own checkpoints."""
 
 
 class CheckpointError(RuntimeError):
@@ -21,26 +21,26 @@ class CheckpointError(RuntimeError):
 
 
 class UnknownFormatError(CheckpointError):
-    """A whole checkpoint of a version that is newer than this one."""
+    """An intact checkpoint of a later version of Freshet."""
 
 
 def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 knew no deltas; its files have the names and columns of a full checkpoint of today.
+    """Format 1 had no deltas; its files have the names and columns of a full checkpoint in the current format.
 
-    The checksum stays that of the file, by which a delta knows what it builds on.
+    The checksum remains that of the file, because deltas identify what they build on by it.
     """
     return {**manifest, "format": FORMAT, "kind": "full", "chain": [], "written_ms": None}
 
 
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
-"""From each older format to the present one."""
+"""Conversions from each older format to the current one."""
 
 
 def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
-    """A manifest in the present format, checked against its own checksum, without looking at the files.
+    """A manifest in the current format, checked against its own checksum; other files are not checked.
 
     Raises:
-        UnknownFormatError: its format is not known here.
+        UnknownFormatError: its format is unknown to this version.
         CheckpointError: it is missing or damaged.
     """
     place = f"{storage.where}/{name}"
@@ -72,14 +72,14 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
 
 
 def _with_present_names(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the run that wrote it, under the names that they have today."""
+    """The settings of the run that wrote it, under their current names."""
     if not isinstance(manifest.get("config"), dict):
         return manifest
     return {**manifest, "config": with_present_names(manifest["config"])}
 
 
 def _refuse_paths(place: str, manifest: Mapping[str, Any]) -> None:
-    """Its files lie in its folder, and what it builds on beside it."""
+    """Check that its files are in its folder, and the checkpoints that it builds on beside it."""
     outside = [entry["name"] for entry in manifest["files"] if not is_plain_name(entry["name"])]
     outside += [name for name in chain_of(manifest) if not CHECKPOINTS.is_name(name)]
     if outside:
@@ -89,5 +89,5 @@ def _refuse_paths(place: str, manifest: Mapping[str, Any]) -> None:
 
 
 def chain_of(manifest: Mapping[str, Any]) -> list[str]:
-    """The names of what it builds on, the full one first."""
+    """The names of the checkpoints that it builds on, the full one first."""
     return [link["name"] for link in manifest["chain"]]

@@ -1,9 +1,9 @@
-"""A part of a checkpoint: one piece of a run's state, with its name, how it is saved and how it is restored.
+"""A part of a checkpoint: one piece of a run's state, with its name, and how to save and restore it.
 
 Each part is a file in `parts/`; `cluster/training/state/parts.py` lists those of a run. Nothing else names them.
 
-What is small is copied whole for every checkpoint (`copies`). What grows with ids or users is whole in a full
-checkpoint (`base`) and in a delta only what changed (`changes`).
+Small state is copied as a whole for every checkpoint (`copies`). State that grows with ids or users is complete in a
+full checkpoint (`base`), and a delta has only its changes (`changes`).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from cluster.checkpoints.manifest import START_ANEW
 from retrieval.versions.store import Version
 
 Slice: TypeAlias = pa.Table | Callable[[], pa.Table]
-"""A copy, or what makes one: called by the thread at any time before `Part.changes`, while training goes on."""
+"""A copy, or a function that makes one; the thread may call it at any time before `Part.changes`, during training."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies of what is small, taken between two steps.
+    """Copies of small state, taken between two steps.
 
     Attributes:
         tables: by file name.
         tensors: by file name; on the CPU.
-        told: what this rank tells rank 0 for the manifest.
+        told: this rank's data for the manifest, sent to rank 0.
     """
 
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Copies:
 
 @dataclass(frozen=True, eq=False)
 class VersionFile:
-    """A file of an index version by its name: the copy of it on this machine may be called otherwise."""
+    """A file of an index version by its name; its copy on this machine may have another name."""
 
     version: Version
     name: str
@@ -55,7 +55,7 @@ class VersionFile:
         return self.name.rpartition(".")[0]
 
     def read(self) -> pa.Buffer:
-        """The content, as the version's manifest describes it."""
+        """The content, verified against the version's manifest."""
         return pa.py_buffer(self.version.file(self.name).read_bytes())
 
     def __str__(self) -> str:
@@ -64,13 +64,13 @@ class VersionFile:
 
 @dataclass
 class Saved:
-    """What parts are restored from.
+    """The source from which parts are restored.
 
     Attributes:
         source: a verified checkpoint, or, for parts of the query side, an index version.
         attributes: how the user attributes have changed since it was written.
-        advice: what can be done about a state that does not fit, for errors.
-        notices: what people should know of the restored state, a line each; parts add to it.
+        advice: what to do about a state that does not fit, for errors.
+        notices: lines that people should see about the restored state; parts add to it.
     """
 
     source: Checkpoint | Version
@@ -80,13 +80,13 @@ class Saved:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, for parts that no index version has."""
+        """The checkpoint, for parts that are not in index versions."""
         assert isinstance(self.source, Checkpoint), "an index version has only the query side"
         return self.source
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """What the manifest says."""
+        """The manifest."""
         return self.source.manifest
 
     def file(self, name: str) -> StoredContent:
@@ -100,13 +100,13 @@ class Saved:
         )
 
     def files(self, prefix: str) -> Sequence[StoredContent]:
-        """The files whose names start so; of a checkpoint, those of its whole chain, the full one's first."""
+        """The files with this prefix; for a checkpoint, those of its whole chain, the full one's first."""
         if isinstance(self.source, Checkpoint):
             return self.source.files(prefix)
         return self.own_files(prefix)
 
     def own_files(self, prefix: str) -> list[StoredContent]:
-        """The same without the chain: of what is whole in every checkpoint, the newest is enough."""
+        """The same without the chain, for parts that are complete in every checkpoint."""
         names = sorted(entry["name"] for entry in self.manifest["files"])
         return [self.file(name) for name in names if name.startswith(prefix)]
 
@@ -115,40 +115,40 @@ class Part(ABC):
     """One piece of the state of one rank.
 
     Attributes:
-        names: how the names of its files begin; no other part's begin so. None if the manifest has all of it.
-        learnt: it is true of any stream, so a run that `train.init_from` starts takes it over.
+        names: prefixes of its files' names, unique to the part; empty if everything is in the manifest.
+        learnt: whether it applies to any stream, so that a run started with `train.init_from` restores it.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
     learnt: ClassVar[bool] = False
 
     def forget(self) -> None:  # noqa: B027 (most parts are small, and have nothing to forget)
-        """What changed so far is in a checkpoint already."""
+        """Forget the changes so far, because a checkpoint has them."""
 
     def base(self) -> Iterator[tuple[str, Slice]]:
-        """All of it in slices, (file, slice), those of a file together; what changes later is in `changes` whole."""
+        """All of it in slices, (file, slice), grouped by file; entries that change later are repeated in `changes`."""
         return iter(())
 
     def changes(self) -> dict[str, pa.Table]:
-        """Copies of what changed since `forget` or the last call, by file; tables without rows are not written."""
+        """Copies of the changes since `forget` or the last call, by file; tables without rows are not written."""
         return {}
 
     def copies(self) -> Copies:
-        """Copies of what is small, whole in every checkpoint."""
+        """Copies of small state, complete in every checkpoint."""
         return Copies()
 
     def merged(self, told: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """What the manifest says, from what every rank told, in rank order; for what is not here, rank 0 speaks."""
+        """Fields of the manifest, from all ranks' data in rank order; other fields are taken from rank 0."""
         return {}
 
     @abstractmethod
     def restore(self, saved: Saved) -> None:
-        """Read what this rank owns now, whoever wrote it."""
+        """Read what this rank owns now, whichever rank wrote it."""
 
 
 class ServedPart(Part):
-    """A part that an index version has too: it makes query vectors."""
+    """A part that is also in index versions, because query vectors are computed from it."""
 
     @abstractmethod
     def publish(self, folder: Path) -> None:
-        """Write what this rank adds to a version that is being built; `restore` reads it from there."""
+        """Write this rank's share to a version that is being built; `restore` reads it from there."""

@@ -1,16 +1,16 @@
-"""A checkpoint on its way, seen by one rank: copied between steps, written by a thread, committed at a later step.
+"""One rank's part in writing a checkpoint: copied between steps, written by a thread, committed at a later step.
 
     idle ──begin──► base ──advance──► writing ──advance──► idle        a full one
     idle ──begin────────────────────► writing ──advance──► idle        a delta
 
-Of a full checkpoint the growing parts are handed in slices, a few milliseconds between two steps at a time, to a
-thread that writes them, and that copies rows itself, while they are trained on. When the last slice of every rank is
-written, what has changed since the first one is copied at once, as for a delta, and written beside it, over whatever
-half-changed row the thread may have met: the checkpoint is of that step. So training never waits for a copy of
-everything, which costs as much as writing it where fresh memory is dear.
+For a full checkpoint, the growing parts are passed in slices, for a few milliseconds between steps, to a thread that
+writes them. Rows are copied by the thread itself while they are trained on. When the last slice of every rank is
+written, everything that has changed since the first one is copied at once, as for a delta, and written beside it, which
+also corrects rows that the thread read half changed. The checkpoint is the state at that step. So training never waits
+for a copy of everything, which would cost as much as writing it.
 
-Storage that fails (a full disk, an absent object store) costs the checkpoint, not the run: it is given up on every
-rank, said loudly, and the next one is full. Only the last checkpoint of a run must succeed.
+If storage fails (a full disk, an unreachable object store), only the checkpoint is lost, not the run: all ranks give it
+up, a warning is logged, and the next one is full. Only the last checkpoint of a run must succeed.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class FullPolicy:
-    """When the next checkpoint is a full one.
+    """Decides when the next checkpoint is a full one.
 
     Attributes:
-        every: most deltas in a chain.
-        share: of the full one's bytes; deltas that are larger together end a chain too.
+        every: maximum number of deltas in a chain.
+        share: of the full one's bytes; a chain also ends once its deltas together exceed this.
     """
 
     every: int = 20
     share: float = 0.5
 
     def wants_full(self, parent: Checkpoint | None) -> bool:
-        """Whether nothing should build on this one any more."""
+        """Whether the next checkpoint should not build on this one."""
         if parent is None:
             return True
         full, *deltas = parent.links
@@ -68,18 +68,18 @@ class _OnItsWay:
     parent: Checkpoint | None
     entries: list[FileEntry] = field(default_factory=list)
     told: Mapping[str, Any] | None = None
-    """What this rank tells for the manifest; there is none before the snapshot."""
+    """This rank's data for the manifest; empty before the snapshot."""
     job: Future[list[FileEntry]] | None = None
 
 
 class Checkpointer:
-    """Writes the checkpoints of one run, one at a time; what is marked collective every rank calls at the same step.
+    """Writes the checkpoints of one run, one at a time. All ranks make calls marked collective at the same step.
 
     Args:
-        store: where they go.
+        store: where they are stored.
         comm: the ranks.
-        parts: this rank's state, as the parent has it.
-        parent: what this run was resumed from; None makes the first checkpoint a full one.
+        parts: this rank's state, equal to the parent's.
+        parent: the checkpoint that this run resumed from; None makes the first checkpoint a full one.
         policy: when to write a full one.
         at: fault hook, by the numbered steps of `checkpoint.py`.
     """
@@ -95,14 +95,14 @@ class Checkpointer:
         at: Hook = nothing,
     ) -> None:
         self.stalls_s: list[float] = []
-        """How long each checkpoint has kept training waiting so far, on this rank."""
+        """How long each checkpoint has delayed training so far, on this rank."""
         self._store, self._comm, self._parts = store, comm, parts
         self._parent, self._policy, self._at = parent, policy or FullPolicy(), at
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._now: _OnItsWay | None = None
         self._failed = False
         self.problem = ""
-        """Why the last checkpoint that was tried could not be written; empty if it stands."""
+        """Why the last attempt to write a checkpoint failed; empty if it succeeded."""
         self._slices: Iterator[tuple[str, Slice]] | None = None
         self._queue: queue.Queue[tuple[str, Slice] | None] = queue.Queue(_SLICES_AHEAD)
         for part in parts:
@@ -115,12 +115,12 @@ class Checkpointer:
 
     @property
     def ready(self) -> bool:
-        """Whether this rank's thread is done with what it was given, for better or worse."""
+        """Whether this rank's thread has finished its work, successfully or not."""
         job = self._now.job if self._now is not None else None
         return job is not None and job.done()
 
     def begin(self, step: int) -> None:
-        """Collective. Start a checkpoint; a delta is of this step, a full one of the step at which its base is done."""
+        """Collective. Start a checkpoint: a delta of this step, or a full one of the step at which its base is done."""
         started = time.perf_counter()
         self._failed = False
         plan = self._agree_on_plan(step)
@@ -142,11 +142,11 @@ class Checkpointer:
             self._take_snapshot()
 
     def copy_some(self, budget_s: float = 0.005) -> None:
-        """Hand slices of the base to the thread until the time is up, it is behind, or there are no more."""
+        """Pass slices of the base to the thread until time is up, the thread falls behind, or there are no more."""
         if self._slices is None:
             return
         started = time.perf_counter()
-        # Nobody else fills the queue: what is not full now has room for the slice.
+        # Nothing else fills the queue: if it is not full now, the slice fits.
         while not self._queue.full() and not self.ready and time.perf_counter() - started < budget_s:
             piece = next(self._slices, None)
             self._queue.put_nowait(piece)
@@ -156,7 +156,7 @@ class Checkpointer:
         self.stalls_s[-1] += time.perf_counter() - started
 
     def advance(self) -> Checkpoint | None:
-        """Collective, once every rank is `ready`: snapshot after the base, or commit; on rank 0 what was committed."""
+        """Collective, once every rank is `ready`: snapshot after the base, or commit. Rank 0 gets the checkpoint."""
         assert self._now is not None, "nothing is on its way"
         assert self._now.job is not None
         started = time.perf_counter()
@@ -176,7 +176,7 @@ class Checkpointer:
         return committed
 
     def finish(self, step: int) -> Checkpoint | None:
-        """Collective. End the one on its way and commit one of this very step; on rank 0 what was committed.
+        """Collective. Finish the one in progress and commit one of this very step; rank 0 gets the checkpoint.
 
         Raises:
             CheckpointError: the storage failed.
@@ -186,7 +186,7 @@ class Checkpointer:
         committed = self._complete()
         problems = self._comm.gather_objects(self.problem if self._failed else "")
         if any(problems):
-            # That of a rank whose storage failed, before those of the ranks that heard of it.
+            # First the error of the rank whose storage failed, then those of ranks that only learned of it.
             problem = min(filter(None, problems), key=lambda text: text.endswith(_ELSEWHERE))
             raise CheckpointError(
                 f"the last checkpoint could not be written ({problem}): no data is lost, the next run resumes from the "
@@ -196,7 +196,7 @@ class Checkpointer:
         return committed
 
     def close(self) -> None:
-        """Let the thread end; what was not committed is garbage."""
+        """Let the thread end; uncommitted files are garbage."""
         self._slices = None
         try:
             self._queue.put_nowait(None)
@@ -228,7 +228,7 @@ class Checkpointer:
         return (Writing(self._store.storage, agreed[0]), agreed[1]) if agreed is not None else None
 
     def _wants_full(self) -> bool:
-        """Whether the policy says so, or what a delta would build on is not there any more."""
+        """Whether the policy requires it, or the checkpoint that a delta would build on is gone."""
         if self._policy.wants_full(self._parent):
             return True
         assert self._parent is not None
@@ -242,7 +242,7 @@ class Checkpointer:
         return bool(gone)
 
     def _take_snapshot(self) -> None:
-        """Copy what changed and what is small, between two steps, and hand it to the thread."""
+        """Copy changes and small state, between two steps, and pass them to the thread."""
         assert self._now is not None
         started = time.perf_counter()
         self._at("snapshot")
@@ -281,7 +281,7 @@ class Checkpointer:
         return committed
 
     def _describe(self, told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The manifest's state; what all ranks know, rank 0 says."""
+        """The manifest's state; fields that all ranks know are taken from rank 0."""
         described = dict(told[0])
         for part in self._parts:
             described |= part.merged(told)
@@ -302,7 +302,7 @@ class Checkpointer:
         elif not self.problem:
             self.problem = f"a checkpoint could not be written to {self._store.where} {_ELSEWHERE}"
         if now is not None:
-            self._comm.gather_objects(None)  # nobody writes into it any more
+            self._comm.gather_objects(None)  # nothing writes to it any more
             if self._comm.rank == 0:
                 now.writing.storage.discard(now.writing.name)
 

@@ -2,7 +2,7 @@
 
 A checkpoint stores rows by bucket range, so it does not depend on the number of ranks.
 
-A key of a negative table is no id's but a bucket's own: `shared_keys`.
+A key with a negative table belongs to a bucket instead of an id: see `shared_keys`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ BUCKETS = 1 << BUCKET_BITS
 
 
 def buckets_of(tables: Int16Array, ids: Int64Array) -> Int64Array:
-    """The virtual bucket of each key, int64 (K,) in [0, 4096): its hash's top bits (the map uses the low)."""
+    """The virtual bucket of each key, int64 (K,) in [0, 4096): its hash's top bits (the map uses the low ones)."""
     hashed = (hash_keys(tables, ids) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
     return np.where(tables < 0, ids, hashed) if (tables < 0).any() else hashed
 
 
 def shared_keys(tables: Int16Array, ids: Int64Array) -> tuple[Int16Array, Int64Array]:
-    """The key of the row that all ids of a table and a bucket share until they have their own; in the same bucket."""
+    """The key of the row that a bucket's ids of one table share until they have their own; in the same bucket."""
     return ~tables, buckets_of(tables, ids)
 
 
@@ -39,7 +39,7 @@ def bucket_range(rank: int, world: int) -> tuple[int, int]:
 
 
 def sort_by_owner(tables: Int16Array, ids: Int64Array, world: int) -> tuple[Int64Array, Int64Array]:
-    """The order that puts keys of one owner side by side, int64 (K,), stable, and how many each rank owns."""
+    """The stable order that groups keys by owner, int64 (K,), and the number of keys that each rank owns."""
     if world == 1:
         return np.arange(ids.shape[0]), np.array([ids.shape[0]])
     return _counting_sort(owners_of(buckets_of(tables, ids), world), world)

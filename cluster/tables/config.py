@@ -52,5 +52,5 @@ class TableConfig:
 
     @property
     def removes_rows(self) -> bool:
-        """Whether rows go by themselves."""
+        """Whether rows expire or are evicted."""
         return self.expire_after_s > 0 or self.max_rows > 0

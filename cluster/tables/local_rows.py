@@ -1,9 +1,9 @@
-"""The rows of one rank: keys, values, optimizer state, frequency, last-seen time, and what changed. No collectives.
+"""The rows of one rank: keys, values, optimizer state, frequency, last-seen time, and changes. No collectives.
 
-Shape letters: K keys of a call, C rows there is room for, D columns.
+Shape letters: K keys of a call, C rows of capacity, D columns.
 
-A row's local number stays what it is while its key lives. The number of a removed row is used again for a later key,
-which starts with nothing of it.
+A row's local number is fixed while its key exists. The number of a removed row is reused for a later key, which
+inherits nothing from it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from model.reserved_memory import GrowingArray, machine_bytes
 from model.transfer import to_device
 from streaming.arrays import Float64Array, Int16Array, Int64Array
 
-# Bits of a row's mark: it changed since `take_changes`; it had not been there then.
+# Bits of a row's mark: changed since `take_changes`; did not exist then.
 _CHANGED, _NEW = np.uint8(1), np.uint8(2)
 _FIRST_ROOM = 1024
 
 
 @dataclass(frozen=True)
 class FreshRows:
-    """New rows whose values are still to be filled in."""
+    """New rows whose values are not set yet."""
 
     rows: Tensor
     """int64 (K,), local numbers."""
     values_KD: Tensor
-    """float32, what they start from."""
+    """float32, their initial values."""
 
 
 class LocalRows:
-    """Rows in one matrix that grows in place on a CPU, and by a copy on a GPU.
+    """Rows in one matrix that grows in place on a CPU, and by copying on a GPU.
 
-    `values_CD`, `state`, `frequency_C` and `last_seen_ms_C` have room for more rows than live; `rows()` tells which do.
+    `values_CD`, `state`, `frequency_C` and `last_seen_ms_C` have unused entries; `rows()` returns the used ones.
     """
 
     def __init__(
@@ -73,22 +73,22 @@ class LocalRows:
         return len(self.index)
 
     def rows(self) -> Int64Array:
-        """Local numbers of the rows that live, int64, ascending. A removed row leaves a hole until it is used again."""
+        """Local numbers of existing rows, int64, ascending. A removed row's number is missing until it is reused."""
         return self.index.rows()
 
     def keys_of(self, rows: Int64Array) -> tuple[Int16Array, Int64Array]:
-        """Tables int16 (n,) and ids int64 (n,) of living rows."""
+        """Tables int16 (n,) and ids int64 (n,) of existing rows."""
         return self.index.keys_of(rows)
 
     def add(self, tables: Int16Array, ids: Int64Array, time_ms: int = 0) -> Int64Array:
-        """Local numbers of keys that this rank owns; new rows, last seen at `time_ms`, start from (seed, table, id)."""
+        """Local numbers of keys that this rank owns; new rows get their initial values and `time_ms` as last seen."""
         local, fresh = self.make(tables, ids, time_ms)
         if fresh.rows.shape[0]:
             self.fill(to_device(fresh, self.device))
         return local
 
     def make(self, tables: Int16Array, ids: Int64Array, time_ms: int = 0) -> tuple[Int64Array, FreshRows]:
-        """As `add`, but the values of new rows are the caller's to `fill` in, on the rows' device."""
+        """Like `add`, but the caller sets the values of new rows with `fill`, on the rows' device."""
         local, made = self.index.get_or_add(tables, ids)
         new = local[made]
         if made.shape[0]:
@@ -98,11 +98,11 @@ class LocalRows:
         return local, FreshRows(torch.from_numpy(new), self.initial(tables[made], ids[made]))
 
     def fill(self, fresh: FreshRows) -> None:
-        """Set what new rows start from; on the rows' device."""
+        """Set the initial values of new rows, on the rows' device."""
         self.values_CD.index_copy_(0, fresh.rows, fresh.values_KD)
 
     def remove(self, tables: Int16Array, ids: Int64Array) -> int:
-        """Forget keys that this rank owns, with all that their rows carry; how many there were."""
+        """Remove keys that this rank owns with everything in their rows; returns the number of rows removed."""
         local = self.index.remove(tables, ids)
         had = local >= 0
         gone = local[had]
@@ -126,7 +126,7 @@ class LocalRows:
         frequency_K: Float64Array,
         last_seen_ms_K: Int64Array,
     ) -> None:
-        """Put rows that this rank owns as a checkpoint holds them, over what a key has already; marks nothing.
+        """Set rows that this rank owns from a checkpoint, replacing existing ones; does not mark them as changed.
 
         Args:
             tables: int16 (K,).
@@ -149,11 +149,11 @@ class LocalRows:
         self.changed_C[local] = 0
 
     def take_changes(self) -> tuple[Int64Array, tuple[Int16Array, Int64Array]]:
-        """What changed since the last call, and forget it: for delta checkpoints.
+        """The changes since the last call, for delta checkpoints; clears them.
 
         Returns:
             Local numbers of the rows that are new or whose value, state, frequency or last-seen time changed, int64,
-            ascending; and the keys (tables int16, ids int64) that had a row at the last call and have none now. No key
+            ascending; and the keys (tables int16, ids int64) that had a row at the last call but no longer do. No key
             is in both.
         """
         changed = np.flatnonzero(self.changed_C[: self.index.top])
@@ -167,21 +167,21 @@ class LocalRows:
         return changed, (tables[gone], ids[gone])
 
     def untouched(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
-        """Which of these local numbers have the row that they had at the last `take_changes`, bool (n,)."""
+        """Which of these local numbers still hold the row that they held at the last `take_changes`, bool (n,)."""
         lives = self.index.find(*self.index.keys_of(rows)) == rows
         found: npt.NDArray[np.bool_] = lives & (self.changed_C[rows] == 0)
         return found
 
     def mark_changed(self, rows: Int64Array) -> None:
-        """Rows whose value, state, frequency or last-seen time is another now."""
+        """Mark rows whose value, state, frequency or last-seen time has changed."""
         self.changed_C[rows] |= _CHANGED
 
     def initial(self, tables: Int16Array, ids: Int64Array) -> Tensor:
-        """What rows of these keys start from, float32 (K, D), on the CPU."""
+        """Initial values of these keys' rows, float32 (K, D), on the CPU."""
         return torch.from_numpy(initial_rows(tables, ids, self.dim, self.seed, self.init_std))
 
     def put(self, rows: Int64Array, values_KD: Tensor) -> None:
-        """Set the values of rows from the CPU or from the rows' own device; marks nothing."""
+        """Set values of rows, from the CPU or the rows' device; does not mark them as changed."""
         where = torch.from_numpy(rows)
         if values_KD.device.type == "cpu":
             where, values_KD = to_device((where, values_KD), self.device)
@@ -200,7 +200,7 @@ class LocalRows:
             self.values_CD = torch.from_numpy(self._memory["values"].first(room))
             self.state = {name: torch.from_numpy(self._memory[name].first(room)) for name in self.state}
             return
-        # One tensor after another, each freed before the next grows: a step's memory must not depend on all of them.
+        # One tensor after another, each freed before the next grows, to keep a step's peak memory low.
         self.values_CD = _with_room(self.values_CD, room)
         for name in self.state:
             self.state[name] = _with_room(self.state[name], room)

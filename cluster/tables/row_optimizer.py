@@ -20,10 +20,10 @@ _CORRECTIONS = 1 << 15
 
 
 class RowOptimizer:
-    """Updates touched rows in place and owns one tensor per kind of state, with one entry per row."""
+    """Updates touched rows in place; has one tensor per kind of state, with one entry per row."""
 
     def state_shapes(self, dim: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Name to (trailing shape, dtype) of the state that each row carries."""
+        """(trailing shape, dtype) of each row's state, by name."""
         raise NotImplementedError
 
     def update(
@@ -35,7 +35,7 @@ class RowOptimizer:
         lr: float,
         at_U: Tensor | None = None,
     ) -> None:
-        """One step on the rows `index_U`, each once; the u-th has the gradient `grad_GD[at_U[u]]`, or `grad_GD[u]`."""
+        """One step on the distinct rows `index_U`; row u has the gradient `grad_GD[at_U[u]]`, or `grad_GD[u]`."""
         if values_RD.device.type != "cpu":
             grad_UD = grad_GD if at_U is None else grad_GD.index_select(0, at_U)
             self.update_with_torch(values_RD, state, index_U, grad_UD, lr)
@@ -52,7 +52,7 @@ class RowOptimizer:
     def update_with_torch(
         self, values_RD: Tensor, state: dict[str, Tensor], index_U: Tensor, grad_UD: Tensor, lr: float
     ) -> None:
-        """The same on any device, with one gradient per row; the reference of the compiled loop."""
+        """The same on any device, with one gradient per row; the reference for the compiled loop."""
         raise NotImplementedError
 
     def _update_on_cpu(
@@ -70,13 +70,13 @@ class RowOptimizer:
 class RowAdam(RowOptimizer):
     """Adam on touched rows; bias correction counts each row's own updates (lazy Adam).
 
-    A row that is seldom touched so gets full-sized early steps, as if it had been trained alone.
+    So a rarely touched row gets full-sized early steps, as if it had been trained alone.
     """
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         counts = np.arange(_CORRECTIONS, dtype=np.float64)
-        # β ** t by a table: a power per row would cost more than the row.
+        # β ** t from a table, because a power per row would cost more than the row's update.
         self._correction1 = (1 - beta1**counts).astype(np.float32)
         self._correction2 = (1 - beta2**counts).astype(np.float32)
         self._inverses: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -131,10 +131,10 @@ class RowAdam(RowOptimizer):
         values_RD.index_add_(0, index_U, step_UD, alpha=-lr)
 
     def _inverse_corrections(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """1 / (1 − β ** t) by t from the tables that the compiled loop reads, on a device, float32."""
+        """1 / (1 − β ** t) by t, float32, on a device, from the same tables as in the compiled loop."""
         if device not in self._inverses:
             one = np.float32(1.0)
-            with np.errstate(divide="ignore"):  # t = 0, which nobody asks for
+            with np.errstate(divide="ignore"):  # t = 0, which is never used
                 tables = (one / self._correction1, one / self._correction2)
             first, second = (torch.from_numpy(table).to(device) for table in tables)
             self._inverses[device] = (first, second)
@@ -185,7 +185,7 @@ def row_optimizer(name: Literal["adam", "adagrad"]) -> RowOptimizer:
     return RowAdam() if name == "adam" else RowAdagrad()
 
 
-# error_model="numpy": a division that checks for zero cannot be vectorised.
+# error_model="numpy": a division with a check for zero cannot be vectorised.
 @njit(cache=True, nogil=True, error_model="numpy")
 def _adam(
     values_RD: Float32Array,
@@ -217,7 +217,7 @@ def _adam(
             value_D[d] -= lr * (first * inverse1) / (np.sqrt(second * inverse2) + eps)
 
 
-# Summing squares in any order is what lets the loop be vectorised.
+# The loop can only be vectorised if squares may be summed in any order.
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def _adagrad(
     values_RD: Float32Array,

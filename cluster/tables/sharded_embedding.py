@@ -1,16 +1,16 @@
 """Embedding rows that each exist on exactly one rank, looked up and updated across ranks.
 
-Shape letters: U unique keys that this rank asks for, R keys that this rank is asked for, T rows that a step touches,
-C rows it has room for, D columns.
+Shape letters: U unique keys that this rank requests, R keys requested from this rank, T rows that a step touches, C
+rows of capacity, D columns.
 
     keys ► owner rank ► all-to-all ► local rows ► all-to-all ► rows_UD        (lookup)
     rows_UD.grad ► all-to-all ► sum per row ► row optimizer on touched rows    (apply_gradients)
 
-With `table.admit_after` above 1 a user or an item that was not seen often enough reads and trains the row that its
-table and bucket share (`shared_keys`), and is counted in `waiting`. Once admitted, its own row goes on from the
-shared one, which its own events helped to train, or starts fresh (`table.admitted_start`).
+With `table.admit_after` above 1, a user or item that has not been seen often enough reads and trains a row shared by
+its table and bucket (`shared_keys`), and is counted in `waiting`. Once admitted, its own row starts as a copy of the
+shared one, which its events helped to train, or new (`table.admitted_start`).
 
-Rows are removed by `sweep` and `forget` only, between steps: a lookup made before one is refused by `apply_gradients`.
+Rows are removed only by `sweep` and `forget`, between steps; `apply_gradients` refuses a lookup from before a removal.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from streaming.arrays import BoolArray, Float64Array, Int16Array, Int64Array
 _Inputs = TypeVar("_Inputs")
 
 _ENDLESS = (ITEM, USER, SOURCE)
-"""Tables whose ids keep coming: the ones that are admitted, expire and are evicted."""
+"""Tables with an unbounded number of ids; only these are subject to admission, expiry and eviction."""
 _DRAWN = np.int64(1 << 32)
-"""Beside a key's table on its way: nobody saw this key, it was drawn as a negative."""
+"""Flag in a requested key's table: no event has this key, it was drawn as a negative."""
 
 
 class StaleLookupError(RuntimeError):
-    """Rows were removed between a lookup and its gradients: they belong between steps."""
+    """Rows were removed between a lookup and its gradients; removals must happen between steps."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the ranks asked this one for.
+    """The keys that the ranks requested from this one.
 
     Attributes:
-        local_R: local row of each key, of its own or shared; -1 for one that has none.
-        seen_R: whether an event has the key; false for what was only drawn.
-        waiting: tables int16 and ids int64 of the seen keys without a row of their own, each once.
+        local_R: local row of each key, its own or the shared one; -1 if there is none.
+        seen_R: whether an event has the key; false if it was only drawn as a negative.
+        waiting: tables int16 and ids int64 of the distinct seen keys without a row of their own.
     """
 
     local_R: Int64Array
@@ -65,31 +65,31 @@ class Asked:
 
 @dataclass(frozen=True)
 class Lookup:
-    """The rows of one step and the way back for their gradients."""
+    """The rows of one step, and where to send their gradients."""
 
     rows_UD: Tensor
     """float32 (1 + U, D); row 0 is the zero padding row, key k has row k + 1."""
     order_U: Tensor
-    """int64, the keys by owner, on the rows' device; of no use to one rank alone, and empty there."""
+    """int64, the keys' order by owner, on the rows' device; empty with a single rank."""
     index_R: Tensor
-    """int64, `local_R` on the rows' device; empty if the rows were only read."""
+    """int64, `local_R` on the rows' device; empty if rows were only read."""
     send: list[int]
     receive: list[int]
     asked: Asked
     time_ms: int
     removals: int
-    """How often rows had been removed when it was made."""
+    """Number of removals before this lookup."""
 
     @property
     def local_R(self) -> Int64Array:
-        """Local row of each key that this rank was asked for."""
+        """Local row of each key requested from this rank."""
         return self.asked.local_R
 
 
 class ShardedEmbedding(LocalRows):
-    """This rank's share of all tables; collective calls are marked so.
+    """This rank's share of all tables. Collective calls are marked.
 
-    An item's frequency is the summed weight of its events (`count`), any other key's the number of steps that saw it.
+    An item's frequency is the summed weight of its events (`count`); any other key's is the number of steps with it.
     """
 
     def __init__(
@@ -122,15 +122,15 @@ class ShardedEmbedding(LocalRows):
         drawn_U: BoolArray | None = None,
         time_ms: int = 0,
     ) -> Lookup:
-        """Collective. The rows of unique keys, wherever they live; new ones are made by their owners.
+        """Collective. The rows of unique keys on any rank; their owners create missing ones.
 
-        With `create=False` a key without a row gets the values that training would give it, and no row.
+        With `create=False`, a key without a row gets the values that training would give it, but no row.
 
         Args:
             tables: int16 (U,).
             ids: int64 (U,).
-            create: whether rows are made and can be trained.
-            drawn_U: keys that no event has: they get rows, but are neither seen nor counted. Default: none.
+            create: whether missing rows are created and rows can be trained.
+            drawn_U: keys that were only drawn: they get rows, but are neither seen nor counted. Default: none.
             time_ms: latest event time of the step on all ranks.
         """
         return self.lookup_with((), tables, ids, create=create, drawn_U=drawn_U, time_ms=time_ms)[0]
@@ -145,7 +145,7 @@ class ShardedEmbedding(LocalRows):
         drawn_U: BoolArray | None = None,
         time_ms: int = 0,
     ) -> tuple[Lookup, _Inputs]:
-        """Collective. `lookup`, and other tensors of the host on the rows' device, all in one copy.
+        """Collective. `lookup`, plus other host tensors on the rows' device, in the same copy.
 
         Args:
             inputs: what `to_device` takes.
@@ -180,10 +180,10 @@ class ShardedEmbedding(LocalRows):
         return Lookup(rows_UD, order, index_R, send, receive, asked, time_ms, self._removals), inputs
 
     def apply_gradients(self, lookup: Lookup, learning_rate: float) -> None:
-        """Collective. Send row gradients to their owners, add up what the ranks sent, step once per row.
+        """Collective. Send row gradients to their owners, sum them over ranks, and take one step per row.
 
         Raises:
-            StaleLookupError: rows were removed since the lookup; on every rank, and nothing has changed.
+            StaleLookupError: rows were removed since the lookup. Raised on every rank; nothing has changed.
         """
         if lookup.removals != self._removals:
             raise StaleLookupError(
@@ -200,7 +200,7 @@ class ShardedEmbedding(LocalRows):
         if asked.local_R.shape[0] == 0:
             return
         if self._collectives.world == 1 and not self.limits.has_shared_rows:
-            # Keys of one rank that share no rows are unique as they come.
+            # Keys of a single rank without shared rows are already unique.
             rows_T, seen_T, index, at = asked.local_R, asked.seen_R, lookup.index_R, None
             gradient = gradient[first:]
         else:
@@ -216,7 +216,7 @@ class ShardedEmbedding(LocalRows):
         self._see(rows_T[seen_T], lookup)
 
     def count(self, tables: Int16Array, ids: Int64Array, weights: Float64Array, time_ms: int) -> None:
-        """Add to the frequency of distinct keys that this rank owns; makes their rows, or counts them as waiting."""
+        """Add to the frequency of distinct keys that this rank owns; creates rows, or counts keys as waiting."""
         if self.limits.has_shared_rows:
             own = self.index.find(tables, ids) >= 0
             self._wait(tables[~own], ids[~own], weights[~own], time_ms)
@@ -227,24 +227,24 @@ class ShardedEmbedding(LocalRows):
         self.mark_changed(local)
 
     def frequencies(self, tables: Int16Array, ids: Int64Array) -> Float64Array:
-        """How often keys that this rank owns have been counted, float64 (K,); also of those that wait for a row."""
+        """Frequency of keys that this rank owns, float64 (K,), including keys that wait for a row."""
         local = self.index.find(tables, ids)
         known = np.where(local >= 0, self.frequency_C[local] if len(self) else 0.0, 0.0)
         return known + self.waiting.frequencies(tables, ids) if len(self.waiting) else known
 
     def forget(self, tables: Int16Array, ids: Int64Array) -> int:
-        """Remove keys wherever they live, waiting ones too; how many rows of this rank went. Between steps only.
+        """Remove keys, including waiting ones; returns the number of this rank's rows removed. Between steps only.
 
-        Every rank calls it with the same keys, or all with those that they own; no messages are sent.
+        Every rank calls it with the same keys, or each with those that it owns; no messages are sent.
         """
         self._removals += 1
         self.waiting.remove(tables, ids)
         return self.remove(tables, ids)
 
     def sweep(self, now_ms: int) -> int:
-        """Collective. Remove what is expired as of an event time and what is too many; how many rows of this rank went.
+        """Collective. Remove rows that are expired or above the limit; returns the number of this rank's rows removed.
 
-        Between steps only. What goes depends on the rows of all ranks and `now_ms`, not on the number of ranks.
+        Between steps only. The choice depends on the rows of all ranks and `now_ms`, not on the number of ranks.
         """
         removed = 0
         if self.limits.has_shared_rows or self.limits.removes_rows:
@@ -283,7 +283,7 @@ class ShardedEmbedding(LocalRows):
     def _rows_to_train(
         self, tables_R: Int16Array, ids_R: Int64Array, seen_R: BoolArray, time_ms: int
     ) -> tuple[Asked, list[FreshRows]]:
-        """Local rows of the keys, made where they are missing: own ones, or the shared one of a key that waits."""
+        """Local rows of the keys, created if missing: own rows, or the shared row of a waiting key."""
         if not self.limits.has_shared_rows:
             local_R, fresh = self.make(tables_R, ids_R, time_ms)
             return Asked(local_R, seen_R, (tables_R[:0], ids_R[:0])), [fresh]
@@ -299,11 +299,10 @@ class ShardedEmbedding(LocalRows):
     def _rows_to_read(
         self, tables_R: Int16Array, ids_R: Int64Array, inputs: _Inputs
     ) -> tuple[Int64Array, Tensor, _Inputs]:
-        """Values as training would see them: own row, shared row, or what either would start from.
+        """Values as training would see them: own row, shared row, or the initial value of either.
 
         Returns:
-            Local rows, -1 where there is none; the values, float32 (R, D); `inputs` on the rows' device, which so take
-            no copy of their own.
+            Local rows, -1 if there is none; the values, float32 (R, D); `inputs` on the rows' device, in the same copy.
         """
         local_R = self.index.find(tables_R, ids_R)
         if self.limits.has_shared_rows:
@@ -324,7 +323,7 @@ class ShardedEmbedding(LocalRows):
         return local_R, rows_RD, inputs
 
     def _see(self, rows_T: Int64Array, lookup: Lookup) -> None:
-        """Note that a step's events have these rows, and the keys that wait for one."""
+        """Record that a step's events have these rows and waiting keys."""
         self.frequency_C[rows_T] += self.keys_of(rows_T)[0] != ITEM
         self.last_seen_ms_C[rows_T] = np.maximum(self.last_seen_ms_C[rows_T], lookup.time_ms)
         tables, ids = lookup.asked.waiting
@@ -332,7 +331,7 @@ class ShardedEmbedding(LocalRows):
             self.count(tables, ids, np.ones(ids.shape[0]), lookup.time_ms)
 
     def _wait(self, tables: Int16Array, ids: Int64Array, weights: Float64Array, time_ms: int) -> None:
-        """Count keys without a row of their own; those that have been seen often enough get one."""
+        """Count keys without a row of their own; those seen often enough get one."""
         seen = self.waiting.count(tables, ids, weights, time_ms)
         ready = seen >= self.limits.admit_after
         if not ready.any():
@@ -352,7 +351,7 @@ class ShardedEmbedding(LocalRows):
         rows = self._endless_rows()
         undated = rows[
             self.last_seen_ms_C[rows] == 0
-        ]  # by a checkpoint that did not say: their time begins now
+        ]  # from a checkpoint without last-seen times: they start now
         self.last_seen_ms_C[undated] = now_ms
         self.mark_changed(undated)
         waiting = self.waiting.index.rows()
@@ -371,7 +370,7 @@ class ShardedEmbedding(LocalRows):
         limit: int,
         by: Literal["recency", "frequency"],
     ) -> Int64Array:
-        """Collective. Those of `rows` that must go for the ranks to hold `limit` together."""
+        """Collective. The rows among `rows` to remove so that all ranks together hold `limit`."""
         held = int(self._collectives.exchange(np.array([rows.shape[0]], np.float64)).sum())
         if held <= limit:
             return rows[:0]
@@ -384,11 +383,11 @@ class ShardedEmbedding(LocalRows):
 def _once(
     local_R: Int64Array, seen_R: BoolArray
 ) -> tuple[Int64Array, Int64Array, npt.NDArray[np.int64], BoolArray]:
-    """Each local row once, in order of arrival.
+    """The distinct local rows, in order of arrival.
 
     Returns:
-        rows_T; at_T, the first request of each; pairs int64 (n, 2) of that and each later request of the same row, in
-        order; seen_T, whether any request was seen.
+        rows_T; at_T, the first request of each; pairs int64 (n, 2) of a row's first and each later request, in order;
+        seen_T, whether any request was of a seen key.
     """
     count = local_R.shape[0]
     mask = np.int64(15)

@@ -1,10 +1,10 @@
-"""Which keys go when there are more than a limit, all ranks together: the lowest, whoever holds them.
+"""Chooses the keys to remove when all ranks together exceed a limit: the lowest, on any rank.
 
 Shape letters: N keys of this rank, O orders.
 
-The limit is one number for the whole table, and so is the border: ranks look for it together, 12 bits at a time, by
-the sum of their histograms. Nothing depends on how many ranks there are, and no part of the limit is lost to
-uneven shares, as it would be to a limit per bucket.
+The limit applies to the whole table. The ranks search for the threshold together, 12 bits per round, by summing
+histograms. So the choice does not depend on the number of ranks, and uneven shares waste no part of the limit, unlike a
+limit per bucket.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streaming.arrays import BoolArray, Int16Array, Int64Array, UInt64Array
 _DIGIT_BITS = 12
 _SHIFTS = (52, 40, 28, 16, 4, 0)
 _PARTS_OF_ONE = 1024.0
-"""Frequencies are sums whose last bits depend on the number of ranks; they are compared in steps of 1/1024."""
+"""Frequencies are sums whose last bits depend on the number of ranks, so they are compared in steps of 1/1024."""
 
 
 def as_orders(
@@ -31,7 +31,7 @@ def as_orders(
     last_seen_ms_N: Int64Array,
     by: str,
 ) -> list[UInt64Array]:
-    """What decides first, then what decides among equals: the last, a hash of the key, has none."""
+    """The values to compare, most significant first. The last is a hash of the key, which has no ties."""
     frequency = np.rint(frequency_N * _PARTS_OF_ONE).astype(np.uint64)
     recency = last_seen_ms_N.astype(np.uint64) ^ np.uint64(1 << 63)
     pair = [recency, frequency] if by == "recency" else [frequency, recency]
@@ -39,7 +39,7 @@ def as_orders(
 
 
 def lowest(comm: Collectives, orders: Sequence[UInt64Array], count: int) -> BoolArray:
-    """Collective. bool (N,): which of this rank's keys are among the `count` lowest of all ranks."""
+    """Collective. bool (N,): whether each of this rank's keys is among the `count` lowest of all ranks."""
     chosen = np.zeros(orders[0].shape[0], np.bool_)
     undecided = np.arange(orders[0].shape[0])
     for order in orders:

@@ -1,6 +1,6 @@
-"""Keys of users and items that are counted but have no row of their own yet. Exact counts, 34 bytes a key and slots.
+"""Keys of users and items that are counted but have no row of their own yet. Exact counts; 34 bytes per key plus slots.
 
-`waiting-LLLL-HHHH.arrow` of a checkpoint holds those of a range of buckets, whole in every checkpoint.
+`waiting-LLLL-HHHH.arrow` holds those of a range of buckets; every checkpoint has all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from streaming.arrays import Float64Array, Int16Array, Int64Array
 
 
 class WaitingKeys:
-    """How often each was seen, and when last."""
+    """The number of times that each key was seen, and the last time."""
 
     def __init__(self) -> None:
         self.index = KeyIndex()
@@ -24,26 +24,26 @@ class WaitingKeys:
         return len(self.index)
 
     def count(self, tables: Int16Array, ids: Int64Array, weights: Float64Array, time_ms: int) -> Float64Array:
-        """Count distinct keys once each; how often they have been seen now, float64 (K,)."""
+        """Count distinct keys once each; returns their new counts, float64 (K,)."""
         rows = self._rows(tables, ids)
         self.frequency_C[rows] += weights
         self.last_seen_ms_C[rows] = np.maximum(self.last_seen_ms_C[rows], time_ms)
         return self.frequency_C[rows]
 
     def frequencies(self, tables: Int16Array, ids: Int64Array) -> Float64Array:
-        """float64 (K,), 0 for a key that does not wait."""
+        """The counts, float64 (K,); 0 for a key that does not wait."""
         rows = self.index.find(tables, ids)
         return np.where(rows >= 0, self.frequency_C[rows], 0.0)
 
     def remove(self, tables: Int16Array, ids: Int64Array) -> None:
-        """Keys that wait no longer."""
+        """Remove keys that no longer wait."""
         rows = self.index.remove(tables, ids)
         gone = rows[rows >= 0]
         self.frequency_C[gone] = 0.0
         self.last_seen_ms_C[gone] = 0
 
     def to_table(self) -> pa.Table:
-        """For a checkpoint, by table and id."""
+        """A table for a checkpoint, sorted by table and id."""
         rows = self.index.rows()
         tables, ids = self.index.keys_of(rows)
         columns = {
@@ -55,7 +55,7 @@ class WaitingKeys:
         return pa.table(columns).sort_by([("table", "ascending"), ("id", "ascending")])
 
     def load(self, waiting: pa.Table) -> None:
-        """Put what `to_table` gave."""
+        """Add the keys of a table from `to_table`."""
         tables = np.ascontiguousarray(waiting["table"].to_numpy(), np.int16)
         rows = self._rows(tables, np.ascontiguousarray(waiting["id"].to_numpy(), np.int64))
         self.frequency_C[rows] = waiting["frequency"].to_numpy()

@@ -1,1 +1,1 @@
-"""Parts of a checkpoint, a file each."""
+"""Parts of a checkpoint, one per file."""

@@ -1,4 +1,4 @@
-"""What the streaming baselines hold by item: `baselines.safetensors`; pairs of items have a part of their own."""
+"""The streaming baselines' state by item: `baselines.safetensors`. Pairs of items are a separate part."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ FILE = "baselines.safetensors"
 
 
 class Baselines(Protocol):
-    """`ProgressiveValidation`, as far as it is saved and restored."""
+    """The part of `ProgressiveValidation` that is saved and restored."""
 
     def baseline_arrays(self) -> Mapping[str, Int64Array]:
-        """The item of each column of the baselines and what they hold by column."""
+        """The item of each column of the baselines, and their values by column."""
 
     def load_baselines(self, arrays: Mapping[str, Int64Array]) -> None:
-        """Go on from `baseline_arrays`."""
+        """Restore `baseline_arrays`."""
 
 
 class BaselinePart(Part):
-    """Popularity counts and the columns' items. Every rank has the same, so one of them writes."""
+    """Popularity counts and the columns' items. All ranks have the same, so one writes."""
 
     names = (FILE,)
 

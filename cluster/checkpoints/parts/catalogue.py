@@ -20,7 +20,7 @@ USERS = "catalogue-users.arrow"
 
 
 class CataloguePart(ServedPart):
-    """The catalogue. Every rank has the same, so one of them writes."""
+    """The catalogue. All ranks have the same, so one writes."""
 
     names = ("catalogue-",)
 
@@ -56,5 +56,5 @@ def save_catalogue(directory: Path, catalogue: Catalogue) -> list[FileEntry]:
 
 
 def read_catalogue(source: Version | Checkpoint) -> CatalogueUpdate:
-    """What an index version or a checkpoint holds, to be applied to an empty catalogue."""
+    """The catalogue of an index version or a checkpoint, as an update of an empty one."""
     return CatalogueUpdate(read_table(source.file(ITEMS)), read_table(source.file(USERS)))

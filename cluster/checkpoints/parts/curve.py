@@ -9,7 +9,7 @@ from cluster.checkpoints.part import Copies, Part, Saved
 
 
 class SavedAsJson(Protocol):
-    """State that reads back what it says of itself."""
+    """An object that can save and restore its state."""
 
     def to_json(self) -> Mapping[str, Any]:
         """A copy of it."""

@@ -1,4 +1,4 @@
-"""The generators that dropout draws from: `rng-rRRRRR.safetensors` of each rank, and for steps that are not applied."""
+"""The generators that dropout draws from: `rng-rRRRRR.safetensors` of each rank. Also restored after refused steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _log = logging.getLogger(__name__)
 class GeneratorPart(Part):
     """torch's default generators of one rank.
 
-    The same ranks on the same type of device draw on; others are seeded by the step, so as not to draw again.
+    With the same number of ranks and type of device, the generators continue; otherwise they are seeded by the step, so
+    that earlier numbers are not drawn again.
 
     Args:
         device: of the towers.
         rank: this rank.
-        world: how many there are.
-        reseed: makes the generators those of a run that begins at the present step.
+        world: number of ranks.
+        reseed: seeds the generators for the current step.
     """
 
     names = (PREFIX,)
@@ -75,7 +76,7 @@ def drawn_on_gpu(states: Mapping[str, torch.Tensor]) -> bool:
 
 
 def restore_generators(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Set torch's default generators to earlier states; one without a state is left alone."""
+    """Restore torch's default generators; one without a saved state is not changed."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

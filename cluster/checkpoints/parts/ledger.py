@@ -1,4 +1,4 @@
-"""The ledger of what was used of each partition, as Arrow files; the sums are metadata.
+"""The ledger of the rows used of each partition, as Arrow files; the sums are metadata.
 
 | file | holds |
 |---|---|
@@ -52,12 +52,12 @@ class LedgerPart(Part):
         }
 
     def restore(self, saved: Saved) -> None:
-        """See Part; a partition that is new has none yet."""
+        """See Part; a new partition has no ledger yet."""
         for partition in self._counts.keys() & set(partitions_in(saved.checkpoint)):
             self._ledger.partitions[partition] = merged_ledger(saved.checkpoint, partition)
 
     def _take(self, partition: int) -> npt.NDArray[np.int64]:
-        """Places of the users whose counts have changed; of one user if only the sums have, which go with the users."""
+        """Places of users whose counts have changed; one user if only the sums have, which are saved with users."""
         ledger = self._ledger.partitions[partition]
         places = self._counts[partition].take(ledger.counts)
         if places.shape[0] == 0 and ledger.sums != self._sums.get(partition):

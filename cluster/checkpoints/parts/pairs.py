@@ -1,12 +1,12 @@
-"""The counts of the co-occurrence baseline in a checkpoint: one line per pair of items that came together.
+"""The counts of the co-occurrence baseline in a checkpoint: one row per pair of items that occurred together.
 
 | file | holds |
 |---|---|
-| `cooccurrence.arrow` | every pair, in slices that were copied one after the other |
-| `cooccurrence.changes.arrow` | pairs that are new or have been counted since what comes before |
+| `cooccurrence.arrow` | all pairs, in slices that were copied one after the other |
+| `cooccurrence.changes.arrow` | pairs that are new or were counted again since the previous file |
 
-A pair is two columns of the item list in `baselines.safetensors`. Earlier versions kept the pairs in that file as
-well, whole in every checkpoint: `cooccurrence.row`, `.column` and `.count`.
+A pair is two columns of the item list in `baselines.safetensors`. Earlier versions kept all pairs in that file in every
+checkpoint: `cooccurrence.row`, `.column` and `.count`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ _NO_PAIRS = Pairs(*(np.zeros(0, np.int32),) * 3)
 
 
 class PairPart(Part):
-    """The counts. Every rank counts the same, so one of them writes.
+    """The counts. All ranks count the same, so one writes.
 
     Args:
         counts: this rank's.
         writes: whether this rank writes them.
-        parent: what the next delta builds on; if its pairs are in the file of earlier versions, that delta has all.
-        stopped: whether counting has stopped for good, as `BaselinePart` restores it; then there is nothing to restore.
+        parent: the checkpoint that the next delta builds on; if its pairs are in an earlier version's file, the delta
+            has all pairs.
+        stopped: whether counting has stopped, as `BaselinePart` restores it; then there is nothing to restore.
     """
 
     names = (_STEM,)
@@ -67,7 +68,7 @@ class PairPart(Part):
         yield (
             f"{_STEM}.arrow",
             _table(_NO_PAIRS),
-        )  # the file says that counts are kept in it, whatever there are
+        )  # an empty file shows that counts are kept here
         for some in self._counts.slices(_PAIRS_AT_ONCE):
             yield f"{_STEM}.arrow", _table(some)
 
@@ -85,7 +86,7 @@ class PairPart(Part):
 
 
 def load_pairs(checkpoint: Checkpoint, counts: PairTable) -> None:
-    """Put the counts of a checkpoint and its chain, of any version."""
+    """Restore the counts of a checkpoint and its chain, of any version."""
     files = checkpoint.files(_STEM)
     for file in files:
         counts.put(_pairs(read_table(file)))
@@ -94,15 +95,15 @@ def load_pairs(checkpoint: Checkpoint, counts: PairTable) -> None:
 
 
 def merged_pairs(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Every pair once, int64 by row and column, named as earlier versions named them: equal for equal counts."""
+    """The distinct pairs, int64, sorted by row and column, named as in earlier versions: equal for equal counts."""
     parts = [_pairs(read_table(file)) for file in checkpoint.files(_STEM)] or [_earlier(checkpoint)]
     if int(read_tensors(checkpoint.file(BASELINES))[f"{_STEM}.items"]) < 0:
-        parts = [_NO_PAIRS]  # counting has stopped, whatever earlier files of the chain have
+        parts = [_NO_PAIRS]  # counting has stopped, even if earlier files of the chain have pairs
     low_P, high_P, count_P = (
         np.concatenate([getattr(part, name) for part in parts]).astype(np.int64)
         for name in ("low_P", "high_P", "count_P")
     )
-    # Of a pair that several files have, the last holds.
+    # If several files have a pair, the last one wins.
     last = low_P.shape[0] - 1 - np.unique((low_P << 32 | high_P)[::-1], return_index=True)[1]
     columns: dict[str, Int64Array] = {_ROW: low_P[last], _COLUMN: high_P[last], _COUNT: count_P[last]}
     return {f"{_STEM}.{name}": torch.from_numpy(column) for name, column in columns.items()}
@@ -117,7 +118,7 @@ def _pairs(table: pa.Table) -> Pairs:
 
 
 def _earlier(checkpoint: Checkpoint) -> Pairs:
-    """What is in the file of earlier versions; one of now that has no pair has none."""
+    """The pairs in an earlier version's file; none in a current one."""
     tensors = read_tensors(checkpoint.file(BASELINES))
     none = torch.zeros(0, dtype=torch.int64)
     columns = (tensors.get(f"{_STEM}.{name}", none).numpy() for name in (_ROW, _COLUMN, _COUNT))

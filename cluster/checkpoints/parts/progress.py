@@ -1,7 +1,6 @@
-"""How far a run has come: steps, counts and positions, in the manifest.
+"""A run's progress: steps, counts and positions, in the manifest.
 
-What a run counts, every rank knows or rank 0 alone; what a rank has read, it tells for itself, and the manifest has
-the sum.
+Counts of the run are known to all ranks or to rank 0. Each rank reports what it has read, and the manifest has the sum.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class Steps(Protocol):
 
 
 class StepPart(Part):
-    """The step and the events behind it.
+    """The step, and the events trained so far.
 
-    A run that starts from another's checkpoint counts on: random views and negatives are functions of (seed, step), so
-    nothing is drawn again that was drawn before, and a warm-up that is over stays so.
+    A run that starts from another's checkpoint continues its count. Random views and negatives are functions of (seed,
+    step), so none are drawn again, and the learning-rate warm-up does not start again.
     """
 
     learnt = True
@@ -54,11 +53,11 @@ class Counts(Protocol):
 
     @property
     def rows_read(self) -> int:
-        """Rows that this rank has read; on rank 0, with those of earlier runs."""
+        """Rows that this rank has read; on rank 0, plus those of earlier runs."""
 
     @property
     def rows_dead(self) -> int:
-        """Those of them that were dead letters."""
+        """Dead letters among them."""
 
     @property
     def events_trained(self) -> int:
@@ -66,16 +65,16 @@ class Counts(Protocol):
 
     @property
     def init_from(self) -> Mapping[str, Any] | None:
-        """What the run was started from."""
+        """The checkpoint that the run was started from."""
 
     def restore_counts(
         self, events_trained: int, init_from: Mapping[str, Any] | None, *, rows_read: int, rows_dead: int
     ) -> None:
-        """Go on from the counts of earlier runs."""
+        """Restore the counts of earlier runs."""
 
 
 class CountsPart(Part):
-    """What was read and trained, over all restarts."""
+    """Rows read and events trained, over all restarts."""
 
     def __init__(self, run: Counts, rank: int) -> None:
         self._run, self._rank = run, rank
@@ -113,14 +112,14 @@ class Places(Protocol):
 
     @property
     def partitions(self) -> Sequence[int]:
-        """Those that this rank reads."""
+        """The partitions that this rank reads."""
 
     @property
     def catalogue_positions(self) -> Mapping[str, Mapping[int, Position]]:
-        """Where the catalogue's topics are read on (rank 0)."""
+        """Where reading the catalogue's topics continues (rank 0)."""
 
     def next_positions(self) -> Mapping[int, Position]:
-        """Where each partition is read on."""
+        """Where reading each partition continues."""
 
     def restore_positions(
         self, positions: Mapping[int, Position], catalogue: Mapping[str, Mapping[int, Position]]
@@ -129,7 +128,7 @@ class Places(Protocol):
 
 
 class PositionsPart(Part):
-    """Where the stream and the catalogue are read on."""
+    """Where reading the stream and the catalogue continues."""
 
     def __init__(self, run: Places, rank: int) -> None:
         self._run, self._rank = run, rank
@@ -148,7 +147,7 @@ class PositionsPart(Part):
         return {"positions": {p: at for rank in told for p, at in rank["positions"].items()}}
 
     def restore(self, saved: Saved) -> None:
-        """See Part; the catalogue is read by rank 0."""
+        """See Part; rank 0 reads the catalogue."""
         manifest, mine = saved.manifest, self._run.partitions
         positions = {p: at for p, at in _from_json(manifest["positions"]).items() if p in mine}
         topics = manifest["catalogue_positions"] if self._rank == 0 else {}

@@ -1,11 +1,11 @@
-"""Rows of a device on their way to a base checkpoint, beside training and without keeping it waiting.
+"""Copies rows from a device for a base checkpoint, during training and without delaying it.
 
-On a GPU the copies run on a stream of their own, through one pinned buffer. On the default stream every slice would
-queue behind the training steps that are on their way, and the next step behind the slice.
+On a GPU, the copies run on a separate stream, through one pinned buffer. On the default stream, every slice would queue
+behind the pending training steps, and the next step behind the slice.
 
-What a slice reads is ordered behind everything that training had asked of the GPU when the slice was asked for, a
-table that has just grown included. What training changes meanwhile may be read half changed: such rows are in the
-checkpoint's `changes` whole. A table that grows frees its tensors only once the slice has been read.
+A slice is read after all work that training had queued when the slice was requested, such as the growth of a table.
+Rows that training changes meanwhile may be read half changed; they are complete in the checkpoint's `changes`. A table
+that grows frees its old tensors only after the slice has been read.
 
 Never run on a GPU: tested with a stand-in for CUDA's streams (`make test-gpu` runs it).
 """
@@ -27,8 +27,8 @@ class RowCopies:
     """Copies rows for one thread at a time.
 
     Args:
-        stream: of the rows' GPU, for this purpose alone; None copies on the current one, as on a CPU.
-        slice_bytes: most bytes of one tensor's rows in one call, if there is a stream.
+        stream: of the rows' GPU, used only for this; None copies on the current one, as on a CPU.
+        slice_bytes: maximum size of one tensor's rows per call, if there is a stream.
     """
 
     def __init__(self, stream: torch.cuda.Stream | None, slice_bytes: int) -> None:
@@ -37,7 +37,7 @@ class RowCopies:
 
     @staticmethod
     def beside_training(device: torch.device, slice_bytes: int) -> RowCopies:
-        """On a stream of its own if it is a GPU."""
+        """With a separate stream if the device is a GPU."""
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         return RowCopies(stream, slice_bytes)
 
@@ -46,7 +46,7 @@ class RowCopies:
 
         Args:
             tensors: of one device, (C, ...) each.
-            rows: int64 (n,), places along the first axis.
+            rows: int64 (n,), indices along the first axis.
         """
         where = torch.from_numpy(rows)
         if self._stream is None:

@@ -1,4 +1,4 @@
-"""The settings that a checkpoint was written under, in the manifest; they name no secret, only its variable."""
+"""The settings that a checkpoint was written under, in the manifest. They hold no secrets, only names of variables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Configured(Protocol):
 
 
 class SettingsPart(Part):
-    """Says how the state came about. A run has settings of its own, so there is nothing to restore."""
+    """Records how the state was made. A run has its own settings, so nothing is restored."""
 
     def __init__(self, run: Configured) -> None:
         self._run = run
@@ -28,4 +28,4 @@ class SettingsPart(Part):
         return Copies(told={"config": asdict(self._run.config)})
 
     def restore(self, saved: Saved) -> None:
-        """See Part: whether the settings fit is asked before (`compatibility.py`)."""
+        """See Part; `compatibility.py` has already checked whether the settings fit."""

@@ -1,4 +1,4 @@
-"""What a run remembers of its stream: `admission-pPPPPP.arrow` of each partition, and the manifest's `stream`."""
+"""The state of a run's stream: `admission-pPPPPP.arrow` of each partition, and the manifest's `stream`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cluster.checkpoints.part import Copies, Part, Saved
 from streaming.batches.admission import Admission
 
 BY_PARTITION = ("origin", "skipped", "behind", "dead", "dead_before", "topic_ids", "earlier_epochs")
-"""What a rank knows of its own partitions; of all of them together in the manifest's `stream`."""
+"""A rank's fields about its own partitions; the manifest's `stream` has those of all ranks."""
 _FILE = "admission-p"
 
 
 class StreamMemory(Protocol):
-    """`StreamState`, as far as it is saved and restored."""
+    """The part of `StreamState` that is saved and restored."""
 
     admission: Admission
     partitions: int
@@ -24,11 +24,11 @@ class StreamMemory(Protocol):
         """This rank's part of the manifest's `stream`."""
 
     def load_json(self, saved: Mapping[str, Any], mine: Iterable[int]) -> None:
-        """The inverse, for the partitions of this rank; numbers of partitions are text in it."""
+        """The inverse, for the partitions of this rank; partition numbers are text in it."""
 
 
 class StreamPart(Part):
-    """Windows, watermarks, epochs, gaps and counts of one rank's partitions; whole in every checkpoint."""
+    """Windows, watermarks, epochs, gaps and counts of one rank's partitions; complete in every checkpoint."""
 
     names = (_FILE,)
 
@@ -46,7 +46,7 @@ class StreamPart(Part):
         return {"stream": merged_stream(rank["stream"] for rank in told)}
 
     def restore(self, saved: Saved) -> None:
-        """See Part; a checkpoint of an earlier version knows nothing."""
+        """See Part; checkpoints of earlier versions do not have it."""
         stream, said = self._stream, saved_stream(saved.manifest)
         stream.load_json(said, self._partitions)
         files = {int(f.stem.removeprefix(_FILE)): f for f in saved.files(_FILE)}
@@ -60,7 +60,7 @@ class StreamPart(Part):
 
 
 def merged_stream(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The manifest's `stream` from what every rank said; numbers of partitions as text, as JSON has them."""
+    """The manifest's `stream` from all ranks' data; partition numbers are text, as JSON requires."""
     ranks = list(parts)
     whole = {**ranks[0], **{name: {} for name in BY_PARTITION}}
     for rank in ranks:
@@ -73,7 +73,7 @@ def merged_stream(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def saved_stream(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's `stream`; of a checkpoint that has none, what follows from its positions."""
+    """The manifest's `stream`; for a checkpoint without it, what its positions imply."""
     nothing = {"partitions": len(manifest["positions"]), "epochs": [], "catalogue_ids": {}}
     nothing |= {name: {} for name in BY_PARTITION}
     return nothing | dict(manifest.get("stream") or {})

@@ -24,11 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 class TowerPart(ServedPart):
-    """The towers. Every rank has the same, so one of them writes.
+    """The towers. All ranks have the same, so one writes.
 
     Args:
         model: the towers.
-        optimizer: theirs; an index version has none.
+        optimizer: the towers'; None for an index version.
         writes: whether this rank writes them.
     """
 
@@ -59,7 +59,7 @@ class TowerPart(ServedPart):
 
 
 def tower_tensors(model: nn.Module, optimizer: TowerOptimizer | None) -> dict[str, Tensor]:
-    """Copies of the model's parameters and, where given, of AdamW's moments and step counts, on the CPU."""
+    """Copies of the model's parameters and, if given, of AdamW's moments and step counts, on the CPU."""
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
         for name, parameter in model.named_parameters():
@@ -83,17 +83,17 @@ def load_towers(
 ) -> None:
     """Read what `save_towers` wrote.
 
-    A parameter that the file does not have is of a feature that is new: it stays as the seed made it, and the log says
-    so. So do new columns of a weight; their moments are zero.
+    A parameter that is missing in the file belongs to a new feature. It keeps its initial value, and a message is
+    logged. New columns of a weight also keep their initial values; their moments are zero.
 
     Args:
         file: safetensors.
         model: gets the parameters.
         optimizer: gets the moments.
-        columns: by parameter, where its columns stood when the file was written.
-        advice: what else can be done about shapes that differ.
+        columns: by parameter, the arrangement of its columns in the file.
+        advice: what else can be done if shapes differ.
     Raises:
-        CheckpointError: a parameter has another shape, or the model has none of its name; names the first one.
+        CheckpointError: a parameter has another shape, or is not in the model; names the first one.
     """
     tensors = read_tensors(file)
     own = model.state_dict()
@@ -133,7 +133,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
 def _earlier_shape(
     own: Mapping[str, Tensor], name: str, columns: Mapping[str, EarlierColumns]
 ) -> tuple[int, ...] | None:
-    """What the settings ask for, with the columns that the file should have."""
+    """The shape that the settings require, with the columns that the file should have."""
     if name not in columns:
         return _shape(own, name)
     return (*own[name].shape[:-1], columns[name].width)

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `users-pPPPPP.arrow` | every user of the partition |
-| `users-pPPPPP.changes.arrow` | users who are new or other than before; one without events was removed |
+| `users-pPPPPP.changes.arrow` | users who are new or have changed; one without events was removed |
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class UserPart(Part):
     Args:
         users: this rank's.
         partitions: those that it reads.
-        spread_over: how many partitions the topic has; in a checkpoint of when it had fewer, users are elsewhere.
+        spread_over: number of the topic's partitions; in a checkpoint from before it grew, users are in other files.
     """
 
     names = (USERS,)
@@ -79,7 +79,7 @@ def partitions_in(checkpoint: Checkpoint) -> list[int]:
 
 
 def merged_users(checkpoint: Checkpoint, partition: int) -> pa.Table:
-    """The users of a partition, by user id, as `UserStore.load` takes them."""
+    """The users of a partition, by user id, in the form for `UserStore.load`."""
     users = last_of_each(read_table(f) for f in reversed(checkpoint.files(f"{USERS}{partition:05d}")))
     is_there = pc.greater(users[EVENTS], 0)
     if NEGATIVES in users.column_names:
@@ -94,10 +94,10 @@ def load_users(checkpoint: Checkpoint, store: UserStore, partitions: Iterable[in
 
 
 def load_moved_users(checkpoint: Checkpoint, users: UserStore, mine: Iterable[int], partitions: int) -> None:
-    """Fill a store with the users of some partitions from a checkpoint of when the topic had fewer.
+    """Fill a store with the users of some partitions from a checkpoint from before the topic gained partitions.
 
     Raises:
-        CheckpointError: it is of a version that did not write key hashes, and has users whose ids were texts.
+        CheckpointError: an earlier version wrote it without key hashes, and it has users with text ids.
     """
     wanted = list(mine)
     for partition in partitions_in(checkpoint):
@@ -120,7 +120,7 @@ def _key_hashes(checkpoint: Checkpoint, table: pa.Table, partition: int) -> Int3
 
 
 def last_of_each(newest_first: Iterable[pa.Table]) -> pa.Table:
-    """One row per user, of the first table that has the user; `ledger.py` has such tables too."""
+    """One row per user, from the first table that has the user; also used by `ledger.py`."""
     known, parts = np.zeros(0, np.int64), []
     for table in newest_first:
         users = table[USER_ID].to_numpy()

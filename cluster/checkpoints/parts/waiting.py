@@ -1,4 +1,4 @@
-"""Keys that are counted before they have a row: `waiting-LLLL-HHHH.arrow`, whole in every checkpoint."""
+"""Keys that are counted before they get a row: `waiting-LLLL-HHHH.arrow`, complete in every checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PREFIX = "waiting-"
 
 
 class WaitingPart(Part):
-    """The waiting keys of one rank, if keys have to wait at all."""
+    """The waiting keys of one rank, if `table.admit_after` makes keys wait."""
 
     names = (PREFIX,)
     learnt = True
@@ -35,7 +35,7 @@ class WaitingPart(Part):
 
 
 def waiting_tables(table: ShardedEmbedding, rank: int, world: int) -> dict[str, pa.Table]:
-    """The file of this rank's keys without a row, if keys have to wait at all."""
+    """The file of this rank's keys without a row, if `table.admit_after` makes keys wait."""
     if not table.limits.has_shared_rows:
         return {}
     low, high = bucket_range(rank, world)
@@ -48,10 +48,10 @@ def load_waiting(
     """Read the keys whose buckets this rank owns, from files written by any number of ranks.
 
     Args:
-        files: of one checkpoint; every one of a chain has them all.
-        table: gets the keys, unless it makes all rows at once.
+        files: of one checkpoint; each checkpoint of a chain has all keys.
+        table: gets the keys, unless it creates all rows at once.
         rank: this rank.
-        world: how many there are.
+        world: number of ranks.
     """
     if not table.limits.has_shared_rows:
         return
