@@ -1,4 +1,4 @@
-"""Work in a thread for as long as a `with` block runs."""
+"""Runs work in a thread while a `with` block runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Background(ABC):
         join_s: how long the end of the block waits for the thread; None: until it has ended.
 
     Attributes:
-        ended: what `work` waits on; set when it must return.
+        ended: set when `work` must return; `work` waits on it.
     """
 
     def __init__(self, name: str, *, join_s: float | None = None) -> None:

@@ -18,7 +18,7 @@ _WORKERS = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
 
 
 def worker_range(workers: int | str) -> tuple[int, int]:
-    """The fewest and the most workers that `train.workers` allows; twice the same where it is one number.
+    """The minimum and maximum number of workers that `train.workers` allows; equal if it is one number.
 
     Raises:
         ValueError: neither a number nor a range of numbers, less than 1, or a range that ends before it begins.

@@ -1,12 +1,12 @@
 """The proof that every event was used exactly once: trained, quarantined, or set aside (negative, ignored, duplicate).
 
-Updated where the optimizer steps and saved in the same commit as what it trained: a counter per user, and
-per partition the number and the hash-sum of the used (partition, offset, row). A count over the topic must
-give the same numbers, whatever the settings say of actions. The sum of 64-bit hashes modulo 2^64 does not
-depend on order, and an event that is lost or doubled changes it.
+It is updated after the optimizer's step and saved in the same commit as the trained state: a counter per user, and per
+partition the number and hash sum of the used (partition, offset, row). A count over the topic must give the same
+numbers, for any settings of actions. The sum of 64-bit hashes modulo 2^64 does not depend on order, and any lost or
+doubled event changes it.
 
-What retention has removed before it was read cannot be counted again: behind such a gap hash and counters per user
-start over, and the proof covers what came since. The other numbers cover everything.
+Messages that retention removed before they were read cannot be counted again. After such a gap, hash and counters per
+user start again, and the proof covers only later events. The other numbers cover everything.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def position_hash_sum(partition: int, offsets: Int64Array, rows: Int64Array) -> 
 
 @dataclass
 class PartitionLedger:
-    """What has been used of one partition.
+    """The used rows of one partition.
 
     Attributes:
         partition: its number.
         events: used rows, trained on or not.
         hash_sum: of their positions, since the last gap.
-        negatives: those of them that were explicit negatives.
-        ignored: those of them that were neither trained on nor negatives.
-        duplicates: those of them that had been there before, by their event id.
-        quarantined: those of them whose training step was refused.
+        negatives: explicit negatives among them.
+        ignored: rows among them that were neither trained on nor negatives.
+        duplicates: rows among them whose event id had occurred before.
+        quarantined: rows among them whose training step was refused.
     """
 
     partition: int
@@ -62,7 +62,7 @@ class PartitionLedger:
     _users: KeyIndex = field(default_factory=KeyIndex)
     _counts: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     _behind: int = 0
-    """Rows before this offset were taken before a gap that has been passed; a restored run stands behind it."""
+    """Rows before this offset were taken before a gap that has been passed; a restored run continues after it."""
 
     @property
     def trained(self) -> int:
@@ -79,28 +79,28 @@ class PartitionLedger:
         self._add_counts(users, np.ones(users.shape[0], np.int64))
 
     def begin_behind(self, offset: int) -> None:
-        """The log was passed over up to here: hash and counters per user are of rows from here on."""
+        """Record a gap up to this offset; from here, hash and counters per user start again."""
         self._behind, self.hash_sum = offset, 0
         self._counts[:] = 0
 
     def user_counts(self) -> tuple[Int64Array, Int64Array]:
-        """Users int64 (U,), ascending, and how many rows of each were used since the last gap, int64 (U,)."""
+        """Users int64 (U,), ascending, and the number of each one's rows used since the last gap, int64 (U,)."""
         users = self._users.keys()[1]
         order = np.argsort(users)
         return users[order], self._counts[: len(self._users)][order]
 
     @property
     def sums(self) -> dict[str, str]:
-        """All numbers but those per user, as text."""
+        """All numbers except those per user, as text."""
         return {name: str(getattr(self, name)) for name in _SUMS}
 
     @property
     def counts(self) -> Int64Array:
-        """How many rows of each user were used, int64 (U,), in the order in which they came; a view."""
+        """Number of each user's used rows, int64 (U,), in order of the users' arrival; a view."""
         return self._counts[: len(self._users)]
 
     def to_table(self, places: Int64Array | None = None) -> pa.Table:
-        """For the checkpoint: users and counts, with the sums as schema metadata; of all, or of some places."""
+        """For the checkpoint: users and counts, with sums as schema metadata; all users, or those at some places."""
         users, counts = self.user_counts()
         if places is not None:
             users, counts = self._users.keys()[1][places], self.counts[places]
@@ -108,7 +108,7 @@ class PartitionLedger:
 
     @staticmethod
     def from_table(table: pa.Table) -> PartitionLedger:
-        """The inverse of `to_table`; what an earlier version did not count is 0."""
+        """The inverse of `to_table`; numbers that an earlier version did not count are 0."""
         meta = {key.decode(): int(value) for key, value in table.schema.metadata.items()}
         ledger = PartitionLedger(meta["partition"])
         for name in _SUMS:
@@ -142,12 +142,12 @@ class Ledger:
 
     @property
     def ignored(self) -> int:
-        """Rows of all of them that say nothing."""
+        """Ignored rows of all of them."""
         return sum(ledger.ignored for ledger in self.partitions.values())
 
     @property
     def duplicates(self) -> int:
-        """Rows of all of them that had been there before."""
+        """Duplicate rows of all of them."""
         return sum(ledger.duplicates for ledger in self.partitions.values())
 
     @property
@@ -156,7 +156,7 @@ class Ledger:
         return sum(ledger.quarantined for ledger in self.partitions.values())
 
     def add_quarantined(self, batch: pa.RecordBatch) -> None:
-        """Count the targets of a training batch that nothing was learned from."""
+        """Count the targets of a training batch whose step was refused."""
         self.add_batch(batch)
         events_N = np.diff(batch.column("offset").offsets.to_numpy())
         partition_N = batch.column("partition").to_numpy()
@@ -171,7 +171,7 @@ class Ledger:
         self._add(users, partitions, batch.column("offset").flatten(), batch.column("row").flatten())
 
     def add_set_aside(self, rows: pa.RecordBatch) -> None:
-        """Count the rows beside a training batch (SET_ASIDE_SCHEMA)."""
+        """Count the rows set aside from a training batch (SET_ASIDE_SCHEMA)."""
         partitions, signs = rows.column("partition").to_numpy(), rows.column("sign").to_numpy()
         self._add(rows.column("user_id").to_numpy(), partitions, rows.column("offset"), rows.column("row"))
         for partition in np.unique(partitions).tolist():

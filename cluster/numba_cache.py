@@ -1,7 +1,7 @@
-"""A folder for Numba's cache where Numba itself finds none: a read-only installation, and no home to write to.
+"""Chooses a folder for Numba's cache if Numba finds none: with a read-only installation and no writable home.
 
-Numba keeps compiled functions beside their source, or below the user's cache folder, and refuses to import a function
-that it could keep in neither. What it reads back it executes, so a folder in its place must be nobody else's.
+Numba keeps compiled functions beside their source or in the user's cache folder, and refuses to import a function if it
+can write to neither. It executes what it reads back, so the folder must not be writable by other users.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _VARIABLE = "NUMBA_CACHE_DIR"
 
 
 def ensure_cache(package: Path) -> None:
-    """Set NUMBA_CACHE_DIR, for this process and those that it starts, if a package's functions could not be kept.
+    """Set NUMBA_CACHE_DIR, for this process and its children, if a package's functions could not be cached.
 
     Must run before the first of them is compiled.
     """
@@ -26,7 +26,7 @@ def ensure_cache(package: Path) -> None:
     if any(_writable(place) for place in (*places, package / "__pycache__", home)):
         return
     os.environ[_VARIABLE] = str(_private_folder())
-    if "numba" in sys.modules:  # it has read its environment already
+    if "numba" in sys.modules:  # Numba has already read its environment
         sys.modules["numba"].config.CACHE_DIR = os.environ[_VARIABLE]
 
 
@@ -42,8 +42,8 @@ def _writable(folder: Path) -> bool:
 
 
 def _private_folder() -> Path:
-    """The user's own below the temporary folder, or one for this process where somebody else has that name."""
-    import shutil  # both take longer than all else that runs before the command line answers signals
+    """The user's folder in the temporary folder, or one for this process if another user owns that name."""
+    import shutil  # both imports take longer than everything else before the command line handles signals
     import tempfile
 
     folder = Path(tempfile.gettempdir()) / f"freshet-numba-{os.geteuid()}"

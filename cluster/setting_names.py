@@ -22,7 +22,7 @@ def with_present_names(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def why_unknown(key: str, known: Collection[str]) -> str:
-    """An explanation to put after an unknown key: its new name or the nearest known one; empty if there is none."""
+    """An explanation to append to an unknown key: its new name or the nearest known one; empty if there is none."""
     if present_name(key) != key:
         return f" (it is now called '{present_name(key)}')"
     return did_you_mean(key, known)

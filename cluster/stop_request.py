@@ -1,4 +1,4 @@
-"""A stop that a signal handler asks for; here without Ray, so that the handler is in place before Ray is imported."""
+"""A stop requested by a signal handler; independent of Ray, so that the handler is set before Ray is imported."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 
 class StopRequest:
-    """Set by a signal handler, read by whoever may have to end.
+    """Set by a signal handler, read by code that may have to end.
 
     Attributes:
-        status: the exit status of a process that ends because of it, with nothing left undone.
-        heeded: whether a run looks at it now.
-        kill: ends what the run has started, at once; for a signal handler.
-        keep_handlers: puts the signal handlers in place again, where Ray has put its own; on the main thread.
+        status: the exit status of a process that ends cleanly because of it.
+        heeded: whether a run is watching it.
+        kill: kills what the run has started at once; for a signal handler.
+        keep_handlers: restores the signal handlers if Ray has replaced them; on the main thread.
     """
 
     def __init__(self) -> None:
@@ -30,5 +30,5 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody has asked."""
+        """Whether a stop was requested."""
         return self._asked.is_set()

@@ -1,4 +1,4 @@
-"""Storage that fails over and over is reported once, and once more when it works again."""
+"""Reports repeated storage failures once, and once more when storage works again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _log = logging.getLogger(__name__)
 
 
 class StorageTrouble:
-    """What keeps one kind of file from being written.
+    """The state of writing one kind of file.
 
     Attributes:
-        problem: what and why, for people; empty while it works.
+        problem: what fails and why, for people; empty if writing works.
     """
 
     def __init__(self, what: str) -> None:
@@ -19,7 +19,7 @@ class StorageTrouble:
         self._what = what
 
     def failed(self, error: BaseException | str) -> None:
-        """It did not work; the caller goes on without it and tries again later."""
+        """Record a failure; the caller continues without the file and tries again later."""
         before, self.problem = self.problem, f"{self._what}: {error}"
         if not before:
             _log.error("%s; the run continues and will retry", self.problem)

@@ -1,1 +1,1 @@
-"""Read-only checks: what checkpoints hold, and whether every event was trained once."""
+"""Read-only checks: the content of checkpoints, and whether every event was used exactly once."""

@@ -1,8 +1,8 @@
-"""Counts the topic itself and holds the trained state against it: was every event used exactly once?
+"""Counts the topic independently and compares the result with a checkpoint: was every event used exactly once?
 
-Every message of the topic was read, or is one of `messages_skipped`: retention removed it before it could be. Of such a
-partition what stands behind the gap is counted again. What retention removed after it was used cannot be
-(`messages_removed`), so of its partition a lost row is seen, a doubled one is not.
+Every message of the topic was read, or was removed by retention before it could be (`messages_skipped`). For a
+partition with such a gap, only the messages after it are counted. Messages that retention removed after they were used
+cannot be counted (`messages_removed`); in their partition, lost rows are detected, but not doubled ones.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ _ROWS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class Accounting:
-    """The count over the topic beside the count in the checkpoint.
+    """The counts of the topic beside those of the checkpoint.
 
     Attributes:
-        events_in_topic: usable rows, of a partition with a gap those behind it.
-        events_waiting: usable rows that the checkpoint's positions have not come to, where these were asked for; they
-            are in no other number.
-        events_trained: those that were trained on.
-        events_negative: those that were explicit negatives.
-        events_ignored: those that were neither, by `stream.positive_actions`.
-        events_duplicate: those that had been there before, by their event id.
-        events_quarantined: those whose training step was refused.
-        events_lost: rows that were used less often than they are there.
-        events_doubled: rows that were used more often.
-        dead_letters_in_topic: unusable rows, of a partition with a gap those behind it.
-        dead_letters: rows that the checkpoint counts as such.
-        dead_letters_before_gaps: those of them that stood before a gap.
-        messages_skipped: messages that the log did not hold any more when they were to be read.
-        messages_removed: messages that were read, and that the log does not hold any more; also those of a topic that
-            was deleted, if another one has its name now and its messages have not been read so far.
-        rows_read: rows that the checkpoint's readers took, whatever became of them.
-        users: of the topic and the checkpoint together.
-        hash_equal: whether the positions of the used rows are those of the topic, where nothing was removed.
+        events_in_topic: usable rows; in a partition with a gap, those after it.
+        events_waiting: usable rows after the checkpoint's positions, if `up_to_positions` was given; they are in no
+            other number.
+        events_trained: events that were trained on.
+        events_negative: explicit negatives.
+        events_ignored: events that were neither, by `stream.positive_actions`.
+        events_duplicate: events whose event id had occurred before.
+        events_quarantined: events whose training step was refused.
+        events_lost: rows that were used less often than they occur.
+        events_doubled: rows that were used more often than they occur.
+        dead_letters_in_topic: unusable rows; in a partition with a gap, those after it.
+        dead_letters: unusable rows by the checkpoint's count.
+        dead_letters_before_gaps: those of them before a gap.
+        messages_skipped: messages that were no longer in the log when they were to be read.
+        messages_removed: messages that were read and are no longer in the log; also those of a deleted topic, if a new
+            one has its name and has not been read yet.
+        rows_read: rows taken by the checkpoint's readers, for any use.
+        users: of topic and checkpoint together.
+        hash_equal: whether the positions of the used rows equal those of the topic, where nothing was removed.
     """
 
     events_in_topic: int
@@ -88,10 +88,10 @@ class Accounting:
 
     @property
     def exactly_once(self) -> bool:
-        """Every usable row used once, every other one counted as a dead letter, and what the reader took adds up.
+        """Whether every usable row was used once, every other row is a dead letter, and the rows read add up.
 
-        Of what retention removed before it was read, nothing can be said but how many messages it was; of what it
-        removed afterwards it cannot be proved any more, so then this is false.
+        For messages that retention removed before they were read, only their number is known. If it removed messages
+        afterwards, exactly-once can no longer be proved, and this is false.
         """
         dead = self.dead_letters - self.dead_letters_before_gaps
         balanced = dead == self.dead_letters_in_topic and self.adds_up and self.messages_removed == 0
@@ -106,8 +106,7 @@ def verify_exactly_once(
     Args:
         config: names the topic and the storage path.
         checkpoint_path: by default the newest checkpoint.
-        up_to_positions: count only what stands before the checkpoint's positions; of a run that goes on, what stands
-            behind them is not lost.
+        up_to_positions: count only rows before the checkpoint's positions; if a run continues, later rows are not lost.
     Raises:
         CheckpointError: there is no checkpoint to compare with.
     """
@@ -151,7 +150,7 @@ def verify_exactly_once(
 def _of_earlier_topics(
     stream: StreamConfig, saved: Mapping[str, Any], positions: Mapping[int, Position]
 ) -> dict[int, int]:
-    """How many messages were used of topics that have been deleted, by partition whose position is of such a one."""
+    """Number of used messages of deleted topics, for each partition whose position is of a deleted topic."""
     known = {int(p): topic for p, topic in saved["topic_ids"].items()}
     now = current_topic_id(stream, stream.interactions_topic) if known and not stream.parquet else ""
     start = _first_to_count(saved)
@@ -160,7 +159,7 @@ def _of_earlier_topics(
 
 
 def _behind_all(saved: Mapping[str, Any], partitions: Iterable[int]) -> dict[str, Any]:
-    """The manifest's `stream` as it would be if these partitions started over here."""
+    """The manifest's `stream` as if these partitions started here."""
     names = [str(p) for p in partitions]
     dead_before = {p: saved["dead"].get(p, 0) + saved["dead_before"].get(p, 0) for p in names}
     return {
@@ -172,7 +171,7 @@ def _behind_all(saved: Mapping[str, Any], partitions: Iterable[int]) -> dict[str
 
 
 def used_per_user(config: FreshetConfig, checkpoint_path: str | Path | None = None) -> pa.Table:
-    """How many events of each user a checkpoint has used, of whatever kind, since the last gap of their partition.
+    """The number of each user's events of any kind that a checkpoint has used since the last gap of their partition.
 
     Returns:
         `user_id` int64 (text ids as their hash), ascending, and `events` int64; users without any are left out.
@@ -183,7 +182,7 @@ def used_per_user(config: FreshetConfig, checkpoint_path: str | Path | None = No
     counts = [merged_ledger(checkpoint, p).user_counts() for p in partitions_in(checkpoint)]
     users_R = np.concatenate([np.zeros(0, np.int64), *(users for users, _ in counts)])
     events_R = np.concatenate([np.zeros(0, np.int64), *(events for _, events in counts)])
-    # Where the topic has gained partitions, a user may be in two of them.
+    # If the topic has gained partitions, a user may be in two of them.
     users_U, at_R = np.unique(users_R, return_inverse=True)
     events_U = np.zeros(users_U.shape[0], np.int64)
     np.add.at(events_U, at_R, events_R)
@@ -193,13 +192,13 @@ def used_per_user(config: FreshetConfig, checkpoint_path: str | Path | None = No
 
 @dataclass
 class _TopicCount:
-    """What the topic holds, up to positions if they are given: a ledger of the usable rows, by partition.
+    """The topic's content, up to positions if they are given: a ledger of the usable rows, by partition.
 
     Attributes:
         positions: the next row of each partition; None counts all.
         ledgers: of the usable rows before them.
         dead: unusable rows before them.
-        waiting: usable rows from there on.
+        waiting: usable rows after them.
     """
 
     positions: Mapping[int, Position] | None = None
@@ -234,9 +233,9 @@ def _count_topic(stream: StreamConfig, saved: Mapping[str, Any], count: _TopicCo
 
     Args:
         stream: the topic.
-        saved: the manifest's `stream`: where a run began, where it went on behind a gap, and when the topic had how
-            many partitions.
-        count: what is counted into.
+        saved: the manifest's `stream`: where a run began, where it continued after gaps, and the topic's numbers of
+            partitions over time.
+        count: is updated.
     """
     if stream.parquet:
         _count_files(stream, count)
@@ -250,7 +249,7 @@ def _count_topic(stream: StreamConfig, saved: Mapping[str, Any], count: _TopicCo
     earlier = {int(p): epochs for p, epochs in saved["earlier_epochs"].items()}
     for number, epoch in enumerate(saved["epochs"]):
         until = {int(p): at for p, at in epoch["until"].items() if number >= earlier.get(int(p), 0)}
-        # A partition that went on behind the end of this epoch has nothing in it that can be counted.
+        # A partition that continued after the end of this epoch has nothing to count in it.
         inside = {p: at for p, at in until.items() if at > behind.get(p, -1)}
         _count_range(stream, start, inside, epoch["partitions"], count, watermark_ms)
         start |= {p: Position(max(at, first[p]), 0) for p, at in inside.items()}
@@ -261,13 +260,13 @@ def _count_topic(stream: StreamConfig, saved: Mapping[str, Any], count: _TopicCo
 
 
 def _first_to_count(saved: Mapping[str, Any]) -> dict[int, int]:
-    """Where what was used of each partition begins, of those that say: behind the last gap, or at the origin."""
+    """The beginning of the used rows of each partition, if recorded: after the last gap, or at the origin."""
     origin = {int(p): at for p, at in saved["origin"].items()}
     return origin | {int(p): at for p, (at, _) in saved["behind"].items()}
 
 
 def _removed(stream: StreamConfig, saved: Mapping[str, Any]) -> dict[int, int]:
-    """How many messages the log does not hold any more that could be counted, by partition where there are any."""
+    """Number of messages that should be counted but are no longer in the log, for partitions with any."""
     if stream.parquet:
         return {}
     start = _first_to_count(saved)

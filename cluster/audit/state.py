@@ -1,6 +1,6 @@
-"""What a checkpoint says, whatever its files: the state after its whole chain, its digest, and how two differ.
+"""The state in a checkpoint, independent of its files: the result of its whole chain, its digest, and differences.
 
-Rows and users come sorted, so the state does not depend on the number of ranks, on deltas or on when they were written.
+Rows and users are sorted, so the state does not depend on the number of ranks, on deltas, or on the time of writing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from cluster.checkpoints.parts.users import UserPart, merged_users, partitions_i
 from cluster.ledger import PartitionLedger
 from model.key_index import KeyIndex
 
-# True of the writing, not of the state.
+# Properties of the writing, not of the state.
 _NOT_STATE = ("format", "kind", "follows", "written_ms", "chain", "checksum", "files", "config", "workers")
 _IDENTITIES = ("topic_ids", "catalogue_ids")
-# Of these a delta has what changed. It has all of any other part, so those are read without knowing their names.
+# Files of parts of which a delta has only changes. All other parts are complete, so they are read without their names.
 _READ_THROUGH_THE_CHAIN = (*RowPart.names, *UserPart.names, *LedgerPart.names, *PairPart.names)
 
 
@@ -46,7 +46,7 @@ class State:
         rows: all embedding rows, by table and id.
         users: histories, by partition.
         ledgers: by partition.
-        tables: catalogue and what partitions remember, by file.
+        tables: the catalogue and the partitions' admission state, by file.
     """
 
     manifest: Mapping[str, Any]
@@ -82,7 +82,7 @@ def read_state(checkpoint: Checkpoint) -> State:
 
 
 def _of_state(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a manifest is state; the ids of topics are not: two topics may hold the same messages."""
+    """The fields of a manifest that are state; ids of topics are not, because two topics may hold the same messages."""
     state = {k: v for k, v in manifest.items() if k not in _NOT_STATE}
     if "stream" in state:
         state["stream"] = {k: v for k, v in state["stream"].items() if k not in _IDENTITIES}
@@ -90,7 +90,7 @@ def _of_state(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(state: State) -> str:
-    """SHA-256 of all of it but the settings: equal digests are equal states, bit for bit."""
+    """SHA-256 of everything except the settings: equal digests mean bit-identical states."""
     whole = hashlib.sha256()
     for name, content in contents(state):
         whole.update(name.encode() + b"\0" + content + b"\0")
@@ -102,7 +102,7 @@ def difference(old: State, new: State) -> dict[str, Any]:
 
     Returns:
         `identical`; `counters` and `settings` (name to [old, new]); `positions` (partition to [old, new]); `towers`
-        (parameter to the largest change, or what happened to it); `rows` by table (added, removed, changed,
+        (parameter to the largest change, or a description); `rows` by table (added, removed, changed,
         largest_change); `users` (added, removed, changed).
     """
     return {
@@ -117,7 +117,7 @@ def difference(old: State, new: State) -> dict[str, Any]:
 
 
 def contents(state: State) -> Iterator[tuple[str, bytes]]:
-    """Each part of a state by name, as bytes in one fixed form."""
+    """Each part of a state by name, as bytes in a canonical form."""
     yield "manifest", json.dumps(state.manifest, sort_keys=True).encode()
     for name, tensor in sorted(state.tensors.items()):
         yield name, f"{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes()
@@ -132,10 +132,10 @@ def contents(state: State) -> Iterator[tuple[str, bytes]]:
 
 
 def _bytes(table: pa.Table) -> bytes:
-    """A table's content in one fixed form: one batch, no offset, no metadata, columns by name."""
+    """A table's content in a canonical form: one batch, no offset, no metadata, columns sorted by name."""
     columns = sorted(table.column_names)
     plain = pa.concat_tables([table.select(columns).replace_schema_metadata(None)]).combine_chunks()
-    # Taking every row makes fresh buffers, without what a slice or a filter leaves around its rows.
+    # Taking every row creates new buffers without the bytes that a slice or a filter leaves around its rows.
     fresh = plain.take(pa.array(np.arange(plain.num_rows)))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, fresh.schema) as writer:
@@ -201,7 +201,7 @@ def _row_changes(old: pa.Table, new: pa.Table) -> dict[str, dict[str, float]]:
 
 
 def _places(old: pa.Table, new: pa.Table) -> npt.NDArray[np.int64]:
-    """Where each old row's key stands in the new table, int64, -1 where it does not."""
+    """Index of each old row's key in the new table, int64, -1 if it is not there."""
     index = KeyIndex(max(16, new.num_rows))
     index.add(*_keys(new))
     return index.find(*_keys(old))
@@ -241,7 +241,7 @@ def _user_changes(old: Mapping[int, pa.Table], new: Mapping[int, pa.Table]) -> d
 
 
 def _by_user(users: Mapping[int, pa.Table]) -> dict[int, tuple[Any, ...]]:
-    """Events ever and the last items of each user."""
+    """Total number of events and the last items of each user."""
     return {
         row["user_id"]: (row["events"], row["items"], row.get("negatives"))
         for table in users.values()

@@ -1,1 +1,1 @@
-"""Ray: starting or joining it, a run's workers, their end."""
+"""Ray: starting or joining it, running a run's workers, and ending them."""

@@ -1,8 +1,8 @@
-"""Drives Ray from a thread, so that the main thread is free to answer signals and to notice that Ray's head is gone.
+"""Drives Ray from a thread, so that the main thread can handle signals and notice that Ray's head is gone.
 
-`Driver.run` returns when the work is done. It gives the work up when a stop was asked for before anything was trained,
-when the last checkpoint does not come in time, or when the head does not answer any more: then an own Ray instance is
-killed, and because the thread may hang in Ray forever, the process ends without waiting for it (`_end_at_exit`).
+`Driver.run` returns when the work is done. It abandons the work if a stop is requested before anything was trained, if
+the last checkpoint is not committed in time, or if the head no longer answers. Then an own Ray instance is killed. The
+thread may hang in Ray, so the process ends without waiting for it (`_end_at_exit`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from cluster.launching.stopping import HeadLine
 from cluster.stop_request import StopRequest
 
 _POLL_S = 0.1
-# Ray's own clients give up after 60 s, and end the process with a dump; a head with fault tolerance is back by then.
+# Ray's own clients give up after 60 s and end the process with a dump; a fault-tolerant head is back by then.
 _HEAD_PATIENCE_S = 45.0
-# Of the time for a stop, what ending Ray's processes takes.
+# The part of the time for a stop that ending Ray's processes takes.
 _KILL_S = 1.5
-# How long Ray may take to end by itself once nothing is left to be done.
+# How long Ray may take to end once the work is done.
 _LEAVE_S = 2.0
 
 
 class HeadLost(RuntimeError):
-    """Ray's head does not answer any more; the message says where it was."""
+    """Ray's head no longer answers; the message says where it was."""
 
 
 class StopTimedOut(RuntimeError):
-    """A stop was asked for, and the last checkpoint was not committed in time."""
+    """A stop was requested, and the last checkpoint was not committed in time."""
 
 
 class Driver:
@@ -47,10 +47,10 @@ class Driver:
         run_id: names the run in Ray's key-value store.
         start: starts or joins Ray.
         stop: the request to end.
-        stop_within_s: how long after it the process may go on.
-        can_finish: asked after a stop request: whether the workers have something to bring to an end; without it
-            they are killed at once.
-        stopped: whether the workers have ended as asked.
+        stop_within_s: how long the process may continue after it.
+        can_finish: called after a stop request: whether the workers have work to finish; if not, they are killed at
+            once.
+        stopped: returns whether the workers have ended as requested.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Driver:
         self._done = threading.Event()
 
     def run(self, work: Callable[[], None]) -> bool:
-        """Do the work within Ray; whether it finished by itself, and was not abandoned after a stop request.
+        """Do the work within Ray; returns whether it finished, rather than being abandoned after a stop request.
 
         Raises:
             HeadLost, StopTimedOut: it was abandoned.
@@ -94,7 +94,7 @@ class Driver:
         """End an own Ray instance at once; safe in a signal handler."""
         if self._ray is not None:
             self._ray.kill()
-        else:  # it is being started
+        else:  # Ray is still starting
             kill_all(process for process in descendants(os.getpid()) if process.pid not in self._before)
 
     def _watch(self) -> bool:
@@ -127,7 +127,7 @@ class Driver:
             try:
                 work()
             finally:
-                head, self._head = self._head, None  # from here on its silence means nothing
+                head, self._head = self._head, None  # from here, missing answers mean nothing
                 head.close()
                 self._ray.close()
         except BaseException as error:
@@ -139,7 +139,7 @@ class Driver:
         head, instance = self._head, self._ray
         if head is None or instance is None:
             return
-        # Counted in looks of ours, not by the clock: a process that was stopped and wakes up has not asked meanwhile.
+        # Counted in our own checks, not by the clock: a process that was paused has not asked meanwhile.
         self._silent_s = 0.0 if head.answers != self._answers else self._silent_s + _POLL_S
         self._answers = head.answers
         missing = instance.missing
@@ -167,7 +167,7 @@ def _leave_quietly() -> None:
 
 
 def _end_at_exit(status: int) -> None:
-    """The interpreter's own end would wait for Ray's clients, or be ended by them."""
+    """End the process directly; the interpreter's normal exit would wait for Ray's clients or be killed by them."""
     for stream in (sys.stdout, sys.stderr):  # noqa: TID251 - nothing is written
         with suppress(OSError, ValueError):
             stream.flush()

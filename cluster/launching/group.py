@@ -1,4 +1,4 @@
-"""The worker group as Ray Train makes it, with what a run of Freshet needs otherwise."""
+"""Ray Train's worker group, adapted to the needs of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.launching import ray_logging
 
 
 class _QuietController(ControllerCallback):
-    """The controller is Ray's own process: where a cluster is joined, nothing of ours would run there."""
+    """Configures the controller, a process of Ray's, where no code of ours would run on a joined cluster."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """See ControllerCallback."""
@@ -25,15 +25,15 @@ class _QuietController(ControllerCallback):
 
 
 class GroupTrainer(TorchTrainer):
-    """With a controller that prints no tracebacks of its ranks, and without Ray Train's cleaner of placement groups.
+    """A trainer whose controller prints no tracebacks of ranks, without Ray Train's cleaner of placement groups.
 
-    The cleaner outlives a controller that was killed, and asks the dashboard of the machine each second whether it
-    lives: with the tracebacks of a refusal where that is another Ray's. Our driver ends when its controller does, and
-    the placement group goes with it.
+    The cleaner outlives a killed controller and asks the machine's dashboard each second whether the controller is
+    alive; if that dashboard belongs to another Ray, each refusal prints a traceback. Our driver ends when its
+    controller does, which removes the placement group.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Of Ray Train V2, which is what runs; what type checkers see is V1's.
+        # Ray Train V2's, which is used at run time; type checkers see V1's.
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
         kept = [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
         return [_QuietController(), *kept]
@@ -42,7 +42,7 @@ class GroupTrainer(TorchTrainer):
 class OneMachineTorchConfig(TorchConfig):
     """A process group whose ranks are all on this machine.
 
-    They meet in a file. The store that they would meet at otherwise listens on all addresses of the machine.
+    The ranks rendezvous in a file, because the default store listens on all addresses of the machine.
     """
 
     @property
@@ -53,7 +53,7 @@ class OneMachineTorchConfig(TorchConfig):
 
 class _OneMachineBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="freshet-group-")  # as long as the group lives
+        self._folder = tempfile.TemporaryDirectory(prefix="freshet-group-")  # as long as the group exists
         meeting = Path(self._folder.name) / "store"
         worker_group.execute(_set_torch_distributed_env_vars)
         size = len(worker_group)

@@ -44,18 +44,18 @@ from streaming.sources.kafka_source import BrokerRefused, PositionLost, TopicMis
 from streaming.sources.parquet_source import ParquetSource, ParquetUnusable
 
 STOP_FILE = "stopped.json"
-# Found by SIGKILL-to-resumed times: the default polls every 2 s.
+# Chosen by the time from SIGKILL to resumption; the default polls every 2 s.
 _RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
 }
-# What Ray Train knows of the cluster's room is up to 20 s old. A group of a range of workers that it started for a node
-# that has gone meanwhile is abandoned after this and sized again; the default is 60 s.
+# Ray Train's view of the cluster's resources is up to 20 s old. With a range of workers, a group that it started for a
+# node that is gone is abandoned after this and resized; the default is 60 s.
 _RAY_TRAIN_ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
-# Nobody announces that this machine goes; the watcher is a process of 200 MB for each group.
+# No preemption of this machine is announced, and the watcher is a process of 200 MB per group.
 _RAY_TRAIN_ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-# glibc makes up to eight heaps a core, and what a thread frees stays in the thread's heap: each version is built by new
-# threads, and all heaps together grew by 3 kB with each item (tests/benchmarks/worker_memory.py). See mallopt(3).
+# glibc creates up to eight heaps per core, and memory freed by a thread stays in its heap. Each version is built by new
+# threads, and all heaps together grew by 3 kB per item (tests/benchmarks/worker_memory.py). See mallopt(3).
 _FEW_HEAPS_ENV = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")}
 _ENDED = ("stopped", "finished")
 _FAILED_WHILE_STOPPING = (
@@ -66,17 +66,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What the run says of itself at its end: the last `progress.json`."""
+    """The run's summary at its end: the last `progress.json`."""
 
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ControllerLost(RuntimeError):
-    """Ray Train's controller, which starts the workers again, has died itself."""
+    """Ray Train's controller, which restarts the workers, has died."""
 
 
 class TrainingStopped(RuntimeError):
-    """A worker met a problem that a restart cannot solve; the message is the worker's."""
+    """A worker had a problem that a restart cannot solve; the message is the worker's."""
 
 
 def run_training(
@@ -96,14 +96,14 @@ def run_training(
         streaming.sources.kafka_source.BrokerUnavailable, TopicMissing, ParquetUnusable: nothing to read from.
         CheckpointError: `storage_path` holds checkpoints, but none that verifies; or it holds none, and
             `train.init_from` names nothing that this run can start from; or the newest was trained with other sizes.
-        TrainingStopped: a worker said that trying again cannot help, or a stop could not commit its checkpoint.
-        StopTimedOut: a stop was asked for, but the workers did not end within `train.stop_within_s`.
+        TrainingStopped: a worker reported that a restart cannot help, or a stop could not commit its checkpoint.
+        StopTimedOut: a stop was requested, but the workers did not end within `train.stop_within_s`.
         HeadLost, ControllerLost: Ray's head is gone, or Ray Train's controller.
         ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
     """
     config, stop = _with_absolute_paths(config), stop or StopRequest()
     if config.stream.parquet:
-        ParquetSource(config.stream, [], {})  # looks whether there are files
+        ParquetSource(config.stream, [], {})  # checks whether there are files
     else:
         patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
     storage, run_id = _storage(config), uuid.uuid4().hex
@@ -120,7 +120,7 @@ def run_training(
 
 
 def _last_word(progress: ProgressFile, stop: StopRequest) -> dict[str, Any]:
-    """Of the workers, or of their driver if it has stopped them before they could say so."""
+    """The summary of the workers, or of the driver if it stopped them before they could write one."""
     last = progress.read() or {}
     if stop.asked and last.get("state") not in _ENDED:
         unsaved = last.get("state") == "training"
@@ -140,10 +140,10 @@ def _refuse_what_cannot_start(config: FreshetConfig) -> None:
 
 
 def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, stop: StopRequest) -> None:
-    """Ray Train counts failures over the whole run; a run without an end has some every month.
+    """Restart a run that Ray Train gave up on if it has committed a new checkpoint meanwhile.
 
-    So `train.max_restarts` is for failures without a new checkpoint between them: when Ray Train gives up a run that
-    has committed one meanwhile, it starts over, with all its restarts.
+    Ray Train counts failures over the whole run, and a run without an end has some every month. So `train.max_restarts`
+    limits failures without a new checkpoint between them.
     """
     store, restarts = CheckpointStore(config.checkpoint_location), config.train.max_restarts
 
@@ -180,7 +180,7 @@ def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, st
 
 
 def _with_absolute_paths(config: FreshetConfig) -> FreshetConfig:
-    """Workers run in other folders than this one."""
+    """Make paths absolute, because workers run in other folders."""
     train = replace(
         config.train,
         init_from=absolute_location(config.train.init_from),
@@ -201,7 +201,7 @@ def run_refresh(
     """Re-embed the whole catalogue from a checkpoint (by default the newest) across the workers, and publish.
 
     Returns:
-        What was published; None if a stop was asked for before.
+        What was published; None if a stop was requested before.
     Raises:
         CheckpointError: there is no such checkpoint.
         HeadLost, ControllerLost: Ray's head is gone, or Ray Train's controller.
@@ -227,7 +227,7 @@ def _refresh(config: FreshetConfig, opened: Checkpoint, stop: StopRequest) -> di
     run_id = uuid.uuid4().hex
     report_path = Path(config.storage_path) / f".refresh-{run_id}.json"
     extra = {"checkpoint": opened.location, "report": str(report_path)}
-    # Nothing of a refresh is kept but the version, which its last act puts live.
+    # A refresh leaves nothing but the version, which goes live in its last step.
     driver = Driver(
         run_id,
         lambda: _start_ray(config),
@@ -241,7 +241,7 @@ def _refresh(config: FreshetConfig, opened: Checkpoint, stop: StopRequest) -> di
 
 
 def _is_removed(checkpoint: Checkpoint) -> bool:
-    """Retention of another version, or one that did not see the hold in time."""
+    """Whether the checkpoint is gone: removed by an earlier version of Freshet, or before the hold was seen."""
     return not {link.name for link in checkpoint.links} <= set(checkpoint.storage.names())
 
 
@@ -282,13 +282,13 @@ def _fit(
     *,
     max_failures: int,
 ) -> bool:
-    """Whether it came to its end by itself, as `Driver.run` says."""
+    """Run the work; returns what `Driver.run` does."""
     train = config.train
     joins = bool(os.environ.get("RAY_ADDRESS"))
     wanted = _RAY_TRAIN_ENV | (_RAY_TRAIN_ELASTIC_ENV if _is_elastic(train) else {})
     wanted |= {} if joins else _RAY_TRAIN_ONE_MACHINE_ENV
     os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
-    make_private(Path(config.storage_path) / "ray")  # Ray would make it for everybody
+    make_private(Path(config.storage_path) / "ray")  # Ray would create it readable for all users
 
     def fit() -> None:
         device = _device_of_workers(config)
@@ -312,7 +312,7 @@ def _fit(
 
 @contextmanager
 def _controller_named() -> Iterator[None]:
-    """What Ray says of its controller's end fills a screen, and names no remedy."""
+    """Replace Ray's message about its controller's end, which fills a screen and names no remedy."""
     try:
         yield
     except ray.exceptions.RayActorError as error:
@@ -323,7 +323,7 @@ def _controller_named() -> Iterator[None]:
 
 
 def _device_of_workers(config: FreshetConfig) -> Literal["cpu", "cuda"]:
-    """Decided here for all workers, from what Ray has: this process may be on a machine without a GPU."""
+    """Whether workers use GPUs, decided once for all of them from Ray's resources; this machine may have no GPU."""
     return device_of_group(
         config.device,
         worker_range(config.train.workers)[0],
@@ -366,13 +366,13 @@ def _start_ray(config: FreshetConfig) -> RayInstance:
 
 
 def _train_on_worker(settings: dict[str, Any]) -> None:
-    ray_logging.quiet()  # before Faiss is imported: on a cluster that is joined there was no hook
+    ray_logging.quiet()  # before Faiss is imported; on a joined cluster, no setup hook ran
     from cluster.training.worker import Worker
 
     config: FreshetConfig = settings["config"]
     storage, run_id = Path(config.storage_path), settings["run_id"]
     if stop_reason(storage, run_id) is not None:
-        return  # Ray starts the group again after any failure; this one would only fail again
+        return  # Ray restarts the group after any failure; this failure would only repeat
     if stop_is_asked(run_id):
         return
     comm = Collectives()
@@ -387,18 +387,18 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             stop=notice,
         )
         with ExitStack() as signs:
-            if comm.rank == 0:  # beside the driver's: while either lives, the run does
+            if comm.rank == 0:  # in addition to the driver's: the run is alive as long as either is
                 for place in config.claimed_locations:
                     signs.enter_context(signs_of_life(open_storage(place), run_id))
             worker.train()
     except StorageTaken as error:
-        if error.by != run_id:  # a group of this run that was cut off ends alone; the run continues
+        if error.by != run_id:  # a group of this run that was cut off ends; the run continues
             _note_stop(storage, run_id, error)
         ray_logging.quiet_traceback()
         raise
     except DeadLettersDelayed:
         ray_logging.quiet_traceback()
-        raise  # brokers that are away may come back
+        raise  # unreachable brokers may come back
     except (
         BrokerRefused,
         CheckpointError,
@@ -409,7 +409,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         ParquetUnusable,
         ValueError,
     ) as error:
-        # Without its group a rank gets a ValueError of torch's, which says nothing about the settings.
+        # Without its process group, a rank would get a ValueError of torch that says nothing about the settings.
         if not (comm.lost and isinstance(error, ValueError)):
             _note_stop(storage, run_id, error)
         ray_logging.quiet_traceback()
@@ -424,12 +424,12 @@ def _note_stop(storage: Path, run_id: str, error: Exception) -> None:
     try:
         make_private(storage)
         replace_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
-    except OSError as full:  # the error itself says why; it costs some restarts that cannot help
+    except OSError as full:  # the error itself says why; without the note, Ray tries some useless restarts
         _log.warning("%s was not written: %s", storage / STOP_FILE, full)
 
 
 def stop_reason(storage: Path, run_id: str) -> str | None:
-    """Why a worker of this run said that a restart cannot help, if one did."""
+    """The reason that a worker of this run gave why a restart cannot help, if one did."""
     try:
         noted = json.loads((storage / STOP_FILE).read_bytes())
     except (FileNotFoundError, ValueError):

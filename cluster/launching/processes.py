@@ -1,4 +1,4 @@
-"""Processes below this one, found in /proc (Linux; elsewhere nothing is found)."""
+"""Descendants of this process, found in /proc (Linux; none are found elsewhere)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Process:
-    """One process; `started` (clock ticks since the boot) tells it from a later one with the same id."""
+    """One process; `started` (clock ticks since boot) distinguishes it from a later one with the same id."""
 
     pid: int
     started: int
@@ -36,7 +36,7 @@ class Process:
 
 
 def descendants(pid: int) -> list[Process]:
-    """Everything below a process, parents before their children."""
+    """All descendants of a process, parents before their children."""
     found = [process for entry in Path("/proc").glob("[0-9]*") if (process := _read(int(entry.name)))]
     tree, wanted = [], [pid]
     while wanted:
@@ -48,7 +48,7 @@ def descendants(pid: int) -> list[Process]:
 
 
 def kill_all(processes: Iterable[Process], wait_s: float = 5.0) -> None:
-    """SIGKILL to all that still run, children before their parents, and wait until they are gone."""
+    """Send SIGKILL to all that still run, children before parents, and wait until they are gone."""
     remaining = [process for process in processes if process.alive]
     for process in reversed(remaining):
         process.kill()

@@ -1,4 +1,4 @@
-"""Ray as a driver uses it: the cluster at an address, or an instance of its own that only this machine can reach."""
+"""The Ray that a driver uses: the cluster at an address, or an own instance that only this machine can reach."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ def loopback_variables() -> dict[str, str]:
 
 
 class RayInstance:
-    """A started or joined Ray; the thread that makes it must live until `close`.
+    """A started or joined Ray; the thread that creates it must live until `close`.
 
-    An own instance ends with that thread, also when the driver is killed. Its processes do not get the signals that a
-    terminal, `timeout` or a service manager sends to the driver's process group: it is the driver that decides when
-    they end.
+    An own instance ends with that thread, also if the driver is killed. Its processes do not receive the signals that a
+    terminal, `timeout` or a service manager sends to the driver's process group; the driver decides when they end.
     """
 
     def __init__(self, *, own: bool, processes: list[Process], shared: bool = False) -> None:
@@ -44,7 +43,7 @@ class RayInstance:
 
     @staticmethod
     def present() -> RayInstance:
-        """The one that this process uses already, and keeps."""
+        """The instance that this process already uses; `close` does not end it."""
         return RayInstance(own=False, processes=[], shared=True)
 
     @staticmethod
@@ -57,8 +56,8 @@ class RayInstance:
     @staticmethod
     def start(cpus: int, *, runtime_env: Mapping[str, Any] | None = None, **arguments: Any) -> RayInstance:
         """Start one on this machine with at least this many CPUs; all its servers listen on the loopback address."""
-        # A token of this run's own: left to itself Ray would write one to the home folder for good, and every later
-        # `ray start` there would demand it.
+        # A token for this run only: otherwise Ray would write one to the home folder permanently, and every later
+        # `ray start` would require it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         wanted = dict(runtime_env or {})
         wanted["env_vars"] = {**loopback_variables(), **wanted.get("env_vars", {})}
@@ -66,7 +65,7 @@ class RayInstance:
         quietly = ray_logging.starting_own_instance()
         with _without_signals(), _own_handlers(), _unreachable_from_outside(), quietly:
             ray.init(
-                address="local",  # else it would join, or fail to join, what a `ray start` on this machine left noted
+                address="local",  # otherwise it would try to join what a `ray start` on this machine has recorded
                 num_cpus=max(os.cpu_count() or 1, cpus),
                 include_dashboard=False,
                 runtime_env=wanted,
@@ -77,7 +76,7 @@ class RayInstance:
 
     @property
     def missing(self) -> str:
-        """The process of an own instance without which it cannot go on, if one has ended; else empty."""
+        """The name of an essential process of an own instance that has ended; else empty."""
         return next((process.name for process in self._essential if not process.alive), "")
 
     def close(self) -> None:
@@ -91,7 +90,7 @@ class RayInstance:
         kill_all(processes)
 
     def kill(self) -> None:
-        """End an own instance at once, whatever another thread still does with it."""
+        """End an own instance at once, even if another thread still uses it."""
         kill_all(self._processes())
 
     def _processes(self) -> list[Process]:
@@ -100,7 +99,7 @@ class RayInstance:
 
 
 def _end_without_delay() -> None:
-    # `ray.shutdown` gives each of five processes a second after a SIGTERM, which they block (see _without_signals).
+    # `ray.shutdown` waits a second for each of five processes after SIGTERM, which they block (see _without_signals).
     node: Any = ray._private.worker._global_node
     for started in node.all_processes.values() if node is not None else ():
         for info in started:
@@ -109,10 +108,10 @@ def _end_without_delay() -> None:
 
 @contextmanager
 def _own_handlers() -> Iterator[None]:
-    """Ray's handlers of SIGTERM end the process with status 15, or print a stack and abort: ours stay.
+    """Keep our SIGTERM handlers; Ray's end the process with status 15, or print a stack and abort.
 
-    The one in C++ can only be replaced afterwards, and only on the main thread; a driver in another thread leaves that
-    to its main thread (cluster/launching/driver.py).
+    The one in C++ can only be replaced afterwards, on the main thread; a driver in another thread leaves this to the
+    main thread (cluster/launching/driver.py).
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     install, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda handler: None
@@ -127,7 +126,7 @@ def _own_handlers() -> Iterator[None]:
 
 @contextmanager
 def _unreachable_from_outside() -> Iterator[None]:
-    """Ray would replace a loopback address by one that other machines reach, unless it knows that there are none."""
+    """Keep Ray from replacing the loopback address by one that other machines can reach."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -138,7 +137,7 @@ def _unreachable_from_outside() -> Iterator[None]:
 
 @contextmanager
 def _without_signals() -> Iterator[None]:
-    """What is started within inherits that SIGINT and SIGTERM are blocked, as does all that it starts itself."""
+    """Block SIGINT and SIGTERM; processes started in the block, and their children, inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

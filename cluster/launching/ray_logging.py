@@ -1,4 +1,4 @@
-"""What Ray's processes log to the terminal of a run, without messages that help no user."""
+"""Removes messages of Ray's processes that do not help a user from a run's terminal."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ SETUP_HOOK = f"{__name__}.quiet"
 """For `worker_process_setup_hook` of a runtime environment."""
 
 _LEVELS = {
-    # Five lines of the metrics of each checkpoint, for each rank. Ray names this logger by its file.
+    # Five lines of metrics per checkpoint and rank. Ray names this logger by its file.
     str(Path(ray.__file__).parent / "train/v2/_internal/execution/context.py"): logging.WARNING,
-    # A stack where a busy machine answers late; it asks again by itself.
+    # A stack trace when a busy machine answers late; Ray retries.
     "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": logging.ERROR,
-    # One line for each instruction set that it tries.
+    # One line for each instruction set that Faiss tries.
     "faiss": logging.WARNING,
-    # What a rank has raised, with its traceback, which the rank has printed already; the run says that it starts again.
+    # A rank's exception with its traceback, which the rank has already printed; the run reports the restart.
     "ray.train.v2._internal.execution.failure_handling.default": logging.WARNING,
-    # That a worker which has crashed cannot be shut down gracefully, with a traceback.
+    # A traceback because a crashed worker cannot be shut down gracefully.
     "ray.train.v2._internal.callbacks.backend_setup": logging.ERROR,
-    # A connection that was lost, several times with a traceback: `streaming.kafka.outage` says that, in one line.
+    # Several tracebacks for a lost connection; `streaming.kafka.outage` logs one line.
     "kafka": logging.CRITICAL,
 }
 _RAISED_BY_A_RANK = "ray.train.v2._internal.util"
 _OWN_INSTANCE_LEVELS = {
-    # That SIGTERM is not handled by Ray: our driver handles it.
+    # A warning that Ray does not handle SIGTERM; our driver does.
     "ray._private.worker": logging.ERROR,
-    # That there is a token: it is one that the run made for itself.
+    # A message about the token, which the run created.
     "ray._private.authentication.authentication_token_setup": logging.ERROR,
 }
 
@@ -42,13 +42,13 @@ def quiet() -> None:
 
 
 def quiet_traceback() -> None:
-    """Called by a rank that raises on purpose, or because it has lost the others: the reason is reported elsewhere."""
+    """Called by a rank that raises on purpose or because it lost the others; the reason is reported elsewhere."""
     logging.getLogger(_RAISED_BY_A_RANK).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def starting_own_instance() -> Iterator[None]:
-    """Around `ray.init` of an instance of our own: without warnings of what we chose."""
+    """Suppresses warnings about our own choices during `ray.init` of an own instance."""
     before = {name: logging.getLogger(name).level for name in _OWN_INSTANCE_LEVELS}
     for name, level in _OWN_INSTANCE_LEVELS.items():
         logging.getLogger(name).setLevel(level)
@@ -61,7 +61,7 @@ def starting_own_instance() -> Iterator[None]:
 
 @contextmanager
 def joining() -> Iterator[None]:
-    """Around `ray.init` of a cluster that is there: it says where that is, not that SIGTERM is left to our driver."""
+    """Suppresses the warning about SIGTERM during `ray.init` of a cluster, but not the cluster's address."""
     logger = logging.getLogger("ray._private.worker")
 
     def keeps(record: logging.LogRecord) -> bool:

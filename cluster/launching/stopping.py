@@ -1,6 +1,6 @@
-"""A stop that was asked for, from the driver's signal handler to the ranks: by Ray's own key-value store.
+"""Carries a stop request from the driver's signal handler to the ranks, through Ray's key-value store.
 
-The store is Ray's head, so a request arrives on every node, without a common folder and without another process.
+The store is in Ray's head, so a request reaches every node without a shared folder or another process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _POLL_S = 0.2
 
 
 class StopWatcher:
-    """Looks for the request of one run from a thread of a rank."""
+    """Checks for the request of one run from a thread of a rank."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -41,7 +41,7 @@ class StopWatcher:
 
 
 def stop_is_asked(run_id: str) -> bool:
-    """Whether the driver of a run has put a request; False while Ray's head does not answer, and without Ray."""
+    """Whether the driver of a run has made a request; False while Ray's head does not answer, and without Ray."""
     if not internal_kv._internal_kv_initialized():  # type: ignore[no-untyped-call]
         return False
     try:
@@ -51,7 +51,7 @@ def stop_is_asked(run_id: str) -> bool:
 
 
 class HeadLine:
-    """The driver's line to Ray's head: puts the stop request there, and counts the head's answers."""
+    """The driver's connection to Ray's head: writes the stop request, and counts the head's answers."""
 
     def __init__(self, run_id: str, stop: StopRequest) -> None:
         self._run_id, self._stop = run_id, stop
@@ -61,7 +61,7 @@ class HeadLine:
         self._thread.start()
 
     def close(self) -> None:
-        """Take the request away and ask no more; before Ray is left."""
+        """Remove the request and stop asking; called before Ray is left."""
         self._closed.set()
         self._thread.join(timeout=1.0)
         if self._stop.asked and not self._thread.is_alive():
@@ -77,7 +77,7 @@ class HeadLine:
                 else:
                     internal_kv._internal_kv_exists(_key(self._run_id), namespace=_NAMESPACE)
             except (ray.exceptions.RayError, RuntimeError):
-                continue  # the driver judges by how long this lasts
+                continue  # the driver reacts to the duration of this
             self.answers += 1
 
 

@@ -1,1 +1,1 @@
-"""Recommendations from a checkpoint and an index version."""
+"""Recommendations from an index version and the histories of a checkpoint."""

@@ -1,4 +1,4 @@
-"""Recommendations from the live version: its query tower, its rows, its catalogue and its index, as one."""
+"""Recommendations from the live version: query tower, rows, catalogue and index of one version."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Recommender:
         return self.model.version.name
 
     def refresh(self) -> bool:
-        """Load the live version if it is not the one in memory; returns whether it changed. Cheap if nothing is new.
+        """Load the live version if it is not the one in memory; returns whether it changed. Cheap if nothing changed.
 
         Raises:
             VersionError: the live version cannot be used; the one in memory stays.
@@ -104,7 +104,7 @@ class Recommender:
         return self._models.refresh()
 
     def following(self, every_s: float = 0.1) -> Following:
-        """Follows new versions from a thread while the block runs, with a look every so many seconds."""
+        """Follows new versions from a thread while the block runs, checking every `every_s` seconds."""
         return self._models.following(every_s)
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Recommender:
             raise UnknownUser(
                 f"user {user_id} has no events in {self._config.storage_path}; give --history 1,2,3"
             )
-        model = self.model  # one version for all that follows
+        model = self.model  # the same version for everything below
         unwanted = np.concatenate([past, integer_ids(list(exclude))])
         ids, scores = model.search(self._encode(model, user, past), k, exclude=[unwanted])
         found = np.isfinite(scores[0])
