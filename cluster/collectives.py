@@ -1,9 +1,9 @@
-"""What the ranks say to each other: the only place that calls torch.distributed.
+"""Communication between ranks: the only module that calls torch.distributed.
 
 Shape letters: W ranks, N local rows, M rows of all ranks, D columns.
 
-One process without a process group is the same as one rank: every call below is then the identity. The
-backend follows the tensor's device (`cpu:gloo,cuda:nccl`): ids travel over gloo, rows stay on the GPU.
+A process without a process group is a single rank: every call below is then the identity. The backend follows the
+tensor's device (`cpu:gloo,cuda:nccl`): ids are sent over gloo, and rows stay on the GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from streaming.arrays import Int64Array
 
-# torch renamed it in 2.13 and warns of the old name at every call.
+# torch renamed it in 2.13 and warns about the old name in every call.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _HEADER_BYTES = 8
 _DECLINED = -1
-"""In place of a number of rows, of a rank that failed before this message."""
+"""Sent instead of a number of rows by a rank that failed before this message."""
 
 
 class RankFailedError(RuntimeError):
@@ -34,7 +34,7 @@ class RankFailedError(RuntimeError):
     def __init__(
         self, message: str = "a rank failed before this message and declined to take part in it"
     ) -> None:
-        super().__init__(message)  # given again where the error is read in another process
+        super().__init__(message)  # passed on so that another process can recreate the error
 
 
 class Collectives:
@@ -50,21 +50,21 @@ class Collectives:
         self.world: int = dist.get_world_size(group) if self.active else 1
         self._group = group
         self.broken = False
-        """Whether a message failed: what the ranks say to each other is out of step from there on."""
+        """Whether a message failed; from then on, the ranks' messages are out of step."""
         self.gathers_of_a_step = 0
-        """How many calls the model makes in a step (its settings say), once that is known; no rank knows it alone."""
+        """Number of calls that the model makes in a step, once all ranks know it; it depends on the settings."""
         self._room: dict[str, int] = {}
         self._room_bytes: dict[str, int] = {}
 
     @classmethod
     def alone(cls) -> Collectives:
-        """One rank: this process by itself, also where it belongs to a worker group."""
+        """A single rank: this process alone, even if it belongs to a worker group."""
         own = cls()
         own.active, own.rank, own.world = False, 0, 1
         return own
 
     def beside(self, timeout: timedelta) -> Collectives:
-        """Collective. The same ranks over a connection of their own (gloo), for one other thread of each rank.
+        """Collective. The same ranks over a separate connection (gloo), for one other thread of each rank.
 
         Args:
             timeout: how long a rank waits there for the others.
@@ -75,11 +75,11 @@ class Collectives:
 
     @property
     def lost(self) -> bool:
-        """Whether the process group is gone, as Ray does away with it when another rank has died."""
+        """Whether the process group is gone; Ray destroys it when another rank dies."""
         return self.active and not dist.is_initialized()
 
     def explains(self, error: Exception) -> bool:
-        """Whether an error only says that another rank has died: what happened is that rank's to tell."""
+        """Whether an error only means that another rank has died; that rank reports the cause."""
         return self.lost or isinstance(error, dist.DistError) or "gloo/transport/" in str(error)
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
@@ -101,10 +101,10 @@ class Collectives:
 
         Args:
             x: the same dtype and trailing shape on every rank.
-            slot: names calls that come again in every step with sizes of the same order; on the CPU they take one
-                message instead of two.
+            slot: names calls that are repeated in every step with similar sizes; on the CPU they need one message
+                instead of two.
         Raises:
-            RankFailedError: a rank called `decline` in place of this.
+            RankFailedError: a rank called `decline` instead of this.
         """
         if self.world == 1:
             return x, [x.shape[0]]
@@ -114,7 +114,7 @@ class Collectives:
         return self._gather_known(x, sizes), sizes
 
     def decline(self, device: torch.device, slot: str = "") -> None:
-        """Collective. In place of `gather_rows` of a tensor on this device, by a rank that has failed.
+        """Collective. Called instead of `gather_rows` of a tensor on this device by a rank that has failed.
 
         Raises:
             RankFailedError: always, on every rank.
@@ -144,9 +144,9 @@ class Collectives:
         return torch.cat([out[r * longest : r * longest + size] for r, size in enumerate(sizes)])
 
     def _gather_at_once(self, x: Tensor, slot: str) -> tuple[Tensor, list[int]]:
-        """The count travels in front of the rows, in the room that earlier calls needed.
+        """The count is sent in front of the rows, in a buffer of the size that earlier calls needed.
 
-        Every rank sees all counts, so all have the same room, and all know when it was too small for somebody.
+        Every rank sees all counts, so all have buffers of one size, and all know if it was too small for any rank.
         """
         row_bytes, room = math.prod(x.shape[1:]) * x.element_size(), self._room.get(slot, 0)
         self._room_bytes[slot] = room * row_bytes
@@ -161,7 +161,7 @@ class Collectives:
         return rows.view(x.dtype).view(sum(sizes), *x.shape[1:]), sizes
 
     def _exchange_at_once(self, size: int, rows: Tensor | None, slot: str) -> tuple[Tensor, list[int]]:
-        """Every rank's count and, as bytes in the slot's room, its rows."""
+        """Every rank's count and its rows, as bytes in the slot's buffer."""
         mine = torch.zeros(_HEADER_BYTES + self._room_bytes.get(slot, 0), dtype=torch.uint8)
         mine[:_HEADER_BYTES].view(torch.int64)[0] = size
         if rows is not None:
@@ -192,7 +192,7 @@ class Collectives:
         return out
 
     def broadcast_bytes(self, payload: bytes) -> bytes:
-        """Rank 0's bytes, on every rank; every rank must know that there are some."""
+        """Rank 0's bytes, on every rank; every rank must know that rank 0 sends some."""
         if self.world == 1:
             return payload
         size = torch.tensor([len(payload)])
@@ -218,11 +218,11 @@ def _all_there(sizes: list[int]) -> list[int]:
 
 
 class CrossRankGather:
-    """The `gather` that the model is given: concatenation over ranks that gradients flow back through.
+    """The model's `gather`: concatenation over ranks, with gradients.
 
-    Calls are chained by a token, so that their backward collectives run in the reverse order on every
-    rank, also on one whose part of the batch is empty and whose loss depends on nothing. `close(loss)` ties
-    the chain to the loss: without it a rank could skip a collective that the others wait in.
+    Calls are chained by a token, so that their backward collectives run in reverse order on every rank, even if a
+    rank's part of the batch is empty and its loss depends on nothing. `close(loss)` connects the chain to the loss;
+    otherwise a rank could skip a collective in which the others wait.
     """
 
     def __init__(self, collectives: Collectives, device: torch.device) -> None:
@@ -231,7 +231,7 @@ class CrossRankGather:
             self._token = torch.zeros((), device=device, requires_grad=True)
         self._calls = 0
         self._to_come: list[tuple[torch.Size, torch.dtype]] = []
-        """What the backward pass has yet to sum over the ranks, the last first."""
+        """The gathers whose gradients the backward pass has still to sum over the ranks, the last one first."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, ...) to (M, ...). Integer and boolean tensors pass without a gradient."""
@@ -253,7 +253,7 @@ class CrossRankGather:
         if self._collectives.world == 1:
             return loss
         if not self.complete:
-            # The first time, so that all ranks know for later steps that what comes next is the backward pass.
+            # Only in the first step; after that, all ranks know that the backward pass comes next.
             calls = self._calls
             self._collectives.gather_rows(torch.empty(0, device=self._device), self._next_slot())
             self._collectives.gathers_of_a_step = calls
@@ -261,11 +261,11 @@ class CrossRankGather:
 
     @property
     def complete(self) -> bool:
-        """Whether all ranks go on to the backward pass without another message."""
+        """Whether all ranks continue with the backward pass without another message."""
         return 0 < self._collectives.gathers_of_a_step == self._calls
 
     def decline(self) -> None:
-        """Collective. In place of the next call, or of `close`, by a rank that has failed and is not `complete`.
+        """Collective. Called instead of the next call, or of `close`, by a rank that has failed and is not `complete`.
 
         Raises:
             RankFailedError: always, on every rank.
@@ -273,24 +273,24 @@ class CrossRankGather:
         self._collectives.decline(self._device, self._next_slot())
 
     def drain(self) -> None:
-        """Collective. In place of the rest of a backward pass that failed: the others' gradients become NaN."""
+        """Collective. Called instead of the rest of a failed backward pass; the other ranks' gradients become NaN."""
         while self._to_come:
             shape, dtype = self._to_come[-1]
             self.sum_gradients(torch.full(shape, math.nan, dtype=dtype, device=self._device))
 
     def forward_rows(self, x: Tensor, slot: str) -> tuple[Tensor, int]:
-        """The rows of all ranks, and where this rank's begin."""
+        """The rows of all ranks, and the index at which this rank's begin."""
         gathered, sizes = self._collectives.gather_rows(x, slot)
         self._to_come.append((gathered.shape, gathered.dtype))
         return gathered, sum(sizes[: self._collectives.rank])
 
     def sum_gradients(self, gradient: Tensor) -> Tensor:
-        """The sum over ranks, in place, of the last gather that has none yet."""
+        """Sum the gradient of the last gather that is still open over ranks, in place."""
         self._to_come.pop()
         return self._collectives.all_reduce_sum(gradient)
 
     def _next_slot(self) -> str:
-        # The model makes the same calls in every step, so a call's place names it.
+        # The model makes the same calls in every step, so a call's position identifies it.
         slot, self._calls = f"model {self._calls}", self._calls + 1
         return slot
 

@@ -1,6 +1,6 @@
-"""The command line, the demo and job submission: what people touch.
+"""The command line, the demo and job submission.
 
-The only package that reads settings files and talks to a terminal.
+The only package that reads settings files and uses a terminal.
 """
 
 import cluster  # noqa: F401  first of all: it finds a place for Numba's cache

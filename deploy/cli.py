@@ -1,4 +1,4 @@
-"""The command `freshet`: registers the verbs. Each verb imports what is heavy inside its function."""
+"""The command `freshet`: registers the verbs. Each verb has its heavy imports inside its function."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where the process `freshet` begins: SIGTERM and Ctrl-C are answered before anything heavy is imported.
+"""The entry point of `freshet`: SIGTERM and Ctrl-C are handled before anything heavy is imported.
 
-A verb replaces this answer by its own (`deploy/command/sigterm.py`) while it has something to bring to an end.
+A verb replaces these handlers by its own (`deploy/command/sigterm.py`) while it has work to finish.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import os
 import signal
 import sys
 
-TYPE_CHECKING = False  # `typing` takes as long to import as all the rest up to here
+TYPE_CHECKING = False  # importing `typing` takes as long as everything else up to here
 if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-# They run until they are asked to stop, so a stop is their success, at whatever moment it comes.
+# They run until they are stopped, so a stop at any time counts as success.
 _SERVING = ("train", "broker")
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with its status; with the one of a stop if a signal came first."""
+    """Run the command line and exit with its status, or with that of a stop if a signal came first."""
     serves = sys.argv[1:2] and sys.argv[1] in _SERVING
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -38,7 +38,7 @@ def main() -> NoReturn:
     def end(number: int, frame: FrameType | None) -> None:
         os._exit(ended)
 
-    _answer(end)  # the verb has ended; what is left is the interpreter's own end
+    _answer(end)  # the verb has ended; only the interpreter's exit remains
     sys.exit(status)
 
 

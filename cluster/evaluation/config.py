@@ -85,7 +85,7 @@ def _is_date(text: str) -> bool:
 
 @dataclass
 class FitConfig:
-    """How a trained system reads a data set."""
+    """How trained systems are fitted to a data set."""
 
     passes: int = setting(12, "How often the training events are read.", at_least=1)
     batch_targets: int = setting(1500, "Events to predict in one step.", at_least=1)

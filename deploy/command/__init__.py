@@ -1,1 +1,1 @@
-"""What every verb shares: settings, errors, the terminal, signals."""
+"""Parts that all verbs share: settings, errors, the terminal, signals."""

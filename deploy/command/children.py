@@ -1,4 +1,4 @@
-"""Subprocesses of a verb: output to a log that errors name, ended with us, stopped by process id."""
+"""Subprocesses of a verb: their output goes to a log that errors name, and they end with this process."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ class ChildFailed(CommandError):
 
 
 def _end_with_parent() -> None:
-    # Runs between fork and exec: a demo that is killed outright must not leave a trainer behind.
+    # Runs between fork and exec, so that a killed demo does not leave a trainer behind.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:
     """One subprocess. It must be started on the main thread: PR_SET_PDEATHSIG follows the thread.
 
-    It gets a session of its own, so a Ctrl-C at the terminal reaches only us and we decide the order
-    in which things stop.
+    It gets its own session, so Ctrl-C at the terminal reaches only this process, which decides the order of stopping.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Child:
         return self._process.poll() if self._process else None
 
     def check(self) -> bool:
-        """True once it has ended well, False while it runs.
+        """True once it has ended with status 0, False while it runs.
 
         Raises:
             ChildFailed: it ended with another status.
@@ -90,13 +89,13 @@ class Child:
         return True
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """SIGTERM, and after `grace_s` SIGKILL to its process group; nothing if it has ended."""
+        """Send SIGTERM, and after `grace_s` SIGKILL to its process group; does nothing if it has ended."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:
-            # Its own session, so the group's id is its process id and holds nothing of anybody else's.
+            # It leads its own session, so the group's id is its process id, and the group holds no other processes.
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

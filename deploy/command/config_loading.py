@@ -1,7 +1,7 @@
 """Settings from defaults, a YAML file and `key=value` arguments; the only user of omegaconf.
 
 Later sources win. A mistyped key or a value of the wrong type is refused in one line that names the key, before
-anything else is started.
+anything is started.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 
 def load_config(config_file: Path | None, overrides: list[str]) -> FreshetConfig:
-    """The validated settings of a run; those of an offline evaluation are checked too, and left out.
+    """The validated settings of a run; those of an offline evaluation are checked but left out.
 
     See load_offline_config for the arguments and errors.
     """
@@ -53,7 +53,7 @@ def load_offline_config(
     below = _apply(merged, _files(presets), types)
     given = _apply(merged, _sources(config_file, overrides, types), types)
     try:
-        # A preset's history length is no more than a default: the user's, of either section, wins over both.
+        # A preset's history length is only a default: the user's, in either section, overrides both.
         _follow_history_length(merged, given if given & _HISTORY_LENGTHS else below)
         return cast(OfflineConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
@@ -65,7 +65,7 @@ def load_offline_config(
 
 
 def _apply(merged: Any, sources: Iterator[tuple[str, dict[str, Any]]], types: Mapping[str, Any]) -> set[str]:
-    """Set what the sources say; returns the keys."""
+    """Apply the sources; returns the keys that they set."""
     given: set[str] = set()
     for source, values in sources:
         for key, value in _leaves(values, types):
@@ -89,12 +89,12 @@ def _sources(
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"'{override}' is not a setting; write key=value, for example train.workers=2")
-        # Not the argument itself: a mistyped key may stand before a password.
+        # Not the argument itself: it may hold a password after a mistyped key.
         yield "the arguments", {key: _argument_value(key, text, types)}
 
 
 def _argument_value(key: str, text: str, types: Mapping[str, Any]) -> Any:
-    """YAML, but what the setting wants as text stays as it was written (`topic=on`, `user=0123`, `path=a: b`)."""
+    """The YAML value, but unchanged text if the setting is a string (`topic=on`, `user=0123`, `path=a: b`)."""
     keeps_text = _is_text(types.get(key, str)) and not _is_section(key, types)
     try:
         value = yaml.safe_load(text) if text else ""
@@ -144,7 +144,7 @@ def _require_known(key: str, types: Mapping[str, Any], source: str) -> None:
 
 
 def _assign(merged: Any, key: str, value: Any, kind: Any, source: str) -> None:
-    """Set one leaf; what omegaconf would quietly turn into something else is refused."""
+    """Set one leaf; values that omegaconf would silently convert are refused."""
     reason = _why_refused(value, kind)
     if not reason:
         try:
@@ -192,7 +192,7 @@ def _first_in(section: str, known: list[str]) -> str:
 
 
 def _follow_history_length(merged: Any, given: set[str]) -> None:
-    """The model sees what the stream gives it: `model.history_length` is `stream.history_length`."""
+    """Make `model.history_length` equal to `stream.history_length`, because the model sees the stream's history."""
     stream, model = merged.stream.history_length, merged.model.history_length
     if "model.history_length" not in given:
         merged.model.history_length = stream

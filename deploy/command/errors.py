@@ -13,30 +13,30 @@ USAGE_STATUS = 2
 FAILURE_STATUS = 1
 DEBUG_VARIABLE = "FRESHET_DEBUG"
 
-# Of the message of Ray's OutOfMemoryError, which fills a page.
+# Parts of the message of Ray's OutOfMemoryError, which fills a page.
 MEMORY_OF_NODE = re.compile(
     r"IP: (?P<node>[^,)\s]+).*?was (?P<used>[\d.]+\s?[A-Z]+) used / (?P<limit>[\d.]+\s?[A-Z]+) limit",
     re.DOTALL,
 )
 OUR_PACKAGES = frozenset({"streaming", "model", "retrieval", "cluster", "deploy"})
-# Where Ray keeps the exception that the user's code raised, by exception class and attribute.
-# Named as text, so that reporting an error imports no Ray.
+# Where Ray keeps the exception raised by the user's code, by exception class and attribute.
+# Given as text, so that reporting an error does not import Ray.
 RAY_CAUSES = ("cause", "_base_exc", "controller_failure")
 
 
 class CommandError(Exception):
-    """A verb could not do its work; the message is the whole story (what, the value, the setting)."""
+    """A verb could not do its work; the message is complete (what happened, the value, the setting)."""
 
 
 class UsageError(CommandError):
-    """The command line or the settings make no sense: exit status 2."""
+    """The command line or the settings are wrong: exit status 2."""
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The user's own exception inside what Ray raises around it.
+    """The original exception inside Ray's.
 
-    Of the failures of several workers, the first that is not merely a lost worker: when one rank
-    raises, the others often only report that their collective broke.
+    If several workers failed, the first failure that is not merely a lost worker: when one rank raises, the others
+    often only report that their collective broke.
     """
     seen: set[int] = set()
     while id(error) not in seen:
@@ -63,17 +63,17 @@ def _cause_inside(error: BaseException) -> BaseException | None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether the error was raised on purpose: its message is enough, a traceback would only hide it.
+    """Whether the error was raised on purpose, so that its message is enough and a traceback would hide it.
 
-    True for exception classes of our packages, for the ValueError or OSError that our own code (not a library below
-    it) raised, and for what Ray does on purpose.
+    True for exception classes of our packages, for a ValueError or OSError raised by our own code (not by a library),
+    and for errors that Ray raises on purpose.
     """
     if _package(type(error).__module__) in OUR_PACKAGES or _out_of_memory(error):
         return True
     if not isinstance(error, ValueError | OSError):
         return False
     frames = list(traceback.walk_tb(error.__traceback__))
-    # An error that crossed a process has lost its frames: trust its message.
+    # An error from another process has lost its frames; trust its message.
     return not frames or _package(frames[-1][0].f_globals.get("__name__", "")) in OUR_PACKAGES
 
 
@@ -82,7 +82,7 @@ def _package(module: str) -> str:
 
 
 def is_usage(error: BaseException) -> bool:
-    """Whether the settings or the command line are wrong (exit status 2), not the world (1)."""
+    """Whether the settings or the command line are wrong (exit status 2) rather than the environment (1)."""
     return isinstance(error, UsageError) or type(error).__name__ == "ConfigError"
 
 
@@ -93,7 +93,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _out_of_memory(error: BaseException) -> str:
-    """What Ray's OutOfMemoryError means and what to change; empty for any other error."""
+    """An explanation of Ray's OutOfMemoryError and what to change; empty for any other error."""
     if type(error).__name__ != "OutOfMemoryError" or _package(type(error).__module__) != "ray":
         return ""
     found = MEMORY_OF_NODE.search(str(error))
@@ -106,7 +106,7 @@ def _out_of_memory(error: BaseException) -> str:
 
 
 def report(error: BaseException) -> int:
-    """Tell the error on stderr and return the exit status.
+    """Report the error on stderr and return the exit status.
 
     With FRESHET_DEBUG=1, or for an unexpected error, its traceback comes first.
     """
@@ -123,7 +123,7 @@ def report(error: BaseException) -> int:
 def last_line_of(log_path: Path) -> str:
     """The last non-empty line of a subprocess's log, for the one line that names the log.
 
-    Prefers our own error line over whatever the processes around it printed afterwards.
+    Our own error line is preferred over later output of surrounding processes.
     """
     try:
         text = log_path.read_text(encoding="utf-8", errors="replace")

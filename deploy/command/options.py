@@ -54,10 +54,10 @@ Options = TypeVar("Options")
 
 
 def taking(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Make a function of one dataclass a command whose parameters are the fields of that dataclass.
+    """Turn a function of one dataclass into a command whose parameters are the dataclass's fields.
 
     Args:
-        kind: a dataclass; each field is `Annotated` with its Typer option, as a parameter would be.
+        kind: a dataclass; each field is `Annotated` with its Typer option, like a parameter.
     """
 
     def command_of(verb: Callable[[Options], None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""A verb's result: its fields on the terminal, and a JSON file that is either the old one or the whole new one."""
+"""A verb's result: its fields on the terminal, and a JSON file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from retrieval.storage.durable import replacing
 
 
 class OutputUnwritable(CommandError):
-    """A file that was asked for cannot be written; names it."""
+    """A requested file cannot be written; names it."""
 
 
 def plain(value: Any) -> Any:
-    """The value as it reads back from JSON.
+    """The value as plain JSON types.
 
     Dataclasses become objects, arrays lists, paths text, and non-finite numbers null.
 
@@ -31,13 +31,13 @@ def plain(value: Any) -> Any:
 
 
 def encoded(value: Any, option: int = 0) -> bytes:
-    """The value as JSON on one line, or as orjson's options say; see `plain`."""
+    """The value as JSON on one line, or formatted by orjson's options; see `plain`."""
     option |= orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
     return orjson.dumps(value, default=_for_json, option=option)
 
 
 def _for_json(value: Any) -> Any:
-    """What orjson does not encode by itself."""
+    """Converts values that orjson does not encode."""
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "_asdict"):  # a named tuple
@@ -66,7 +66,7 @@ def write_json(path: Path | None, value: Any) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which replaces `path` atomically once the block ends well; its mode is the umask's.
+    """A temporary file that replaces `path` atomically if the block ends without an error; its mode follows the umask.
 
     Raises:
         OutputUnwritable: the folder cannot be made or written.
@@ -80,7 +80,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def print_fields(result: dict[str, Any]) -> None:
-    """Print a result, one field a line; what is nested is for the JSON file alone."""
+    """Print a result, one field per line; nested values are only in the JSON file."""
     shown = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
     if "time_s" in shown:
         shown = {"time": local_time(shown.pop("time_s")), **shown}

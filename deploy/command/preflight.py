@@ -1,4 +1,4 @@
-"""What can be found wrong before Ray starts is found here, in seconds and in one line."""
+"""Checks before Ray starts, which take seconds and report a problem in one line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _Config = TypeVar("_Config", bound="FreshetConfig")
 
-# What a run writes into storage_path; what else lies there is the user's.
+# Files that a run writes to storage_path; others belong to the user.
 _WRITTEN = ("checkpoints", "index", ".publish", "progress.json", "stopped.json")
 
 
 class NotACheckpoint(CommandError):
-    """A path that was given as a checkpoint holds none."""
+    """There is no checkpoint at the given path."""
 
 
 class StorageUnusable(CommandError):
@@ -36,11 +36,11 @@ def absolute_storage(config: _Config) -> _Config:
 
 
 def check_stream(config: FreshetConfig) -> None:
-    """Ask the broker for the interactions topic, unless files are read in its place; a broker that is away is awaited.
+    """Ask the broker for the interactions topic, unless files are read instead; waits for an unreachable broker.
 
     Raises:
         BrokerUnavailable: no broker has answered at `stream.bootstrap_servers` for `stream.broker_patience_s`.
-        TopicMissing: the topic is not there.
+        TopicMissing: the topic does not exist.
     """
     from streaming.kafka.outage import patiently
     from streaming.sources.kafka_source import partitions_of
@@ -50,10 +50,10 @@ def check_stream(config: FreshetConfig) -> None:
 
 
 def check_storage(config: FreshetConfig) -> None:
-    """See that `storage_path`, and the other places unless they are addresses, can be folders to write in.
+    """Check that `storage_path`, and the other locations unless they are addresses, are or can be writable folders.
 
     Raises:
-        StorageUnusable: they cannot; names the setting.
+        StorageUnusable: one is not; names the setting.
     """
     if "://" in config.storage_path:
         raise StorageUnusable(
@@ -77,7 +77,7 @@ def _check_folder(path: Path, setting: str) -> None:
     if not existing.is_dir():
         raise StorageUnusable(f"{existing} is a file, not a folder (setting: {setting}={path})")
     try:
-        # Permissions do not tell all: of /proc, or of what is mounted read-only, they say that it can be written.
+        # Permissions are not enough: /proc and read-only mounts look writable.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -86,7 +86,7 @@ def _check_folder(path: Path, setting: str) -> None:
 
 
 def _say_what_others_can_read(folder: Path, setting: str, names: Collection[str]) -> None:
-    """Modes may be as they are on purpose, so that another user can serve: they are not changed."""
+    """Warn about files that other users can read. Modes are not changed, because they may be set on purpose."""
     found = open_to_others(folder, names)
     if found:
         say(
@@ -97,10 +97,10 @@ def _say_what_others_can_read(folder: Path, setting: str, names: Collection[str]
 
 
 def check_checkpoint(location: str | Path) -> None:
-    """See that a folder or URI holds a checkpoint (its checksums are verified when it is read).
+    """Check that a folder or URI holds a checkpoint (its checksums are verified when it is read).
 
     Raises:
-        NotACheckpoint: names the place and what is missing.
+        NotACheckpoint: names the location and what is missing.
     """
     from retrieval.storage.base import MANIFEST
     from retrieval.storage.location import split_location

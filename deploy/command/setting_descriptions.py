@@ -1,4 +1,4 @@
-"""What every setting is, read from its declaration: type, default, bounds and help, by section."""
+"""Descriptions of all settings from their declarations: type, default, bounds and help, by section."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cluster.evaluation.config import OfflineConfig
 from model.setting import choices_of
 
 RUN_SECTION = "run"
-"""Stands for the settings that have no section of their own, such as storage_path."""
+"""The group of settings without a section, such as storage_path."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Setting:
     type_name: str
     default: object
     bounds: str
-    """Such as `≥ 1` or `[0, 1)`; empty if any value of the type will do."""
+    """For example `≥ 1` or `[0, 1)`; empty if any value of the type is allowed."""
     help: str
 
 
@@ -47,7 +47,7 @@ def describe_sections() -> list[Section]:
             inner = get_type_hints(kind)
             settings = tuple(_setting(each, inner[each.name], f"{item.name}.") for each in fields(kind))
             found.append(Section(item.name, first_sentence(kind.__doc__ or ""), settings))
-    return sorted(found, key=lambda section: section.name == "broker")  # last: few need it
+    return sorted(found, key=lambda section: section.name == "broker")  # last, because it is rarely needed
 
 
 def describe_settings() -> list[Setting]:

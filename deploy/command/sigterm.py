@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C: what a verb has started is stopped again on the way out, in order and in time.
+"""Handles SIGTERM and Ctrl-C, so that a verb stops everything it started, in order and in time.
 
-A verb that serves (`train`, `broker`) ends with status 0 when it is asked to: that is how it ends. One that was to
-finish something (`demo`, `replay`, `refresh`, `evaluate`) ends with 128 + the signal: 130 after Ctrl-C, 143 after
-SIGTERM. A second Ctrl-C ends any of them at once, with status 130.
+A verb that runs until it is stopped (`train`, `broker`) then ends with status 0. A verb with work to finish (`demo`,
+`replay`, `refresh`, `evaluate`) ends with 128 + the signal: 130 after Ctrl-C, 143 after SIGTERM. A second Ctrl-C ends
+any of them at once, with status 130.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cluster.stop_request import StopRequest
 
-# A program around this one may hand on the signal that the terminal has sent to both.
+# A program around this one may forward a signal that the terminal has sent to both.
 _SAME_PRESS_S = 0.3
 
 
 @contextmanager
 def stop_on_signals(*, status: int | None = None) -> Iterator[None]:
-    """Within it SIGTERM and SIGINT raise SystemExit, once; only on the main thread.
+    """While the block runs, SIGTERM and SIGINT raise SystemExit, once; only on the main thread.
 
     Args:
         status: the exit status; by default 128 + the signal's number.
@@ -41,7 +41,7 @@ def stop_on_signals(*, status: int | None = None) -> Iterator[None]:
         try:
             yield
         except SystemExit:
-            # A handler that runs inside a call of Ray's comes out of it as another exit, with status 1.
+            # Ray turns the exit of a handler that runs inside one of its calls into status 1.
             if chosen:
                 raise SystemExit(chosen[0]) from None
             raise
@@ -49,11 +49,11 @@ def stop_on_signals(*, status: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def ask_on_signals(request: StopRequest, *, status: int | None = None) -> Iterator[None]:
-    """Within it SIGTERM and SIGINT ask a run to stop; before it has begun they raise SystemExit instead.
+    """While the block runs, SIGTERM and SIGINT ask a run to stop; before it has begun they raise SystemExit.
 
     Args:
-        request: what the run looks at.
-        status: the exit status of a stop that leaves nothing undone; by default 128 + the signal's number.
+        request: read by the run.
+        status: the exit status of a clean stop; by default 128 + the signal's number.
     """
 
     def stop(number: int) -> None:

@@ -1,8 +1,8 @@
-"""Everything that reaches a terminal goes through here: it is text, whatever the data hold.
+"""All output to a terminal goes through here and is treated as text, whatever the data contain.
 
-`printable` takes out of a text what a terminal would obey. A `Terminal` applies it to every string that it is given and
-reads no markup, and `guard_streams` applies it to whatever any library writes to stdout and stderr. The linter (TID251
-and T201) refuses other ways to a terminal, so no data can be printed past this module by oversight.
+`printable` removes everything that a terminal would interpret. A `Terminal` applies it to all its strings and reads no
+markup, and `guard_streams` applies it to everything that libraries write to stdout and stderr. The linter (TID251 and
+T201) refuses other ways to a terminal, so no data can bypass this module by oversight.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-# Colours, cursor movements and the like, whole; of other sequences the letters stay, to be seen.
+# Colours, cursor movements and the like are removed; the letters of other sequences stay visible.
 _SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
-# They change the order in which a line is read: U+061C, marks, embeddings, overrides, isolates.
+# They change the display order of a line: U+061C, marks, embeddings, overrides, isolates.
 _BIDIRECTIONAL = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _BREAKS = [*map(ord, "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85"), 0x2028, 0x2029]
 _SURROGATES = range(0xD800, 0xE000)
@@ -47,7 +47,7 @@ def _clean(text: str, table: dict[int, str]) -> str:
 
 
 class Terminal(Console):
-    """A rich console to which every string is data: `printable`, without markup, emoji codes or highlighting.
+    """A rich console that treats every string as data: `printable`, without markup, emoji codes or highlighting.
 
     Styles come as arguments (`style=`) or as renderables; lines of one cell come from `stacked`.
     """
@@ -57,7 +57,7 @@ class Terminal(Console):
 
     @property
     def file(self) -> Any:
-        """Where it writes; past `guard_streams`, since its own sequences are no data."""
+        """The stream that it writes to, not guarded, because its own sequences are not data."""
         file = super().file
         return file.unguarded if isinstance(file, _TextOnly) else file
 
@@ -71,12 +71,12 @@ class Terminal(Console):
         return Text(printable(text), style=style, **plain)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Segments of a renderable; also those that came as text of rich's own are cleaned."""
+        """Segments of a renderable, cleaned, including those from rich's own text objects."""
         for segment in super().render(renderable, options):
             style = segment.style
             if segment.control:
                 yield segment
-            elif style is not None and style.link:  # of the sequences in what others print
+            elif style is not None and style.link:  # for sequences in other output
                 yield Segment(_clean(segment.text, _MANY_LINES), style.update_link(None))
             elif segment.text.isprintable():
                 yield segment
@@ -119,7 +119,7 @@ def say_lines(text: str, *, to_stderr: bool = False) -> None:
 
 
 class _TextOnly:
-    """A text stream that lets no control sequence through; everything else is the stream's own."""
+    """A text stream that removes control sequences; everything else is the wrapped stream's."""
 
     def __init__(self, stream: TextIO) -> None:
         self.unguarded = stream
@@ -138,17 +138,17 @@ class _TextOnly:
 
 @contextmanager
 def guard_streams(arguments: Sequence[str]) -> Iterator[None]:
-    """Within it stdout and stderr are text only, whoever writes: Ray's copies of its workers' logs, logging, warnings.
+    """While the block runs, stdout and stderr are text only, also for Ray's worker logs, logging and warnings.
 
     Args:
-        arguments: of the command line. The help, which holds no data, keeps its colours.
+        arguments: of the command line. Help texts, which hold no data, keep their colours.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         yield
         return
     before = sys.stdout, sys.stderr
     for stream in before:
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character is no reason to fail
+        if hasattr(stream, "reconfigure"):  # do not fail if a terminal cannot show a character
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = _TextOnly(before[0]), _TextOnly(before[1])
     try:

@@ -13,12 +13,12 @@ def local_time(seconds: float, *, timespec: str = "seconds") -> str:
 
 
 def clock(seconds: float) -> str:
-    """`2026-11-27 10:13`: as `local_time`, for a table that says its time zone above."""
+    """`2026-11-27 10:13`: like `local_time`, for a table with the time zone in its header."""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def ago(seconds: float, now: float | None = None) -> str:
-    """`5 s ago`: how long before now a moment was; one that another machine's clock puts ahead is `now`."""
+    """`5 s ago`: how long ago a time was; a future time, from another machine's clock, is `now`."""
     spent = (time.time() if now is None else now) - seconds
     return f"{duration(spent)} ago" if spent >= 0.5 else "now"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def fetch_dataset(
     name_or_folder: str, progress: Callable[[str], None], stream: StreamConfig | None = None
 ) -> Dataset:
-    """A data set by name, or from a folder laid out like one; `stream` bounds what its files may decode to."""
+    """A data set by name, or from a folder with the same layout; `stream` limits the decoded size of its files."""
     folder = Path(name_or_folder)
     if not folder.is_dir():
         folder = fetch(name_or_folder, progress=progress)

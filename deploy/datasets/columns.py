@@ -1,6 +1,6 @@
-"""Columns of a data set's files as the stream has them; other values are reported by file and column.
+"""Converts columns of a data set's files to the stream's types; unusable values are reported by file and column.
 
-A pandas frame with missing values has floats where there were integers: whole numbers are read as such, NaN as missing.
+A pandas frame with missing values has floats instead of integers; whole numbers are read as integers, NaN as missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """One file of a data set, read, and the callback that reports what was left out of it."""
+    """One file of a data set, and the callback that reports rows left out of it."""
 
     path: Path
     table: pa.Table
@@ -35,11 +35,11 @@ class DatasetFile:
         return list(self.table.column_names)
 
     def error(self, problem: str) -> DatasetError:
-        """What to raise about this file."""
+        """An error about this file."""
         return DatasetError(f"{self.path}: {problem}")
 
     def as_type(self, name: str, kind: pa.DataType) -> pa.ChunkedArray:
-        """A column cast to a type; an empty text is an absent one.
+        """A column cast to a type; an empty text counts as missing.
 
         Raises:
             DatasetError: its values are of another kind.
@@ -52,10 +52,10 @@ class DatasetFile:
             raise self.error(f"column {name} must be {kind}, not {column.type}: {reason}") from error
 
     def ids(self, name: str) -> pa.ChunkedArray:
-        """A column of ids, int64 or string; null where there is none: null, NaN, an empty text, beyond int64.
+        """A column of ids, int64 or string; null for null, NaN, an empty text, or a number beyond int64.
 
         Raises:
-            DatasetError: values that are no ids.
+            DatasetError: values that are not ids.
         """
         column = decoded(self.table[name])
         kind = column.type
@@ -70,10 +70,10 @@ class DatasetFile:
         return without_empty(column.cast(pa.string()))
 
     def times(self) -> pa.ChunkedArray:
-        """Event times, int64 ms, from `timestamp_ms`, else `timestamp`; null where there is none.
+        """Event times, int64 ms, from `timestamp_ms`, else `timestamp`; null if missing.
 
         Raises:
-            DatasetError: neither column is there, or it holds no times.
+            DatasetError: neither column exists, or it does not hold times.
         """
         name = time_column(self.names)
         if name is None:
@@ -87,7 +87,7 @@ class DatasetFile:
         return times
 
     def complete_rows(self, columns: Mapping[str, pa.ChunkedArray], needed: Sequence[str]) -> pa.Table:
-        """A table of the rows that have every needed column; says how many have not.
+        """A table of the rows with values in all required columns; reports how many rows have not.
 
         Raises:
             DatasetError: a needed column is missing in every row.
@@ -110,7 +110,7 @@ class DatasetFile:
         return complete
 
     def last_of_each(self, table: pa.Table, name: str) -> pa.Table:
-        """The last row of each id, as the compacted topics keep it; says how many others there were."""
+        """The last row of each id, as the compacted topics keep it; reports how many others there were."""
         code_N = pc.dictionary_encode(table[name].combine_chunks()).indices.to_numpy(zero_copy_only=False)
         _, from_end = np.unique(code_N[::-1], return_index=True)
         if len(from_end) == table.num_rows:
@@ -138,14 +138,14 @@ def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def without_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Texts with null for the empty ones; any other column as it is."""
+    """Texts with null instead of empty ones; any other column unchanged."""
     if not is_text(column.type):
         return column
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
 
 
 def whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A float column with NaN as null, and as int64 if all its other values are whole; any other as it is."""
+    """A float column with NaN as null, as int64 if all other values are whole; any other column unchanged."""
     if not pa.types.is_floating(column.type):
         return column
     values_N = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()

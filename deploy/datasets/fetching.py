@@ -1,4 +1,4 @@
-"""Brings MovieLens 100K out of the wheel of `recbole`, with whatever installer this Python has."""
+"""Extracts MovieLens 100K from the wheel of `recbole`, downloaded with any installer that this Python has."""
 
 import csv
 import ensurepip
@@ -43,7 +43,7 @@ def fetch_ml_100k(folder: Path, progress: FetchProgress) -> None:
     """Writes MovieLens 100K into `folder`, in one rename.
 
     Raises:
-        DatasetError: no installer could bring the wheel, or it does not hold what it should.
+        DatasetError: no installer could download the wheel, or its content is not as expected.
     """
     progress("fetching MovieLens 100K (2 MB, once)")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _fetch_failure(reason: str) -> DatasetError:
 
 
 def _installer(target: Path) -> tuple[list[str], dict[str, str]]:
-    """What brings a wheel: this Python's pip, else uv, else the pip that Python carries along."""
+    """The command that downloads a wheel: this Python's pip, else uv, else Python's bundled pip."""
     download = ["-m", "pip", "download", "--quiet", "--retries=1", "--no-deps", "--only-binary=:all:"]
     pip = [sys.executable, *download, "-d", str(target), RECBOLE]
     if importlib.util.find_spec("pip"):
@@ -93,7 +93,7 @@ def _installer(target: Path) -> tuple[list[str], dict[str, str]]:
     if uv := shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent)):
         install = ["pip", "install", "--quiet", "--no-deps", "--target", str(target), RECBOLE]
         return [uv, *install, "--python", sys.executable], {}
-    # Python carries pip's wheel for venv; it runs from there without being installed.
+    # Python bundles pip's wheel for venv; it runs from there without being installed.
     wheels = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
     return pip, {"PYTHONPATH": str(wheels[-1])} if wheels else {}
 
@@ -139,7 +139,7 @@ def _interactions(rows: list[Row], first_category: dict[int, int]) -> pa.Table:
     item_N = np.array([int(row["item_id"]) for row in rows])
     time_N = np.array([int(row["timestamp"]) for row in rows])
     rating_N = np.array([int(row["rating"]) for row in rows], np.int8)
-    # Half of a user's events share a second: their order is drawn, so that it tells nothing.
+    # Half of a user's events share a second; their order is drawn, so that it carries no information.
     order_N = np.lexsort((np.random.default_rng(TIE_SEED).random(len(rows)), time_N, user_N))
     user_N, item_N, time_N, rating_N = (column[order_N] for column in (user_N, item_N, time_N, rating_N))
     start_N = np.r_[True, user_N[1:] != user_N[:-1]]
@@ -190,10 +190,12 @@ def _meta(category_names: list[str], counts: dict[str, int]) -> dict[str, Any]:
 
 def _put_in_place(ready: Path, folder: Path) -> None:
     if folder.exists() and not (folder / "meta.json").is_file():
-        shutil.rmtree(folder)  # the meta file comes with the rename: without it this is no data set of ours
+        shutil.rmtree(
+            folder
+        )  # the meta file appears with the rename; without it, the folder is not one of our data sets
     try:
         ready.rename(folder)
     except OSError:
-        # Another process was quicker: both have the same content.
+        # Another process was faster; both have the same content.
         if not (folder / "meta.json").is_file():
             raise

@@ -10,10 +10,10 @@ from deploy.screen.progress import Progress
 
 
 class WorkerKiller:
-    """Kills the last rank once, as soon as a kill costs something.
+    """Kills the last rank once, as soon as a kill loses work.
 
-    That is: a checkpoint is committed, and steps were made after it, so the worker group has
-    to go back to the checkpoint and train those events again, exactly once in the end.
+    That is once steps were taken after a committed checkpoint: the worker group must return to the checkpoint and train
+    those events again, exactly once in the end.
     """
 
     def __init__(self, kill: Callable[[int, int], None] = os.kill) -> None:
@@ -21,14 +21,14 @@ class WorkerKiller:
         self.killed_pid: int | None = None
 
     def observe(self, progress: Progress) -> str | None:
-        """Look at one reading of the progress; returns what was done, None if nothing."""
+        """Check one reading of the progress; returns a description of the kill, None if there was none."""
         if self.killed_pid is not None or not _worth_a_kill(progress):
             return None
         rank, pid = len(progress.pids) - 1, int(progress.pids[-1])
         try:
             self._kill(pid, signal.SIGKILL)
         except ProcessLookupError:
-            # The file is a moment old: that worker is gone already, the next reading has its successor.
+            # The file is slightly old and that worker is already gone; the next reading has its successor.
             return None
         self.killed_pid = pid
         return (

@@ -1,7 +1,7 @@
 """The whole loop in one command: broker, stream, training, index versions, recommendations.
 
-It is made of the other verbs: `train` runs as a subprocess with the run's settings file, and broker, replay,
-accounting and recommendations are what `broker`, `replay`, `status` and `recommend` call.
+It uses the other verbs: `train` runs as a subprocess with the run's settings file; broker, replay, accounting and
+recommendations are the functions behind `broker`, `replay`, `status` and `recommend`.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ ITEMS_SHOWN = 5
 
 
 class TrainerStalled(CommandError):
-    """The trainer lives but nothing moves any more; names its log."""
+    """The trainer is alive but makes no progress; names its log."""
 
 
 class Demo:
-    """One run. `run` gives its figures; everything it starts is stopped again, whatever happens."""
+    """One run. `run` returns its figures; everything it starts is stopped in any case."""
 
     def __init__(self, options: DemoOptions, display: Display) -> None:
         self.options = options
@@ -62,7 +62,7 @@ class Demo:
         self._started = self._moved = time.monotonic()
 
     def run(self) -> DemoFigures:
-        """Everything from the data to the recommendations.
+        """Run everything from the data to the recommendations.
 
         Raises:
             CommandError: a part failed; the message names its log.
@@ -137,7 +137,7 @@ class Demo:
         while not trainer.check():
             self.display.view.produced = replay.produced
             replay.check()
-            if replay.finished and self.figures.stream_s != self.figures.stream_s:  # NaN: not noted yet
+            if replay.finished and self.figures.stream_s != self.figures.stream_s:  # NaN: not recorded yet
                 self.figures.stream_s = time.monotonic() - started
                 self.display.say(f"all {replay.produced:,} events are in the topic")
                 self.display.stage("training on the rest")
@@ -147,7 +147,7 @@ class Demo:
         self.figures.events_produced = self.display.view.produced = replay.produced
 
     def _tick(self, config: FreshetConfig, trainer: Child) -> Progress:
-        """Read the progress once: tell what changed, let chaos look, notice when nothing moves."""
+        """Read the progress once: report changes, let chaos act, and detect a stall."""
         from cluster.observability.progress_file import read_progress
 
         before, now = self.display.view.progress, parse_progress(read_progress(Path(config.storage_path)))
@@ -190,7 +190,7 @@ class Demo:
         self.display.stage("finished")
 
     def _read_last_progress(self, config: FreshetConfig) -> None:
-        """The trainer has ended: what it wrote last may be newer than the last tick."""
+        """Read the progress after the trainer has ended; it may be newer than the last tick."""
         from cluster.observability.progress_file import read_progress
 
         before, now = self.display.view.progress, parse_progress(read_progress(Path(config.storage_path)))
@@ -220,14 +220,14 @@ def trainer_child(run_dir: Path, *, take_over: bool = False) -> Child:
 
 
 def run_demo(options: DemoOptions) -> int:
-    """The verb `demo`: run, print, write the figures; returns the exit status.
+    """The verb `demo`: run it, print and write the figures; returns the exit status.
 
-    0 only if every figure is in order; 1 if one is not (the figures are written all the same).
+    The status is 0 if all figures are as expected, else 1 (the figures are still written).
 
     Raises:
         CommandError: a part failed before there were figures.
     """
-    # A mistyped setting must fail before anything is started or fetched.
+    # A mistyped setting must be refused before anything is started or fetched.
     load_config(options.config_file, list(options.overrides or ()))
     display = Display(DemoView(produced=0))
     demo = Demo(options, display)
@@ -235,7 +235,7 @@ def run_demo(options: DemoOptions) -> int:
         with display, stop_on_signals():
             figures = demo.run()
     except Exception as error:
-        # Keep what was measured until then; the caller reports the error itself.
+        # Keep the figures measured so far; the caller reports the error.
         demo.figures.problems.append(one_line(unwrap(error)))
         _write_figures(demo.figures, options.json_path)
         raise

@@ -1,4 +1,4 @@
-"""The demo's figures: what it measured, and whether they are what a working loop gives."""
+"""The demo's figures, and checks that they are those of a working loop."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ class DemoFigures:
         self.checkpoint_step = progress.checkpoint_step
 
     def take_accounting(self, accounting: Mapping[str, Any]) -> None:
-        """Fill in the count over the topic, the source of truth for what was trained."""
+        """Fill in the count over the topic, the source of truth about trained events."""
         for name in _COUNTS:
             setattr(self, name, int(accounting[name]))
         self.hash_equal = accounting.get("hash_equal")
 
     def judge(self) -> None:
-        """Set `problems` and `ok`: everything that a working loop would not show."""
+        """Set `problems` (figures that a working loop would not have) and `ok`."""
         used = self.events_trained + self.events_negative + self.events_ignored
         checks = [
             (

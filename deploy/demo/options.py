@@ -1,4 +1,4 @@
-"""What the command line of `demo` asks for."""
+"""The options of `demo`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ReplayThread(Background):
-    """A replay beside other work; its failure is raised by `check`."""
+    """A replay in the background; `check` raises its error."""
 
     def __init__(self, stream: StreamConfig, dataset: Dataset, seconds: float, seed: int) -> None:
         super().__init__("replay", join_s=10.0)
@@ -22,12 +22,12 @@ class ReplayThread(Background):
         self._error: BaseException | None = None
 
     def check(self) -> None:
-        """Raise what ended the replay, if it failed."""
+        """Raise the replay's error, if it failed."""
         if self._error is not None:
             raise self._error
 
     def work(self) -> None:
-        """Send the data set, until it is sent or the block ends."""
+        """Send the data set until all is sent or the block ends."""
         from streaming.producing.replay import replay
 
         try:

@@ -1,4 +1,4 @@
-"""The end of a demo: the figures, recommendations by title, and how to go on."""
+"""The end of a demo: figures, recommendations by title, and a command to continue with."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def print_report(console: Terminal, figures: DemoFigures) -> None:
     user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
     console.print("Go on with:")
     settings = shlex.quote(str(run_dir / "settings.yaml"))
-    # Alone on its line, unwrapped and from here, to be pasted as it is.
+    # Alone on its line, unwrapped, with paths relative to this folder, so that it can be pasted.
     console.print(f"{program()} recommend --config {settings} --user {user}", style="bold", soft_wrap=True)
 
 
 def program() -> str:
-    """How this command was called, so that the shell finds it again: `freshet`, a path to it, or `python -m deploy`."""
+    """The way this command was called, for use in a shell: `freshet`, a path to it, or `python -m deploy`."""
     called = Path(sys.argv[0])
     if called.name != "freshet":
         return f"{shlex.quote(sys.executable)} -m deploy"
@@ -91,7 +91,7 @@ def program() -> str:
 
 
 def _short(path: Path) -> Path:
-    """The path relative to the working directory where that is shorter to type."""
+    """The path, relative to the working directory if that is shorter."""
     try:
         return path.relative_to(Path.cwd())
     except ValueError:

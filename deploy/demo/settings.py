@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cluster.config import FreshetConfig
 
 SETTINGS_FILE = "settings.yaml"
-# Shorter periods than a cluster would want: a demo shows in two minutes what they do.
+# Shorter intervals than on a cluster, so that a demo shows their effects within two minutes.
 DEMO_DEFAULTS = {"train.workers": 2, "train.publish_every_s": 5.0, "train.checkpoint_every_s": 10.0}
 
 
 def given_settings(options: DemoOptions) -> dict[str, Any]:
-    """What the user's file and overrides say, by dotted key; the overrides win."""
+    """The settings in the user's file and overrides, by dotted key; overrides win."""
     content = yaml.safe_load(options.config_file.read_text()) if options.config_file else None
     return {**_flat(content or {}), **_parsed(options.overrides or ())}
 
@@ -57,7 +57,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_run_dir(root: Path) -> Path:
-    """A folder of its own for each run, named by the time; `root/latest` points to it."""
+    """A new folder for each run, named by the time; `root/latest` points to it."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     root = root.absolute()
     root.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,10 @@ def _point_latest_at(run_dir: Path) -> None:
 
 
 def write_settings(options: DemoOptions, run_dir: Path, decided: Mapping[str, Any]) -> FreshetConfig:
-    """Write the demo's defaults, under what the user gave, under what the run decides.
+    """Write the demo's defaults, overridden by the user's settings, overridden by the run's own.
 
     Returns:
-        The configuration as `freshet … --config RUN_DIR/settings.yaml` loads it.
+        The configuration, as loaded by `freshet … --config RUN_DIR/settings.yaml`.
     Raises:
         ConfigError: a setting is unknown or has a wrong value.
     """
@@ -97,9 +97,9 @@ def write_settings(options: DemoOptions, run_dir: Path, decided: Mapping[str, An
 def run_settings(
     run_dir: Path, bootstrap_servers: str, events: int, *, shared_broker: bool
 ) -> dict[str, Any]:
-    """What a run decides itself: its broker, its folder, where it ends.
+    """The run's own settings: its broker, its folder, its end.
 
-    On an existing cluster the topics get names of this run's own, so that no other topic is read.
+    On an existing cluster, the run's topics get unique names, so that no other topic is read.
     """
     settings: dict[str, Any] = {
         "stream.bootstrap_servers": bootstrap_servers,

@@ -33,10 +33,10 @@ Tuned = Mapping[str, Mapping[str, Any]]
 
 
 def run_evaluation(options: EvaluateOptions, console: Terminal) -> int:
-    """Runs what is missing, writes and prints everything; the exit status is 0 if no cell failed.
+    """Runs missing cells, writes and prints everything; the exit status is 0 if no cell failed.
 
     Raises:
-        ConfigError, UsageError, UnknownSystem, MissingPackage, PlotUnavailable, DatasetError, ProtocolError: found
+        ConfigError, UsageError, UnknownSystem, MissingPackage, PlotUnavailable, DatasetError, ProtocolError: raised
             before anything is trained.
     """
     from cluster.evaluation.protocol.data import prepare
@@ -71,7 +71,7 @@ def load_tables(name_or_folder: str, console: Terminal, stream: StreamConfig) ->
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that one command asks for, checked."""
+    """The validated request of one command."""
 
     options: EvaluateOptions
     systems: Sequence[System]
@@ -105,7 +105,7 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """Where cells, tables and plots are."""
+        """The folder of cells, tables and plots."""
         return self.options.out or Path("runs/evaluate") / Path(self.options.data).name
 
     @cached_property
@@ -114,7 +114,7 @@ class Evaluation:
         return self.tables.fingerprint()
 
     def _search(self, start: Tuned) -> tuple[Trials, Tuned, dict[str, str]]:
-        """Trials, the best settings of each model, and what failed."""
+        """Trials, the best settings of each model, and failures."""
         from cluster.evaluation.grids.search import best_settings, trial_cells
 
         fixed = self.options.overridden | {key for point in self.points for key in point}

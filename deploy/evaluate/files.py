@@ -1,4 +1,4 @@
-"""The tables of an evaluation as files: CSV for spreadsheets, JSON lines and YAML for what a search found."""
+"""Writes an evaluation's tables: CSV for spreadsheets, JSON lines and YAML for the results of a search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cluster.evaluation.grids.summary import Row
 
 Trials = Mapping[str, Sequence[tuple["Cell", dict[str, Any]]]]
-"""By system: the trials' cells and what settings they add."""
+"""By system: the trials' cells and the settings that they add."""
 
 
 def write_cells(path: Path, cells: Sequence[Cell], outcome: GridOutcome) -> None:
@@ -51,7 +51,7 @@ def write_cells(path: Path, cells: Sequence[Cell], outcome: GridOutcome) -> None
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """One line per model, or per model and swept value: what the table shows."""
+    """One line per model, or per model and swept value, like the table."""
     lines = []
     for row in rows:
         figures: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def write_trials(folder: Path, trials: Trials, outcome: GridOutcome) -> None:
 
 
 def write_tuned(path: Path, best: Mapping[str, Mapping[str, Any]], about: str) -> None:
-    """The best settings by model, as `--tuned` reads them."""
+    """The best settings by model, in the form that `--tuned` reads."""
     content = {name: dict(settings) for name, settings in best.items()}
     _write_text(path, f"# {about}\n{yaml.safe_dump(content, sort_keys=False)}")
 

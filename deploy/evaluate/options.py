@@ -1,4 +1,4 @@
-"""What the command line of `evaluate` asks for."""
+"""The options of `evaluate`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class EvaluateOptions:
 
 
 def sweep_points(options: EvaluateOptions) -> list[dict[str, Any]]:
-    """One setting with its value for each value of each sweep; what is not swept stays as configured.
+    """One setting and value for each value of each sweep; other settings stay as configured.
 
     Raises:
         UsageError: a sweep without key or values.
@@ -81,7 +81,7 @@ def sweep_points(options: EvaluateOptions) -> list[dict[str, Any]]:
     points: list[dict[str, Any]] = []
     for text in options.sweeps:
         key, _, values = text.partition("=")
-        # Commas inside a list's brackets separate nothing.
+        # Commas inside a list's brackets do not separate values.
         texts = [value for value in re.split(r",(?![^\[]*\])", values) if value]
         if not key or not texts:
             raise UsageError(

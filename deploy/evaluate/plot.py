@@ -1,4 +1,4 @@
-"""Plots of an evaluation: bars for models, lines over a swept setting. matplotlib draws, without a screen."""
+"""Plots of an evaluation, drawn by matplotlib without a display: bars for models, lines over a swept setting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PlotUnavailable(CommandError):
 
 
 def require_matplotlib() -> None:
-    """See before anything is trained that plots can be drawn.
+    """Check before training that plots can be drawn.
 
     Raises:
         PlotUnavailable: names the extra to install.
@@ -100,7 +100,7 @@ def _mean_and_std(metric: str) -> tuple[Any, Any]:
 
 def _panels(title: str, height: float) -> tuple[Any, Any]:
     require_matplotlib()
-    # Not pyplot: it would look for a screen.
+    # Not pyplot, which would look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

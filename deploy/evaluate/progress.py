@@ -1,4 +1,4 @@
-"""How far an evaluation has come: live lines on a terminal, sentences in a log or a pipe."""
+"""The progress of an evaluation: live lines on a terminal, sentences in a log or a pipe."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EvaluationView:
 
     @property
     def done(self) -> int:
-        """Cells that need nothing more."""
+        """Number of cells that are finished or failed."""
         return self.found + self.finished + self.failed
 
     @property
@@ -60,7 +60,7 @@ class EvaluationView:
         return f"{self.done} of {len(self.cells)} cells"
 
     def eta_s(self, now: float) -> float | None:
-        """Seconds to go if passes go on taking what they took so far; None before the first."""
+        """Estimated remaining seconds from the mean time of a pass so far; None before the first."""
         under_way = sum(r.report.number for r in self.running.values() if r.report)
         if self.passes_done + under_way == 0:
             return None
@@ -140,13 +140,13 @@ class EvaluationDisplay:
             self.say(f"{cell_title(event.cell)}: {what} {rate(shown, 4)} in {duration(event.result.wall_s)}")
 
     def _say_pass(self, event: CellEvent) -> None:
-        # The end of a single pass is the end of the cell, which is reported anyway.
+        # With a single pass, its end is the cell's end, which is reported anyway.
         several = event.cell.passes > 1 or (event.report is not None and event.report.stages > 1)
         if self._live is None and event.report is not None and several:
             self.say(f"{cell_title(event.cell)}: {_pass_text(event.report)}")
 
     def say(self, sentence: str) -> None:
-        """Tell something with its time."""
+        """Print a sentence with the elapsed time."""
         elapsed = time.monotonic() - self.view.started
         self.console.print(f"{elapsed:7.1f} s  {sentence}", soft_wrap=True)
 

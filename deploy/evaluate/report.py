@@ -1,6 +1,6 @@
 """The table of an evaluation, and the same as data.
 
-At most 120 columns wide: what belongs together stands in two lines of one row.
+At most 120 columns wide: a row has two lines, with means above and deviations or intervals below.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ LEFT_OUT_FIRST = (
 
 @dataclass
 class EvaluationReport:
-    """What one command found."""
+    """The results of one command."""
 
     rows: list[Row]
     data: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
-    """What was asked for: protocol, preset, seeds, sweeps."""
+    """The request: protocol, preset, seeds, sweeps."""
     errors: dict[str, str] = field(default_factory=dict)
     """By the failed cell's title."""
     files: dict[str, list[Path]] = field(default_factory=dict)
-    """What was written, by kind."""
+    """The written files, by kind."""
 
     @property
     def walk_forward_days(self) -> int:
@@ -92,7 +92,7 @@ class EvaluationReport:
 
 
 def build_report(cells: Sequence[Cell], outcome: GridOutcome, about: Mapping[str, Any]) -> EvaluationReport:
-    """Everything that the cells gave."""
+    """All results of the cells."""
     from cluster.evaluation.grids.summary import summarise
     from deploy.evaluate.progress import cell_title
 
@@ -123,9 +123,9 @@ def row_as_json(row: Row) -> dict[str, Any]:
 
 
 def print_report(console: Terminal, report: EvaluationReport) -> None:
-    """The table, what it says, what failed, where the files are."""
+    """The table, its legend, failures, and the files."""
     if not console.is_terminal:
-        console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe has no width of its own
+        console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe has no width
     console.print()
     if report.rows:
         left_out = _too_wide(console, report)
@@ -141,7 +141,7 @@ def print_report(console: Terminal, report: EvaluationReport) -> None:
 
 
 def _too_wide(console: Terminal, report: EvaluationReport) -> list[str]:
-    """The figures that a narrow terminal has no room for."""
+    """The columns that do not fit on a narrow terminal."""
     wide = console.options.update(width=10 * TABLE_WIDTH)
     for count in range(len(LEFT_OUT_FIRST) + 1):
         left_out = list(LEFT_OUT_FIRST[:count])
@@ -172,7 +172,7 @@ def _of_lines(cell: str) -> RenderableType:
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """Without the rows of a model that a sweep does not change, but the first."""
+    """The rows, with only the first one of a model that the sweep does not change."""
     first_of: dict[tuple[str, ...], Row] = {}
     for row in rows:
         first_of.setdefault(tuple(result.key for result in row.results), row)
@@ -180,9 +180,9 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
 
 
 def legend(report: EvaluationReport, left_out: Collection[str] = ()) -> list[str]:
-    """What the columns mean."""
+    """The meaning of the columns."""
     data, row = report.data, report.rows[0]
-    # A walk-forward asks for a user once in every stage.
+    # In a walk-forward, a user can be a query in every stage.
     asked = "queries" if report.walk_forward_days else "users tested"
     lines = [
         f"{data['name']}, {report.protocol}: {data['test_queries']:,} {asked}, {data['test_targets']:,} targets "

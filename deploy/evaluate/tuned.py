@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_tuned(options: EvaluateOptions, config: OfflineConfig) -> dict[str, dict[str, Any]]:
-    """Settings by model from the file that `--tuned` names, without those that the arguments set: these win.
+    """Settings by model from the file given with `--tuned`, without those set by arguments, which win.
 
     Raises:
         UsageError: the file cannot be read, or holds something else; names file, model and setting.
@@ -36,7 +36,7 @@ def read_tuned(options: EvaluateOptions, config: OfflineConfig) -> dict[str, dic
 
 
 def _models_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The content of a file of tuned settings, if it is one."""
+    """The content of a file of tuned settings, validated."""
     from cluster.evaluation.systems.systems import SYSTEMS
 
     try:

@@ -25,7 +25,7 @@ app = typer.Typer()
 
 
 class BrokerDied(CommandError):
-    """The local Kafka ended by itself."""
+    """The local Kafka ended unexpectedly."""
 
 
 @app.command(epilog="**Example:** `freshet broker --port 9092 --dir runs/broker`")
@@ -49,7 +49,7 @@ def broker(
 
 
 def broker_settings(config: FreshetConfig, data_dir: Path | None, port: int | None) -> BrokerConfig:
-    """The `broker` settings of the configuration, with the options of the command line over them."""
+    """The `broker` settings of the configuration, overridden by options of the command line."""
     chosen = config.broker
     if data_dir is not None:
         chosen = replace(chosen, data_dir=str(data_dir))
@@ -59,13 +59,13 @@ def broker_settings(config: FreshetConfig, data_dir: Path | None, port: int | No
 def run_broker(
     config: FreshetConfig, data_dir: Path | None, port: int | None, partitions: int, json_path: Path | None
 ) -> None:
-    """Start it, make the topics, and stay until Ctrl-C or SIGTERM.
+    """Start it, create the topics, and run until Ctrl-C or SIGTERM.
 
     The JSON file (`bootstrap_servers`, `pid`, `log`, `data_dir`) is written once it is ready.
 
     Raises:
-        BrokerStartError, BrokerFetchError: it did not come up.
-        BrokerDied: it ended by itself; names its log.
+        BrokerStartError, BrokerFetchError: it did not start.
+        BrokerDied: it ended unexpectedly; names its log.
     """
     from streaming.kafka.topics import create_topics
     from streaming.local_broker.broker import LocalBroker

@@ -1,4 +1,4 @@
-"""The verb `checkpoint audit`: a checkpoint's count of used events beside the count of the topic itself."""
+"""The verb `checkpoint audit`: compares a checkpoint's count of used events with a count of the topic."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def audit_checkpoint(config: FreshetConfig, name: str, users_file: Path | None) 
         `checkpoint` (name), `step`, `exactly_once`, and the fields of `cluster.audit.exactly_once.Accounting`.
     Raises:
         NoSuchCheckpoint: there is none, or none of that name.
-        UsageError: the file's name says neither format.
+        UsageError: the file's name has neither suffix.
     """
     if users_file is not None and users_file.suffix not in _FORMATS:
         raise UsageError(f"--users must end in {' or '.join(_FORMATS)}, got {users_file}")

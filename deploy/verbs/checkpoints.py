@@ -1,4 +1,4 @@
-"""The verbs `checkpoint list`, `verify` and `diff`: what is stored, whether it is whole, and what changed."""
+"""The verbs `checkpoint list`, `verify` and `diff`: stored checkpoints, their integrity, and their differences."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NameOption = Annotated[
     list[str] | None,
     typer.Option("--name", help="Only this one; may be repeated. Default: all.", show_default=False),
 ]
-"""Which checkpoints or versions a `verify` reads."""
+"""The checkpoints or versions that `verify` reads."""
 
 app = typer.Typer(help="Inspect the checkpoints of a run.", no_args_is_help=True)
 
 
 class NoSuchCheckpoint(CommandError):
-    """There is no checkpoint of that name; names the place and the setting."""
+    """There is no checkpoint of that name; names the location and the setting."""
 
 
 @app.command("list", epilog="**Example:** `freshet checkpoint list storage_path=runs/movies`")
@@ -86,7 +86,7 @@ def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
     Returns:
         `name`, `kind` (full or delta), `parent` (name or null), `links` (of its chain), `bytes` (of its own files),
         `chain_bytes`, `written` (ISO 8601, local, or null), `step`, `workers`, `events_trained`, `rows_read`,
-        `dead_letters`; of one that cannot be read, `name` and `error`.
+        `dead_letters`; for one that cannot be read, `name` and `error`.
     Raises:
         NoSuchCheckpoint: there is none at all.
     """
@@ -105,10 +105,10 @@ def list_checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
 
 
 def verify_checkpoints(config: FreshetConfig, names: list[str]) -> list[dict[str, Any]]:
-    """Read every file of the named checkpoints (by default of all) and of what they build on.
+    """Read every file of the named checkpoints (by default all) and of those that they build on.
 
     Returns:
-        `name`, `whole` (with all it builds on), `files` (name, bytes, problem: empty if none), `problem`.
+        `name`, `whole` (including those it builds on), `files` (name, bytes, problem: empty if none), `problem`.
     Raises:
         NoSuchCheckpoint: there is none at all, or none of a name.
     """
@@ -202,7 +202,7 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def print_list(console: Terminal, entries: list[dict[str, Any]]) -> None:
-    """One line per checkpoint, at most 80 columns wide with names as long as they are."""
+    """One line per checkpoint, at most 80 columns wide with names of the usual length."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("checkpoint", "kind", "events", "own MB", "chain MB", "written", "ago"):
         table.add_column(
@@ -230,7 +230,7 @@ def print_list(console: Terminal, entries: list[dict[str, Any]]) -> None:
 
 
 def report_verified(json: Path | None, results: list[dict[str, Any]]) -> None:
-    """Write and print what a `verify` found, and end the command: with status 1 if anything is damaged."""
+    """Write and print the results of a `verify`, and end the command, with status 1 if anything is damaged."""
     write_json(json, results)
     print_verified(Terminal(), results)
     raise typer.Exit(0 if all(result["whole"] for result in results) else 1)

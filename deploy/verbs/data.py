@@ -1,4 +1,4 @@
-"""The verb `data fetch`: a data set into the cache."""
+"""The verb `data fetch`: downloads a data set into the cache."""
 
 from __future__ import annotations
 

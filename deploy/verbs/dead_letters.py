@@ -99,14 +99,14 @@ def dead_letters_replay(
 def list_letters(
     config: StreamConfig, reason: str, samples: int, out: Path | None, *, every: bool
 ) -> dict[str, Any]:
-    """Counts by reason with a few samples each; writes all of them as JSON lines if a file is given.
+    """Counts by reason with a few samples each; writes all letters as JSON lines if a file is given.
 
     Args:
         config: the stream.
-        reason: only those whose reason holds this text.
-        samples: how many of each reason.
-        out: a file to edit and give to `replay --from`.
-        every: also those that were brought back already.
+        reason: only letters whose reason contains this text.
+        samples: number per reason.
+        out: a file to edit and pass to `replay --from`.
+        every: include letters that were already replayed.
     """
     from streaming.dead_letters.replay import read_letters
 
@@ -218,7 +218,7 @@ def _read_lines(file: Path) -> dict[str, Any]:
 
 
 def _entry(letter: StoredLetter) -> dict[str, Any]:
-    """A letter as JSON: the original as JSON if it is that, else as text, else in base64."""
+    """A letter as JSON: the original as JSON if possible, else as text, else in base64."""
     fields = ("key", "reason", "topic", "partition", "offset", "row", "replayed")
     entry: dict[str, Any] = {name: getattr(letter, name) for name in fields}
     if letter.truncated:

@@ -1,4 +1,4 @@
-"""The verb `recommend`: ids made into titles, with what the user watched last."""
+"""The verb `recommend`: recommendations by title, with the user's last items."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def user_entry(recommender: RecommendsByTitle, user_id: int | str, k: int) -> di
 
 
 def history_entry(recommender: RecommendsByTitle, history: Sequence[int | str], k: int) -> dict[str, Any]:
-    """Recommendations for a user who is known only by their items, oldest first."""
+    """Recommendations for a user given only by their items, oldest first."""
     return {
         "user_id": None,
         "watched_last": [f"item {item}" for item in history[: -HISTORY_SHOWN - 1 : -1]],
@@ -93,10 +93,10 @@ def _item(item: Any) -> dict[str, Any]:
 
 
 def entries_for(config: FreshetConfig, user_ids: Sequence[str], history: str, k: int) -> list[dict[str, Any]]:
-    """What the verb `recommend` shows: one entry per user, and one for the history if there is one.
+    """The output of `recommend`: one entry per user, and one for the history if there is one.
 
     Raises:
-        UsageError: neither a user nor a history, or an id that is none.
+        UsageError: neither a user nor a history is given, or an id is invalid.
     """
     items = parse_history(history)
     users = [_id(user_id, "--user") for user_id in user_ids]
@@ -113,13 +113,13 @@ def parse_history(text: str) -> list[int | str]:
     """Item ids from `50,181,sku-7`.
 
     Raises:
-        UsageError: names the part that is no id.
+        UsageError: names the part that is not an id.
     """
     return [_id(part.strip(), "--history") for part in text.split(",") if part.strip()]
 
 
 def _id(text: str, option: str) -> int | str:
-    """An id as the stream reads it (`streaming.events.ids`): an integer where the text is one."""
+    """An id as the stream reads it (`streaming.events.ids`): an integer if the text is one."""
     from streaming.events.ids import id_of_text
 
     try:
@@ -139,7 +139,7 @@ def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
 
     whom = "this history" if entry["user_id"] is None else f"user {entry['user_id']}"
     table = Table(title=f"for {whom}", title_justify="left", title_style="bold", box=None)
-    # Only titles give way where the terminal is narrow.
+    # On a narrow terminal, only titles are shortened.
     table.add_column("", justify="right", style="dim", no_wrap=True)
     table.add_column("recommended")
     table.add_column("score", justify="right", no_wrap=True)
@@ -152,7 +152,7 @@ def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
 
 
 def _titles(titles: Sequence[str]) -> str:
-    """Side by side, each cut where it is too long to be one of three on a line or two."""
+    """Titles side by side, each cut if three would not fit on two lines."""
     texts = [line(title) for title in titles]
     for text in texts:
         text.truncate(_WATCHED_COLUMNS, overflow="ellipsis")

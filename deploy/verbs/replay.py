@@ -1,4 +1,4 @@
-"""The verb `replay`: a data set into Kafka as a live stream."""
+"""The verb `replay`: sends a data set to Kafka as a live stream."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def run_replay(
     wire: Wire,
     console: Terminal,
 ) -> dict[str, Any]:
-    """Make the topics if they are missing, publish items and users, then send the events.
+    """Create missing topics, publish items and users, then send the events.
 
     Returns:
-        `dataset`, `topic`, `events_produced`, `items`, `users`, and what `streaming.producing.producer.replay` says.
+        `dataset`, `topic`, `events_produced`, `items`, `users`, and the fields of `streaming.producing.replay`.
     Raises:
-        BrokerUnavailable, TopicError: the cluster does not answer or cannot take it.
+        BrokerUnavailable, TopicError: the cluster does not answer or cannot accept the data.
     """
     from deploy.datasets.choosing import fetch_dataset, first_events
     from streaming.kafka.topics import create_topics

@@ -1,4 +1,4 @@
-"""The verb `settings`: what a person must know first, one section, or every setting."""
+"""The verb `settings`: the most important settings, one section, or all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def list_settings(
 
 
 def chosen_sections(names: Sequence[str]) -> list[Section]:
-    """The sections that were asked for, with the settings that were; all of them without names.
+    """The requested sections and settings; all of them without names.
 
     Raises:
         ConfigError: a name is neither a section nor a setting.

@@ -1,4 +1,4 @@
-"""Settings for people: an overview with the most important ones, whole sections, and plain lines for a pipe."""
+"""Formats settings: an overview of the most important ones, whole sections, and plain lines for a pipe."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIRST: Mapping[str, tuple[str, ...]] = {
         "index.min_recall",
     ),
 }
-"""What a person must know first, by topic."""
+"""The most important settings, by topic."""
 _WIDEST = 100
 
 

@@ -1,4 +1,4 @@
-"""The verb `status`: what a run is doing: its progress, checkpoints, index versions and lag, read from outside."""
+"""The verb `status`: a run's progress, checkpoints, index versions and lag, read from outside."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def status(overrides: Overrides = None, config: ConfigOption = None, json: JsonO
 
 
 def collect_status(config: FreshetConfig) -> dict[str, Any]:
-    """Everything that can be read about a run without stopping it.
+    """The state of a run, read without affecting it.
 
     Returns:
         `storage_path`, `progress` (progress.json or null), `time` (of it, ISO 8601, local), `age_s` (seconds),
@@ -50,7 +50,7 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
         `lag_messages` and `lag_events` (null if the broker cannot tell; the latter is an estimate), `broker`
         (`answers` or why not).
     Raises:
-        NothingThere: no progress, no checkpoint and no version there.
+        NothingThere: there is no progress, no checkpoint and no version.
     """
     from cluster.observability.progress_file import read_progress
     from retrieval.versions.store import VersionError, VersionStore
@@ -80,7 +80,7 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
 
 
 def _live_text(status: dict[str, Any]) -> str:
-    """What is served now: a refresh or a rollback may have changed it since training last said so."""
+    """The live version; a refresh or a rollback may have changed it since training last reported it."""
     live = next((v for v in status["index_versions"] if v["name"] == status["index_current"]), None)
     if live is None:
         return "no version yet"
@@ -89,7 +89,7 @@ def _live_text(status: dict[str, Any]) -> str:
 
 
 def _checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
-    """Manifests that can be read, oldest first; of the others `freshet checkpoint list` says why not."""
+    """Readable manifests, oldest first; `freshet checkpoint list` reports the others."""
     from cluster.checkpoints.manifest import CheckpointError, read_manifest
     from retrieval.storage.opening import open_storage
 
@@ -122,7 +122,7 @@ def _live_name(store: VersionStore) -> str | None:
 def _lag(
     config: FreshetConfig, checkpoints: list[dict[str, Any]], record: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What waits between the newest checkpoint's positions and the ends of the topic; of files, what the run says."""
+    """The lag between the newest checkpoint's positions and the ends of the topic; for files, as the run reports it."""
     from streaming.sources.kafka_source import end_offsets, first_offsets
 
     progress = parse_progress(record)
@@ -144,7 +144,7 @@ def _lag(
 
 
 def events_per_message(manifest: dict[str, Any], progress: Progress) -> float | None:
-    """Mean rows of the messages up to a checkpoint, else of those that a run waits for; None if neither is known."""
+    """Mean rows per message up to a checkpoint, else of the waiting messages; None if neither is known."""
     origin = (manifest.get("stream") or {}).get("origin") or {}
     read = sum(max(0, at - int(origin.get(str(p), 0))) for p, at in checkpoint_offsets(manifest).items())
     if read and manifest.get("rows_read"):
@@ -155,7 +155,7 @@ def events_per_message(manifest: dict[str, Any], progress: Progress) -> float | 
 
 
 def checkpoint_offsets(manifest: dict[str, Any]) -> dict[int, int]:
-    """Next offset to read per partition, as a checkpoint's manifest has it."""
+    """Next offset to read per partition, from a checkpoint's manifest."""
     positions = manifest.get("positions") or {}
     return {int(p): int(at[0] if isinstance(at, list) else at) for p, at in positions.items()}
 

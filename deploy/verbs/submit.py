@@ -1,4 +1,4 @@
-"""The verb `submit`: another verb as a Ray job, on a running cluster, with its logs here and its exit status ours."""
+"""The verb `submit`: runs another verb as a Ray job on a running cluster, and returns its logs and exit status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 NO_AGENT = "No available agent"
 AGENT_TIMEOUT_S = 30.0
 STOP_MARGIN_S = 5.0
-# What the workers do not need, beside what .gitignore names (Ray reads that itself).
+# Files that the workers do not need, besides those in .gitignore, which Ray reads.
 EXCLUDED = [".git", ".venv", "runs", "build", "dist", "docs", "tests/benchmarks"]
 
 app = typer.Typer(help="Run a verb as a Ray job on a running cluster.", no_args_is_help=True)
@@ -38,7 +38,7 @@ class ClusterUnreachable(CommandError):
 
 
 class JobFailed(CommandError):
-    """The job ended, and not well."""
+    """The job failed."""
 
 
 @app.command(
@@ -74,9 +74,9 @@ def submit_train(
 
 
 def interpreter_for(address: str, chosen: str = "") -> str:
-    """The Python that runs the job: `chosen`, else on a local cluster this one, else the cluster's `python`.
+    """The Python that runs the job: `chosen`, else this one on a local cluster, else the cluster's `python`.
 
-    A local `ray start` need not have this virtual environment on its PATH.
+    A local `ray start` may not have this virtual environment on its PATH.
     """
     if chosen:
         return chosen
@@ -84,7 +84,7 @@ def interpreter_for(address: str, chosen: str = "") -> str:
 
 
 def entrypoint(python: str, verb: str, config_file: Path | None, arguments: Sequence[str]) -> str:
-    """The shell line of the job, the same that `ray job submit … -- python -m deploy …` takes."""
+    """The shell line of the job, as for `ray job submit … -- python -m deploy …`."""
     command = [python, "-m", "deploy", verb]
     if config_file is not None:
         command += ["--config", str(config_file)]
@@ -134,8 +134,8 @@ def connect(address: str) -> JobSubmissionClient:
 def use_local_token(address: str) -> None:
     """Use this machine's Ray token with a cluster on this machine; never send it elsewhere unasked.
 
-    `ray start` turns token authentication on where a token exists, and any earlier `ray.init` has made
-    one, but Ray's job client does not look for it by itself. Must run before Ray is imported.
+    `ray start` enables token authentication if a token exists, and any earlier `ray.init` has created one, but Ray's
+    job client does not look for it. Must run before Ray is imported.
     """
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     local = urlsplit(address).hostname in LOOPBACK
@@ -159,7 +159,7 @@ def submit(
         try:
             return str(client.submit_job(entrypoint=command, runtime_env=runtime_env))
         except RuntimeError as error:
-            # A cluster answers a few seconds before the agent that runs its jobs does.
+            # A cluster answers a few seconds earlier than the agent that runs its jobs.
             if NO_AGENT not in str(error) or time.monotonic() > deadline:
                 raise JobFailed(
                     f"the cluster refused the job: {' '.join(str(error).split())[:400]}"
@@ -220,7 +220,7 @@ def submit_verb(
 
     Raises:
         ConfigError, UsageError: before anything is sent.
-        ClusterUnreachable, JobFailed: what came of it.
+        ClusterUnreachable, JobFailed: the cluster does not answer, or the job failed.
     """
     from deploy.command.config_loading import load_config
 
@@ -231,7 +231,7 @@ def submit_verb(
     inside = config_inside(config_file, working_dir)
     command = entrypoint(interpreter_for(address, python), verb, inside, arguments)
     client = connect(address)
-    # Ray kills a job 3 s after it has asked it to stop, unless the job's environment says otherwise.
+    # Ray kills a job 3 s after asking it to stop, unless the job's environment sets another time.
     patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(config.train.stop_within_s + STOP_MARGIN_S))}
     job_id = submit(client, command, working_dir, patience)
     say(f"submitted {job_id}: {command}")

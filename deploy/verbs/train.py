@@ -1,4 +1,4 @@
-"""The verb `train`: check first, then hand over to the cluster."""
+"""The verb `train`: checks settings and storage, then starts the workers."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def train(
 
 
 def run_train(config: FreshetConfig, *, take_over: bool = False) -> dict[str, Any]:
-    """Train on the stream until it ends, or a signal asks to stop; returns the summary as plain data.
+    """Train on the stream until it ends or a signal stops it; returns the summary as plain data.
 
     With `take_over`, a run that is alive on the same storage is evicted.
 
     Raises:
-        BrokerUnavailable, TopicMissing, StorageUnusable: found before Ray starts.
+        BrokerUnavailable, TopicMissing, StorageUnusable: raised before Ray starts.
         SystemExit: with status 0, a signal came before the run began.
     """
     from cluster.stop_request import StopRequest
@@ -111,7 +111,7 @@ def run_train(config: FreshetConfig, *, take_over: bool = False) -> dict[str, An
 
         view = DemoView(title="Freshet training", planned=config.train.stop_after_rows)
         display = Display(view)
-        # Ray prints into the same terminal, so lines here, not panels.
+        # Ray prints to the same terminal, so plain lines are used here instead of panels.
         with ProgressFollower(Path(config.storage_path), display, stop):
             summary: dict[str, Any] = plain(run_training(config, stop, take_over=take_over).progress)
     return summary

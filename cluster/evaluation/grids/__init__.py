@@ -1,1 +1,1 @@
-"""Cells of an evaluation: which, where they run, their files and summary."""
+"""The cells of an evaluation: choosing and running them, their files, and their summary."""

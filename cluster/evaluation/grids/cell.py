@@ -1,4 +1,4 @@
-"""One cell of an evaluation: one system, one seed, one setting, trained and looked at once."""
+"""One cell of an evaluation: one system with one seed and one set of settings, trained and tested once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from cluster.evaluation.systems.systems import SYSTEMS, create
 from model.retrieval_model import RetrievalModel
 
 FORMAT = 2
-"""Of a cell's result; another one is another cell."""
+"""Format of a cell's result; a result of another format is another cell."""
 
 
 @cache
 def default_settings() -> Mapping[str, Any]:
-    """All settings that nobody changed, by dotted key."""
+    """The default of every setting, by dotted key."""
     return dict(leaves(OfflineConfig()))
 
 
@@ -45,22 +45,22 @@ class Cell:
     """Everything applied: tuned, swept and forced settings, and the seed."""
     data_fingerprint: str
     point: Mapping[str, Any] = field(default_factory=dict)
-    """The sweep's values that led here."""
+    """The sweep's values of this cell."""
     trial: int = 0
-    """The number of a search's trial, from 1: it sees validation only, the test is not ranked. 0: no trial."""
+    """The number of a search's trial, from 1; a trial uses validation only and does not rank the test. 0: no trial."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the result depends on, by dotted key."""
+        """The settings that the result depends on, by dotted key."""
         system = SYSTEMS[self.system]
         return {key: value for key, value in leaves(self.config) if system.influences(key)}
 
     @property
     def key(self) -> str:
-        """Names the result: equal for equal work, also across sweeps, and another one for any other setting.
+        """The result's name: equal for equal work, also across sweeps, and different if any setting differs.
 
-        Settings that have their default value are not in it, so that a version with a new setting still finds what one
-        without it has finished; CellFiles sees to it that a default is still what it was.
+        Settings with default values are not in it, so that a version with a new setting still finds results from before
+        it. CellFiles checks that the defaults have not changed.
         """
         seed = self.seed if SYSTEMS[self.system].depends_on_seed else 0
         defaults = default_settings()
@@ -71,7 +71,7 @@ class Cell:
 
     @property
     def passes(self) -> int:
-        """How often it reads the data at most."""
+        """Maximum number of passes over the data."""
         return self.config.fit.passes if SYSTEMS[self.system].trained else 1
 
 
@@ -104,13 +104,13 @@ class CellResult:
 def run_cell(
     cell: Cell, tables: Tables, tell: Callable[[PassReport], None] = lambda report: None
 ) -> CellResult:
-    """Trains on the training events, goes back to the best pass, and ranks the test's targets once; a walk-forward goes
-    on training between its stages.
+    """Trains on the training events, returns to the best pass, and ranks the test's targets once; a walk-forward also
+    trains between its stages.
 
     Args:
         cell: what to run.
         tables: the data set, whose fingerprint is the cell's.
-        tell: hears of every validated pass.
+        tell: called after every validated pass.
     """
     started = time.perf_counter()
     torch.set_num_threads(cell.config.fit.threads)
@@ -138,7 +138,7 @@ def run_cell(
 def _test_ranking(
     cell: Cell, data: EvaluationData, recommender: RetrievalModel, fitted: Fitted, plan: FitPlan
 ) -> Ranking | None:
-    """The test's targets, after a walk-forward up to them if there is one; None for a trial, which stops before."""
+    """The test's targets, ranked after a walk-forward up to them if there is one; None for a trial."""
     if not data.split.stages:
         if cell.trial:
             return None

@@ -1,7 +1,7 @@
-"""Results of cells on disk: whole, or not there.
+"""Results of cells on disk, either complete or absent.
 
-A result is two files, `<key>.npz` (ranks of the test) and `<key>.json`, which is written last and holds the checksum of
-the other. Each is written under another name, made durable, and renamed, so that a process can die at any moment.
+A result is two files: `<key>.npz` (ranks of the test), and `<key>.json`, which is written last and holds the checksum
+of the other. Each is written under another name, fsynced, and renamed, so a process can die at any moment.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class CellFiles:
     """The folder of finished cells.
 
     Args:
-        folder: made when it is first written to.
+        folder: created by the first write.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def load(self, cell: Cell) -> CellResult | None:
-        """A finished cell's result; None if there is none, one that is not whole, or one of other settings."""
+        """A finished cell's result; None if there is none, it is incomplete, or its settings differ."""
         key = cell.key
         try:
             record = json.loads((self.folder / f"{key}.json").read_bytes())
@@ -42,7 +42,7 @@ class CellFiles:
             return None
 
     def save(self, result: CellResult) -> None:
-        """Write a result for good."""
+        """Write a result durably."""
         self.folder.mkdir(parents=True, exist_ok=True)
         checksum = None
         if result.ranks is not None:
@@ -63,7 +63,7 @@ class CellFiles:
 
 
 def _same(recorded: dict[str, Any], cell: Cell) -> bool:
-    """Whether a result's settings are the cell's; one that its version did not know has to have its default."""
+    """Whether a result's settings are the cell's; a setting that its version did not have must have its default."""
     wanted, defaults = (json.loads(json.dumps(each)) for each in (cell.settings, default_settings()))
     return all(recorded.get(name, defaults[name]) == value for name, value in wanted.items())
 

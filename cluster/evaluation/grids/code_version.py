@@ -1,4 +1,4 @@
-"""What code a cell was measured by: not part of its name, but told when cells of one table differ in it."""
+"""Identifies the code that measured a cell. It is not part of the cell's name, but differences are reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TRAINED_FILES = {
 
 
 def code_of(system: System) -> str:
-    """A hash of what the code that measures a system does, hexadecimal; comments and docstrings change nothing."""
+    """A hash of the code that measures a system, hexadecimal; comments and docstrings do not affect it."""
     paths = _paths(_FILES)
     if system.trained:
         paths += _paths(_TRAINED_FILES)
@@ -58,7 +58,7 @@ def _paths(files: dict[ModuleType, tuple[str, ...]]) -> list[Path]:
         folder = Path(str(package.__file__)).parent
         for pattern in patterns:
             paths = sorted(folder.glob(pattern))
-            # A file that moved away would otherwise leave the hash without a word.
+            # Otherwise, a file that was moved would silently drop out of the hash.
             assert paths, f"no file of {package.__name__} is named {pattern}"
             found += paths
     return found
@@ -76,7 +76,7 @@ def _meaning(path: Path) -> str:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """A statement that is nothing but a string."""
+    """Whether a statement is only a string."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)

@@ -1,4 +1,4 @@
-"""All cells of an evaluation: those that are missing are run, in this process or on Ray; none is run twice."""
+"""All cells of an evaluation: missing ones are run, in this process or on Ray; none is run twice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Tell = Callable[[CellEvent], None]
 
 @dataclass
 class GridOutcome:
-    """Results by cell key, and what went wrong."""
+    """Results by cell key, and errors."""
 
     results: dict[str, CellResult] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -44,20 +44,20 @@ class GridOutcome:
 
 
 class Runner(Protocol):
-    """Runs cells somewhere; tells of each that it is started, of its passes, and that it finished or failed."""
+    """Runs cells and reports the start, the passes, and the end or failure of each."""
 
     def run(self, cells: Sequence[Cell], tell: Tell) -> None:
         """Returns when every cell has finished or failed."""
         ...
 
     def close(self) -> None:
-        """Stop what was started for running cells."""
+        """Release resources that were started to run cells."""
         ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """One cell after the other, here."""
+    """Runs one cell after the other in this process."""
 
     tables: Tables
 
@@ -81,13 +81,13 @@ def _tell_pass(tell: Tell, cell: Cell, report: PassReport) -> None:
 
 
 def run_grid(cells: Iterable[Cell], runner: Runner, files: CellFiles, tell: Tell) -> GridOutcome:
-    """Takes what has been finished before, runs the rest, and writes each result as it comes.
+    """Reads results that exist, runs the other cells, and writes each result when it is ready.
 
     Args:
-        cells: equal keys are one cell.
-        runner: where they run.
+        cells: cells with equal keys are one cell.
+        runner: runs them.
         files: finished cells.
-        tell: hears of everything, a finished cell only after it has been written, or could not be.
+        tell: called with every event; for a finished cell, after its result was written or could not be.
     """
     outcome, missing, unsaved = GridOutcome(), [], _Unsaved(files)
     first_of: dict[str, Cell] = {}
@@ -116,7 +116,7 @@ def run_grid(cells: Iterable[Cell], runner: Runner, files: CellFiles, tell: Tell
 
 
 class _Unsaved:
-    """Results that a full disk did not take: they count in this run, and are written with the next ones."""
+    """Results that could not be written, for example to a full disk; they are used, and written with the next ones."""
 
     def __init__(self, files: CellFiles) -> None:
         self._files, self._results = files, list[CellResult]()
@@ -171,7 +171,7 @@ def cell_of(
 
 
 def failure(error: BaseException) -> str:
-    """What went wrong in one line."""
+    """An error in one line."""
     text = " ".join(str(error).split())
     known = isinstance(error, ValueError)
     return text if known and text else f"{type(error).__name__}: {text}"

@@ -1,7 +1,7 @@
 """Cells as Ray tasks, on this machine or on a running cluster.
 
-A task only computes: its result comes back to the driver, which writes it, so that a cluster's nodes need no common
-folder, and a task that dies leaves nothing behind.
+A task only computes; the driver writes its result. So a cluster's nodes need no shared folder, and a task that dies
+leaves no files.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from cluster.evaluation.systems.fitting import PassReport
 from cluster.launching.ray_instance import RayInstance
 
 POLL_S = 0.5
-# A node that goes takes its tasks with it; an error that a cell raises is not tried again.
+# Tasks of a lost node are retried; a cell that raises an error is not.
 _RETRIES_OF_A_LOST_TASK = 1
 
 
 class OnRay:
-    """Up to `workers` cells at a time. Ray is started, or joined, for the first cells, and left by `close`.
+    """Runs up to `workers` cells at a time. Ray is started or joined for the first cells, and left by `close`.
 
     Args:
         tables: the data set.
-        workers: 0 = as many as the cluster has CPUs for.
-        threads: CPUs of a cell.
-        address: of a running cluster (`auto`, or host:port); empty takes RAY_ADDRESS, or starts one here.
+        workers: 0: as many as the cluster has CPUs for.
+        threads: CPUs per cell.
+        address: of a running cluster (`auto`, or host:port); empty: RAY_ADDRESS, or a new one on this machine.
     """
 
     def __init__(self, tables: Tables, *, workers: int, threads: int, address: str = "") -> None:
@@ -48,11 +48,11 @@ class OnRay:
         _Run(self, cells, tell).until_done()
 
     def close(self) -> None:
-        """See Runner. A Ray that others started stays."""
+        """See Runner. A joined Ray keeps running."""
         if self._ray is not None:
             self._ray.close()
             self._ray = None
-            # Of this run alone: a Ray that is started next in this environment would demand the token.
+            # Only for this run: the next Ray started in this environment would require the token.
             for name, value in self._authentication.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -75,7 +75,7 @@ class _Run:
         self._running: dict[Any, Cell] = {}
 
     def until_done(self) -> None:
-        """Submit, tell, collect; on the way out nothing stays running."""
+        """Submit tasks, report, and collect results; no task is left running at the end."""
         try:
             while self._waiting or self._running:
                 self._submit()
@@ -105,7 +105,7 @@ class _Run:
             self._tell(CellEvent(cell, "finished", result=result))
 
     def _tell_passes(self) -> None:
-        """What the tasks have said since; a lost board costs only this."""
+        """The tasks' new reports; if the actor is lost, only reports are."""
         running = {cell.key: cell for cell in self._running.values()}
         try:
             said: list[tuple[str, PassReport | None]] = ray.get(self._board.take.remote(), timeout=10)
@@ -117,7 +117,7 @@ class _Run:
 
 
 class _Board:
-    """Where tasks leave what they have to say until the driver takes it."""
+    """Collects the tasks' reports until the driver takes them."""
 
     def __init__(self) -> None:
         self._said: list[tuple[str, PassReport | None]] = []
@@ -136,7 +136,7 @@ def _run_on_ray(cell: Cell, tables: Tables, board: Any) -> CellResult:
 
 
 def _gpus_of_a_cell(cells: Sequence[Cell], workers: int) -> float:
-    """The share of a GPU that Ray reserves: all GPUs over the workers, at most a whole one; 0 on CPUs."""
+    """The share of a GPU that Ray reserves per cell: all GPUs divided by the workers, at most 1; 0 on CPUs."""
     gpus = _resource("GPU")
     wanted = {cell.config.device for cell in cells}
     if wanted == {"cpu"} or (not gpus and resolve_device("auto").type == "cpu"):
@@ -145,7 +145,7 @@ def _gpus_of_a_cell(cells: Sequence[Cell], workers: int) -> float:
 
 
 def _resource(name: str) -> float:
-    """How much of it the whole cluster has."""
+    """The amount of a resource in the whole cluster."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources.get(name, 0.0)
 

@@ -1,4 +1,4 @@
-"""Random search: every system gets the same number of trials, which see the validation queries and never the test."""
+"""Random search: every system gets the same number of trials, which use the validation queries and never the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.evaluation.systems.systems import System
 Choice = Mapping[str, Any]
 """Settings that are drawn together."""
 Space = tuple[tuple[Choice, ...], ...]
-"""Of each dimension one choice is drawn. model.dim is in none: it is to be equal for all."""
+"""One choice is drawn in each dimension. model.dim is not searched, because it must be equal for all systems."""
 
 
 def _each(key: str, *values: Any) -> tuple[Choice, ...]:
@@ -70,7 +70,7 @@ SPACES: dict[str, Space] = {
     "dssm": (*_TWO_TOWERS, _MEMBERS),
     "mind": _TWO_TOWERS,
     "sasrec": (*_TRAINED, _NEGATIVES, _LAYERS, _MEMBERS),
-    # Labels of single pairs: probabilities are those of a dot product.
+    # Losses of single pairs need the probabilities of a dot product.
     "sasrec_bce": (_RATES, _DROPOUTS, _LAYERS, _MEMBERS),
     "wals": (
         _each("wals.factors", 32, 64, 128),
@@ -78,7 +78,7 @@ SPACES: dict[str, Space] = {
         _each("wals.kappa", 1.0, 5.0, 10.0, 40.0, 100.0),
     ),
 }
-"""By system; those that are missing have nothing to search."""
+"""By system; missing systems have nothing to search."""
 
 
 def trial_cells(
@@ -90,15 +90,15 @@ def trial_cells(
     start: Mapping[str, Any],
     fixed: Collection[str] = (),
 ) -> list[tuple[Cell, dict[str, Any]]]:
-    """Trials of one system with the settings that each adds: first none, then draws, none of them twice.
+    """Trials of one system with the settings that each adds: first none, then distinct draws.
 
     Args:
         system: whose space is drawn from.
-        config: its seed is that of the trials and of the drawing.
+        config: its seed is used for the trials and the draws.
         fingerprint: of the data set.
-        trials: how many; fewer if the space has no more.
-        start: tuned settings below the drawn ones.
-        fixed: settings that stay as they are; what is drawn together with one of them is not drawn.
+        trials: number of trials; fewer if the space is smaller.
+        start: tuned settings, which drawn ones override.
+        fixed: settings that are not changed; settings drawn together with one of them are not drawn.
     """
     space = [choices for choices in SPACES.get(system.name, ()) if not _keys(choices) & set(fixed)]
     found: dict[str, tuple[Cell, dict[str, Any]]] = {}
@@ -115,7 +115,7 @@ def trial_cells(
 def best_settings(
     trials: Sequence[tuple[Cell, dict[str, Any]]], outcome: GridOutcome
 ) -> dict[str, Any] | None:
-    """The settings of the trial with the highest validation HR@10, the first of equal ones; None if all failed."""
+    """The settings of the trial with the highest validation HR@10, the first one in a tie; None if all failed."""
     best, highest = None, -math.inf
     for cell, settings in trials:
         result = outcome.of(cell)
@@ -129,7 +129,7 @@ def _keys(choices: Sequence[Choice]) -> set[str]:
 
 
 def _draws(space: Sequence[Sequence[Choice]], name: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Every combination once, in an order drawn from the seed and the system's name."""
+    """All combinations, in an order drawn from the seed and the system's name."""
     if not space:
         return
     name_seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""Cells of one system at one point put together: means over seeds, and the reference against every other system.
+"""Summarizes cells of one system at one point: means over seeds, and comparisons of the reference with the others.
 
 Shape letters: Q queries, K systems.
 """
@@ -28,23 +28,23 @@ class Row:
     system: str
     point: Mapping[str, Any]
     results: list[CellResult] = field(default_factory=list)
-    """One per seed; the same one again where the seed changes nothing."""
+    """One per seed; the same one repeated if the seed has no effect."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
-    """By metric: the reference at the same point against this system."""
+    """By metric: the reference at the same point compared with this system."""
 
     @property
     def outdated(self) -> int:
-        """How many of the results other code gave than what is here now."""
+        """Number of results that were measured by other code than the current one."""
         return sum(result.code != code_of(SYSTEMS[self.system]) for result in self.results)
 
     @property
     def seeds(self) -> int:
-        """How many seeds have a result."""
+        """Number of seeds with a result."""
         return len(self.results)
 
     @property
     def refused_steps(self) -> int:
-        """How many training steps were left out, over all seeds."""
+        """Number of refused training steps, over all seeds."""
         return sum(result.fitted.refused_steps for result in self.results)
 
     def mean(self, figure: str) -> float:
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def examples_per_s(self) -> float:
-        """Mean over seeds; nan where nothing took time."""
+        """Mean over seeds; nan if no time was measured."""
         return float(np.mean([result.fitted.examples_per_s for result in self.results]))
 
     @property
@@ -75,7 +75,7 @@ class Row:
 def summarise(cells: Iterable[Cell], outcome: GridOutcome) -> list[Row]:
     """One row for each system and point with a result, in the order of the cells.
 
-    It is compared where the point has a result of the reference.
+    It is compared if the point has a result of the reference.
     """
     rows: dict[tuple[str, str], Row] = {}
     for cell in cells:

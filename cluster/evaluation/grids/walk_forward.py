@@ -1,4 +1,4 @@
-"""A walk-forward: each stretch of time is predicted as of its start, then trained on, as a stream would have it."""
+"""Walk-forward: each time span is predicted from its start, then trained on, as on a stream."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def walk(
     *,
     test: bool = True,
 ) -> Ranking:
-    """Goes through the stages of a split: ranks the queries of each, then trains on its events.
+    """For each stage of a split, ranks its queries, then trains on its events.
 
     Args:
-        recommender: fitted on what comes before the stages.
+        recommender: fitted on the events before the stages.
         split: with stages.
         item_ids: int64, ascending, all items that are ranked.
-        plan: how; with `mask_all`, what comes after a stage is not masked in it.
+        plan: how to train; with `mask_all`, events after a stage are not masked in it.
         fitted: gets the time and examples of training, and `walk_validation`.
-        test: whether to go on behind the validation.
+        test: whether to continue with the test.
     Returns:
-        The ranks of `split.test`, or nothing.
+        The ranks of `split.test`, or None.
     """
     config = plan.fit
     validation: list[Float64Array] = []

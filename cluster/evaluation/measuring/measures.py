@@ -1,4 +1,4 @@
-"""The figures of a cell, out of where its targets were ranked.
+"""The figures of a cell, computed from the ranks of its targets.
 
 Shape letters: Q queries, G targets of all queries, I items.
 """
@@ -17,12 +17,12 @@ from streaming.arrays import BoolArray, Float64Array, Int64Array
 CUTS = (10, 50)
 SLICES = ("tail", "low_activity")
 HEAD_SHARE = 0.2
-"""Share of the items, by training count, that are no tail."""
+"""Share of the items, ordered by training count, that are not in the tail."""
 
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """Where the targets of the test stand, and which slice each belongs to."""
+    """The ranks of the test's targets, and the slices that they belong to."""
 
     rank_G: Float64Array
     query_G: Int64Array
@@ -31,7 +31,7 @@ class RankedTargets:
     tail_G: BoolArray
     """Targets outside the HEAD_SHARE of items with the most training events."""
     low_activity_Q: BoolArray
-    """Queries of users whose training events are at most the median of all queries."""
+    """Queries whose users have at most the median number of training events of all queries."""
 
     @property
     def queries(self) -> int:
@@ -39,7 +39,7 @@ class RankedTargets:
         return len(self.user_Q)
 
     def figures(self) -> dict[str, float]:
-        """Every metric, then the same of each slice as `tail_hr@10`; nan where a slice is empty."""
+        """Every metric, then the same for each slice, such as `tail_hr@10`; nan for an empty slice."""
         return {
             f"{prefix}{name}": value
             for prefix, keep_G in self._slices().items()
@@ -47,7 +47,7 @@ class RankedTargets:
         }
 
     def _slices(self) -> dict[str, BoolArray]:
-        """By the prefix of their metrics' names: which targets are in each."""
+        """The targets in each slice, by the prefix of its metrics' names."""
         everything = np.ones(self.rank_G.shape[0], np.bool_)
         return {"": everything, "tail_": self.tail_G, "low_activity_": self.low_activity_Q[self.query_G]}
 
@@ -61,12 +61,12 @@ class RankedTargets:
         return found
 
     def per_user(self, metric: str) -> tuple[Float64Array, Float64Array]:
-        """Numerator and denominator of each user, so that the metric is the quotient of their sums.
+        """Numerator and denominator of each user; the metric is the quotient of their sums.
 
-        The queries of one user (a walk-forward has many) are no independent draws, so they stay together.
+        The queries of one user (a walk-forward has many) are not independent, so they stay together.
 
         Args:
-            metric: `hr@N` (hits over targets), also of a slice, as `tail_hr@N`; or `ndcg@10` (over one).
+            metric: `hr@N` (hits over targets), also of a slice, such as `tail_hr@N`; or `ndcg@10` (over one target).
         """
         _, user_of_Q = np.unique(self.user_Q, return_inverse=True)
         numerator_Q, denominator_Q = self._per_query(metric)
@@ -97,7 +97,7 @@ def ranked_targets(data: EvaluationData, ranking: Ranking) -> RankedTargets:
 
 
 def head_items(data: EvaluationData) -> Int64Array:
-    """The HEAD_SHARE of all ranked items that were trained on most often; of equal ones those with the smaller id."""
+    """The HEAD_SHARE of all ranked items with the most training events; ties go to the smaller id."""
     interactions, train_U = data.interactions, data.split.train_U
     within_T = np.arange(interactions.item_T.shape[0]) - np.repeat(
         interactions.offset_U1[:-1], interactions.length_U

@@ -1,4 +1,4 @@
-"""Where each query's targets stand among all items.
+"""Ranks each query's targets among all items.
 
 Shape letters: Q queries, G targets of all queries, I items, S seen items of all queries.
 """
@@ -26,7 +26,7 @@ class Ranking:
     """The result of one system on some queries."""
 
     rank_G: Float64Array
-    """float64: items above the target plus half of its ties; 0 is the best."""
+    """float64, items above the target plus half of its ties; 0 is best."""
     query_G: Int64Array
     """int64, the query of each target."""
 
@@ -40,14 +40,14 @@ def rank(
     window: int,
     exclude_seen: bool,
 ) -> Ranking:
-    """Full ranking: every target among all items, those that the user has had left out unless told otherwise.
+    """Full ranking: every target among all items, by default without items that the user has already had.
 
     Args:
-        recommender: gives vectors of users and items.
+        recommender: encodes users and items.
         interactions: the histories.
-        queries: who, as of when, and what came then.
-        item_ids: int64 (I,), ascending: all items that are ranked. A target that is not among them comes last.
-        window: W, how much history the query batches hold.
+        queries: users, times, and targets.
+        item_ids: int64 (I,), ascending: all items that are ranked. A target that is not among them ranks last.
+        window: W, items of history in the query batches.
         exclude_seen: whether seen items are left out; the target itself never is.
     """
     items = recommender.encode_items(item_ids)
@@ -73,7 +73,7 @@ def rank(
 
 
 def _columns(item_ids: Int64Array, wanted: Int64Array) -> Int64Array:
-    """The column of each id; -1 where it is none of the items."""
+    """The column of each id; -1 if it is not among the items."""
     at = np.minimum(np.searchsorted(item_ids, wanted), item_ids.shape[0] - 1)
     return np.where(item_ids[at] == wanted, at, -1)
 
@@ -95,6 +95,6 @@ def _ranks(
                 had[seen_S[s]] = True
         for g in range(target_offset_Q1[q], target_offset_Q1[q + 1]):
             target = target_G[g]
-            # What is not among the items comes last.
+            # A target that is not among the items ranks last.
             out[g] = items if target < 0 else rank_in_row(scores_QI[q], target, had)
     return out

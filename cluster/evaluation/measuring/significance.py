@@ -22,11 +22,11 @@ _RESAMPLES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Comparison:
-    """The reference against one other system; differences are reference minus other."""
+    """The reference compared with another system; differences are reference minus other."""
 
     difference: float
     low: float
-    """Of the 95 % percentile interval."""
+    """Bounds of the 95 % percentile interval."""
     high: float
     gain: float
     """Relative, difference / other; nan if the other is at zero."""
@@ -44,18 +44,18 @@ class PerQuery:
     numerator_QK: Float64Array
     """Averaged over seeds."""
     denominator_Q: Float64Array
-    """The same for all systems; zero for a query that has nothing to do with the metric."""
+    """The same for all systems; zero for a query that does not count in the metric."""
 
 
 def compare(
     metrics: Mapping[str, PerQuery], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, list[Comparison]]:
-    """The first system against each other one, by metric.
+    """Comparisons of the first system with each other one, by metric.
 
     Args:
         metrics: of the same queries and systems.
         resamples: R.
-        seed: of the resampling; all systems and metrics get the same resamples.
+        seed: of the resampling; all systems and metrics use the same resamples.
     Returns:
         K − 1 comparisons for each metric.
     """
@@ -72,7 +72,7 @@ def _compare(metric: PerQuery, figure_RK: Float64Array) -> list[Comparison]:
     found = []
     for k in range(1, numerator_QK.shape[1]):
         difference_R, gain_R = figure_RK[:, 0] - figure_RK[:, k], _gain(figure_RK[:, 0], figure_RK[:, k])
-        # A query's share of the difference, so that the mean of the shares is the difference itself.
+        # Each query's share of the difference; their mean is the difference.
         share_Q = (numerator_QK[:, 0] - numerator_QK[:, k]) * (
             len(denominator_Q) / max(denominator_Q.sum(), 1.0)
         )
@@ -97,7 +97,7 @@ def bootstrap_figures(metrics: Sequence[PerQuery], *, resamples: int, seed: int)
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         rows = min(_RESAMPLES_AT_ONCE, resamples - start)
         drawn_RQ = rng.integers(0, queries, (rows, queries))
-        # One count for all the rows of the block: row r counts into its own stretch of Q places.
+        # One bincount for all rows of the block: row r counts in its own range of Q entries.
         drawn_RQ += np.arange(rows)[:, None] * queries
         count_RQ = np.bincount(drawn_RQ.reshape(-1), minlength=rows * queries).reshape(rows, queries)
         parts.append(count_RQ.astype(np.float64) @ columns_QX)
@@ -109,7 +109,7 @@ def bootstrap_figures(metrics: Sequence[PerQuery], *, resamples: int, seed: int)
 def paired_t_test(difference_Q: Float64Array) -> tuple[float, float]:
     """Student's t of the mean of paired differences, and its two-sided p with Q − 1 degrees of freedom.
 
-    t = mean(d) / (s(d) / √Q); differences that are all the same give (0, 1) at zero and (±inf, 0) elsewhere.
+    t = mean(d) / (s(d) / √Q); if all differences are equal, the result is (0, 1) at zero and (±inf, 0) otherwise.
     """
     count = difference_Q.shape[0]
     if count < 2:
@@ -127,7 +127,7 @@ def two_sided_p(t: float, degrees: int) -> float:
 
 
 def _quotient(numerators: Float64Array, denominators: Any) -> Float64Array:
-    """nan where there is nothing to divide by."""
+    """The quotient; nan if the denominator is zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient: Float64Array = numerators / denominators
     return quotient
@@ -138,7 +138,7 @@ def _gain(reference: Float64Array, other: Float64Array) -> Float64Array:
 
 
 def _interval(values_R: Float64Array) -> tuple[float, float]:
-    """The central LEVEL of the values; nan if none is a number."""
+    """The bounds of the central LEVEL of the values; nan if all are nan."""
     if np.isnan(values_R).all():
         return math.nan, math.nan
     low, high = np.nanquantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

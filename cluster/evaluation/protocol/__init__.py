@@ -1,1 +1,1 @@
-"""Data sets and how they are split."""
+"""Data sets and their splits."""

@@ -1,6 +1,6 @@
-"""Training and query batches (docs/reference/batch.md) out of a data set at rest.
+"""Training and query batches (docs/reference/batch.md) from a data set at rest.
 
-Shape letters: U users, P pieces (stretches of a user's events that become rows), B rows of a batch, Q queries.
+Shape letters: U users, P pieces (ranges of a user's events that become rows), B rows of a batch, Q queries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streaming.events.schema import TRAINING_BATCH_SCHEMA
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Stretches of users' events; [start, end) are targets, counted within the user's events."""
+    """Ranges of users' events; the targets are [start, end), counted within the user's events."""
 
     user_P: Int64Array
     start_P: Int64Array
@@ -37,8 +37,8 @@ class PassSettings:
     """How training events are cut into the batches of a pass.
 
     Attributes:
-        batch_targets: target events per batch; a batch may end with one piece more.
-        window: W, events of history before a piece; also the most targets of one.
+        batch_targets: target events per batch; a batch may exceed it by its last piece.
+        window: W, events of history before a piece, and maximum number of targets in a piece.
         mask_all: whether `seen` holds all training events of the user, later ones included.
         first_events: whether events without a history are targets.
         seed: of the orders.
@@ -52,7 +52,7 @@ class PassSettings:
 
     @classmethod
     def of(cls, config: OfflineConfig) -> PassSettings:
-        """As the configuration says."""
+        """The settings in the configuration."""
         return cls(
             config.fit.batch_targets,
             config.model.history_length,
@@ -63,12 +63,12 @@ class PassSettings:
 
 
 class TrainingPasses:
-    """Cuts the training events into batches of a constant number of targets, in a new order for each pass.
+    """Cuts the training events into batches with a constant number of targets, in a new order for each pass.
 
     Args:
-        split: what is trained on.
-        settings: how it is cut.
-        stage: what is trained on instead of the events before the split: a stretch of a walk-forward.
+        split: the training events.
+        settings: how to cut them.
+        stage: a stage of a walk-forward, to train on instead of the events before the split.
     """
 
     def __init__(self, split: Split, settings: PassSettings, stage: Stage | None = None) -> None:
@@ -86,7 +86,7 @@ class TrainingPasses:
         return max(1, -(-self.targets // self._settings.batch_targets))
 
     def batches(self, number: int) -> Iterator[pa.RecordBatch]:
-        """The batches of the pass `number`, a function of it and of the seed."""
+        """The batches of pass `number`, a function of the number and the seed."""
         rng = np.random.default_rng([self._settings.seed, number])
         pieces = self._pieces.take(rng.permutation(self._pieces.user_P.shape[0]))
         ends = np.cumsum(pieces.end_P - pieces.start_P)
@@ -111,7 +111,7 @@ def query_batches(
 
 
 def _pieces(train_U: Int64Array, longest: int, first_U: Int64Array) -> _Pieces:
-    """Every user's events from its first one on, in stretches of at most `longest`."""
+    """Each user's events from the first one on, in ranges of at most `longest`."""
     targets_U = np.maximum(train_U - first_U, 0)
     count_U = -(-targets_U // longest)
     user_P = np.repeat(np.arange(train_U.shape[0]), count_U)
@@ -134,7 +134,7 @@ def _rows(
     targets_at, target_offset_B1 = _stretches(base_B + pieces.start_P, pieces.end_P - pieces.start_P)
     weights = interactions.weight_T[targets_at]
     if placeholder:
-        # A query has one event whose item nobody looks at.
+        # A query has one event, whose item is not read.
         items = np.insert(items, offset_B1[1:], 0)
         times = np.insert(times, offset_B1[1:], AFTER_ALL_MS)
         offset_B1 = offset_B1 + np.arange(rows + 1)
@@ -169,11 +169,11 @@ def _negatives(
 ) -> tuple[Int64Array, Int64Array]:
     """The last W explicit negatives before each piece.
 
-    Those between the piece's history and its first target are among them with `before_target`. Of a query nobody
-    knows whether they came before its moment or after it, so it does without.
+    With `before_target`, those between the piece's history and its first target are included. For a query they are not,
+    because it is unknown whether they came before its time.
     """
     first_B = interactions.negative_offset_U1[pieces.user_P]
-    # Places ascend within a user, so user and place make one ascending key.
+    # Places ascend within a user, so user and place form an ascending key.
     user_X = np.repeat(np.arange(interactions.user_U.shape[0]), np.diff(interactions.negative_offset_U1))
     span = int(max(interactions.negative_place_X.max(initial=0), pieces.start_P.max(initial=0))) + 2
     key_X = user_X * span + interactions.negative_place_X
@@ -184,7 +184,7 @@ def _negatives(
 
 
 def _stretches(start_B: Int64Array, length_B: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Indices start, start + 1, … of each stretch in turn, and where each stretch begins among them, (B + 1,)."""
+    """Indices start, start + 1, … of all ranges, concatenated, and where each range begins among them, (B + 1,)."""
     offset_B1 = np.concatenate([[0], np.cumsum(length_B)]).astype(np.int64)
     return np.repeat(start_B - offset_B1[:-1], length_B) + np.arange(offset_B1[-1]), offset_B1
 

@@ -18,7 +18,7 @@ from streaming.events.schema import ACTION, VALUE, WEIGHT
 from streaming.events.signals import judge_signals
 from streaming.events.validation import without_empty
 
-# Which of the events that share a time comes first must be the same for all systems and seeds: it decides the test.
+# The order of events with equal times must be the same for all systems and seeds, because the test depends on it.
 _TIES_SEED = 0
 
 
@@ -28,7 +28,7 @@ class Tables:
 
     name: str
     interactions: pa.Table
-    """user_id, item_id, timestamp_ms; action, value, weight and pos where the set has them."""
+    """user_id, item_id, timestamp_ms; optionally action, value, weight and pos."""
     items: pa.Table
     """item_id, title, categories."""
     users: pa.Table
@@ -65,9 +65,9 @@ def prepare(tables: Tables, config: OfflineConfig) -> EvaluationData:
 
     Args:
         tables: the data set.
-        config: `stream` says what is a positive, `protocol` how to split.
+        config: `stream` defines positives, `protocol` the split.
     Raises:
-        ProtocolError: it cannot be split so.
+        ProtocolError: it cannot be split in this way.
     """
     events = event_columns(tables.interactions, *signals(tables.interactions, config))
     if not (events.sign_N > 0).any():
@@ -81,10 +81,10 @@ def prepare(tables: Tables, config: OfflineConfig) -> EvaluationData:
 
 
 def signals(interactions: pa.Table, config: OfflineConfig) -> tuple[npt.NDArray[np.int8], Float32Array]:
-    """Sign and weight of every event as the stream would judge it; columns that are missing say nothing.
+    """Sign and weight of every event, as on the stream; missing columns have no effect.
 
     Raises:
-        ProtocolError: a weight is one that the stream would refuse.
+        ProtocolError: the stream would refuse a weight.
     """
     rows, names = interactions.num_rows, interactions.column_names
     absent = {

@@ -1,4 +1,4 @@
-"""A data set as every user's events, oldest first, in flat arrays.
+"""A data set as flat arrays of each user's events, oldest first.
 
 Shape letters: N events of the table, U users, T positive events, X explicit negatives, I items, C categories,
 F attributes.
@@ -48,7 +48,7 @@ class Interactions:
     negative_offset_U1: Int64Array
     negative_item_X: Int64Array
     negative_place_X: Int64Array
-    """How many of the user's positive events came before the explicit negative."""
+    """Number of the user's positive events before the explicit negative."""
     attribute_UF: Int64Array
 
     @property
@@ -65,10 +65,10 @@ class SignedEvents:
     item_N: Int64Array
     time_N: Int64Array
     sign_N: npt.NDArray[np.int8]
-    """1 = positive, -1 = explicit negative, 0 = of no use."""
+    """1 = positive, -1 = explicit negative, 0 = ignored."""
     weight_N: Float32Array
     pos_N: Int64Array
-    """Order among the events of a user; ties in time are broken by it."""
+    """Order of a user's events with equal times."""
 
 
 def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, seed: int) -> Interactions:
@@ -77,8 +77,8 @@ def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, s
     Args:
         events: columns.
         catalogue: for the users' attributes.
-        shuffle_ties: events of a user with the same time come in an order drawn from `seed`, not in that of the file:
-            a file's order inside a second or a day can be an artifact that a model learns.
+        shuffle_ties: draw the order of a user's events with equal times from `seed`, because the file's order within a
+            second or a day can be an artifact that a model learns.
         seed: of the shuffling.
     """
     rows = events.user_N.shape[0]
@@ -88,7 +88,7 @@ def by_user(events: SignedEvents, catalogue: Catalogue, *, shuffle_ties: bool, s
     positive, negative = order[sign > 0], order[sign < 0]
     user_U, first = np.unique(events.user_N[positive], return_index=True)
     offset_U1 = np.append(first, positive.shape[0]).astype(np.int64)
-    # Positives before each event of the sorted whole, then only those of the same user.
+    # Positives before each event in the whole order, then only the same user's.
     before = np.cumsum(sign > 0)[sign < 0]
     u = np.searchsorted(user_U, user[sign < 0])
     known = (u < user_U.shape[0]) & (user_U[np.minimum(u, max(user_U.shape[0] - 1, 0))] == user[sign < 0])
@@ -110,7 +110,7 @@ def ids(column: pa.ChunkedArray, name: str) -> Int64Array:
     """Ids of a table by the rule of the stream (`streaming.events.ids`).
 
     Raises:
-        ValueError: an id is missing, or is none: it would become somebody's; names the column.
+        ValueError: an id is missing or invalid, and could become another one's; names the column.
     """
     parts = [cast(name, chunk) for chunk in column.chunks]
     unfit = sum(int(part.unfit_N.sum()) for part in parts if part.unfit_N is not None)
@@ -124,7 +124,7 @@ def ids(column: pa.ChunkedArray, name: str) -> Int64Array:
 
 
 def catalogue_of(items: pa.Table, users: pa.Table, item_ids: Int64Array, config: StreamConfig) -> Catalogue:
-    """The catalogue as the stream's topics would give it, then the items that only events name.
+    """The catalogue, as from the stream's topics, plus the items that are only in events.
 
     Args:
         items: item_id, title, categories (lists of texts).
@@ -173,7 +173,7 @@ def _users(users: pa.Table, names: list[str]) -> pa.Table:
 def event_columns(
     interactions: pa.Table, sign_N: npt.NDArray[np.int8], weight_N: Float32Array
 ) -> SignedEvents:
-    """The columns of a data set's table (user_id, item_id, timestamp_ms, maybe pos) with what the signals say."""
+    """The columns of a data set's table (user_id, item_id, timestamp_ms, optional pos), with signs and weights."""
     rows = interactions.num_rows
     times = times_in_ms(interactions[TIMESTAMP_MS], TIMESTAMP_MS)
     if times.null_count:

@@ -1,4 +1,4 @@
-"""What is trained on, and which events of whom are to be predicted.
+"""Splits a data set into training events and events to predict.
 
 Shape letters: U users, Q queries, G targets of all queries.
 """
@@ -21,19 +21,19 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class Queries:
-    """Users as of a moment, and what they did next. Query q is user `user_Q[q]` after its first `cut_Q[q]` events."""
+    """Users at a time, and their next events. Query q is user `user_Q[q]` after its first `cut_Q[q]` events."""
 
     user_Q: Int64Array
     cut_Q: Int64Array
     target_offset_Q1: Int64Array
     target_G: Int64Array
-    """Raw item ids; those of query q stand from `target_offset_Q1[q]`."""
+    """Raw item ids; those of query q begin at `target_offset_Q1[q]`."""
 
     def __len__(self) -> int:
         return len(self.user_Q)
 
     def some(self, count: int, seed: int) -> Queries:
-        """At most `count` of the queries, drawn from `seed`, in order."""
+        """Up to `count` of the queries, drawn with `seed`, in order."""
         if len(self) <= count or count == 0:
             return self
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
@@ -48,7 +48,7 @@ class Queries:
 
     @staticmethod
     def joined(parts: Sequence[Queries]) -> Queries:
-        """The queries of all parts, one part after another."""
+        """The queries of all parts, concatenated."""
         lengths = np.concatenate([np.diff(part.target_offset_Q1) for part in parts])
         return Queries(
             np.concatenate([part.user_Q for part in parts]),
@@ -60,15 +60,15 @@ class Queries:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of time of a walk-forward: it is predicted as of its start, then trained on."""
+    """A time span of a walk-forward, which is predicted from its start and then trained on."""
 
     queries: Queries
     before_U: Int64Array
-    """How many of each user's events come before it."""
+    """Number of each user's events before it."""
     until_U: Int64Array
-    """The same of its end."""
+    """The same for its end."""
     tested: bool
-    """Whether its queries belong to the test; before that moment they are validation."""
+    """Whether its queries belong to the test; otherwise they are validation."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Split:
 
     interactions: Interactions
     train_U: Int64Array
-    """How many of each user's events are trained on: its first ones. In a walk-forward, before it begins."""
+    """Number of each user's first events that are trained on; in a walk-forward, before it begins."""
     validation: Queries
     test: Queries
-    """In a walk-forward those of all tested stages, in their order."""
+    """In a walk-forward, the queries of all tested stages, in their order."""
     stages: tuple[Stage, ...] = ()
-    """Of a walk-forward, in the order of time; empty where nothing is learned after `train_U`."""
+    """Stages of a walk-forward, in time order; empty if nothing after `train_U` is trained on."""
 
 
 class ProtocolError(ValueError):
@@ -101,8 +101,8 @@ def split(interactions: Interactions, config: ProtocolConfig) -> Split:
 
 
 def leave_one_out(interactions: Interactions) -> Split:
-    """The last event of each user is the test, the one before it validation; users with fewer than three events only
-    train."""
+    """The last event of each user is the test, the one before it validation; users with fewer than three events are
+    only trained on."""
     length_U = interactions.length_U
     users = np.flatnonzero(length_U >= 3)
     if users.shape[0] == 0:
@@ -122,11 +122,11 @@ def _one_each(interactions: Interactions, users: Int64Array, cut: Int64Array) ->
 
 
 def temporal(interactions: Interactions, config: ProtocolConfig) -> Split:
-    """Train before a moment, validate up to a second one, test after it; nothing later is ever looked at.
+    """Train before one time, validate up to a second one, and test after it; later events are never used.
 
-    A query is a user as of the moment. Its targets are what comes first after it: the next event, the events of the
-    next day with any, or everything up to the next moment. In a walk-forward both stretches are cut into stages of
-    `walk_forward_days`, each with queries of its own; `test_at_once` leaves the test in one piece.
+    A query is a user at such a time. Its targets are the next event, the events of the next day that has any, or all
+    events up to the next time. In a walk-forward, both time spans are cut into stages of `walk_forward_days`, each with
+    its own queries; `test_at_once` leaves the test in one piece.
     """
     validation_ms, test_ms, end_ms = moments(interactions.time_T, config)
     train_U = counts_before(interactions, validation_ms)
@@ -161,7 +161,7 @@ def _stages(
     *,
     tested: bool,
 ) -> list[Stage]:
-    """[start, end) in stretches of `stride_ms`; the last one may be shorter."""
+    """[start, end) in spans of `stride_ms`; the last one may be shorter."""
     bounds = [*range(start_ms, end_ms, stride_ms), end_ms]
     counts = [counts_before(interactions, moment) for moment in bounds]
     return [
@@ -191,7 +191,7 @@ def _moment(ordered_T: Int64Array, text: str) -> int:
 
 
 def counts_before(interactions: Interactions, moment_ms: int) -> Int64Array:
-    """How many of each user's events come before a moment, int64 (U,)."""
+    """Number of each user's events before a time, int64 (U,)."""
     earlier = np.concatenate([[0], np.cumsum(interactions.time_T < moment_ms)])
     counts: Int64Array = earlier[interactions.offset_U1[1:]] - earlier[interactions.offset_U1[:-1]]
     return counts
@@ -200,7 +200,7 @@ def counts_before(interactions: Interactions, moment_ms: int) -> Int64Array:
 def _between(
     interactions: Interactions, cut_U: Int64Array, end_U: Int64Array, config: ProtocolConfig
 ) -> Queries:
-    """Users as of their first `cut_U` events, and what they did up to `end_U`."""
+    """Users after their first `cut_U` events, with their events up to `end_U` as targets."""
     users = np.flatnonzero((end_U > cut_U) & (cut_U >= config.min_history))
     first = interactions.offset_U1[users] + cut_U[users]
     last = interactions.offset_U1[users] + end_U[users]
@@ -216,7 +216,7 @@ def _between(
 
 
 def _ends_of_days(interactions: Interactions, users: Int64Array, first: Int64Array) -> Int64Array:
-    """Behind the last event of the day of each user's event `first`."""
+    """The index after the last event on the day of each user's event `first`."""
     day_T = interactions.time_T // _DAY_MS
     user_T = np.repeat(np.arange(interactions.user_U.shape[0]), interactions.length_U)
     starts = np.flatnonzero(np.diff(day_T, prepend=-1) | np.diff(user_T, prepend=-1))
@@ -226,7 +226,7 @@ def _ends_of_days(interactions: Interactions, users: Int64Array, first: Int64Arr
 
 
 def _distinct_targets(queries: Queries, interactions: Interactions, exclude_seen: bool) -> Queries:
-    """Each target once; those that the user has had are none if seen items are not ranked. Queries without any go."""
+    """Distinct targets, without seen items if these are not ranked; queries without targets are dropped."""
     lengths = np.diff(queries.target_offset_Q1)
     query_G = np.repeat(np.arange(len(queries)), lengths)
     _, first = np.unique(np.stack([query_G, queries.target_G], axis=1), axis=0, return_index=True)

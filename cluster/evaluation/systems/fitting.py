@@ -1,4 +1,4 @@
-"""Passes over the training events, with validation after each, and a way back to the best one."""
+"""Passes over the training events with validation after each, ending at the best one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from streaming.arrays import Int64Array
 
 @dataclass
 class Fitted:
-    """What fitting took and gave."""
+    """The cost and the results of fitting."""
 
     best_pass: int = 0
     """Counts from 1."""
@@ -33,7 +33,7 @@ class Fitted:
     """Wall seconds of training, validation not included."""
     examples: int = 0
     refused_steps: int = 0
-    """Steps from which nothing was learned, because a loss or a gradient was not finite."""
+    """Steps that were refused because a loss or a gradient was not finite."""
 
     @property
     def examples_per_s(self) -> float:
@@ -43,7 +43,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class PassReport:
-    """How far a fit has come."""
+    """The progress of a fit."""
 
     number: int
     passes: int
@@ -52,20 +52,20 @@ class PassReport:
     """HR@10 of the pass, or of the stage."""
     best: float
     stage: int = 0
-    """Of a walk-forward, from 1; 0 before it begins."""
+    """Number of the walk-forward's stage, from 1; 0 before it begins."""
     stages: int = 0
 
 
 @dataclass(frozen=True)
 class FitPlan:
-    """How one recommender is fitted, and how it is ranked on the way.
+    """How one recommender is fitted, and how it is ranked in validations.
 
     Attributes:
         fit: learning rates and sizes.
         batches: how the events are cut.
         exclude_seen: whether items that a user has had are left out of the ranking.
         passes: over the training events.
-        walk_passes: over each stretch of a walk-forward.
+        walk_passes: over each stage of a walk-forward.
         tell: called with a report after every pass and every stage.
     """
 
@@ -84,7 +84,7 @@ class FitPlan:
         trained: bool = True,
         tell: Callable[[PassReport], None] = lambda report: None,
     ) -> FitPlan:
-        """As the configuration says; what is not `trained` by gradients reads everything once."""
+        """The plan in the configuration; a system that is not `trained` by gradients reads everything once."""
         passes = (config.fit.passes, config.fit.walk_passes) if trained else (1, 1)
         return cls(config.fit, PassSettings.of(config), config.protocol.exclude_seen, *passes, tell)
 
@@ -103,11 +103,11 @@ class FitPlan:
 
 
 def fit(recommender: RetrievalModel, split: Split, item_ids: Int64Array, plan: FitPlan) -> Fitted:
-    """Trains on all training events, `plan.passes` times, and goes back to the pass with the best validation HR@10.
+    """Trains on all training events `plan.passes` times, and returns to the pass with the best validation HR@10.
 
     Args:
-        recommender: fresh.
-        split: training events and validation queries; the test is not looked at.
+        recommender: not trained yet.
+        split: training events and validation queries; the test is not used.
         item_ids: int64, ascending, all items that are ranked.
         plan: how.
     """

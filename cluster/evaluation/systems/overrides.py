@@ -1,4 +1,4 @@
-"""Settings by their dotted key: what systems force, what a search draws, what a sweep goes through."""
+"""Settings by dotted key: those that systems force, a search draws, or a sweep varies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _HISTORY_LENGTHS = frozenset({"model.history_length", "stream.history_length"})
 
 
 class OverrideError(ValueError):
-    """A setting that is not there, or a value that it cannot have; the message names both."""
+    """An unknown setting, or a value that it cannot have; the message names both."""
 
 
 def with_settings(config: OfflineConfig, values: Mapping[str, Any]) -> OfflineConfig:
     """A copy with other values; a section's own checks run once for all of them.
 
     Args:
-        config: stays as it is.
-        values: `{"model.dropout": 0.3}`. One history length sets the other: the model sees what the stream gives.
+        config: is not changed.
+        values: `{"model.dropout": 0.3}`. One history length sets the other, because the model sees the stream's
+            history.
     Raises:
         OverrideError: an unknown key or a value of another type.
         ValueError: a section refuses the values.
@@ -63,7 +64,7 @@ def _replaced(config: _Config, nested: Mapping[str, Any]) -> _Config:
 
 
 def _as_type_of(now: Any, value: Any, key: str) -> Any:
-    """The value, a whole number as float where the setting is one."""
+    """The value; a whole number becomes a float if the setting is one."""
     if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(now):

@@ -1,4 +1,4 @@
-"""The systems that an evaluation compares, by name; ablations are CL-EPIDTN with settings forced."""
+"""The systems that an evaluation compares, by name; ablations are CL-EPIDTN with forced settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.retrieval_model import RetrievalModel
 from streaming.arrays import Int64Array
 
 if TYPE_CHECKING:
-    # Names and settings are checked without it, in a moment.
+    # Not imported, so that names and settings are checked quickly.
     import torch
 
     from streaming.catalogue.catalogue import Catalogue
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REFERENCE = "cl_epidtn"
 """The system that the others are compared with."""
 
-# What only CL-EPIDTN has, and L, which is its number of blocks. A search may give a baseline the ones that it can use.
+# Settings that only CL-EPIDTN has, and L, its number of blocks. A search may set those that a baseline can use.
 _PLAIN = {
     "model.layers": 2,
     "model.source_items": 0,
@@ -32,7 +32,7 @@ _PLAIN = {
     "model.input_mask_ratio": 0.0,
     "model.members": 1,
 }
-# How each baseline's own paper compares two vectors; cosine at the temperature of the reconstruction (docs/model.md).
+# The similarity in each baseline's own paper; cosine has the temperature of the reconstruction (docs/model.md).
 _DOT = {"model.similarity": "dot", "model.temperature": 1.0}
 _COSINE = {"model.similarity": "cosine", "model.temperature": 0.07}
 _ONE_PASS = {"fit.passes": 1, "fit.first_events": True}
@@ -59,15 +59,15 @@ class System:
     source: str
     """`module:class`, imported when it is needed."""
     reads: tuple[str, ...]
-    """Prefixes of the settings that its results depend on, beside those of data and protocol."""
+    """Prefixes of the settings that its results depend on, besides those of data and protocol."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Instead of the configured values; a search may change them."""
+    """Override the configured values; a search may change them."""
     forced: Mapping[str, Any] = field(default_factory=dict)
-    """What makes it this system; nothing changes them."""
+    """Define the system; nothing changes them."""
     trained: bool = True
-    """Many passes with decaying rates; the others read everything once."""
+    """Whether it takes many passes with decaying rates; other systems read everything once."""
     packages: tuple[str, ...] = ()
-    """Of the extra `evaluation`."""
+    """Packages of the extra `evaluation` that it needs."""
 
     @property
     def depends_on_seed(self) -> bool:
@@ -77,7 +77,7 @@ class System:
     def settings_of(
         self, config: OfflineConfig, tuned: Mapping[str, Any], point: Mapping[str, Any]
     ) -> OfflineConfig:
-        """The configuration of its cells: what was configured, what was tuned, the sweep's values, what is forced."""
+        """The configuration of its cells: configured, tuned, swept, and forced values, in this order."""
         return with_settings(config, {**self.defaults, **tuned, **point, **self.forced})
 
     def influences(self, key: str) -> bool:
@@ -119,15 +119,15 @@ SYSTEMS: dict[str, System] = {
         _ablation(REFERENCE, "CL-EPIDTN"),
         _ablation("epidtn", "EPIDTN", contrastive_weight=0.0),
         _ablation("cltd", "CLTD", augmented_vectors=False),
-        # Whether it has augmented vectors the paper does not say: a sweep over them reports both (docs/model.md).
+        # The paper does not say whether it has augmented vectors; a sweep reports both (docs/model.md).
         _ablation("cl_dssm", "CL-DSSM", {"model.augmented_vectors": False}, transformer=False),
         _one_pass("wals", "WALS", "wals:WALS", ("implicit", "scipy.sparse"), ("wals.", "seed")),
         _towers("youtube_dnn", "YouTube DNN", "youtube_dnn:YouTubeDNN", _DOT),
         _towers("dssm", "DSSM", "dssm:DSSM", _COSINE),
-        # The best of several inner products is not a sum of its parts' bests.
+        # The maximum of several inner products is not the sum of the members' maxima.
         _towers("mind", "MIND", "mind:MIND", _DOT, {"model.members": 1}),
         _towers("sasrec", "SASRec", "sasrec:SASRec", _DOT),
-        # Its one negative is drawn among the step's uniform ones.
+        # Its single negative is drawn from the step's uniform ones.
         _towers("sasrec_bce", "SASRec (BCE)", "sasrec:SASRecBCE", {**_DOT, "model.uniform_negatives": 1000}),
         _one_pass("popularity", "Popularity", "popularity:Popularity", reads=("popularity.",)),
         _one_pass("markov", "Markov", "markov:Markov", ("scipy.sparse",)),
@@ -137,11 +137,11 @@ SYSTEMS: dict[str, System] = {
 
 
 class UnknownSystem(ValueError):
-    """A name that is no system's."""
+    """An unknown system's name."""
 
 
 def chosen(text: str) -> list[System]:
-    """The systems of a list with commas, in its order; `all` are all.
+    """The systems in a comma-separated list, in its order; `all` selects all.
 
     Raises:
         UnknownSystem: names the nearest one and all of them.
@@ -167,11 +167,11 @@ def create(
     item_ids: Int64Array,
     device: torch.device,
 ) -> RetrievalModel:
-    """A fresh one, initialised from `config.seed`.
+    """A new recommender, initialised from `config.seed`.
 
     Args:
-        system: which.
-        config: as `System.settings_of` gives it.
+        system: its system.
+        config: from `System.settings_of`.
         catalogue: categories and attributes.
         item_ids: int64 (I,), ascending: all items that are ranked.
         device: of the towers.
@@ -197,7 +197,7 @@ def create(
 
 
 def require_packages(systems: Iterable[System]) -> None:
-    """See before anything is trained that what the systems import is there.
+    """Check before training that the packages that the systems import are installed.
 
     Raises:
         MissingPackage: names the extra to install.

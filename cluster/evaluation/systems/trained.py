@@ -1,4 +1,4 @@
-"""A two-tower system as a RetrievalModel: the streaming trainer's own step, on one process."""
+"""A two-tower system as a RetrievalModel, trained by the streaming trainer's own step in one process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TrainedRecommender:
         model: fresh towers.
         catalogue: all items with their categories.
         config: model, seed, device.
-        fit: learning rates; the stream's own (`config.train`) are not read.
+        fit: learning rates; the stream's (`config.train`) are not used.
         device: where the towers are.
     """
 
@@ -124,7 +124,7 @@ class TrainedRecommender:
         """See RetrievalModel. A row that came later gets the value it began with: as such it was encoded before."""
         towers, values_KD = state
         self.model.load_state_dict(towers)
-        known = values_KD.shape[0]  # rows are never removed here, so the first ones are those of that moment
+        known = values_KD.shape[0]  # rows are never removed here, so the first ones are the same as then
         self.table.values_CD[:known] = values_KD
         later = self.table.rows()[known:]
         self.table.put(later, self.table.initial(*self.table.keys_of(later)))
