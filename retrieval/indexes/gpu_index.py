@@ -156,7 +156,7 @@ def searched_on_gpu(kind: str) -> bool:
     if kind in GPU_KINDS:
         return True
     _log.warning(
-        "Faiss has no index.kind=%s on GPUs: its centroids are trained there, it is filled and searched on the CPU",
+        "Faiss has no index.kind=%s on GPUs: its lists are filled and searched on the CPU",
         kind,
     )
     return False

@@ -1,4 +1,7 @@
-"""The index on a GPU: as good as the CPU's, written as the CPU's, searched by many threads."""
+"""The index on a GPU: as good as the CPU's, written as the CPU's, searched by many threads.
+
+A rehearsal runs them against the stand-in for Faiss's GPU classes that `make test` uses.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -6,23 +9,37 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from retrieval import gpu
 from retrieval.config import IndexConfig
+from retrieval.indexes.coarse import assign_lists, train_centroids
 from retrieval.indexes.exact import exact_top_k, recall_at_k
-from retrieval.indexes.gpu_index import GpuIvfIndex, build_index
-from retrieval.indexes.ivf import IvfIndex
+from retrieval.indexes.gpu_index import GpuIvfIndex, build_index, builder_for
+from retrieval.indexes.ivf import IvfBuilder, IvfIndex, empty_index
+from retrieval.indexes.kinds import codec_sample
 from retrieval.indexes.parts import write_part
 from retrieval.versions.publish import publish
 from retrieval.versions.searcher import Searcher
 from retrieval.versions.store import VersionStore
+from tests.gpu.conftest import REHEARSAL
 from tests.unit.retrieval.conftest import clustered
+from tests.unit.retrieval.indexes import fake_gpu_faiss
 
 KINDS = ["ivf_flat", "ivf_fp16", "ivf_sq8"]
+"""Those that Faiss has on GPUs."""
+
+
+@pytest.fixture
+def faiss_gpu(device, monkeypatch):
+    """Faiss with a GPU."""
+    if REHEARSAL:
+        monkeypatch.setattr(gpu, "_of_thread", threading.local())
+        fake_gpu_faiss.install(monkeypatch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norms", ["unit", "uneven"])
 def test_built_on_the_gpu_it_is_as_good_and_its_file_gives_the_same_neighbours(
-    real_gpu, tmp_path, kind, norms
+    faiss_gpu, tmp_path, kind, norms
 ):
     vectors, queries = clustered(50_000, 64)
     if norms == "uneven":
@@ -45,7 +62,7 @@ def test_built_on_the_gpu_it_is_as_good_and_its_file_gives_the_same_neighbours(
     assert recall_at_k(back.search(queries, 10, nprobe)[0], found) > 0.999
 
 
-def test_beyond_the_limits_of_a_gpu_the_cpu_answers(real_gpu):
+def test_beyond_the_limits_of_a_gpu_the_cpu_answers(faiss_gpu):
     vectors, queries = clustered(20_000, 32)
     index = build_index(vectors, IndexConfig(device="cuda"), seed=1)
     assert (index.search(queries[:4], 3000, index.nlist)[0] >= 0).all()
@@ -54,7 +71,7 @@ def test_beyond_the_limits_of_a_gpu_the_cpu_answers(real_gpu):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_version_is_tuned_gated_and_served_by_many_threads(real_gpu, tmp_path, kind):
+def test_a_version_is_tuned_gated_and_served_by_many_threads(faiss_gpu, tmp_path, kind):
     vectors, queries = clustered(20_000, 64)
     store, part = VersionStore(tmp_path / "index"), tmp_path / "part.arrow"
     write_part(part, np.arange(vectors.shape[0]) * 10, vectors)
@@ -75,3 +92,46 @@ def test_a_version_is_tuned_gated_and_served_by_many_threads(real_gpu, tmp_path,
         for found, without in pool.map(search, range(4)):
             assert recall_at_k(found, wanted) >= 0.99
             assert not any(np.isin(a, b).any() for a, b in zip(without, unwanted, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cards", [1, 2])
+def test_shards_filled_in_slices_hold_what_the_cpus_hold_and_are_read_as_one(
+    faiss_gpu, tmp_path, kind, cards
+):
+    """Two cards are the same one twice: what is divided and merged is the same."""
+    vectors, queries = clustered(20_000, 64)
+    here, there = IndexConfig(kind=kind, device="cpu"), IndexConfig(kind=kind, device="cuda")
+    there.cards = lambda: (0,) * cards  # type: ignore[method-assign]
+    centroids = train_centroids(vectors, 200, there, seed=1)
+    assigned, on_cpu = (assign_lists(vectors, centroids, config) for config in (there, here))
+    assert (assigned == on_cpu).mean() > 0.999
+    empty = empty_index(there, centroids, codec_sample(vectors, kind))
+    whole, files = IvfBuilder(empty, kind), []
+    whole.add(vectors, assigned)
+    for start, end in ((0, 12_000), (12_000, 20_000)):
+        shard = builder_for(empty, there, end - start)
+        for first in range(start, end, 3000):
+            last = min(end, first + 3000)
+            shard.add(vectors[first:last], assigned[first:last])
+        files.append(tmp_path / str(start))
+        shard.index().save(files[-1])
+    wanted, scores = whole.index().search(queries, 10, 20)
+    read = IvfIndex.load(files, kind)
+    np.testing.assert_array_equal(read.list_lengths(), np.bincount(assigned, minlength=200))
+    for index in (read, GpuIvfIndex.copy_of(read, [0] * cards)):
+        found, found_scores = index.search(queries, 10, 20)
+        assert recall_at_k(found, wanted) >= 0.99
+        np.testing.assert_allclose(found_scores, scores, atol=2e-3)
+
+
+def test_a_kind_that_faiss_has_on_the_cpu_only_is_searched_there(faiss_gpu, caplog):
+    vectors, queries = clustered(20_000, 64)
+    index = build_index(vectors, IndexConfig(kind="ivf_pqfs", device="cuda"), seed=1)
+    assert not isinstance(index, GpuIvfIndex)
+    assert (
+        recall_at_k(index.search(queries, 10, index.nlist // 4)[0], exact_top_k(queries, vectors, 10)) > 0.95
+    )
+    assert [record.message for record in caplog.records] == [
+        "Faiss has no index.kind=ivf_pqfs on GPUs: its lists are filled and searched on the CPU"
+    ]

@@ -60,8 +60,8 @@ class GpuIvf:
     def getListLength(self, number):
         return self.inner.invlists.list_size(number)
 
-    def search(self, queries, k, params):
-        if k > 2048 or params.nprobe > 2048:
+    def search(self, queries, k, params=None):
+        if k > 2048 or (params is not None and params.nprobe > 2048):
             raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
         assert self.searching.acquire(blocking=False), "a GPU index serves one thread at a time"
         try:
