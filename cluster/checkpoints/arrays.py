@@ -49,6 +49,12 @@ def read_table(file: Path | StoredContent) -> pa.Table:
     return pa.ipc.open_file(content).read_all()
 
 
+def map_table(path: Path) -> pa.Table:
+    """An Arrow IPC file whose columns stay on the disk until they are read, and can be dropped from memory then."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source.read_buffer()).read_all()
+
+
 def read_tensors(file: Path | StoredContent) -> dict[str, torch.Tensor]:
     """Read a safetensors file onto the CPU."""
     content = file.read_bytes() if isinstance(file, Path) else file.read().to_pybytes()

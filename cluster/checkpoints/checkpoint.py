@@ -46,7 +46,7 @@ from cluster.checkpoints.manifest import (
     chain_of,
     read_manifest,
 )
-from retrieval.storage.base import CHECKPOINTS, Hook, Storage, nothing
+from retrieval.storage.base import CHECKPOINTS, DamagedFile, Hook, LocalCopy, Storage, nothing
 from retrieval.storage.durable import FileEntry, manifest_checksum
 from retrieval.storage.files import HashingSink, StoredFile, file_problem
 from retrieval.storage.location import split_location
@@ -112,6 +112,22 @@ class Checkpoint:
         if not self.has(name):
             raise CheckpointError(f"{self.location} is damaged: its manifest does not list {name}")
         return StoredFile(self.storage, self.name, name)
+
+    def here(self, name: str) -> LocalCopy:
+        """One of its own files as a path on this machine; from an object store it is copied once, and checked.
+
+        Raises:
+            CheckpointError: its manifest does not list it, or it is missing or damaged.
+        """
+        entry = next((entry for entry in self.manifest["files"] if entry["name"] == name), None)
+        if entry is None:
+            raise CheckpointError(f"{self.location} is damaged: its manifest does not list {name}")
+        try:
+            return self.storage.copy_here(self.name, FileEntry(name, entry["size"], entry["sha256"]))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.location} is damaged: {name} is missing") from error
+        except DamagedFile as error:
+            raise CheckpointError(f"{self.location} is damaged: {error}") from error
 
     def has(self, name: str) -> bool:
         """Whether it has this file of its own."""
@@ -288,9 +304,7 @@ class CheckpointStore:
 
     def open(self, name: str) -> Checkpoint:
         """A checkpoint whose chain was already verified, for example by another rank: reads only the manifests."""
-        manifest = read_manifest(self.storage, name)
-        links = [Checkpoint(self.storage, n, read_manifest(self.storage, n)) for n in chain_of(manifest)]
-        return Checkpoint(self.storage, name, manifest, tuple(links))
+        return _trusted(self.storage, name)
 
 
 @dataclass(frozen=True)
@@ -356,6 +370,22 @@ def open_checkpoint(location: str | Path) -> Checkpoint:
     """
     root, name = split_location(location)
     return _open_chain(open_storage(root), name, {})
+
+
+def trusted_checkpoint(location: str | Path) -> Checkpoint:
+    """A checkpoint that somebody else has verified: only the manifests are read.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or is of an unknown format.
+    """
+    root, name = split_location(location)
+    return _trusted(open_storage(root), name)
+
+
+def _trusted(storage: Storage, name: str) -> Checkpoint:
+    manifest = read_manifest(storage, name)
+    links = [Checkpoint(storage, n, read_manifest(storage, n)) for n in chain_of(manifest)]
+    return Checkpoint(storage, name, manifest, tuple(links))
 
 
 def _open_chain(storage: Storage, name: str, known: dict[str, Checkpoint | CheckpointError]) -> Checkpoint:

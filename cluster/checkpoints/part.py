@@ -21,6 +21,7 @@ from cluster.checkpoints.arrays import StoredContent
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.manifest import START_ANEW
+from retrieval.storage.base import LocalCopy
 from retrieval.versions.store import Version
 
 Slice: TypeAlias = pa.Table | Callable[[], pa.Table]
@@ -60,6 +61,30 @@ class VersionFile:
 
     def __str__(self) -> str:
         return f"{self.version.storage.where}/{self.version.name}/{self.name}"
+
+
+@dataclass(frozen=True)
+class FileHere:
+    """A file of a checkpoint or of an index version on this machine, where it stays while this object lives.
+
+    Attributes:
+        owner: what it belongs to.
+        name: in the manifest; the copy of an object may have another one.
+        path: where it lies.
+    """
+
+    owner: Checkpoint | Version
+    name: str
+    path: Path
+    _copy: LocalCopy | None = None
+
+    @property
+    def stem(self) -> str:
+        """Its name without the last suffix."""
+        return self.name.rpartition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.owner.storage.where}/{self.owner.name}/{self.name}"
 
 
 @dataclass
@@ -105,10 +130,40 @@ class Saved:
             return self.source.files(prefix)
         return self.own_files(prefix)
 
+    def here(self, prefix: str) -> list[FileHere]:
+        """`files` as paths on this machine, for what maps them; from an object store they are copied once.
+
+        Raises:
+            CheckpointError, VersionCorrupt: a file is missing or damaged.
+        """
+        if isinstance(self.source, Version):
+            return [_here(self.source, name) for name in self.source.files(prefix)]
+        return [
+            _here(link, name)
+            for link in self.source.links
+            for name in sorted(entry["name"] for entry in link.manifest["files"])
+            if name.startswith(prefix)
+        ]
+
+    def own_here(self, name: str) -> FileHere:
+        """One of its own files, as `here`.
+
+        Raises:
+            CheckpointError, VersionCorrupt: the manifest does not list it, or it is missing or damaged.
+        """
+        return _here(self.source, name)
+
     def own_files(self, prefix: str) -> list[StoredContent]:
         """The same without the chain, for parts that are complete in every checkpoint."""
         names = sorted(entry["name"] for entry in self.manifest["files"])
         return [self.file(name) for name in names if name.startswith(prefix)]
+
+
+def _here(owner: Checkpoint | Version, name: str) -> FileHere:
+    if isinstance(owner, Version):
+        return FileHere(owner, name, owner.file(name))  # the version keeps its copies
+    copy = owner.here(name)
+    return FileHere(owner, name, copy.path, copy)
 
 
 class Part(ABC):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from cluster.collectives import Collectives
+from cluster.tables.frozen_rows import FrozenRows
 from cluster.tables.sharded_embedding import ShardedEmbedding
-from model.features import ITEM, KeyCollector, item_inputs
+from model.features import ITEM, Categories, KeyCollector, item_inputs
+from model.transfer import to_device
 from model.two_tower import TwoTower
-from streaming.arrays import Int64Array
+from streaming.arrays import Float32Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 
 # What the tower holds of a chunk while it encodes is what encoding costs in memory, whatever the catalogue's size.
 _CHUNK_ITEMS = 16_384
+SLICE_ITEMS = 8192
+_PADDED_TO = 64
+"""Products of matrices with a handful of rows are summed in another order: their last bits differ."""
 
 
 @torch.no_grad()
@@ -47,6 +54,36 @@ def encode_owned_items(
     if not parts:
         return mine, torch.zeros(0, model.config.dim, device=table.device)
     return mine, parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@torch.no_grad()
+def encode_items(
+    model: TwoTower, rows: FrozenRows, items: Iterable[tuple[Int64Array, Int64Array]]
+) -> Iterator[tuple[Int64Array, Float32Array]]:
+    """Ids int64 (n,) and vectors float32 (n, D) of items as they come, in slices of at most `SLICE_ITEMS`.
+
+    An item's vector does not depend on the other items of its slice, so it is the same for any number of ranks.
+
+    Args:
+        model: the towers.
+        rows: of the items and their categories.
+        items: slices of ids int64 (n,) and categories int64 (n, K), 0 where there is none; no more than that in each.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    unit = _PADDED_TO if device.type == "cpu" else SLICE_ITEMS
+    for ids, category_CK in items:
+        padding = ((0, -ids.shape[0] % unit), (0, 0))
+        padded_C, padded_CK = np.pad(ids, padding[0], mode="edge"), np.pad(category_CK, padding, mode="edge")
+        keys = KeyCollector()
+        inputs = item_inputs(padded_C, _given(padded_CK), keys)
+        rows_UD, inputs = to_device((rows.rows_of(*keys.keys()), inputs), device)
+        vectors: Float32Array = model.encode_items(rows_UD, inputs).vectors_CD[: ids.shape[0]].cpu().numpy()
+        yield ids, vectors
+
+
+def _given(category_CK: Int64Array) -> Categories:
+    return lambda _: category_CK
 
 
 def gather_known_items(

@@ -27,7 +27,7 @@ from cluster.config import FreshetConfig
 from cluster.observability.freshness import Freshness, UnpublishedAppends
 from cluster.publishing.index_device import index_settings, with_room
 from cluster.publishing.item_encoding import encode_owned_items
-from cluster.publishing.query_side import QuerySide
+from cluster.publishing.query_side import save_query_side
 from cluster.publishing.version_store import version_store
 from cluster.storage_trouble import StorageTrouble
 from cluster.tables.sharded_embedding import ShardedEmbedding
@@ -195,8 +195,7 @@ class Publisher:
         try:
             with share_folder(folder):
                 write_part(self._part(folder), ids, vectors)
-                queries = QuerySide(model, table, catalogue, self._config.model)
-                queries.save(folder, self._config, self._comm)
+                save_query_side(folder, model, table, catalogue, self._config, self._comm)
         except OSError as error:
             return str(error)
         return ""

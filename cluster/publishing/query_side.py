@@ -8,33 +8,47 @@ Shape letters: E events (queries), D columns.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from cluster.checkpoints.part import Saved, ServedPart
 from cluster.checkpoints.parts.catalogue import CataloguePart
-from cluster.checkpoints.parts.rows import RowPart
+from cluster.checkpoints.parts.rows import RowPart, frozen_rows
 from cluster.checkpoints.parts.towers import TowerPart
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.publishing.saved_catalogue import SavedCatalogue
 from cluster.tables.config import TableConfig
-from cluster.tables.row_optimizer import row_optimizer
+from cluster.tables.frozen_rows import RowSettings, of_keys
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
+from model.transfer import to_device
 from model.two_tower import TwoTower
 from retrieval.storage.durable import write_durably
 from retrieval.versions.store import Version
+from streaming.arrays import Int16Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 from streaming.config import StreamConfig
+from streaming.events.schema import ITEMS, NEGATIVES, USER_ID
 
 DESCRIPTION = "model.json"
+
+
+class Rows(Protocol):
+    """`FrozenRows`, or the `ShardedEmbedding` of a run."""
+
+    def rows_of(self, tables: Int16Array, ids: Int64Array) -> Tensor:
+        """The rows of unique keys, float32 (1 + K, D); row 0 is the zero padding row."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +57,19 @@ class QuerySide:
 
     Attributes:
         model: the towers.
-        table: the rows; those of this rank where several ranks share them.
+        rows: the rows; a `ShardedEmbedding` makes `encode` collective if several ranks share it.
         catalogue: items and users.
         config: of the model.
     """
 
     model: TwoTower
-    table: ShardedEmbedding
+    rows: Rows
     catalogue: Catalogue
     config: ModelConfig
 
     @torch.no_grad()
     def encode(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-        """The query vector of each event, float32 (E, D). Collective if several ranks share the rows.
+        """The query vector of each event, float32 (E, D).
 
         Args:
             batch: in TRAINING_BATCH_SCHEMA, as `query_batch.py` makes it.
@@ -64,65 +78,99 @@ class QuerySide:
             self.model.eval()
         keys = KeyCollector()
         queries = query_inputs(batch, self.catalogue.categories, keys, self.config)
-        rows_UD = self.table.lookup(*keys.keys(), create=False).rows_UD
-        encoded = self.model.encode_queries(rows_UD, queries.to(self.table.device))
+        device = next(self.model.parameters()).device
+        rows_UD = self.rows.rows_of(*keys.keys())
+        if rows_UD.device == device:
+            queries = queries.to(device)
+        else:
+            rows_UD, queries = to_device((rows_UD, queries), device)
+        encoded = self.model.encode_queries(rows_UD, queries)
         vectors: npt.NDArray[np.float32] = encoded.vectors_ED.cpu().numpy()
         return vectors
 
-    def save(self, folder: Path, config: FreshetConfig, comm: Collectives) -> None:
-        """Write what this rank adds to a version; every rank calls it.
+    @staticmethod
+    def of(
+        saved: Saved,
+        model: TwoTower,
+        settings: RowSettings,
+        stream: StreamConfig,
+        batches: Sequence[pa.RecordBatch],
+    ) -> QuerySide:
+        """The part of a checkpoint or version that some batches need, whatever its size.
 
         Args:
-            folder: of the version that is being built.
-            config: the run's.
-            comm: of the run.
+            saved: rows and catalogue.
+            model: its towers.
+            settings: of its rows.
+            stream: settings of the catalogue.
+            batches: all that will be encoded; TRAINING_BATCH_SCHEMA.
         """
-        for part in self._parts(comm):
-            part.publish(folder)
-        if comm.rank != 0:
-            return
-        described = {
-            "model": asdict(config.model),
-            "user_attributes": config.stream.user_attributes,
-            "row_optimizer": config.train.row_optimizer,
-            "admit_after": config.table.admit_after,
-            "seed": config.seed,
-        }
-        write_durably(folder / DESCRIPTION, json.dumps(described).encode())
+        items, users = _ids_in(batches)
+        catalogue, keys = SavedCatalogue.open(saved).only(items, users, stream), KeyCollector()
+        for batch in batches:
+            query_inputs(batch, catalogue.categories, keys, model.config)
+        rows = frozen_rows(saved, settings, wanted=of_keys(*keys.keys()))
+        return QuerySide(model, rows, catalogue, model.config)
 
     @staticmethod
     def load(version: Version, stream: StreamConfig) -> QuerySide:
-        """Read what `save` wrote, whatever the number of ranks, onto the CPU.
+        """Read the query side of a version, whatever the number of ranks that wrote it, onto the CPU.
 
         Args:
             version: verified.
             stream: settings of the catalogue; the user attributes are those of the version.
         """
-        saved = json.loads(version.file(DESCRIPTION).read_text())
+        described = json.loads(version.file(DESCRIPTION).read_text())
         known = {f.name for f in fields(ModelConfig)}
-        config = ModelConfig(**{k: v for k, v in saved["model"].items() if k in known})
-        model = cl_epidtn(config, len(saved["user_attributes"]))
-        table = ShardedEmbedding(
-            config.dim,
-            Collectives(),
-            row_optimizer(saved["row_optimizer"]),
-            seed=int(saved["seed"]),
-            device=torch.device("cpu"),
-            init_std=config.init_std,
-            limits=TableConfig(admit_after=float(saved.get("admit_after", 1.0))),
-        )
-        catalogue = Catalogue(replace(stream, user_attributes=saved["user_attributes"]))
-        queries = QuerySide(model, table, catalogue, config)
-        for part in queries._parts(Collectives()):
-            part.restore(Saved(version))
+        config = ModelConfig(**{k: v for k, v in described["model"].items() if k in known})
+        model = cl_epidtn(config, len(described["user_attributes"]))
+        limits = TableConfig(admit_after=float(described.get("admit_after", 1.0)))
+        saved = Saved(version)
+        catalogue = Catalogue(replace(stream, user_attributes=described["user_attributes"]))
+        for part in (TowerPart(model), CataloguePart(catalogue)):
+            part.restore(saved)
+        settings = RowSettings(config.dim, int(described["seed"]), config.init_std, limits.has_shared_rows)
         model.eval()
-        return queries
+        return QuerySide(model, frozen_rows(saved, settings), catalogue, config)
 
-    def _parts(self, comm: Collectives) -> list[ServedPart]:
-        """What a version has of a checkpoint's parts."""
-        first = comm.rank == 0
-        return [
-            TowerPart(self.model, writes=first),
-            RowPart(self.table, comm.rank, comm.world, state=False),
-            CataloguePart(self.catalogue, writes=first),
-        ]
+
+def _ids_in(batches: Sequence[pa.RecordBatch]) -> tuple[Int64Array, Int64Array]:
+    """Items and users of batches, int64, each once."""
+    lists = [batch.column(name) for batch in batches for name in (ITEMS, NEGATIVES)]
+    items = [column.flatten().to_numpy() for column in lists]
+    users = [batch.column(USER_ID).to_numpy() for batch in batches]
+    nobody = np.zeros(0, np.int64)
+    return np.unique(np.concatenate([nobody, *items])), np.unique(np.concatenate([nobody, *users]))
+
+
+def describe(folder: Path, config: FreshetConfig) -> None:
+    """Write the settings that describe the query side into a version that is being built."""
+    described = {
+        "model": asdict(config.model),
+        "user_attributes": config.stream.user_attributes,
+        "row_optimizer": config.train.row_optimizer,
+        "admit_after": config.table.admit_after,
+        "seed": config.seed,
+    }
+    write_durably(folder / DESCRIPTION, json.dumps(described).encode())
+
+
+def save_query_side(
+    folder: Path,
+    model: TwoTower,
+    table: ShardedEmbedding,
+    catalogue: Catalogue,
+    config: FreshetConfig,
+    comm: Collectives,
+) -> None:
+    """Write what this rank adds to a version from the state of a run; every rank calls it."""
+    first = comm.rank == 0
+    parts: list[ServedPart] = [
+        TowerPart(model, writes=first),
+        RowPart(table, comm.rank, comm.world),
+        CataloguePart(catalogue, writes=first),
+    ]
+    for part in parts:
+        part.publish(folder)
+    if first:
+        describe(folder, config)

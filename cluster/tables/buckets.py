@@ -10,11 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from model.features import ITEM, SOURCE, USER
 from model.key_index import hash_keys
-from streaming.arrays import Int16Array, Int64Array
+from streaming.arrays import BoolArray, Int16Array, Int64Array
 
 BUCKET_BITS = 12
 BUCKETS = 1 << BUCKET_BITS
+ENDLESS = (ITEM, USER, SOURCE)
+"""Tables with an unbounded number of ids; only these are subject to admission, expiry and eviction."""
 
 
 def buckets_of(tables: Int16Array, ids: Int64Array) -> Int64Array:
@@ -26,6 +29,12 @@ def buckets_of(tables: Int16Array, ids: Int64Array) -> Int64Array:
 def shared_keys(tables: Int16Array, ids: Int64Array) -> tuple[Int16Array, Int64Array]:
     """The key of the row that a bucket's ids of one table share until they have their own; in the same bucket."""
     return ~tables, buckets_of(tables, ids)
+
+
+def in_range(tables: Int16Array, ids: Int64Array, buckets: tuple[int, int]) -> BoolArray:
+    """Whether the bucket of each key is in a half-open range, bool (K,)."""
+    bucket_K = buckets_of(tables, ids)
+    return (bucket_K >= buckets[0]) & (bucket_K < buckets[1])
 
 
 def owners_of(buckets: Int64Array, world: int) -> Int64Array:

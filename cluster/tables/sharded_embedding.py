@@ -25,21 +25,19 @@ from numba import njit
 from torch import Tensor
 
 from cluster.collectives import Collectives
-from cluster.tables.buckets import buckets_of, owners_of, shared_keys, sort_by_owner
+from cluster.tables.buckets import ENDLESS, buckets_of, owners_of, shared_keys, sort_by_owner
 from cluster.tables.config import TableConfig
 from cluster.tables.local_rows import FreshRows, LocalRows
 from cluster.tables.row_optimizer import RowOptimizer
 from cluster.tables.surplus import as_orders, lowest
 from cluster.tables.waiting_keys import WaitingKeys
-from model.features import ITEM, SOURCE, USER
+from model.features import ITEM
 from model.key_index import KeyIndex
 from model.transfer import to_device
 from streaming.arrays import BoolArray, Float64Array, Int16Array, Int64Array
 
 _Inputs = TypeVar("_Inputs")
 
-_ENDLESS = (ITEM, USER, SOURCE)
-"""Tables with an unbounded number of ids; only these are subject to admission, expiry and eviction."""
 _DRAWN = np.int64(1 << 32)
 """Flag in a requested key's table: no event has this key, it was drawn as a negative."""
 
@@ -179,6 +177,10 @@ class ShardedEmbedding(LocalRows):
         rows_UD.requires_grad_(create)
         return Lookup(rows_UD, order, index_R, send, receive, asked, time_ms, self._removals), inputs
 
+    def rows_of(self, tables: Int16Array, ids: Int64Array) -> Tensor:
+        """Collective. `lookup(create=False)` where only the rows are wanted, as `FrozenRows.rows_of` gives them."""
+        return self.lookup(tables, ids, create=False).rows_UD
+
     def apply_gradients(self, lookup: Lookup, learning_rate: float) -> None:
         """Collective. Send row gradients to their owners, sum them over ranks, and take one step per row.
 
@@ -288,7 +290,7 @@ class ShardedEmbedding(LocalRows):
             local_R, fresh = self.make(tables_R, ids_R, time_ms)
             return Asked(local_R, seen_R, (tables_R[:0], ids_R[:0])), [fresh]
         local_R = self.index.find(tables_R, ids_R)
-        waits_R = (local_R < 0) & np.isin(tables_R, _ENDLESS)
+        waits_R = (local_R < 0) & np.isin(tables_R, ENDLESS)
         own_R = ~waits_R
         local_R[own_R], own = self.make(tables_R[own_R], ids_R[own_R], time_ms)
         local_R[waits_R], shared = self.make(*shared_keys(tables_R[waits_R], ids_R[waits_R]), time_ms)
@@ -306,7 +308,7 @@ class ShardedEmbedding(LocalRows):
         """
         local_R = self.index.find(tables_R, ids_R)
         if self.limits.has_shared_rows:
-            waits_R = (local_R < 0) & np.isin(tables_R, _ENDLESS)
+            waits_R = (local_R < 0) & np.isin(tables_R, ENDLESS)
             if waits_R.any():
                 tables_R, ids_R = tables_R.copy(), ids_R.copy()
                 tables_R[waits_R], ids_R[waits_R] = shared_keys(tables_R[waits_R], ids_R[waits_R])
@@ -361,7 +363,7 @@ class ShardedEmbedding(LocalRows):
 
     def _endless_rows(self) -> Int64Array:
         rows = self.rows()
-        return rows[np.isin(self.keys_of(rows)[0], _ENDLESS)]
+        return rows[np.isin(self.keys_of(rows)[0], ENDLESS)]
 
     def _surplus(
         self,

@@ -6,21 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from cluster.checkpoints.checkpoint import open_checkpoint
+from cluster.checkpoints.attribute_change import AttributeChange
+from cluster.checkpoints.checkpoint import trusted_checkpoint
+from cluster.checkpoints.part import Saved
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.publisher import Publisher
+from cluster.device import compute_deterministically
+from cluster.publishing.building import Questions, build_version, new_towers
+from cluster.publishing.quality import last_events
 from cluster.publishing.query_batch import query_batch
-from cluster.publishing.query_side import QuerySide
-from cluster.training.state.run import TrainingRun, partitions_of_rank
-from cluster.training.state.worker_state import restore_checkpoint
+from cluster.publishing.sampled_users import sampled_users
+from cluster.publishing.saved_catalogue import SavedCatalogue
 from retrieval.storage.durable import PRIVATE_FILE, replacing
+from streaming.events.schema import USER_ID
+from streaming.histories.history import UserStore
 
-_QUERY_USERS = 1024
+_QUERY_USERS = 2048
 
 
 def refresh_from(
@@ -31,43 +34,53 @@ def refresh_from(
     checkpoint_path: str | Path,
     report_path: Path,
 ) -> None:
-    """Collective. Restore, encode, build, gate, promote; rank 0 writes what came of it as JSON.
+    """Collective. Encode, build, gate, promote; rank 0 writes what came of it as JSON.
 
-    The recall gate needs queries: up to 1,024 users of each rank, as of all that the checkpoint knows of them.
+    Nothing that only training needs is read. Queries of the gates are up to 2,048 users, as of all that the checkpoint
+    knows of them.
+
+    Args:
+        config: settings of now.
+        comm: the ranks.
+        device: of the towers.
+        checkpoint_path: a checkpoint that has been verified and is held.
+        report_path: the file.
     """
-    checkpoint = open_checkpoint(checkpoint_path)
-    partitions = partitions_of_rank(len(checkpoint.manifest["positions"]), comm.rank, comm.world)
-    run = TrainingRun.create(config, partitions, comm, device)
-    restore_checkpoint(run, checkpoint, comm)
-    publisher = Publisher(comm, config)
-    metadata: dict[str, object] = {
-        "step": run.step,
-        "events_trained": run.events_trained,
-        "known_items": int(run.catalogue.item_count),
-        "checkpoint": str(checkpoint_path),
-    }
-    queries = encode_users(run, _some_users(run))
-    snapshot = publisher.snapshot(run.model, run.table, run.catalogue, [queries], metadata)
-    if snapshot is None:
-        raise OSError(f"{publisher.problem or 'a rank could not write'} (setting: storage_path)")
+    compute_deterministically(device)
+    checkpoint = trusted_checkpoint(checkpoint_path)
+    saved = Saved(checkpoint, AttributeChange.since(checkpoint.manifest, config.stream.user_attributes))
+    report = build_version(
+        comm,
+        config,
+        checkpoint,
+        _questions(config, saved, comm),
+        {"checkpoint": str(checkpoint_path)},
+        model=new_towers(config, device),
+    )
     if comm.rank == 0:
-        report = publisher.build(snapshot)
-        version = report.version.name if report.version is not None else None
-        _write_report(report_path, {**metadata, "version": version, **report.figures()})
+        about = {
+            "step": checkpoint.step,
+            "events_trained": int(checkpoint.manifest["events_trained"]),
+            "known_items": SavedCatalogue.open(saved).item_count,
+            "checkpoint": str(checkpoint_path),
+            "version": report.version.name if report.version is not None else None,
+        }
+        _write_report(report_path, {**about, **report.figures()})
     comm.gather_objects(None)
 
 
-def encode_users(run: TrainingRun, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Collective. The query vectors of users after all their events, float32 (Q, D)."""
-    width = run.config.stream.history_length
-    queries = QuerySide(run.model, run.table, run.catalogue, run.config.model)
-    return queries.encode(query_batch(users, run.users, run.catalogue, width))
-
-
-def _some_users(run: TrainingRun) -> npt.NDArray[np.int64]:
-    everyone = np.concatenate([np.zeros(0, np.int64), *(run.users.users_of(p) for p in run.partitions)])
-    chosen = np.random.default_rng(run.config.seed).permutation(everyone.shape[0])[:_QUERY_USERS]
-    return everyone[np.sort(chosen)]
+def _questions(config: FreshetConfig, saved: Saved, comm: Collectives) -> Questions:
+    """Collective. Rank 0 asks them all: a query's vector must not depend on who else is in its batch."""
+    stream = config.stream
+    table = sampled_users(saved, comm, _QUERY_USERS)
+    if table is None or comm.rank != 0:
+        return Questions()
+    users = UserStore(stream.history_length, stream.seen_length)
+    users.load(table)
+    user_Q = table[USER_ID].to_numpy()
+    attributes = SavedCatalogue.open(saved).only(user_Q[:0], user_Q, stream)
+    arguments = (user_Q, users, attributes, stream.history_length)
+    return Questions(users=[query_batch(*arguments)], events=[last_events(*arguments)])
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

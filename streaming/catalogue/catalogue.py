@@ -136,7 +136,7 @@ class Catalogue:
         at_R = self._items.add(items[ITEM_ID].to_numpy())
         self._make_room()
         # NumPy's assignment by index keeps the last of several values for one place.
-        self._categories_NC[at_R] = _padded(items[CATEGORIES], self._categories_NC.shape[1])
+        self._categories_NC[at_R] = padded(items[CATEGORIES], self._categories_NC.shape[1])
         self._title_N[at_R] = np.array(items[TITLE].to_pylist(), object)
         self._deleted_N[at_R] = items[DELETED].to_numpy()
         touched = np.unique(at_R).astype(np.int64)
@@ -183,7 +183,7 @@ def _grown(array: _Array, rows: int, fill: object) -> _Array:
     return cast(_Array, grown)
 
 
-def _padded(lists: pa.ChunkedArray, width: int) -> Int64Array:
+def padded(lists: pa.ChunkedArray, width: int) -> Int64Array:
     """int64 (r, width): the first `width` values of each list, then zeros."""
     flat = lists.combine_chunks()
     offset_R = flat.offsets.to_numpy() - flat.offsets[0].as_py()

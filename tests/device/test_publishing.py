@@ -11,11 +11,11 @@ from cluster.collectives import Collectives
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.publishing.publisher import Publisher
 from cluster.serving.recommender import Recommender
-from cluster.training.refresh import encode_users, refresh_from
+from cluster.training.refresh import refresh_from
 from retrieval.versions.searcher import Searcher
 from tests.support.checkpointing import save_checkpoint
 from tests.support.device_runs import config_of, train_and_score
-from tests.support.unit_runs import CPU, open_run
+from tests.support.unit_runs import CPU, encode_users, open_run
 
 
 def _trained(gpu, tmp_path):

@@ -8,6 +8,8 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
+from cluster.publishing.query_batch import query_batch
+from cluster.publishing.query_side import QuerySide
 from cluster.training.state.run import TrainingRun
 from cluster.training.state.starting_point import start_from
 from cluster.training.state.worker_state import restore_checkpoint
@@ -80,6 +82,12 @@ def small_run(checkpoint=None, with_actions=False, table=None, **model):
     config = small_config(SIGNALS if with_actions else None, **model)
     config.table = table or config.table
     return open_run(config, checkpoint)
+
+
+def encode_users(run, users):
+    """The query vectors of users after all their events, float32 (Q, D)."""
+    queries = QuerySide(run.model, run.table, run.catalogue, run.config.model)
+    return queries.encode(query_batch(users, run.users, run.catalogue, run.config.stream.history_length))
 
 
 def train_steps(run, steps):

@@ -24,13 +24,13 @@ from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.checkpoints.part import Saved, ServedPart
 from cluster.checkpoints.parts.row_copies import RowCopies
 from cluster.tables.buckets import bucket_range, buckets_of
+from cluster.tables.frozen_rows import REMOVED, FrozenRows, RowSettings, RowWidthError, Wanted
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.key_index import KeyIndex
-from retrieval.storage.durable import FileEntry
+from retrieval.storage.durable import PRIVATE_FILE, FileEntry
 from streaming.arrays import Int16Array, Int64Array
 
 PREFIX = "rows-"
-_REMOVED = ".removed"
 _SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
 
 RowFile = Path | StoredContent
@@ -43,14 +43,13 @@ class RowPart(ServedPart):
         table: this rank's.
         rank: this rank.
         world: how many there are.
-        state: whether the optimizer's state is restored too; an index version has none.
     """
 
     names = (PREFIX,)
     learnt = True
 
-    def __init__(self, table: ShardedEmbedding, rank: int, world: int, *, state: bool = True) -> None:
-        self._table, self._rank, self._world, self._state = table, rank, world, state
+    def __init__(self, table: ShardedEmbedding, rank: int, world: int) -> None:
+        self._table, self._rank, self._world = table, rank, world
         low, high = bucket_range(rank, world)
         self._stem = f"{PREFIX}{low:04d}-{high:04d}"
 
@@ -76,7 +75,7 @@ class RowPart(ServedPart):
         changed, (tables, ids) = self._table.take_changes()
         return {
             f"{self._stem}.changes.arrow": row_columns(self._table, changed),
-            f"{self._stem}{_REMOVED}.arrow": pa.table({"table": tables, "id": ids}),
+            f"{self._stem}{REMOVED}.arrow": pa.table({"table": tables, "id": ids}),
         }
 
     def restore(self, saved: Saved) -> None:
@@ -88,7 +87,6 @@ class RowPart(ServedPart):
             self._world,
             attributes=saved.attributes,
             advice=saved.advice,
-            state=self._state,
         )
 
     def publish(self, folder: Path) -> None:
@@ -171,7 +169,7 @@ def load_rows(
     mine = [file for file in files if moved or _overlaps(file, low, high)]
     gone = _gone(mine)
     for file in mine:
-        if file.stem.endswith(_REMOVED):
+        if file.stem.endswith(REMOVED):
             continue
         for rows in read_table(file).to_batches():
             tables, ids = _keys(rows)
@@ -187,11 +185,46 @@ def load_rows(
             _insert(rows if wanted.all() else rows.filter(pa.array(wanted)), table, file, advice, state)
 
 
+def frozen_rows(saved: Saved, settings: RowSettings, *, wanted: Wanted | None = None) -> FrozenRows:
+    """The rows of a checkpoint's chain or of an index version, mapped and read-only.
+
+    Args:
+        saved: where they are, and how the user attributes have changed since.
+        settings: of the model and its tables now.
+        wanted: see `FrozenRows`.
+    Raises:
+        CheckpointError: rows of another dimension, or a file is missing or damaged.
+    """
+    rekey = saved.attributes.tables_now if saved.attributes.changed else None
+    try:
+        return FrozenRows(saved.here(PREFIX), settings, rekey=rekey, wanted=wanted)
+    except RowWidthError as error:
+        raise CheckpointError(f"{error}; set it back or {saved.advice}") from error
+
+
+def write_frozen_rows(folder: Path, rows: FrozenRows, rank: int, world: int) -> None:
+    """Write the rows of this rank's buckets into an index version that is being built, in slices.
+
+    Nobody can train on from there: table, id, and value are all that a query needs.
+    """
+    low, high = bucket_range(rank, world)
+    value = pa.list_(pa.float32(), rows.dim)
+    schema = pa.schema([("table", pa.int16()), ("id", pa.int64()), ("value", value)])
+    path = folder / f"{PREFIX}{low:04d}-{high:04d}.arrow"
+    path.touch(PRIVATE_FILE)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for tables, ids, values_KD in rows.slices((low, high)):
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values_KD.reshape(-1)), rows.dim)
+            writer.write_batch(
+                pa.RecordBatch.from_arrays([pa.array(tables), pa.array(ids), column], schema=schema)
+            )
+
+
 def merged_rows(files: Sequence[RowFile]) -> pa.Table:
     """All rows of a chain in one table, by table and id, each as the last file that has it says."""
     gone, later, parts = _gone(files), KeyIndex(), []
     for file in reversed(files):
-        if file.stem.endswith(_REMOVED):
+        if file.stem.endswith(REMOVED):
             continue
         rows = read_table(file).combine_chunks()
         tables, ids = _keys(rows)
@@ -208,13 +241,13 @@ def merged_rows(files: Sequence[RowFile]) -> pa.Table:
 
 def _gone(files: Sequence[RowFile]) -> dict[RowFile, KeyIndex]:
     """For each file with rows, the keys whose rows were removed later and did not come back before that."""
-    if not any(file.stem.endswith(_REMOVED) for file in files):
+    if not any(file.stem.endswith(REMOVED) for file in files):
         return {}
     removed, found = KeyIndex(), {}
     later: list[tuple[Int16Array, Int64Array]] = []
     for file in reversed(files):
         keys = _keys(read_table(file).select(["table", "id"]))
-        if file.stem.endswith(_REMOVED):
+        if file.stem.endswith(REMOVED):
             removed.add(*_without(keys, later))
         else:
             found[file] = _copy(removed)

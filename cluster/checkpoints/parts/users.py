@@ -81,10 +81,15 @@ def partitions_in(checkpoint: Checkpoint) -> list[int]:
 def merged_users(checkpoint: Checkpoint, partition: int) -> pa.Table:
     """The users of a partition, by user id, in the form for `UserStore.load`."""
     users = last_of_each(read_table(f) for f in reversed(checkpoint.files(f"{USERS}{partition:05d}")))
+    return known_users(users).sort_by(USER_ID)
+
+
+def known_users(users: pa.Table) -> pa.Table:
+    """Those who have events or explicit negatives: the others were removed."""
     is_there = pc.greater(users[EVENTS], 0)
     if NEGATIVES in users.column_names:
         is_there = pc.or_(is_there, pc.greater(pc.list_value_length(users[NEGATIVES]), 0))
-    return users.filter(is_there).sort_by(USER_ID)
+    return users.filter(is_there)
 
 
 def load_users(checkpoint: Checkpoint, store: UserStore, partitions: Iterable[int]) -> None:

@@ -15,10 +15,9 @@ from cluster.publishing.publisher import Publisher
 from cluster.publishing.query_batch import query_batch
 from cluster.publishing.served_model import ServedModel
 from cluster.serving.recommender import NothingToServe, Recommender
-from cluster.training.refresh import encode_users
 from retrieval.versions.store import Version, VersionCorrupt, VersionStore
 from streaming.catalogue.records import CatalogueUpdate
-from tests.support.unit_runs import open_run, small_config, train_steps
+from tests.support.unit_runs import encode_users, open_run, small_config, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,12 +11,11 @@ from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
-from cluster.training.refresh import encode_users
 from cluster.training.state.worker_state import checkpointer_of
 from model.features import attribute_table
 from tests.support.checkpointing import save_checkpoint
 from tests.support.state_digests import digests
-from tests.support.unit_runs import open_run, small_config, train_steps
+from tests.support.unit_runs import encode_users, open_run, small_config, train_steps
 
 BEFORE, NOW = ["gender", "age"], ["country", "age", "job", "gender"]
 MODELS = {

@@ -1,0 +1,249 @@
+"""A committed checkpoint to a live index version: all ranks together, each over the items that it owns.
+
+1. every rank indexes the rows of its buckets and maps their values; rank 0 makes the attempt's folder
+2. each rank writes its rows there, rank 0 also towers, catalogue, and settings; each encodes its queries
+3. each rank encodes its items in slices, and all build, gate, and promote the version (`retrieval.versions.publish`)
+
+Nothing of training is touched: no message but those of `comm`, no optimizer state, no second table. No process holds
+all vectors or all rows. Every attempt has a folder of its own, so that a trainer and any number of refreshes may
+publish beside one another; its ranks own it together, and the next attempt removes it once none of them is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cluster.checkpoints.attribute_change import AttributeChange
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.checkpoints.part import Saved
+from cluster.checkpoints.parts.rows import frozen_rows, write_frozen_rows
+from cluster.checkpoints.parts.towers import TowerPart
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.publishing.index_device import index_settings, with_room
+from cluster.publishing.item_encoding import SLICE_ITEMS, encode_items
+from cluster.publishing.quality import quality_of
+from cluster.publishing.query_side import QuerySide, describe
+from cluster.publishing.saved_catalogue import SavedCatalogue
+from cluster.publishing.version_store import version_store
+from cluster.tables.buckets import bucket_range
+from cluster.tables.frozen_rows import FrozenRows, RowSettings, of_buckets
+from model.cl_epidtn import cl_epidtn
+from model.precision import use_precision
+from model.two_tower import TwoTower
+from retrieval.ranks import Result, gather_results, on_first_rank
+from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
+from retrieval.versions.gate import Quality
+from retrieval.versions.publish import PublishReport, publish, write_part
+from streaming.arrays import Float32Array, Int64Array
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What this rank asks of a candidate.
+
+    Attributes:
+        query_QD: float32, recent query vectors of about the same towers, for tuning and for the recall gate.
+        users: the same as batches in TRAINING_BATCH_SCHEMA, to be encoded by the checkpoint's own towers.
+        events: recent events in TRAINING_BATCH_SCHEMA, for the quality gate.
+    """
+
+    query_QD: Float32Array | None = None
+    users: Sequence[pa.RecordBatch] = ()
+    events: Sequence[pa.RecordBatch] = ()
+
+
+def build_version(
+    comm: Collectives,
+    config: FreshetConfig,
+    checkpoint: Checkpoint,
+    questions: Questions,
+    metadata: Mapping[str, object],
+    *,
+    model: TwoTower,
+    check: Callable[[], None] = lambda: None,
+) -> PublishReport:
+    """Collective. Build a version from a checkpoint and promote it if it passes its gates.
+
+    Args:
+        comm: the ranks; of one thread of each.
+        config: settings of now.
+        checkpoint: committed, verified by somebody, and held while this reads it.
+        questions: of this rank.
+        metadata: goes into the manifest, with the checkpoint's step, events, and known items.
+        model: towers of these settings (`new_towers`), on the device that encodes; gets the checkpoint's parameters. Of
+            the caller, so that making them draws from no generator beside training.
+        check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
+    Raises:
+        OSError, VersionError: the storage failed on some rank; on every rank.
+        CheckpointError: the checkpoint does not fit the settings, or one of its files is missing or damaged.
+    """
+    clock = _Clock()
+    saved = Saved(checkpoint, AttributeChange.since(checkpoint.manifest, config.stream.user_attributes))
+    with _attempt(comm, config, check) as folder:
+        candidate = _on_each(comm, lambda: _Candidate.open(comm, config, saved, model))
+        _on_each(comm, lambda: candidate.write(folder))
+        clock.lap("rows_s")
+        queries, _quality = _ask(comm, config, saved, model, questions)
+        clock.lap("queries_s")
+        described: dict[str, object] = {
+            "step": checkpoint.step,
+            "events_trained": int(checkpoint.manifest["events_trained"]),
+            "known_items": candidate.catalogue.item_count,
+            **metadata,
+        }
+        report = _publish(comm, config, folder, candidate, queries, described, check)
+    report = replace(report, seconds={**clock.laps, **report.seconds})
+    if comm.rank == 0:
+        spent = ", ".join(
+            f"{name.removesuffix('_s')} {taken:.1f} s" for name, taken in report.seconds.items()
+        )
+        _log.info("%d items of %s were refreshed: %s", report.items, checkpoint.location, spent)
+    return report
+
+
+def new_towers(config: FreshetConfig, device: torch.device) -> TwoTower:
+    """Towers of these settings, as the seed makes them; draws from torch's default generator."""
+    torch.manual_seed(config.seed)
+    model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
+    use_precision(model, config.precision)
+    return model
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What this rank's part of a version is made of."""
+
+    comm: Collectives
+    config: FreshetConfig
+    model: TwoTower
+    rows: FrozenRows
+    catalogue: SavedCatalogue
+
+    @staticmethod
+    def open(comm: Collectives, config: FreshetConfig, saved: Saved, model: TwoTower) -> _Candidate:
+        TowerPart(model).restore(saved)
+        mine = of_buckets(bucket_range(comm.rank, comm.world))
+        rows = frozen_rows(saved, _row_settings(config), wanted=mine)
+        return _Candidate(comm, config, model, rows, SavedCatalogue.open(saved))
+
+    def write(self, folder: Path) -> None:
+        """Everything of the version but items and index."""
+        write_frozen_rows(folder, self.rows, self.comm.rank, self.comm.world)
+        if self.comm.rank == 0:
+            TowerPart(self.model).publish(folder)
+            self.catalogue.write(folder)
+            describe(folder, self.config)
+
+    def items(self) -> Iterator[tuple[Int64Array, Float32Array]]:
+        """Ids and vectors of this rank's items."""
+        width = self.config.stream.max_categories
+        owned = self.catalogue.owned_items(self.comm.rank, self.comm.world, width, SLICE_ITEMS)
+        return encode_items(self.model, self.rows, owned)
+
+
+def _row_settings(config: FreshetConfig) -> RowSettings:
+    return RowSettings(config.model.dim, config.seed, config.model.init_std, config.table.has_shared_rows)
+
+
+def _ask(
+    comm: Collectives, config: FreshetConfig, saved: Saved, model: TwoTower, questions: Questions
+) -> tuple[Float32Array, Quality | None]:
+    """Collective. The query vectors of all ranks, in rank order, and what the quality gate asks."""
+
+    def encoded() -> tuple[QuerySide, Float32Array]:
+        batches = [*questions.users, *questions.events]
+        side = QuerySide.of(saved, model, _row_settings(config), config.stream, batches)
+        given = [questions.query_QD] if questions.query_QD is not None else []
+        own = [side.encode(batch) for batch in questions.users]
+        return side, np.concatenate([np.zeros((0, config.model.dim), np.float32), *given, *own])
+
+    side, mine = _on_each(comm, encoded)
+    query_QD = np.ascontiguousarray(np.concatenate(comm.gather_objects(mine)))
+    return query_QD, quality_of(questions.events, side, version_store(config), config, comm)
+
+
+def _publish(
+    comm: Collectives,
+    config: FreshetConfig,
+    folder: Path,
+    candidate: _Candidate,
+    queries: Float32Array,
+    described: Mapping[str, object],
+    check: Callable[[], None],
+) -> PublishReport:
+    """Collective. Until a version has a shard of each rank: rank 0 builds it of all ranks' parts."""
+
+    def write() -> Path:
+        part, found = folder / f"items-{comm.rank:04d}.arrow", list(candidate.items())
+        nothing = (np.zeros(0, np.int64), np.zeros((0, config.model.dim), np.float32))
+        write_part(part, *(np.concatenate(column) for column in zip(nothing, *found, strict=True)))
+        return part
+
+    parts = gather_results(comm, write)
+    extra = {path.name: path for path in folder.iterdir() if path.name != LOCK and path not in parts}
+    index = with_room(index_settings(config), candidate.catalogue.item_count, config.model.dim)
+    return on_first_rank(
+        comm,
+        lambda: publish(
+            version_store(config),
+            parts,
+            queries,
+            index,
+            extra_files=extra,
+            metadata=described,
+            seed=config.seed,
+            before_commit=check,
+        ),
+    )
+
+
+@contextmanager
+def _attempt(comm: Collectives, config: FreshetConfig, check: Callable[[], None]) -> Iterator[Path]:
+    """Collective. A folder of this attempt, which all ranks see and own together."""
+    attempts = OwnedFolders(Path(config.storage_path) / ".publish", "attempt-")
+    made: list[OwnedFolder] = []
+
+    def make() -> Path:
+        check()
+        made.append(attempts.make())
+        made[0].share()
+        return made[0].path
+
+    with ExitStack() as owned:
+        try:
+            path = on_first_rank(comm, make)
+            if comm.rank != 0:
+                owned.enter_context(share_folder(path))
+            yield path
+        finally:
+            for folder in made:
+                folder.remove()
+
+
+def _on_each(comm: Collectives, work: Callable[[], Result]) -> Result:
+    """Collective. Work of this rank; an error of one rank is raised on all, so that nobody waits for it."""
+    results: list[Result] = []
+    gather_results(comm, lambda: results.append(work()))
+    return results[0]
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self._last = now - self._last, now

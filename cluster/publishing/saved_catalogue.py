@@ -1,0 +1,106 @@
+"""The catalogue of a checkpoint, read in slices from its mapped files: no process needs all of it in memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.checkpoints.arrays import map_table, write_table
+from cluster.checkpoints.attribute_change import AttributeChange
+from cluster.checkpoints.part import FileHere, Saved
+from cluster.checkpoints.parts.catalogue import ITEMS, USERS
+from cluster.tables.buckets import buckets_of, owners_of
+from model.features import ITEM
+from streaming.arrays import Int64Array
+from streaming.catalogue.catalogue import Catalogue, padded
+from streaming.catalogue.records import CatalogueUpdate
+from streaming.config import StreamConfig
+from streaming.events.schema import CATEGORIES, DELETED, ITEM_ID, USER_ID
+
+
+@dataclass(frozen=True)
+class SavedCatalogue:
+    """Items in order of arrival, and users.
+
+    Attributes:
+        items: ITEM_SCHEMA, mapped.
+        users: USER_SCHEMA with the attributes of then, mapped.
+        attributes: how the user attributes have changed since.
+    """
+
+    items: pa.Table
+    users: pa.Table
+    attributes: AttributeChange
+    _files: tuple[FileHere, FileHere]
+
+    @staticmethod
+    def open(saved: Saved) -> SavedCatalogue:
+        """Map the files of a checkpoint."""
+        files = saved.own_here(ITEMS), saved.own_here(USERS)
+        items, users = (map_table(file.path) for file in files)
+        return SavedCatalogue(items, users, saved.attributes, files)
+
+    @property
+    def item_count(self) -> int:
+        """How many items are not deleted."""
+        deleted: int = pc.sum(self.items[DELETED]).as_py() or 0
+        return int(self.items.num_rows) - deleted
+
+    def owned_items(
+        self, rank: int, world: int, width: int, at_once: int
+    ) -> Iterator[tuple[Int64Array, Int64Array]]:
+        """Ids int64 (n,) and categories int64 (n, width) of a rank's items, in order of arrival.
+
+        Args:
+            rank: of `world`.
+            world: how many ranks there are.
+            width: `stream.max_categories`.
+            at_once: most items of a slice; all but the last have as many.
+        """
+        waiting: list[tuple[Int64Array, Int64Array]] = []
+        held = 0
+        for start in range(0, self.items.num_rows, at_once):
+            mine = _owned(self.items.slice(start, at_once), rank, world, width)
+            waiting.append(mine)
+            held += mine[0].shape[0]
+            if held >= at_once:
+                ids, category_NC = (np.concatenate(column) for column in zip(*waiting, strict=True))
+                yield ids[:at_once], category_NC[:at_once]
+                waiting, held = [(ids[at_once:], category_NC[at_once:])], held - at_once
+        if held:
+            ids, category_NC = (np.concatenate(column) for column in zip(*waiting, strict=True))
+            yield ids, category_NC
+
+    def only(self, item_ids: Int64Array, user_ids: Int64Array, stream: StreamConfig) -> Catalogue:
+        """What is known of some items and users, under the settings of now."""
+        items = self.items.filter(pc.is_in(self.items[ITEM_ID], value_set=pa.array(item_ids)))
+        users = self.users.filter(pc.is_in(self.users[USER_ID], value_set=pa.array(user_ids)))
+        found = Catalogue(stream)
+        found.apply(CatalogueUpdate(items, self._as_now(users)))
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Put the catalogue into an index version that is being built."""
+        items, users = self._files
+        shutil.copyfile(items.path, folder / ITEMS)
+        if self.attributes.changed:
+            write_table(folder / USERS, self._as_now(self.users))
+        else:
+            shutil.copyfile(users.path, folder / USERS)
+
+    def _as_now(self, users: pa.Table) -> pa.Table:
+        return self.attributes.of_users(users) if self.attributes.changed else users
+
+
+def _owned(items: pa.Table, rank: int, world: int, width: int) -> tuple[Int64Array, Int64Array]:
+    ids = items[ITEM_ID].to_numpy()
+    tables = np.full(ids.shape[0], ITEM, np.int16)
+    mine = owners_of(buckets_of(tables, np.ascontiguousarray(ids)), world) == rank
+    mine &= ~items[DELETED].to_numpy()
+    return ids[mine], padded(items[CATEGORIES], width)[mine]
