@@ -31,7 +31,7 @@ def first_events(dataset: Dataset, events: int) -> Dataset:
     """The data set with only its first `events` interactions in time order; all of them for 0."""
     if not 0 < events < dataset.interactions.num_rows:
         return dataset
-    # A stable sort: which of the events of one second stay does not depend on the machine.
+    # A stable sort, so that the choice among events of one second does not depend on the machine.
     times_ms = dataset.interactions["timestamp_ms"].to_numpy()
     kept = np.sort(np.argsort(times_ms, kind="stable")[:events])
     return replace(dataset, interactions=dataset.interactions.take(pa.array(kept)))
