@@ -163,7 +163,9 @@ class IvfIndex:
             ValueError: the shards are not of one index.
         """
         paths = [path] if isinstance(path, Path) else path
-        owners = [faiss.read_index(str(one)) for one in paths]
+        # Lists of shards are copied out of their files: memory holds the merged ones only.
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if len(paths) > 1 else 0
+        owners = [faiss.read_index(str(one), flags) for one in paths]
         # The downcast is a view: the memory goes with the object that was read.
         stored = merge_into_first([faiss.downcast_index(owner) for owner in owners])
         return IvfIndex(stored, kind, owners[0], release=True)
