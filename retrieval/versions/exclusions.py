@@ -28,8 +28,13 @@ class Exclusions:
     @staticmethod
     def of(exclude: Sequence[Int64Array]) -> Exclusions:
         """Ids in any order and any number of times."""
-        ids = [_distinct(some) for some in exclude]
-        return Exclusions(ids, max((some.shape[0] for some in ids), default=0))
+        ids = [np.sort(some) for some in exclude]
+        if not ids:
+            return NO_EXCLUSIONS
+        together = np.concatenate(ids)
+        if (together[1:] == together[:-1]).any():
+            ids = [np.unique(some) for some in ids]
+        return Exclusions(ids, max(some.shape[0] for some in ids))
 
     def of_queries(self, numbers: Int64Array) -> Exclusions:
         """Those of some queries."""
@@ -48,29 +53,20 @@ class Exclusions:
             scores_QF: float32, -inf behind the last result of a query.
             k: K.
         """
-        ids_QK = np.full((ids_QF.shape[0], k), -1, np.int64)
-        scores_QK = np.full(ids_QK.shape, -np.inf, np.float32)
-        if not self.longest:
-            count = min(k, ids_QF.shape[1])
-            ids_QK[:, :count], scores_QK[:, :count] = ids_QF[:, :count], scores_QF[:, :count]
-            return ids_QK, scores_QK
-        for q, unwanted_E in enumerate(self.ids):
-            ids_F, scores_F = ids_QF[q], scores_QF[q]
-            if unwanted_E.shape[0]:
-                at_F = unwanted_E.searchsorted(ids_F)
-                kept = (unwanted_E.take(at_F, mode="clip") != ids_F).nonzero()[0][:k]
-                ids_F, scores_F = ids_F[kept], scores_F[kept]
-            count = min(k, ids_F.shape[0])
-            ids_QK[q, :count], scores_QK[q, :count] = ids_F[:count], scores_F[:count]
-        ids_QK[np.isneginf(scores_QK)] = -1
+        kept_QF = np.ones(ids_QF.shape, np.bool_)
+        if self.longest:
+            for ids_F, unwanted_E, kept_F in zip(ids_QF, self.ids, kept_QF, strict=True):
+                if unwanted_E.shape[0]:
+                    nearest_F = unwanted_E.take(unwanted_E.searchsorted(ids_F), mode="clip")
+                    np.not_equal(nearest_F, ids_F, out=kept_F)
+        number_QF = kept_QF.cumsum(axis=1)
+        kept_QF &= number_QF <= k
+        filled_QK = np.arange(k) < number_QF[:, -1:]
+        ids_QK = np.full(filled_QK.shape, -1, np.int64)
+        scores_QK = np.full(filled_QK.shape, -np.inf, np.float32)
+        ids_QK[filled_QK], scores_QK[filled_QK] = ids_QF[kept_QF], scores_QF[kept_QF]
         return ids_QK, scores_QK
 
 
 NO_EXCLUSIONS = Exclusions([], 0)
 """Each query may get any item."""
-
-
-def _distinct(ids: Int64Array) -> Int64Array:
-    ascending = np.sort(ids)
-    twin = ascending[1:] == ascending[:-1]
-    return np.unique(ascending) if twin.any() else ascending
