@@ -1,7 +1,7 @@
-"""Runs on a bounded log, struck again and again until each has finished; then: is its state that of an undisturbed run?
+"""Strikes runs on a bounded log until each has finished, and compares their states with that of an undisturbed run.
 
-Further runs go on with another number of ranks after every fault. Sums of floats then come in another order, so of
-their state only what the log alone decides can be that of the undisturbed run; what is lost or doubled is asked of all.
+Further runs continue with another number of ranks after every fault. That changes the order of float sums, so only the
+parts of their state that depend on the log alone are compared; lost and doubled events are counted in all runs.
 
 python -m tests.chaos.campaign --kills 500 --report chaos.json [--rank-changes 50] [--seed 1] [--world 2]
 """
@@ -55,22 +55,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Report:
-    """What a campaign found.
+    """The results of a campaign.
 
     Attributes:
-        kills: faults that struck a group whose number of ranks stayed; damage counts if a file was harmed.
-        by_target: of them, by what was struck.
-        rank_changes: apart from those, groups that went on from a checkpoint of another number of ranks after a fault.
-        by_sizes: of them, by the numbers of ranks before and after.
-        resumed: groups that went on from a checkpoint after a fault.
-        limits: what the tables' limits did in the undisturbed run: rows that expired and were evicted; at its end, keys
-            that wait for a row, and rows (all of them by admission).
-        runs: finished ones.
-        digests_equal: whether every run whose number of ranks stayed ended in the state of the undisturbed one.
-        log_parts_equal: whether the others did in what the log alone decides: histories, ledgers, windows, catalogues.
-        events_lost, events_doubled: of all runs together, by the ledger against the topic.
-        differences: parts of the state that were other and should not be, by run.
-        finished: whether all that was asked for has struck. The report is written after every run.
+        kills: faults that struck a group with a constant number of ranks; damage counts if a file was harmed.
+        by_target: these faults by target.
+        rank_changes: other faults, after which a group resumed with another number of ranks.
+        by_sizes: these faults by the numbers of ranks before and after.
+        resumed: groups that resumed from a checkpoint after a fault.
+        limits: effects of the tables' limits in the undisturbed run: rows that expired and were evicted; at its end,
+            keys that wait for a row, and rows (all of them by admission).
+        runs: number of finished runs.
+        digests_equal: whether every run with a constant number of ranks ended in the undisturbed run's state.
+        log_parts_equal: whether the others did in the parts that depend on the log alone: histories, ledgers, windows,
+            catalogues.
+        events_lost, events_doubled: of all runs together, by comparing the ledger with the topic.
+        differences: parts of the state that differ but should not, by run.
+        finished: whether all requested faults have struck. The report is written after every run.
     """
 
     seed: int
@@ -91,11 +92,11 @@ class Report:
     finished: bool = False
 
     def passed(self) -> bool:
-        """Whether all has struck, and nothing was lost, doubled or other."""
+        """Whether all faults have struck, and nothing was lost, doubled or different."""
         return self.finished and self.as_undisturbed() and self.events_lost == self.events_doubled == 0
 
     def as_undisturbed(self) -> bool:
-        """Whether every state so far is the undisturbed run's, as far as it has to be."""
+        """Whether every state so far equals the undisturbed run's in the parts that must be equal."""
         return self.digests_equal and self.log_parts_equal
 
     def text(self) -> str:
@@ -105,7 +106,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended: did it go on from a checkpoint, did its fault strike, did the run come to its end."""
+    """How an attempt ended: whether it resumed from a checkpoint, its fault struck, and the run finished."""
 
     resumed: bool
     struck: bool
@@ -113,7 +114,7 @@ class Ending:
 
 
 class Campaign:
-    """One log, one undisturbed run of it, and as many disturbed ones as it takes."""
+    """One log, one undisturbed run on it, and as many disturbed runs as needed."""
 
     def __init__(self, broker: LocalBroker, folder: Path, seed: int = 1, world: int = 2) -> None:
         self.report = Report(seed, world)
@@ -137,7 +138,7 @@ class Campaign:
         fill_topics(self._stream, seed)
         self._faults = plan(seed, world)
         self._next = next(self._faults)
-        # Of a broker that comes back no group dies, so nothing could go on with another number of ranks.
+        # A broker that comes back ends no group, so no group could resume with another number of ranks.
         self._changes = (f for f in plan([seed, max(SIZES)], max(SIZES)) if f.target != "broker")
         self._next_change = next(self._changes)
         self._sizes = np.random.default_rng([seed, 0])
@@ -145,7 +146,7 @@ class Campaign:
     def run(
         self, kills: int, rank_changes: int = 0, after_run: Callable[[Report], None] = lambda report: None
     ) -> Report:
-        """Strike until so many faults of either kind have struck and the last run has finished."""
+        """Strike until enough faults of both kinds have struck and the last run has finished."""
         started = time.monotonic()
 
         def tell() -> None:
@@ -255,13 +256,13 @@ class Campaign:
         return Ending(resumed, has_struck, ended.outcome == FINISHED)
 
     def _from_outside(self, fault: Fault | None, folder: Path, number: int, started: float) -> float | None:
-        """Strike what is to be struck by time; when, or None if nothing was left to be struck."""
+        """Strike targets that are struck by time; returns the time, or None if there was nothing left to strike."""
         if fault is None or fault.inside:
             return None
         while not (status := read_status(folder)):
             assert time.monotonic() - started < _ATTEMPT_TIMEOUT_S, f"no driver has started in {folder}"
             time.sleep(0.005)
-        # A group that finds no broker when it starts says so and ends; one that trains has to wait for it.
+        # A group that finds no broker at its start ends with an error; one that trains must wait for it.
         trains = folder / f"trains-{number}.json"
         while fault.target == "broker" and not trains.exists() and is_alive(status.get("driver", 0)):
             time.sleep(0.005)
@@ -286,7 +287,7 @@ class Campaign:
         return struck_at_s if any(arrived) else None
 
     def _damage(self, config: FreshetConfig, fault: Fault) -> bool:
-        """Harm a file of the newest checkpoint, which must be named and another one used; False if no other is left."""
+        """Damage a file of the newest checkpoint. It must be named and an older one used; False if there is none."""
         store = _store(config)
         newest, names = store.newest(), store.names()
         if newest is None or len(names) < 2 or newest.name != names[-1]:
@@ -311,7 +312,7 @@ class Campaign:
         return True
 
     def _is_as_expected(self, config: FreshetConfig, parts: tuple[str, ...]) -> bool:
-        """Whether the parts of the state with such names are those of the undisturbed run; counts what is lost."""
+        """Whether these parts of the state equal the undisturbed run's; also counts lost events."""
         self.report.runs += 1
         found = digests(read_state(_store(config).newest()))
         names = sorted(name for name in {**found, **self._expected} if name.startswith(parts))
@@ -334,7 +335,7 @@ class _Listener(logging.Handler):
 
 
 def fill_topics(stream: StreamConfig, seed: int) -> None:
-    """Events of all kinds: likes, skips, looks, repeated event ids, nonsense; and catalogues of items and users."""
+    """Events of all kinds: likes, skips, looks, repeated event ids, garbage; and catalogues of items and users."""
     rng = np.random.default_rng(seed)
     at_N = np.arange(EVENTS)
     at_N[500::97] -= 50  # the same event ids again
@@ -364,7 +365,7 @@ def fill_topics(stream: StreamConfig, seed: int) -> None:
 
 
 def _kill(pid: int) -> bool:
-    """Whether it was there to be killed: the driver ends the others when it has lost one."""
+    """Whether it still existed when it was killed; the driver ends the others when it has lost one."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -373,7 +374,7 @@ def _kill(pid: int) -> bool:
 
 
 def _later(fault: Fault) -> Fault:
-    """The same damage after more steps: there was no second checkpoint yet to go back to."""
+    """The same damage after more steps, because there was no second checkpoint to fall back to yet."""
     return replace(fault, occurrence=2 * fault.occurrence)
 
 

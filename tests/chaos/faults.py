@@ -1,4 +1,4 @@
-"""What can happen to a run, and when: a seeded list that covers every kind before it repeats any."""
+"""Faults and their times: a seeded sequence that covers every kind before it repeats any."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ COMMIT_POINTS = [
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault.
 
     Attributes:
         target: `worker`, `all`, `driver`, `broker`, `commit` (a worker inside one), `enospc`, `truncate`, `bitflip`.
         point: where the rank kills itself (or its disk is full): `step` or a step of the commit; empty: by time.
-        rank: which one.
-        occurrence: at which visit of the point, from 1.
-        delay_s: for what happens from outside, seconds after the group was started.
-        seed: for what is chosen on the spot.
+        rank: the rank that it strikes.
+        occurrence: number of the visit of the point, from 1.
+        delay_s: for faults from outside, seconds after the group was started.
+        seed: of choices when it strikes.
     """
 
     target: str
@@ -44,7 +44,7 @@ class Fault:
 
     @property
     def inside(self) -> bool:
-        """Whether a rank does it to itself."""
+        """Whether the rank itself causes it."""
         return bool(self.point)
 
     @property
@@ -54,7 +54,7 @@ class Fault:
 
 
 def plan(seed: int | Sequence[int], world: int) -> Iterator[Fault]:
-    """Faults forever: rounds of 45, each in an order of its own."""
+    """An endless sequence of faults, in rounds of 45, each in a new order."""
     rng = np.random.default_rng(seed)
     while True:
         round_ = _round(rng, world)

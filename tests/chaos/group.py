@@ -1,8 +1,8 @@
-"""The driver and its workers: forked from a process that has imported everything, killed for good, started again.
+"""The driver and its workers: forked from a process that has imported everything, killed, and started again.
 
-The driver does what Ray Train's controller does: it starts one process per rank, and when one of them is lost it ends
-the others. The campaign starts the whole group again, which resumes from the newest checkpoint. A driver that dies
-takes its workers with it. All write down how they end, for `verdict.py`.
+The driver acts like Ray Train's controller: it starts one process per rank, and ends the others when it loses one. The
+campaign restarts the whole group, which resumes from the newest checkpoint. If the driver dies, so do its workers. All
+processes record how they end, for `verdict.py`.
 """
 
 import ctypes
@@ -33,12 +33,12 @@ from tests.support.unit_runs import QUOTA, small_run
 
 _PR_SET_PDEATHSIG = 1
 _COLLECTIVES = "cluster/collectives.py"
-# A rank that fails stays so long, so that the driver sees first whoever was killed: the others fail for want of it.
+# A failing rank lives this much longer, so that the driver first sees the killed rank, whose loss makes others fail.
 _LINGER_S = 2.0
 
 
 def drive(config: FreshetConfig, world: int, folder: Path, number: int, fault: Fault | None) -> None:
-    """One group, until it finishes or its first rank is lost; says in `status.json` which rank that was, and how."""
+    """Run one group until it finishes or loses its first rank; `status.json` says which rank, and how."""
     _die_with_parent()
     os.setsid()
     pids = [_fork_rank(rank, world, config, folder, number, fault) for rank in range(world)]
@@ -49,7 +49,7 @@ def drive(config: FreshetConfig, world: int, folder: Path, number: int, fault: F
 
 
 class Strike:
-    """The hook of one rank: kills it, or fills its disk, at a visit of a point."""
+    """The hook of one rank, which kills it or fills its disk at a visit of a point."""
 
     def __init__(self, fault: Fault | None, rank: int, mark: Callable[[str], None]) -> None:
         self._fault = fault if fault is not None and fault.inside and fault.rank == rank else None
@@ -85,7 +85,7 @@ class Strike:
 
 
 class StruckWorker(Worker):
-    """The worker loop itself, with a point before each step, and what its tables' limits remove counted."""
+    """The worker loop with a point before each step; rows removed by its tables' limits are counted."""
 
     def __init__(self, *args: Any, at: Hook, **settings: Any) -> None:
         self._strike = at
@@ -156,11 +156,11 @@ def _run_rank(
     worker = StruckWorker(config, Collectives(), torch.device("cpu"), at=strike)
     worker.train()
     _write(folder / f"limits-{number}-{rank}.json", worker.table_watch.removed)
-    # Not by the interpreter's end: nobody waits for threads of libraries after the work is done.
+    # Not the interpreter's normal exit, which would wait for libraries' threads.
 
 
 def _wait(pids: list[int]) -> tuple[int, int] | None:
-    """The first rank whose status is not 0, and that status; it ends the others."""
+    """Wait for the first rank whose status is not 0, and end the others; returns rank and status."""
     first = None
     left = set(pids)
     while left:
@@ -174,7 +174,7 @@ def _wait(pids: list[int]) -> tuple[int, int] | None:
 
 
 def _of_a_peer(error: BaseException) -> bool:
-    """Whether it, or what it was raised after, came out of a collective."""
+    """Whether the error, or one in its context, came from a collective."""
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in traceback.walk_tb(cause.__traceback__):
@@ -198,7 +198,7 @@ def _write(path: Path, value: object) -> None:
 
 
 def read_status(folder: Path) -> dict:
-    """What the driver said last; empty before that."""
+    """The driver's last status; empty before the first."""
     try:
         return json.loads((folder / "status.json").read_text())
     except FileNotFoundError:
@@ -214,7 +214,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_gone(pids: Sequence[int], timeout_s: float = 20.0) -> None:
-    """Until none of these processes runs."""
+    """Wait until none of these processes runs."""
     deadline = time.monotonic() + timeout_s
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, f"processes {pids} live on after SIGKILL"

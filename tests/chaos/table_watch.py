@@ -1,4 +1,4 @@
-"""What the limits of a table remove: the evidence that a run with limits was one."""
+"""Counts the rows that a table's limits remove, to show that the limits were effective."""
 
 from collections import Counter
 

@@ -1,7 +1,7 @@
-"""Did a group end as its fault ends one? If not, it has found a bug, however well the next group goes on.
+"""Checks that a group ended as its fault explains. Otherwise it found a bug, even if the next group continues well.
 
-A rank that is killed takes the others with it, some by an exception and the rest by the driver, so it is asked who was
-first. Times are of one clock for all processes (`time.monotonic`).
+A killed rank brings down the others, some by an exception and the rest by the driver, so the check is which ended
+first. All processes use one clock (`time.monotonic`).
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 from tests.chaos.faults import Fault
 
 FAILED, FINISHED, DRIVER_LOST = "failed", "finished", "driver lost"
-# Training goes on without a checkpoint when a disk is full, but cannot end without its last one.
+# Training continues without checkpoints when a disk is full, but cannot end without its last one.
 _NO_LAST_CHECKPOINT = "the last checkpoint could not be written"
 
 
 class DiedOfItself(AssertionError):
-    """A group did not end by its fault."""
+    """A group ended for another reason than its fault."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Raised:
     """A rank that ended by an exception.
 
     Attributes:
-        rank: which one.
-        at_s: when.
-        error: its words.
-        of_a_peer: whether it came out of a collective, as it does when another rank is gone.
+        rank: the rank's number.
+        at_s: time of the exception.
+        error: its message.
+        of_a_peer: whether it came from a collective, as happens when another rank is gone.
     """
 
     rank: int
@@ -40,11 +40,11 @@ class Raised:
 
 @dataclass(frozen=True)
 class Ended:
-    """What was written down about the end of a group.
+    """The records of a group's end.
 
     Attributes:
-        outcome: `finished`, `failed`, or `driver lost` if the driver could not say.
-        first: the first rank that ended otherwise than well, and its wait status.
+        outcome: `finished`, `failed`, or `driver lost` if there is none from the driver.
+        first: the first rank that did not end normally, and its wait status.
         raised: ranks that ended by an exception, the first one first.
         disk_full: whether the fault filled a disk.
         struck_at_s: when the group was struck, from inside or outside; None if it was not.
@@ -61,10 +61,10 @@ def struck(fault: Fault | None, ended: Ended) -> bool:
     """Whether the fault has struck the group (a group may finish before it).
 
     Raises:
-        DiedOfItself: the group ended of something else.
+        DiedOfItself: the group ended for another reason.
     """
     if ended.outcome == FINISHED:
-        # Whoever finishes was not killed: what was sent came too late. Of a broker that comes back nobody dies.
+        # A group that finishes was not killed; the signal came too late. A broker that comes back kills nothing.
         return fault is not None and fault.target == "broker" and ended.struck_at_s is not None
     if fault is None or fault.target == "broker":
         raise DiedOfItself(f"nobody was killed, and it {ended.outcome}: {ended}")
@@ -96,7 +96,7 @@ def _only_last_checkpoint_missing(ended: Ended) -> bool:
 
 
 def read_ended(folder: Path, attempt: int, status: dict, struck_at_s: float | None) -> Ended:
-    """What the driver, the ranks and the fault of an attempt have left in the run's folder."""
+    """The records that the driver, the ranks and the fault of an attempt left in the run's folder."""
     raised = [Raised(**json.loads(path.read_text())) for path in folder.glob(f"raised-{attempt}-*.json")]
     marks = {name: folder / f"{name}-{attempt}.json" for name in ("struck", "full")}
     if marks["struck"].exists():

@@ -1,4 +1,4 @@
-"""The pretended device, for one test at a time."""
+"""The simulated device, one per test."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""An accelerator that is not there: tensors that compute on the CPU, obey CUDA's rules and count what costs time on it.
+"""A simulated accelerator: tensors that compute on the CPU, obey CUDA's rules and count what costs time on a GPU.
 
     with PretendedDevice() as gpu:
         x = torch.zeros(3, device=gpu.device)   # says `meta`, holds its numbers in host memory

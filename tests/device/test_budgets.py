@@ -1,7 +1,7 @@
-"""What one step of the stream may ask of the device: budgets that go down, never up.
+"""Budgets for one step's use of the device; they may be lowered, never raised.
 
-A launch takes a few microseconds whatever it computes, a copy from pageable memory stops the host, and so does a wait.
-The aim for a step with validation is 600 launches, 4 copies to the device and 2 waits.
+A launch takes a few microseconds, whatever it computes; a copy from pageable memory blocks the host, and so does a
+wait. The aim for a step with validation is 600 launches, 4 copies to the device and 2 waits.
 """
 
 from contextlib import ExitStack

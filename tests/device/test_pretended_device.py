@@ -1,4 +1,4 @@
-"""The pretended device does what CUDA does where that can be told without one."""
+"""The simulated device behaves like CUDA, as far as that can be checked without one."""
 
 import threading
 

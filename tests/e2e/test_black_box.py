@@ -1,4 +1,4 @@
-"""The proof from outside, in short: one round by the command itself, as `make chaos MODE=black-box` starts it.
+"""The black-box campaign in short: one round by the command itself, as `make chaos MODE=black-box` starts it.
 
 A Ray that was started by `ray start`, a broker, a stream in both wire forms with hostile messages, `freshet train` of
 which a worker, then Kafka, then the command itself is killed; then both counts. The other strikes are the campaign's.

@@ -1,4 +1,4 @@
-"""The whole loop, shortened: a real Kafka, real Ray Train workers, one of them killed on the way."""
+"""The whole loop, shortened: a real Kafka and real Ray Train workers, one of which is killed."""
 
 import json
 import subprocess

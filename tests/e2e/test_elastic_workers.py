@@ -1,4 +1,4 @@
-"""A range of workers: the group follows the room that the cluster has, through Ray Train."""
+"""A range of workers: the group adapts to the cluster's resources, through Ray Train."""
 
 import pytest
 

@@ -1,8 +1,8 @@
-"""Runs every check that needs a GPU, then every figure, and writes what came of them.
+"""Runs every check that needs a GPU, then every figure, and writes the results.
 
     python -m tests.gpu [--report gpu-report.json] [--seconds 420] [--only tests|figures]
 
-Both run in processes of their own (`child.py`), so a crash costs what it happened in and not the rest.
+Both run in separate processes (`child.py`), so a crash loses only the check in which it happens.
 FRESHET_TEST_DEVICE=cpu rehearses it on a CPU, at small sizes; what cannot run there is listed as such.
 """
 

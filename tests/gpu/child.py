@@ -1,4 +1,4 @@
-"""The part of a run that may die: tests or figures one after the other, each noted when it begins and when it ends.
+"""The part of a run that may crash: tests or figures one after the other, with the start and end of each recorded.
 
     python -m tests.gpu.child tests|figures LOG UNTIL
 

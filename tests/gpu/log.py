@@ -1,4 +1,4 @@
-"""What has begun and ended, in a file that outlives the processes that write it."""
+"""Records the start and end of checks in a file that survives a crash of the writing process."""
 
 from __future__ import annotations
 

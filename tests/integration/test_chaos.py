@@ -1,5 +1,5 @@
-"""Kill it anywhere, below Ray: the same worker loop and process groups, a real broker, 45 faults of every kind and 8
-after which the number of ranks is another one. By the command itself, as `make chaos` starts it."""
+"""The chaos campaign in short, without Ray: the worker loop and its process groups, a real broker, 45 faults of all
+kinds, and 8 that change the number of ranks. Run by the command itself, like `make chaos`."""
 
 import json
 import os

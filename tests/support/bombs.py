@@ -1,4 +1,4 @@
-"""Messages of a few kilobytes that decode to gigabytes: what a hostile producer can put into a topic."""
+"""Messages of a few kilobytes that decode to gigabytes, as a hostile producer could send them."""
 
 import struct
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from streaming.codecs.codec import ARROW, ENCODING_HEADER
 ARROW_HEADERS = [(ENCODING_HEADER, ARROW)]
 START_MS = 1_700_000_000_000
 ROWS = 60_000
-"""As many as a message may have, or nearly."""
+"""The maximum number of rows of a message, or nearly."""
 _MEGABYTE = "x" * 1_000_000
 
 
@@ -27,7 +27,7 @@ def ipc(batch: pa.RecordBatch, compression: str | None = None) -> bytes:
 
 
 def arrow_bombs(users: tuple[int, ...] = (1,)) -> Mapping[str, bytes]:
-    """Values of Arrow messages, by what they are; a few kilobytes each. All of them are to be one dead letter each.
+    """Values of Arrow messages, by description; a few kilobytes each. Each must become one dead letter.
 
     Args:
         users: ids of users of the partition that they are sent to.
@@ -66,7 +66,7 @@ def gzip_batch(value: bytes, headers: int = 0) -> bytes:
 
 
 def wide_json(user: int, megabytes: int) -> bytes:
-    """A good event, with a field that nobody asked for: lists cost 20 times their bytes when they are decoded."""
+    """A good event with an unused field: lists take 20 times their length when they are decoded."""
     event = {"user_id": user, "item_id": 1, "timestamp_ms": START_MS}
     return orjson.dumps(event)[:-1] + b',"more":[' + b"[]," * (megabytes * 349_000) + b"0]}"
 
@@ -96,7 +96,7 @@ def _views(user: int) -> bytes:
 
 
 def _views_in_a_list(user: int) -> bytes:
-    """In a column that nobody asked for."""
+    """In an unused column."""
     shared = pa.ipc.open_stream(_views(user)).read_all()["action"].combine_chunks()
     lists = pa.ListArray.from_arrays(pa.array([0, len(shared), len(shared)], pa.int32()), shared)
     return ipc(_batch(_columns(2, user) | {"more": lists}), "zstd")
@@ -113,7 +113,7 @@ def _one_list(children: pa.Array) -> pa.Array:
 
 
 def _lying(stream: bytes, length: int) -> bytes:
-    """Another decompressed length for each buffer: they stand at the beginnings of LZ4's frames."""
+    """Replace the decompressed length of each buffer, at the beginnings of LZ4's frames."""
     frame = stream.find(b"\x04\x22\x4d\x18")
     while frame > 0:
         stream = stream[: frame - 8] + struct.pack("<q", length) + stream[frame:]
@@ -122,7 +122,7 @@ def _lying(stream: bytes, length: int) -> bytes:
 
 
 def _deltas(user: int, parts: int) -> bytes:
-    """A dictionary that grows by a text with each batch, so that each batch has all of it so far."""
+    """A dictionary that grows by one text per batch, so that each batch has all texts so far."""
     sink = pa.BufferOutputStream()
     kind = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([*(_batch(_columns(0, user)).schema), ("action", kind)])

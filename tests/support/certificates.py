@@ -1,4 +1,4 @@
-"""A certificate authority of the test's own, and a certificate for 127.0.0.1, as PEM files."""
+"""A certificate authority for a test, and a certificate for 127.0.0.1, as PEM files."""
 
 import datetime
 import ipaddress

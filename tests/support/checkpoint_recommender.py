@@ -1,4 +1,4 @@
-"""A checkpoint of the stream as a recommender, to be ranked by the same code as what `fit` has trained."""
+"""A checkpoint of the stream as a recommender, ranked by the same code as one trained by `fit`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Config = TypeVar("_Config")
 def recommender_of(checkpoint: Checkpoint, device: torch.device) -> TrainedRecommender:
     """Towers, rows and catalogue of a checkpoint, written by any number of ranks, under its own settings.
 
-    It encodes and compares; the optimizers' state stays behind, so it is not for training on.
+    It encodes and compares; the optimizers' state is not loaded, so it cannot be trained further.
 
     Raises:
         CheckpointError: the files are not those of the settings in the manifest.
@@ -43,12 +43,12 @@ def recommender_of(checkpoint: Checkpoint, device: torch.device) -> TrainedRecom
 
 
 def config_of(checkpoint: Checkpoint) -> FreshetConfig:
-    """The settings that a checkpoint was written under; those that its version did not know have their defaults."""
+    """The settings that a checkpoint was written under; settings that its version lacked have their defaults."""
     return _rebuilt(FreshetConfig, checkpoint.manifest["config"])
 
 
 def _rebuilt(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
-    """The inverse of `asdict`; names that are no fields any more are left out."""
+    """The inverse of `asdict`; names that are no longer fields are left out."""
     kinds = get_type_hints(kind)
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written without its loop."""
+"""Writes checkpoints of a run without its loop."""
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.checkpoints.writing import Checkpointer
@@ -8,7 +8,7 @@ from cluster.training.state.worker_state import checkpointer_of
 
 
 def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives) -> Checkpoint | None:
-    """Collective. Commit a full checkpoint of this step and wait for it; on rank 0 what was committed."""
+    """Collective. Commit a full checkpoint of this step and wait for it; rank 0 gets it."""
     checkpointer = checkpointer_of(run, store, comm)
     try:
         return checkpointer.finish(run.step)
@@ -17,5 +17,5 @@ def save_checkpoint(run: TrainingRun, store: CheckpointStore, comm: Collectives)
 
 
 def start_new_chain(checkpointer: Checkpointer) -> None:
-    """The next checkpoint is full, whatever the policy says."""
+    """Make the next checkpoint full, whatever the policy says."""
     checkpointer._parent = None

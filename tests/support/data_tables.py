@@ -36,7 +36,7 @@ def random_tables(
     step_ms: int = 60_000,
     first_ms: int = 0,
 ) -> Tables:
-    """Walks over a circle of items, so that what comes next can be learnt; categories, attributes, shared times."""
+    """Walks over a circle of items, so that the next item can be learned; categories, attributes, equal times."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, users, events)
     item = np.zeros(events, np.int64)

@@ -1,4 +1,4 @@
-"""What is trained on a device and on the CPU to be compared, whatever device it is."""
+"""Trains the same on a device and on the CPU, for comparison."""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def train_and_score(run: TrainingRun, steps: int, quota: int = QUOTA) -> list[di
 
 
 def gradients(run: TrainingRun) -> dict[str, torch.Tensor]:
-    """Of the towers, after a step, on the CPU; of those parameters that had one."""
+    """Gradients of the towers' parameters that have one, after a step, on the CPU."""
     return {n: p.grad.cpu() for n, p in run.model.named_parameters() if p.grad is not None}
 
 
@@ -88,7 +88,7 @@ def state_of(run: TrainingRun) -> dict[str, torch.Tensor]:
 
 
 def differing(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> list[str]:
-    """Names of what is not the same bit for bit."""
+    """Names of tensors that are not bit-identical."""
     assert one.keys() == two.keys()
     return [name for name in one if not torch.equal(one[name].cpu(), two[name].cpu())]
 

@@ -1,4 +1,4 @@
-"""The documents of the repository, read as a test needs them: links, anchors, commands, and words."""
+"""Parses the documents of the repository for tests: links, anchors, commands, and words."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The unsharded reference of the embedding tables.
 
-Shape letters: U keys of a step, C rows there is room for, D columns.
+Shape letters: U keys of a step, C rows of capacity, D columns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What must hold of the model by docs/model.md, each as a function that fails where it does not.
+"""The statements of docs/model.md as checks, each a function that fails if the model does not satisfy it.
 
-`tests/unit/model/test_equations.py` calls them on the model as it is, `test_mutations.py` on one that is broken on
-purpose. Everything is reached through its module, so that a mutation is seen.
+`tests/unit/model/test_equations.py` calls them on the model, `test_mutations.py` on models that are broken on purpose.
+Everything is accessed through its module, so that mutations take effect.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ CONFIG = ModelConfig(
     contrastive_temperature=0.4,
     input_mask_ratio=0.3,
 )
-"""No two weights are equal, so that a mistaken one is seen."""
+"""No two weights are equal, so that a mix-up is detected."""
 
 RUNS = [
     Run(5, [], [3, 14], attributes=(1, 2), weights=[1.0, 2.0], times=[7, 7]),
@@ -133,7 +133,7 @@ def targets_of(runs: list[Run], candidates: list[int]) -> Targets:
 def small_step(
     config: ModelConfig = CONFIG, runs: list[Run] = RUNS, *, seed: int = 3, step: int = 17
 ) -> Step:
-    """A model with larger weights than the initial ones, so that every path carries a visible signal."""
+    """A model with larger weights than the initial ones, so that every path has a visible effect."""
     targeted = sorted({t for run in runs for t in run.targets})
     candidates = [*targeted, 8000, 8001, 8003]
     keys = KeyCollector()
@@ -222,7 +222,7 @@ def check_softmax():
 
 
 def check_pointwise():
-    """(14): value and gradient; an event all of whose negatives are dropped has its positive left."""
+    """(14): value and gradient; if all negatives of an event are dropped, its positive remains."""
     scores, drop = _numbers(4, 6, scale=2.0), _drop()
     drop[1, 1:] = True
 

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine whose nodes come and go: each is a `ray start` of its own, ended by its process id."""
+"""A Ray cluster on this machine whose nodes can be added and lost: each is a separate `ray start`."""
 
 import os
 import secrets
@@ -27,11 +27,11 @@ _LOOPBACK = "127.0.0.1"
 class LocalRay:
     """A head and, later, further nodes; all of them end with the block.
 
-    `environment` is what a driver needs to join it.
+    `environment` has the variables that a driver needs to join it.
     """
 
     def __init__(self, cpus: int) -> None:
-        # Ray's sockets lie below its temporary folder, and their paths must be short.
+        # Ray's sockets are in its temporary folder, and their paths must be short.
         self._folder = tempfile.TemporaryDirectory(prefix="fr", dir="/tmp", ignore_cleanup_errors=True)
         self._cpus, self._port = cpus, free_port()
         self._nodes: list[Child] = []
@@ -66,7 +66,7 @@ class LocalRay:
         return self._start(("--address", self.environment["RAY_ADDRESS"]), cpus)
 
     def lose(self, node: Child) -> None:
-        """As when a machine loses its power: SIGKILL to the node's raylet, which takes its workers along."""
+        """Lose a node, as in a power failure: SIGKILL to its raylet, whose workers die with it."""
         [raylet] = [pid for pid in _children(node.pid or 0) if _name(pid) == "raylet"]
         os.kill(raylet, signal.SIGKILL)
         node.stop(grace_s=0)
@@ -99,7 +99,7 @@ class LocalRay:
 
 
 def wait_until(holds: Callable[[], bool], child: Child, timeout_s: float) -> None:
-    """Ask ten times a second; a child that has ended, or an answer that does not come, fails with the child's log."""
+    """Poll ten times a second; fails with the child's log if the child ends or the condition does not come true."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         ended = child.exit_status() is not None
@@ -110,7 +110,7 @@ def wait_until(holds: Callable[[], bool], child: Child, timeout_s: float) -> Non
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])

@@ -13,7 +13,7 @@ from streaming.events.validation import Decoded
 
 
 class MemorySource:
-    """Reads some partitions of events that lie in memory; offset = place in the partition, row 0."""
+    """Reads some partitions of events in memory; the offset is the index in the partition, the row 0."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class MemorySource:
 
 
 class NoDeadLetters:
-    """A sink that nothing should reach."""
+    """A sink that must not be used."""
 
     def send(self, letters: Iterable[DeadLetter]) -> None:
         assert not list(letters), "usable events only"
 
 
 def partitioned_log(events: pa.RecordBatch, partitions: int) -> dict[int, pa.RecordBatch]:
-    """Events (EVENT_SCHEMA) as a topic of so many partitions would hold them, in DECODED_SCHEMA."""
+    """Events (EVENT_SCHEMA) as in a topic with this many partitions, in DECODED_SCHEMA."""
     home_N = partition_of_users(events[USER_ID].to_numpy(), partitions)
     return {p: _decoded(events.take(pa.array(np.flatnonzero(home_N == p))), p) for p in range(partitions)}
 

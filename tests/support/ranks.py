@@ -1,7 +1,7 @@
-"""Runs a function on several ranks, each in its own process with a gloo group, as Ray Train would.
+"""Runs a function on several ranks, each in its own process with a gloo group, like Ray Train.
 
-The processes are forked from one that has imported the worker and its libraries and has done nothing else: an import
-takes more CPU time than most of what the tests train.
+The processes are forked from one that has only imported the worker and its libraries, because the imports take more CPU
+time than most tests.
 """
 
 import os
@@ -68,10 +68,10 @@ def _enter(
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
-    os.environ.clear()  # that of the process which it was forked from
+    os.environ.clear()  # inherited from the process that it was forked from
     os.environ |= environment | {"OMP_NUM_THREADS": "1"}
     if "nccl" in backend:
-        # NCCL refuses two ranks on one card unless they seem to be on two hosts, which talk by sockets.
+        # NCCL refuses two ranks on one GPU unless they seem to be on two hosts, which communicate by sockets.
         os.environ |= {"NCCL_HOSTID": f"host-{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
         torch.cuda.set_device(0)
     torch.set_num_threads(1)

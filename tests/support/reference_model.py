@@ -1,7 +1,7 @@
-"""docs/model.md once more, in NumPy float64, one event at a time: what the model is compared with.
+"""The reference for the model: docs/model.md in NumPy float64, one event at a time.
 
-Written from the equations. Of the model it takes the names of its weights and of its tables, and the salts of its
-keyed random numbers.
+Written from the equations. It shares with the model only the names of weights and tables, and the salts of keyed random
+numbers.
 
 Shape letters: E events, M candidates, S anchors, T sequence tokens, A augmented width, D columns.
 """
@@ -184,7 +184,7 @@ class Reference:
     seed: int = 0
     step: int = 0
     dropped: float = 1.0
-    """What dropout multiplies with, where the model's has been replaced by one factor for all elements."""
+    """The factor that replaces dropout for all elements, as in the model under test."""
 
     def _mlp(self, x, name):
         return two_layers(x, self.weights, name, self.dropped)
@@ -213,7 +213,7 @@ class Reference:
         return self._mlp(np.concatenate(z), "item_tower.combine") + id_D + category_D
 
     def history(self, run, k):
-        """What came before the k-th event, or before the first event of its time."""
+        """The items before the k-th event, or before the first event of its time."""
         at = len(run.context) + k
         if self.config.history_before == "time" and run.times is not None:
             at = run.times.index(run.times[at])
@@ -312,7 +312,7 @@ class Reference:
         return self.item_output(*np.split(self._dropout(fields, salt, item), 2))
 
     def group(self, run):
-        """What the attribute tower reads of a user's last event."""
+        """The attribute tower's input for a user's last event."""
         own = (activity(len(self.history(run, len(run.targets) - 1))), *run.attributes)
         return (run.user, *own) if self.config.user_id_embedding else own
 

@@ -1,4 +1,4 @@
-"""A real S3 server (moto) on a free port of loopback, for what is kept in an object store."""
+"""A real S3 server (moto) on a free loopback port, for tests with an object store."""
 
 import os
 import signal
@@ -64,7 +64,7 @@ def _wait_for(port, server):
 
 
 def objects_in(uri):
-    """The objects under a URI, by what comes after it, and the file system that they are in."""
+    """The objects under a URI, by relative path, and their file system."""
     filesystem, path = fs.FileSystem.from_uri(
         f"{uri}?endpoint_override={os.environ['AWS_ENDPOINT_URL'][7:]}&scheme=http"
     )

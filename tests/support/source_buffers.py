@@ -1,4 +1,4 @@
-"""What a Kafka source holds in memory."""
+"""The amount that a Kafka source holds in memory."""
 
 from streaming.sources.kafka_source import KafkaSource
 

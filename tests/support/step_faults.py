@@ -1,4 +1,4 @@
-"""Events that raise at a chosen place of a training step, on their own rank alone."""
+"""Events that raise at a chosen point of a training step, only on their own rank."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 WEIGHT = 77.0
-"""Of the events that raise."""
+"""The weight of the events that raise."""
 
 _TOWER = "model.cl_epidtn:CLEPIDTN"
 PLACES = {
@@ -21,7 +21,7 @@ PLACES = {
     "after the last message": (f"{_TOWER}._terms", True),
     "backward": (f"{_TOWER}._main", True),
 }
-"""What raises, and in which mode of the model (None: whatever it is)."""
+"""The point that raises, and the mode of the model in which it does (None: any)."""
 
 
 @contextmanager

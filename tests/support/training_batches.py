@@ -10,7 +10,7 @@ from streaming.events.schema import TRAINING_BATCH_SCHEMA
 
 @dataclass(frozen=True)
 class Run:
-    """One row: a user's history, the events to train on, and what else is known of the user."""
+    """One row: a user's history, the events to train on, and other data of the user."""
 
     user: int
     context: list[int]

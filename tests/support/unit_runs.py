@@ -1,4 +1,4 @@
-"""A whole run of one rank in memory: everything of the worker's state, without Kafka and without its loop."""
+"""A whole run of one rank in memory: the worker's complete state, without Kafka and the loop."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ LOG = partitioned_log(POPULATION.events(500), PARTITIONS)
 
 
 def _log_with_actions():
-    """The same log; of five events one is a skip and one a look."""
+    """The same log, where one event in five is a skip and one a look."""
     actions = np.array(["like", "skip", "look", "like", "like"])
     return {
         p: rows.set_column(
@@ -61,7 +61,7 @@ def small_config(signals=None, **model):
 
 
 def open_run(config, checkpoint=None, start=None, device=CPU):
-    """New, as a checkpoint has it at its place in the log, or new with what a checkpoint has learned (`start`)."""
+    """A new run, a run resumed from a checkpoint, or a new run with a checkpoint's learned state (`start`)."""
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), device)
     if checkpoint is None:
         attributes = len(config.stream.user_attributes)
@@ -91,7 +91,7 @@ def encode_users(run, users):
 
 
 def train_steps(run, steps):
-    """As the worker's loop does."""
+    """Train like the worker's loop."""
     for _ in range(steps):
         batch = run.batcher.next_batch(QUOTA)
         run.ledger.add_set_aside(run.batcher.set_aside)

@@ -1,4 +1,4 @@
-"""Small training runs below Ray: one worker loop in this process, or several by `tests.support.ranks.run_on_ranks`."""
+"""Small training runs without Ray: one worker loop in this process, or several through `tests.support.ranks`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ START_MS = 1_700_000_000_000
 
 
 def config_of(stream: StreamConfig, storage: Path, **train: Any) -> FreshetConfig:
-    """A model small enough to train in a moment, bounded, without versions on the way."""
+    """Settings of a model that trains in a moment, bounded, without versions during the run."""
     defaults = {"batch_events": 64, "bounded": True, "publish_every_s": 0, "checkpoint_every_s": 3600}
     return FreshetConfig(
         stream=stream,
@@ -36,7 +36,7 @@ def config_of(stream: StreamConfig, storage: Path, **train: Any) -> FreshetConfi
 
 
 def train(rank: int, *configs: FreshetConfig) -> list[dict[str, Any]]:
-    """One run after the other, each from what lies in its storage; what each says of itself at its end."""
+    """Runs one after the other, each resuming from its storage; returns the summary of each."""
     return [Worker(config, Collectives(), torch.device("cpu")).train() for config in configs]
 
 
@@ -55,7 +55,7 @@ def events(count: int, first: int = 0, users: int = 40, items: int = 60, seed: i
 
 
 def produce(stream: StreamConfig, batch: pa.RecordBatch, rows_per_message: int = 25) -> None:
-    """Sends events, so many to a flush."""
+    """Sends events, a given number per flush."""
     with EventProducer(stream) as producer:
         for start in range(0, batch.num_rows, rows_per_message):
             producer.send(batch.slice(start, rows_per_message))
@@ -96,7 +96,7 @@ def reasons_of(stream: StreamConfig) -> list[str]:
 
 
 def users_of(partition: int, partitions: int, count: int = 1) -> list[int]:
-    """The first users whose partition it is."""
+    """The first user ids of a partition."""
     home_N = partition_of_users(np.arange(1, 1000), partitions)
     return (1 + np.flatnonzero(home_N == partition)[:count]).tolist()
 

@@ -1,4 +1,4 @@
-"""What a rank raises is read in Ray's controller and in the driver: every error of ours must survive pickling."""
+"""A rank's exceptions are read in Ray's controller and the driver, so all our errors must survive pickling."""
 
 import importlib
 import inspect

@@ -1,8 +1,8 @@
-"""The proof from outside: documented commands, a plain consumer that counts, and whatever can be done to a run.
+"""The black-box campaign: documented commands, an independent consumer that counts, and faults of every kind.
 
-Every round has a broker, a stream in both wire forms with hostile messages, and `freshet train`, which is struck while
-it trains, started again where a user would have to, and comes to its end. Then the events of each user, as a plain
-consumer counts them, are held against what `freshet checkpoint audit` says was used.
+Every round has a broker, a stream in both wire forms with hostile messages, and `freshet train`. It is struck while it
+trains, restarted where a user would restart it, and runs to its end. Then the events of each user, counted by a plain
+consumer, are compared with those that `freshet checkpoint audit` reports as used.
 
 python -m tests.chaos.black_box --rounds 16 --report chaos.json [--seed 1] [--strikes worker,broker,driver]
 """
@@ -27,7 +27,7 @@ from tests.chaos.black_box.strikes import ENDS, GOES_ON
 
 @dataclass
 class Report:
-    """What a campaign found; rounds as `round.Result` has them."""
+    """The results of a campaign; rounds are `round.Result` objects."""
 
     seed: int
     wanted: int
@@ -35,7 +35,7 @@ class Report:
     seconds: float = 0.0
 
     def passed(self) -> bool:
-        """Whether every round was played, and nothing was wrong in any."""
+        """Whether all rounds were played without problems."""
         return len(self.rounds) == self.wanted and not any(one.problems for one in self.rounds)
 
     def text(self) -> str:
@@ -64,7 +64,7 @@ class Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play the rounds; 0 if nothing was wrong."""
+    """Play the rounds; returns 0 if there were no problems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--report", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The documented commands as a user runs them: subprocesses with a log, of which only the outside is seen."""
+"""The documented commands as a user runs them: subprocesses with a log, observed only from outside."""
 
 import ctypes
 import itertools
@@ -18,7 +18,7 @@ from tests.chaos.black_box.processes import awaited, descendants, wait_for
 
 BIN = Path(sys.executable).parent
 _ERROR = "freshet: error: "
-# What Ray passes on from its processes has their names before it.
+# Lines that Ray forwards from its processes begin with their names.
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\)", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _PR_SET_PDEATHSIG = 1
@@ -60,20 +60,20 @@ class Command:
         return self._process.poll()
 
     def wait(self, patience_s: float) -> int | None:
-        """Its exit status, None if it still runs when the patience is over."""
+        """Its exit status; None if it still runs when the patience is over."""
         wait_for(lambda: self.status is not None, patience_s)
         return self.status
 
     def family(self) -> set[int]:
-        """Itself and what runs below it."""
+        """The process and its descendants."""
         return {self.pid, *descendants(self.pid)}
 
     def text(self) -> str:
-        """What it has printed, without colours."""
+        """Its output, without colours."""
         return _COLOURS.sub("", self.log.read_text(errors="replace"))
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines of that."""
+        """The last lines of its output."""
         return "\n".join(self.text().rstrip().splitlines()[-lines:])
 
     def error(self) -> str:
@@ -87,7 +87,7 @@ class Command:
 
 
 def problem_of_failure(command: Command) -> str:
-    """What is wrong with how a command failed: it must say why in one line; empty if it did."""
+    """A problem with the way a command failed; empty if it said why in one line, as it must."""
     text = command.text()
     if _TRACEBACK.search(text):
         return f"{command.name()} failed with a traceback (log: {command.log}): {command.error()[:200]}"
@@ -99,7 +99,7 @@ def problem_of_failure(command: Command) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a command wrote with `--json`; None before that."""
+    """The JSON that a command wrote with `--json`; None before that."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -107,14 +107,14 @@ def read_json(path: Path) -> Any:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
 def ray_head(log: Path, cpus: int, temporary: Path) -> tuple[Command, dict[str, str]]:
-    """`ray start --head` on loopback with ports of its own, and the environment that joins it."""
+    """`ray start --head` on loopback with its own ports, and the environment for joining it."""
     environment = {
         "RAY_ADDRESS": f"{_LOOPBACK}:{free_port()}",
         "RAY_AUTH_MODE": "token",

@@ -1,7 +1,7 @@
-"""The count from outside: a plain consumer that reads the whole topic and decodes both wire forms by itself.
+"""The independent count: a plain consumer that reads the whole topic and decodes both wire forms.
 
-It shares no code with Freshet. What a message is expected to be stands in a header of its producer's: which of its
-rows nobody can use (`HOSTILE`), so that this count need not judge events by Freshet's rules.
+It shares no code with Freshet. Its producer marks the unusable rows of each message in a header (`HOSTILE`), so that
+this count need not apply Freshet's rules.
 """
 
 import io
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from kafka import KafkaConsumer, TopicPartition
 
-# Numbers of the unusable rows with commas between them, or ALL: the whole message is one dead letter.
+# Numbers of the unusable rows, separated by commas, or ALL: the whole message is one dead letter.
 HOSTILE = "black-box-hostile"
 ALL = b"all"
 ENCODING = "freshet-encoding"
@@ -23,12 +23,12 @@ _POLL_MS = 500
 
 @dataclass
 class Counts:
-    """What a topic holds.
+    """The content of a topic.
 
     Attributes:
         by_user: usable events of each user id.
-        hostile: dead letters that it must have come to.
-        messages: all of them, by wire form.
+        hostile: expected number of dead letters.
+        messages: number of messages, by wire form.
     """
 
     by_user: Counter[int] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ def users_in(value: bytes, encoding: str) -> list[int]:
 
 
 def count_topic(servers: str, topic: str) -> Counts:
-    """Read a topic from its beginning to its end as of now."""
+    """Read a topic from its beginning to its current end."""
     counts = Counts()
     with KafkaConsumer(
         bootstrap_servers=servers, enable_auto_commit=False, allow_auto_create_topics=False

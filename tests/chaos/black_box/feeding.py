@@ -1,4 +1,4 @@
-"""What goes into the topic: a data set for `freshet replay`, and a plain producer's events in both wire forms."""
+"""The content of the topic: a data set for `freshet replay`, and a plain producer's events in both wire forms."""
 
 import json
 import random
@@ -27,7 +27,7 @@ def partition_of(user: int, partitions: int) -> int:
 
 
 def write_dataset(folder: Path, events: int, seed: int) -> None:
-    """A folder as `freshet replay --dataset` reads it."""
+    """A folder for `freshet replay --dataset`."""
     chance = random.Random(seed)
     folder.mkdir(parents=True)
     now_ms = int(time.time() * 1000) - 3_600_000
@@ -50,10 +50,10 @@ def _item(chance: random.Random) -> int:
 
 
 class Feeder:
-    """A plain producer in a thread: events in JSON and in Arrow until it is stopped, hostile ones among them.
+    """A plain producer in a thread: events in JSON and in Arrow until it is stopped, including hostile ones.
 
     Attributes:
-        hostile: how many hostile messages of each kind were sent.
+        hostile: number of hostile messages sent, by kind.
     """
 
     def __init__(self, servers: str, topic: str, partitions: int, rate: float, seed: int) -> None:
@@ -75,7 +75,7 @@ class Feeder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send what is left of the hostile ones, and wait until all are acknowledged.
+        """Send the remaining hostile messages, and wait until all are acknowledged.
 
         Raises:
             KafkaError: a message was not.
@@ -131,7 +131,7 @@ class Feeder:
         self._send(partition, encoded(batch), [(ENCODING, b"arrow")], None)
 
     def _some_hostile(self, count: int) -> list[Hostile]:
-        """Kinds that were not sent yet; any, once all have been."""
+        """Kinds that were not sent yet; all kinds, once each was sent."""
         return (self._not_sent_yet() or self._chance.sample(self._all_hostile(), count))[:count]
 
     def _not_sent_yet(self) -> list[Hostile]:

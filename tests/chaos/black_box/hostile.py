@@ -1,4 +1,4 @@
-"""Messages that nobody can use, of every kind that was seen to do harm; all for partition 0."""
+"""Unusable messages of every kind that has caused harm; all for partition 0."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ class Hostile:
     Attributes:
         kind: what it is.
         value: its bytes.
-        bad_rows: which of its rows come to a dead letter: numbers with commas between them, or ALL.
+        bad_rows: rows that become dead letters: numbers separated by commas, or ALL.
         headers: of the message.
     """
 
@@ -93,7 +93,7 @@ def _beyond_int64(events: list[dict[str, Any]]) -> tuple[bytes, bytes, _Headers]
 
 
 def _year_10000(events: list[dict[str, Any]]) -> tuple[bytes, bytes, _Headers]:
-    """A column that nobody reads, of a time that Python has no date for."""
+    """An unread column with a time for which Python has no date."""
     events[4]["user_id"] = None
     batch = pa.RecordBatch.from_pylist(events)
     times = pa.array([253_402_300_800_000] * len(events), pa.timestamp("ms"))

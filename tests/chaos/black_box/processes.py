@@ -1,4 +1,4 @@
-"""Processes by what they are: descendants of this one, found in /proc, struck and counted by their ids."""
+"""Finds descendants of this process in /proc by name, and signals and counts them by their ids."""
 
 import ctypes
 import os
@@ -9,17 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
-# Children that somebody asks for their status; others that have become ours are only to be buried.
+# Children whose status is read elsewhere; adopted ones are only reaped.
 awaited: set[int] = set()
 
 
 def adopt_orphans() -> None:
-    """Whatever loses its parent below us becomes our child, so that no descendant is ever out of sight."""
+    """Make this process the subreaper, so that orphaned descendants become its children and stay visible."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def parents() -> dict[int, int]:
-    """The parent of every process that runs; zombies do not."""
+    """The parent of every running process; zombies are not included."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -29,14 +29,14 @@ def parents() -> dict[int, int]:
         if state != "Z":
             found[int(path.name)] = int(parent)
         elif int(parent) == os.getpid() and int(path.name) not in awaited:
-            # Ray's processes end when their raylet has; one that nobody has buried seems to be alive to them.
+            # Ray's processes end when their raylet has; an unreaped raylet looks alive to them.
             with suppress(ChildProcessError):
                 os.waitpid(int(path.name), os.WNOHANG)
     return found
 
 
 def descendants(of: int) -> set[int]:
-    """All processes below one, at whatever depth."""
+    """All descendants of a process."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents().items():
         children.setdefault(parent, []).append(pid)
@@ -50,7 +50,7 @@ def descendants(of: int) -> set[int]:
 
 
 def name_of(pid: int) -> str:
-    """Its command line as `ps` shows it; of Ray's workers that is what they are for. Empty if it is gone."""
+    """Its command line as in `ps`, which for Ray's workers is their purpose. Empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
@@ -70,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> list[int]:
-    """Send a signal; returns whom it reached."""
+    """Send a signal; returns the processes that it reached."""
     reached = []
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -80,14 +80,14 @@ def send(pids: Iterable[int], number: signal.Signals) -> list[int]:
 
 
 def left_after(pids: Iterable[int], patience_s: float) -> list[int]:
-    """Those that still run when the patience is over."""
+    """The processes that still run when the patience is over."""
     wanted = set(pids)
     alive = wait_for(lambda: not (wanted & parents().keys()), patience_s)
     return [] if alive else sorted(wanted & parents().keys())
 
 
 def wait_for(holds: Callable[[], bool], patience_s: float, poll_s: float = 0.2) -> bool:
-    """Ask again and again; whether it came to hold in time."""
+    """Poll a condition; returns whether it held in time."""
     deadline = time.monotonic() + patience_s
     while not holds():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""One round: a stream, a run that is struck again and again until it comes to its end, and two counts of it."""
+"""One round: a stream, a run that is struck repeatedly until its end, and two counts of its events."""
 
 import os
 import random
@@ -22,12 +22,12 @@ _ORPHANS_S = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens in a round.
+    """The plan of a round.
 
     Attributes:
-        seed: of what is chosen on the spot.
-        strikes: names of what strikes; the last one ends the trainer.
-        shared_ray: whether `freshet train` joins a `ray start`, or starts a Ray of its own.
+        seed: of choices during the round.
+        strikes: names of the strikes; the last one ends the trainer.
+        shared_ray: whether `freshet train` joins a `ray start` or starts its own Ray.
         wire: of the data set that is replayed.
     """
 
@@ -39,13 +39,13 @@ class Plan:
 
 @dataclass
 class Result:
-    """What a round found.
+    """The result of a round.
 
     Attributes:
-        struck: what has struck, in order.
-        hostile: messages that nobody can use, by kind.
-        audit: what `freshet checkpoint audit` says.
-        problems: whatever was not as it should be.
+        struck: the strikes that were made, in order.
+        hostile: unusable messages, by kind.
+        audit: the output of `freshet checkpoint audit`.
+        problems: everything that was not as expected.
     """
 
     plan: Plan
@@ -64,12 +64,12 @@ class Result:
 
 
 def plans(seed: int, strikes: Sequence[str] = (), per_round: int = 2) -> Iterator[Plan]:
-    """Rounds forever: every strike comes before any comes again.
+    """An endless sequence of rounds; every strike is used before any is repeated.
 
     Args:
         seed: of all that is drawn.
         strikes: only these; all if it is empty.
-        per_round: how many a round has before the last one.
+        per_round: number of strikes in a round before the last one.
     """
     chance = random.Random(seed)
     on = [name for name in GOES_ON if name in strikes or not strikes]
@@ -91,7 +91,7 @@ def _deck(chance: random.Random, names: list[str]) -> Iterator[str]:
 def play(
     plan: Plan, folder: Path, *, patience_s: float, rate: float, replayed: int, replay_s: float
 ) -> Result:
-    """Play a round; whatever is wrong stands in the result's problems."""
+    """Play a round; problems are listed in the result."""
     started = time.monotonic()
     result = Result(plan)
     folder.mkdir(parents=True)
@@ -119,7 +119,7 @@ def play(
 
 
 def _come_to_the_end(scene: Scene) -> None:
-    """No more events; the same command, bounded, ends by itself."""
+    """After the last events, the same command, bounded, must end on its own."""
     scene.feeder.stop()
     scene.must_end(scene.replay, "although all is sent", statuses=(0,))
     if scene.trainer.status is None:
@@ -134,7 +134,7 @@ def _come_to_the_end(scene: Scene) -> None:
 
 
 def _count(scene: Scene, result: Result) -> None:
-    """Both counts, and what else can be asked of a run that has ended."""
+    """Compare both counts, and check everything else about a finished run."""
     used = scene.folder / "used.csv"
     audit, letters, status, _ = scene.answers(
         ("checkpoint audit", "--users", used),
@@ -165,7 +165,7 @@ def _count(scene: Scene, result: Result) -> None:
 
 
 def _end_orphans(scene: Scene) -> None:
-    """What still runs below us belongs to nobody any more."""
+    """Descendants that still run are orphans."""
     left = left_after(descendants(os.getpid()), _ORPHANS_S)
     if left:
         names = ", ".join(f"{pid} {name_of(pid)[:80]}" for pid in left)
@@ -174,7 +174,7 @@ def _end_orphans(scene: Scene) -> None:
 
 
 def _mount(folder: Path) -> None:
-    """A small disk of its own, which can be full without anything else being so."""
+    """A small separate disk, which can be filled without affecting anything else."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(folder)]
     subprocess.run(command, check=True, capture_output=True)

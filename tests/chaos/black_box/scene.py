@@ -1,4 +1,4 @@
-"""A broker, a Ray, a stream and a trainer, as a user has them at a terminal: what strikes strike."""
+"""A broker, a Ray, a stream and a trainer, as a user runs them at a terminal; the targets of strikes."""
 
 import random
 import signal
@@ -18,7 +18,7 @@ PARTITIONS = 4
 WORKERS = 2
 _RAY_STARTED = "Ray runtime started."
 _STOP_S = 60.0
-# What Ray and other libraries would print among a run's own lines.
+# Messages that Ray and other libraries would print among a run's own lines.
 _NOISE = (
     *("PlacementGroupCleaner", "SIGTERM handler", "Could not load library", "Reporting training result"),
     *("Traceback (most recent call last)", "KafkaConnection"),
@@ -28,18 +28,18 @@ Progress = dict[str, Any]
 
 
 class RoundEnded(AssertionError):
-    """A round cannot go on; the message says what did not come to pass."""
+    """A round cannot continue; the message says what did not happen."""
 
 
 class Scene:
     """One round's surroundings.
 
     Attributes:
-        problems: what was wrong so far, in sentences.
-        trainer: the `freshet train` whose run counts.
-        ray: processes of a `ray start --head`, None where `freshet train` starts a Ray of its own.
-        broker_pid: Kafka itself, below `freshet broker`.
-        stop_seconds: how long a run took to end that was asked to.
+        problems: problems so far, as sentences.
+        trainer: the `freshet train` whose run is judged.
+        ray: processes of a `ray start --head`; None if `freshet train` starts its own Ray.
+        broker_pid: the Kafka process below `freshet broker`.
+        stop_seconds: how long a run took to end after a stop request.
     """
 
     def __init__(self, folder: Path, seed: int, *, shared_ray: bool, patience_s: float, rate: float) -> None:
@@ -56,13 +56,13 @@ class Scene:
         self._earlier_run = ""
 
     def problem(self, text: str) -> None:
-        """Something is wrong, but the round can go on."""
+        """Record a problem; the round can continue."""
         if text:
             self.problems.append(text)
 
     @property
     def bootstrap_servers(self) -> str:
-        """Of the broker, which stays on its port."""
+        """The broker's address; it keeps its port."""
         return f"127.0.0.1:{self._port}"
 
     # Commands
@@ -77,7 +77,7 @@ class Scene:
         return command
 
     def answers(self, *questions: tuple[object, ...]) -> list[Any]:
-        """Run verbs side by side; what each wrote with --json. A status other than 0 is a problem."""
+        """Run verbs side by side; returns the JSON of each. A status other than 0 is a problem."""
         asked = []
         for verb, *words in questions:
             out = self.folder / f"{len(self._commands):02d}-{'-'.join(str(verb).split())}.json"
@@ -92,7 +92,7 @@ class Scene:
     # The stage
 
     def set_up(self, events: int, seconds: float, wire: str) -> None:
-        """Broker, replay and feeder; and a Ray, if it is shared. The trainer comes last."""
+        """Start broker, replay and feeder, a Ray if it is shared, and finally the trainer."""
         self.settings = self.folder / "settings.yaml"
         self._write_settings("127.0.0.1:1")
         if self._shared_ray:
@@ -129,7 +129,7 @@ class Scene:
         self.settings.write_text(yaml.safe_dump(settings))
 
     def start_broker(self) -> None:
-        """`freshet broker`, at first on a free port, then on the same one and the same data."""
+        """Start `freshet broker`, first on a free port, later on the same port and data."""
         ready = self.folder / "broker.json"
         ready.unlink(missing_ok=True)
         self.broker = self.freshet(
@@ -147,7 +147,7 @@ class Scene:
         self._await_ray()
 
     def _begin_ray(self) -> None:
-        # Ray's sockets lie below its temporary folder, and their paths must be short.
+        # Ray's sockets are in its temporary folder, and their paths must be short.
         temporary = Path(tempfile.mkdtemp(prefix="fr", dir="/tmp"))
         log = self.folder / f"{len(self._commands):02d}-ray.log"
         self.ray, self._environment = ray_head(log, 3 * WORKERS, temporary)
@@ -159,7 +159,7 @@ class Scene:
         self.wait(lambda: _RAY_STARTED in started.log.read_text(), started, "has started")
 
     def start_trainer(self, *words: object) -> None:
-        """`freshet train`, as it is started for the first time and again after it has ended."""
+        """Start `freshet train`, for the first time or again after it has ended."""
         self._earlier_run = self.progress().get("run_id", "")
         self.trainer = self.freshet("train", *words)
 
@@ -173,7 +173,7 @@ class Scene:
             return {}
 
     def training(self, steps: int = 5) -> Progress:
-        """Wait until the trainer has taken some steps, and has a checkpoint; what it says then."""
+        """Wait until the trainer has taken some steps and has a checkpoint; returns its progress."""
         seen: dict[str, int] = {}
 
         def far_enough() -> bool:
@@ -187,7 +187,7 @@ class Scene:
         return self.progress()
 
     def goes_on_from(self, before: Progress, *, same_group: bool) -> Progress:
-        """Wait until the same command trains beyond what it said before, with the same workers or with new ones."""
+        """Wait until the same command has trained further than before, with the same workers or new ones."""
 
         def is_beyond() -> bool:
             said = self.progress()
@@ -205,10 +205,10 @@ class Scene:
         return now
 
     def wait(self, holds: Callable[[], bool], command: Command, what: str) -> None:
-        """Until it holds.
+        """Wait until a condition holds.
 
         Raises:
-            RoundEnded: the command has ended before, or it took too long.
+            RoundEnded: the command ended before, or it took too long.
         """
         wait_for(lambda: holds() or command.status is not None, self.patience_s)
         if holds():
@@ -220,7 +220,7 @@ class Scene:
         )
 
     def must_end(self, command: Command, why: str, *, statuses: tuple[int, ...] | None = None) -> None:
-        """Wait until a command has ended; with one of the statuses, or else by one line that says why."""
+        """Wait until a command has ended with one of the statuses, or with one line that says why."""
         status = command.wait(self.patience_s)
         if status is None:
             self.problem(
@@ -239,14 +239,14 @@ class Scene:
             )
 
     def must_be_gone(self, pids: set[int], why: str) -> None:
-        """See that processes end by themselves; those that do not are a problem, and are killed."""
+        """Check that processes end on their own; others are reported as a problem and killed."""
         left = left_after(pids, _STOP_S)
         if left:
             self.problem(f"{len(left)} processes live on after {why}: {_described(left)}")
             send(left, signal.SIGKILL)
 
     def look_at_screens(self) -> None:
-        """What the commands have printed is theirs, not what libraries say to their developers."""
+        """Check that commands print only their own messages, not libraries' messages for developers."""
         for command in self._commands:
             found = [noise for noise in _NOISE if noise in command.text()]
             if found and command is not self.ray:

@@ -1,7 +1,7 @@
-"""What is done to a run from outside while it trains, and what a user may then expect of it.
+"""Faults injected from outside while a run trains, and what a user may expect after each.
 
-A strike is a function of the scene. Those in `GOES_ON` leave a trainer that trains; those in `ENDS` end it, so that a
-user has to start the same command again.
+A strike is a function of the scene. After those in `GOES_ON` the trainer continues; those in `ENDS` end it, so that a
+user must start the same command again.
 """
 
 import errno
@@ -21,14 +21,14 @@ Strike = Callable[[Scene], None]
 
 
 def worker(scene: Scene) -> None:
-    """One worker is killed: the same command goes on with new ones."""
+    """One worker is killed: the same command continues with new ones."""
     before = scene.training()
     _kill(scene, [scene.chance.choice(before["pids"])])
     scene.goes_on_from(before, same_group=False)
 
 
 def broker(scene: Scene) -> None:
-    """Kafka is killed and comes back on the same port and data: training waits for it."""
+    """Kafka is killed and restarted on the same port and data: training waits for it."""
     before = scene.training()
     _kill(scene, [scene.broker_pid])
     scene.must_end(scene.broker, "when Kafka is killed")
@@ -38,7 +38,7 @@ def broker(scene: Scene) -> None:
 
 
 def refresh(scene: Scene) -> None:
-    """Two refreshes beside training: they publish, or say in one line why not; training does not notice."""
+    """Two refreshes during training: they publish, or say in one line why not; training is not affected."""
     before = scene.training()
     both = [scene.freshet("refresh") for _ in range(2)]
     for one in both:
@@ -50,7 +50,7 @@ def refresh(scene: Scene) -> None:
 
 
 def second(scene: Scene) -> None:
-    """A second `freshet train` on the same storage is refused in one line, and the first one does not notice."""
+    """A second `freshet train` on the same storage is refused in one line, and the first one is not affected."""
     before = scene.training()
     other = scene.freshet("train")
     scene.must_end(other, "although another run is alive")
@@ -58,7 +58,7 @@ def second(scene: Scene) -> None:
 
 
 def full_disk(scene: Scene) -> None:
-    """The storage is full for a while: training goes on, and commits when there is room again."""
+    """The storage is full for a while: training continues, and commits when there is room again."""
     before = scene.training()
     filler = scene.storage / "filler"
     _fill(filler)
@@ -76,7 +76,7 @@ def full_disk(scene: Scene) -> None:
 
 
 def stopped(scene: Scene) -> None:
-    """A trainer is stopped, another takes over, and the first one wakes up: it must end and leave the other alone."""
+    """A trainer is paused, another takes over, and the first one wakes up: it must end without affecting the other."""
     before = scene.training()
     first, pids = scene.trainer, _of_run(scene, before)
     send(pids, signal.SIGSTOP)
@@ -91,7 +91,7 @@ def stopped(scene: Scene) -> None:
 
 
 def driver(scene: Scene) -> None:
-    """The command itself is killed: all that it started ends."""
+    """The command itself is killed: everything that it started ends."""
     before = scene.training()
     pids = _of_run(scene, before)
     _kill(scene, [scene.trainer.pid])
@@ -139,7 +139,7 @@ def _kill(scene: Scene, pids: list[int]) -> None:
 
 
 def _kill_part(scene: Scene, part: Callable[[set[int]], list[int]], why: str) -> None:
-    """Kill a part of the trainer's Ray; the command must end, saying why, and leave nothing."""
+    """Kill a part of the trainer's Ray; the command must end, say why, and leave no processes."""
     before = scene.training()
     pids = _of_run(scene, before)
     _kill(scene, part(pids | _of_ray(scene)))
@@ -163,7 +163,7 @@ def _ask_to_stop(scene: Scene, number: signal.Signals) -> None:
 
 
 def _of_run(scene: Scene, said: Progress) -> set[int]:
-    """The trainer's processes: below its command, or, in a Ray that others use too, its own workers."""
+    """The trainer's processes: its command's descendants, or its own workers in a shared Ray."""
     pids = scene.trainer.family()
     if scene.ray is not None:
         pids |= {*said["pids"], *named(_of_ray(scene), title=_CONTROLLER)}
@@ -182,7 +182,7 @@ def _start_ray_again(scene: Scene) -> None:
     if ended.status is None:
         send([ended.pid], signal.SIGTERM)
     ended.wait(scene.patience_s)
-    # What `ray start` leaves behind is Ray's affair.
+    # Processes that `ray start` leaves are not judged.
     send(pids, signal.SIGKILL)
     scene.start_ray()
 

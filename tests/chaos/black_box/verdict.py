@@ -1,4 +1,4 @@
-"""Lost and doubled, by two counts that share no code: a plain consumer's, and what Freshet says it has used."""
+"""Lost and doubled events, from two counts that share no code: a plain consumer's and Freshet's own."""
 
 import csv
 from collections import Counter
@@ -13,11 +13,11 @@ class Comparison:
 
     Attributes:
         events: usable ones in the topic.
-        users: who have any, in either count.
-        lost: events that were used less often than they are there.
-        doubled: events that were used more often.
-        dead_letters: what lies in the dead-letter topic.
-        hostile: what should.
+        users: users with events in either count.
+        lost: events that were used less often than they occur.
+        doubled: events that were used more often than they occur.
+        dead_letters: number of letters in the dead-letter topic.
+        hostile: expected number of letters.
     """
 
     events: int
@@ -28,7 +28,7 @@ class Comparison:
     hostile: int
 
     def problems(self) -> list[str]:
-        """What is wrong, in sentences; nothing if all is as it should be."""
+        """Problems, as sentences; empty if there are none."""
         said = []
         if self.lost or self.doubled:
             said.append(f"{self.lost} events were lost and {self.doubled} doubled, of {self.events}")
@@ -42,7 +42,7 @@ class Comparison:
 def compare(
     topic: Mapping[int, int], used: Mapping[int, int], *, dead_letters: int, hostile: int
 ) -> Comparison:
-    """Hold what was used of each user against what the topic has of them."""
+    """Compare each user's used events with those in the topic."""
     there, taken = Counter(topic), Counter(used)
     return Comparison(
         there.total(),

@@ -1,4 +1,4 @@
-"""`freshet dead-letters`: what is there, and mended events that come back exactly once, also after a crash half-way."""
+"""`freshet dead-letters`: lists letters, and replays corrected ones exactly once, even after a crash."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Topics that other producers compress, in every codec of Kafka, and what a codec that is not installed leads to."""
+"""Topics that other producers compress, in every codec of Kafka, and the error for a codec that is not installed."""
 
 import sys
 

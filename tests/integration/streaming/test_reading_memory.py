@@ -1,4 +1,4 @@
-"""Backpressure in bytes: a process that takes more slowly than it could read holds no more than its settings say."""
+"""Backpressure in bytes: a slow consumer's process holds no more than its settings allow."""
 
 import multiprocessing
 import time

@@ -1,4 +1,4 @@
-"""What a broker refuses permanently ends a run with one line: reading, letters, the catalogue, also while it runs."""
+"""A permanent refusal by a broker ends a run with one line: for events, letters and the catalogue, at any time."""
 
 import pytest
 from kafka import KafkaAdminClient

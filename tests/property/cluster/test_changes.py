@@ -1,4 +1,4 @@
-"""What a table says of its changes, put together over any number of calls, is the table."""
+"""The changes that a table reports, over any number of calls, add up to the table."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The exactly-once proof: it survives a file, ignores order, and notices what is lost, doubled or moved."""
+"""The exactly-once proof: it survives saving, ignores order, and detects lost, doubled and moved events."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""Which keys are too many: what sorting all of them in one place would say."""
+"""The surplus keys are those that sorting all keys in one place would select."""
 
 import numpy as np
 from hypothesis import given, settings

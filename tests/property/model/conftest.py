@@ -1,4 +1,4 @@
-"""One thread: the tensors are tiny, a second thread costs more than it computes."""
+"""One thread, because the tensors are tiny and a second thread would cost more than it saves."""
 
 from collections.abc import Iterator
 

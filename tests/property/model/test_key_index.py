@@ -1,4 +1,4 @@
-"""KeyIndex against a dict, whatever is added, looked up and removed in whatever order."""
+"""KeyIndex compared with a dict under any sequence of additions, lookups and removals."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""What holds of the losses for any numbers, in float64."""
+"""Properties of the losses for any numbers, in float64."""
 
 from dataclasses import dataclass, replace
 

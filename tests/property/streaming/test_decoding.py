@@ -1,4 +1,4 @@
-"""Whatever comes, decoding raises nothing, and usable rows and dead letters are together all rows that came."""
+"""For any input, decoding does not raise, and usable rows and dead letters together are all rows."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""However messages are packed, polled and cut: every row once, in order, usable or dead."""
+"""For any packing, polling and cutting of messages, every row appears once, in order, usable or dead."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What tests of whole runs in memory share."""
+"""Fixtures of tests of whole runs in memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What workers are given, by the settings and by what the cluster has."""
+"""The devices of workers, from the settings and the cluster's resources."""
 
 import logging
 from dataclasses import replace

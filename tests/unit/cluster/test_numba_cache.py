@@ -1,4 +1,4 @@
-"""Where Numba's cache goes on a read-only installation without a home; in processes that permissions bind."""
+"""The location of Numba's cache with a read-only installation and no home, in processes without root rights."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""`python -m tests.gpu` reports everything that can be found out, whatever crashes on the way."""
+"""`python -m tests.gpu` reports all results, even if some checks crash."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Keyed randomness: the numbers, and that nothing but the key decides them."""
+"""Keyed randomness: the numbers, and that they depend only on the key."""
 
 import numpy as np
 import torch

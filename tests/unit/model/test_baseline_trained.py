@@ -1,4 +1,4 @@
-"""What all trained baselines owe their caller: packing, ranks, nothing to do, and no look at what comes later."""
+"""Requirements for all trained baselines: packing, ranks, empty batches, and no use of later events."""
 
 import threading
 from dataclasses import replace

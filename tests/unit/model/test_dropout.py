@@ -1,4 +1,4 @@
-"""Dropout from eight-bit draws: its chance, its mean, its gradient."""
+"""Dropout from eight-bit draws: its probability, its mean, its gradient."""
 
 import pytest
 import torch

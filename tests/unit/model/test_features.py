@@ -1,4 +1,4 @@
-"""Index tensors against what a plain loop over the batch says."""
+"""Index tensors compared with a plain loop over the batch."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The chance of being a candidate against a simulation and its limits."""
+"""The probability of being a candidate, compared with a simulation and at its limits."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
-"""The checks of tests/support/equations.py notice: each of them fails on a model with one thing wrong in it.
+"""The checks of tests/support/equations.py are effective: each fails on a model with one mutation.
 
-A mutation replaces a piece of one function's source and swaps the function's compiled code, so that whoever imported
-the function runs the mutant. A piece that is in the source no more fails its test: find where it went.
+A mutation replaces a piece of one function's source and swaps the function's compiled code, so that modules that have
+imported the function run the mutant. If a piece is no longer in the source, its test fails and must be updated.
 """
 
 import __future__

@@ -1,4 +1,4 @@
-"""Counts of pairs: what is in the list of all and of the changed ones is what a recount of the events gives."""
+"""Counts of pairs: the lists of all and of changed pairs equal a recount of the events."""
 
 from collections import Counter
 

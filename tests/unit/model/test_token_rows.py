@@ -1,4 +1,4 @@
-"""Sequences in shared rows: every token stands exactly once, where the index says."""
+"""Sequences in shared rows: every token occurs exactly once, where the index says."""
 
 import numpy as np
 from hypothesis import given, settings

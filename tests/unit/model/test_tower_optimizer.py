@@ -1,4 +1,4 @@
-"""The towers' optimizer is torch's AdamW to the bit, and does not bring torch's compiler along."""
+"""The towers' optimizer is bit-identical to torch's AdamW, and does not import torch's compiler."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Settings of the stream: what is refused, and what Kafka clients are opened with."""
+"""Settings of the stream: which values are refused, and the arguments of Kafka clients."""
 
 import pickle
 

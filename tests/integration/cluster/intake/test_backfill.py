@@ -1,4 +1,4 @@
-"""A range of a topic, by either clock, and of Parquet files: exactly these events, the same again, and on live."""
+"""A range of a topic by either clock, and of Parquet files: exactly these events, reproducibly, then live."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Messages that decode to gigabytes, on a real broker: a letter each, and a run that the kernel gives 2 GiB."""
+"""Messages that decode to gigabytes, on a real broker: one letter each, in a run limited to 2 GiB by the kernel."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""A broker that is away for a while: trainer and producer say so once, wait, and go on where they were."""
+"""A broker that is unreachable for a while: trainer and producer report it once, wait, and continue."""
 
 import json
 import logging

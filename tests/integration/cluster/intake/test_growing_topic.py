@@ -1,4 +1,4 @@
-"""A topic that gains partitions: the old ones are read to their ends first, then users move, in order, exactly once."""
+"""A topic that gains partitions: old ones are read to their ends, then users move, in order, exactly once."""
 
 import itertools
 import json

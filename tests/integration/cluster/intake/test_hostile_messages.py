@@ -1,4 +1,4 @@
-"""Single messages that ended a run or cost more than themselves, on a real broker: each is one letter, or is used."""
+"""Single messages that once ended a run or lost other messages, on a real broker: each is one letter, or is used."""
 
 from dataclasses import replace
 

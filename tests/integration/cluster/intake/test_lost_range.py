@@ -1,4 +1,4 @@
-"""Runs over what retention has removed: every message of the topic was read or is counted as skipped."""
+"""Runs across a range that retention has removed: every message was read or is counted as skipped."""
 
 from dataclasses import replace
 

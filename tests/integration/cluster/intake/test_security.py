@@ -1,4 +1,4 @@
-"""Every Kafka client of a run against a broker that demands TLS and a password, which nothing ever tells."""
+"""Every Kafka client of a run with a broker that requires TLS and a password, which is never shown."""
 
 import json
 import logging

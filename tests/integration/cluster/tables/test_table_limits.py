@@ -1,4 +1,4 @@
-"""Admission, expiry and eviction: by the settings' words, and the same on one, two and three ranks."""
+"""Admission, expiry and eviction: as the settings say, and the same on one, two and three ranks."""
 
 import numpy as np
 import pytest

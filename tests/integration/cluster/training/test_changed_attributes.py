@@ -1,4 +1,4 @@
-"""A worker goes on with another list of user attributes, on another number of ranks: nothing that is known is lost."""
+"""A worker continues with other user attributes and another number of ranks without losing learned state."""
 
 from dataclasses import replace
 

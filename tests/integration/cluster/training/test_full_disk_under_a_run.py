@@ -1,4 +1,4 @@
-"""A disk that is full, or read-only, for a while under a run that trains: it goes on, and says why meanwhile."""
+"""A disk that is full or read-only for a while during training: the run continues, and reports the reason."""
 
 import threading
 import time

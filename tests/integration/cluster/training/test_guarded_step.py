@@ -1,4 +1,4 @@
-"""A step with events that cannot be trained on: these are found, the others trained once, on all ranks alike."""
+"""A step with events that cannot be trained on: they are found, and the others are trained once, on all ranks."""
 
 from dataclasses import replace
 from unittest.mock import patch

@@ -1,4 +1,4 @@
-"""The number of ranks changes nothing: what a run learns after it has changed, and the books where ranks are idle."""
+"""The number of ranks has no effect: what a run learns after a change of it, and the ledgers of idle ranks."""
 
 import shutil
 from dataclasses import replace

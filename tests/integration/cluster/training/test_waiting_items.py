@@ -1,4 +1,4 @@
-"""Items without a row of their own yet (`table.admit_after`) are served all the same: a shared row and a category."""
+"""Items without a row of their own yet (`table.admit_after`) are still served, from a shared row and a category."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The worker loop on two ranks against a real broker, below Ray: trained once, kept, resumed, published."""
+"""The worker loop on two ranks with a real broker, without Ray: trains once, saves, resumes, publishes."""
 
 import json
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""A worker that is asked to stop, below Ray: what it commits, and what it does not wait for."""
+"""A worker that is asked to stop, without Ray: what it commits, and what it does not wait for."""
 
 import threading
 import time

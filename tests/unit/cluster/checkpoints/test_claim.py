@@ -1,4 +1,4 @@
-"""Two groups of workers on one storage: who claimed it last commits, the other stops."""
+"""Two worker groups on one storage: the one that claimed it last commits, the other stops."""
 
 import pytest
 import torch

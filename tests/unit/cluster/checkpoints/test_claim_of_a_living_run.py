@@ -1,4 +1,4 @@
-"""A storage whose run is alive is refused; one whose run has died is free, at once where the death can be seen."""
+"""Storage of a live run is refused; that of a dead run is free, at once if the death can be checked."""
 
 import json
 import os

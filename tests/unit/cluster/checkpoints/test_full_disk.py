@@ -1,4 +1,4 @@
-"""Space that ends inside a write: where the storage meets the disk, not in a hook before it."""
+"""A disk that fills up inside a write, at the storage's own calls rather than in a hook before them."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What is being read is not removed, for as long as its reader lives."""
+"""A checkpoint that is being read is not removed while its reader is alive."""
 
 import os
 import signal

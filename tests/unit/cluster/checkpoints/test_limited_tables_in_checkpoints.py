@@ -1,4 +1,4 @@
-"""A table that admits, expires and evicts goes on from a chain of checkpoints as if it had not stopped."""
+"""A table with admission, expiry and eviction continues from a chain of checkpoints as if it had not stopped."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Deltas, bases copied while training goes on, failing storage: what is restored is the state of one step, exactly."""
+"""Deltas, bases copied during training, failing storage: a restored state is exactly that of one step."""
 
 import errno
 import shutil

@@ -1,4 +1,4 @@
-"""Which end the driver chooses; Ray is pretended."""
+"""How the driver ends a run, with a simulated Ray."""
 
 import threading
 import time

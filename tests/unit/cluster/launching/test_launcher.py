@@ -1,4 +1,4 @@
-"""What the launcher asks Ray Train for, and how long it goes on asking."""
+"""What the launcher requests from Ray Train, and how long it keeps restarting."""
 
 import json
 from dataclasses import replace

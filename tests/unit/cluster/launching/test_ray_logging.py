@@ -1,4 +1,4 @@
-"""What Ray says for its developers stays out of a run's own lines."""
+"""Ray's messages for developers do not appear among a run's own lines."""
 
 import logging
 

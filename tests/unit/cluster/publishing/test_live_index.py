@@ -1,4 +1,4 @@
-"""What is live is read from the pointer, whoever moved it."""
+"""The live version is read from the pointer, no matter which process moved it."""
 
 from cluster.publishing.live_index import LiveIndex
 from retrieval.versions.store import VersionStore

@@ -1,4 +1,4 @@
-"""Several publishers on one storage, and storage that fails: costs a version at most, never the run."""
+"""Several publishers on one storage, and failing storage: at most a version is lost, never the run."""
 
 import os
 import shutil

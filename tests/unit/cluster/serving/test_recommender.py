@@ -1,4 +1,4 @@
-"""A recommender that follows a run: every answer is of one version, whatever is published meanwhile."""
+"""A recommender that follows a run: every answer is from one version, whatever is published meanwhile."""
 
 import hashlib
 import threading

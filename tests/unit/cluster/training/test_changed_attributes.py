@@ -1,4 +1,4 @@
-"""A run goes on from a checkpoint of other user attributes: what is known follows their names."""
+"""A run continues from a checkpoint with other user attributes: their state follows their names."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What the ranks decide from what they say."""
+"""The ranks' common decisions from their reports."""
 
 from dataclasses import replace
 

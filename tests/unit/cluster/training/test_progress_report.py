@@ -1,4 +1,4 @@
-"""What progress.json says, from the first moment of an attempt on."""
+"""The content of progress.json, from the beginning of an attempt."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""When there is something for another checkpoint, or another version."""
+"""Whether there is anything new for another checkpoint or version."""
 
 from cluster.training.control import Report
 from cluster.training.since import Since

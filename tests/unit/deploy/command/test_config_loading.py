@@ -1,4 +1,4 @@
-"""Settings: what is given is what is used, and what cannot be used is told in one line that names the key."""
+"""Settings: given values are used, and unusable ones are reported in one line that names the key."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in processes of their own: exit statuses, and what the second Ctrl-C does."""
+"""SIGTERM and Ctrl-C in separate processes: exit statuses, and the effect of a second Ctrl-C."""
 
 import os
 import signal

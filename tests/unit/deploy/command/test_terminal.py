@@ -1,4 +1,4 @@
-"""What a terminal prints is text, whatever the data hold."""
+"""A terminal prints only text, whatever the data contain."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`freshet evaluate` as a whole: what it writes and prints, how it goes on, what it refuses."""
+"""`freshet evaluate` as a whole: what it writes and prints, how it resumes, what it refuses."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Options of `freshet evaluate`, its presets, and how figures and progress are told."""
+"""Options of `freshet evaluate`, its presets, and how figures and progress are shown."""
 
 import io
 import json

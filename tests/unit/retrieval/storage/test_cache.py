@@ -1,4 +1,4 @@
-"""Copies of stored files: whole, shared, bounded, and never taken from whoever uses them."""
+"""Copies of stored files: complete, shared, bounded, and never removed while in use."""
 
 import gc
 import hashlib

@@ -1,4 +1,4 @@
-"""A location is a folder or a URI; neither is changed on the way from the user to what opens it."""
+"""A location is a folder or a URI, and is passed unchanged from the user to the code that opens it."""
 
 import pytest
 from pyarrow import fs

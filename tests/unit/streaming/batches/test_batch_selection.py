@@ -1,4 +1,4 @@
-"""Some events of a training batch: each keeps what it had before it, and what is left out stays history."""
+"""Some events of a training batch: each keeps its history, and events left out remain in the history."""
 
 import numpy as np
 import pytest

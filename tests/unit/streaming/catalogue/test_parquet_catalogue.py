@@ -1,4 +1,4 @@
-"""Items and users from files are what the same records in topics would be."""
+"""Items and users from files equal those from the same records in topics."""
 
 import numpy as np
 import orjson

@@ -1,4 +1,4 @@
-"""What an Arrow message declares is read from its headers, and what it may not have is one letter."""
+"""An Arrow message's declared size is read from its headers; a message above the limits is one letter."""
 
 import time
 from types import SimpleNamespace

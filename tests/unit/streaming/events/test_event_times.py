@@ -1,4 +1,4 @@
-"""Event times in files are read in the unit that they have."""
+"""Event times in files are read in their own unit."""
 
 from datetime import UTC, date, datetime
 

@@ -1,4 +1,4 @@
-"""One rule for ids, in whatever form they come."""
+"""One rule for ids in any form."""
 
 import numpy as np
 import pyarrow as pa

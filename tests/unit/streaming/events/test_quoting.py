@@ -1,4 +1,4 @@
-"""Values from outside in error messages: short, and never an error themselves."""
+"""Untrusted values in error messages: short, and never the cause of an error."""
 
 import pytest
 

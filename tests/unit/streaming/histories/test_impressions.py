@@ -1,4 +1,4 @@
-"""What an impression is once the user has acted on its item: a negative still, on the stream and at rest alike."""
+"""An impression remains a negative after the user has acted on its item, on the stream and at rest."""
 
 import numpy as np
 import pyarrow as pa

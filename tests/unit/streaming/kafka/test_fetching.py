@@ -1,4 +1,4 @@
-"""What a fetch may hold: batches that decompress to too much, long and broken records, in every codec and format."""
+"""Fetches with batches that decompress to too much, and with long and broken records, in every codec and format."""
 
 import pytest
 from kafka import TopicPartition

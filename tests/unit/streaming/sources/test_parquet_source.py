@@ -1,4 +1,4 @@
-"""Events in files: their times in any unit, judged by the files' content alone."""
+"""Events in files: times in any unit, validated by the files' content alone."""
 
 import logging
 import os

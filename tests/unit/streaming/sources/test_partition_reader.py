@@ -1,4 +1,4 @@
-"""A partition whose log was trimmed ahead of its reader: what is passed over is told when the position is past it."""
+"""A partition whose log was trimmed ahead of its reader: the gap is reported once the position is past it."""
 
 from types import SimpleNamespace
 

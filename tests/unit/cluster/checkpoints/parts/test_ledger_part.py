@@ -1,4 +1,4 @@
-"""The ledger in a delta: what was counted since, and the sums whatever became of the counters."""
+"""The ledger in a delta: the counts since the parent, and always the sums."""
 
 import numpy as np
 

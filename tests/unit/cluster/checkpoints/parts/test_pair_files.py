@@ -1,4 +1,4 @@
-"""Co-occurrence counts in checkpoints: a delta has what was counted since, and files of earlier versions are read."""
+"""Co-occurrence counts in checkpoints: a delta has the counts since its parent; earlier versions' files are read."""
 
 import shutil
 from pathlib import Path

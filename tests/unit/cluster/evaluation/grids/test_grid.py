@@ -1,4 +1,4 @@
-"""Cells on disk are whole or not there, and a finished one is never run again."""
+"""Cells on disk are complete or absent, and a finished one is never run again."""
 
 import json
 from contextlib import ExitStack

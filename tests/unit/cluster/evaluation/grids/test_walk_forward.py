@@ -1,4 +1,4 @@
-"""A walk-forward predicts every stretch before it trains on it, and trains on everything once."""
+"""A walk-forward predicts every stage before it trains on it, and trains on everything once."""
 
 from dataclasses import replace
 

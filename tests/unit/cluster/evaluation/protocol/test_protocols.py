@@ -1,4 +1,4 @@
-"""What is trained on and what is to be predicted: nothing of the test, and under `temporal` nothing later, is seen."""
+"""Training and test events: training never uses the test, nor, under `temporal`, anything later."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Passes, validation after each, and the way back to the best one."""
+"""Passes, validation after each, and the return to the best one."""
 
 from dataclasses import replace
 

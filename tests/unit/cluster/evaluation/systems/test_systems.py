@@ -1,4 +1,4 @@
-"""Every named system can be made, trained and asked."""
+"""Every named system can be created, trained and queried."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A group that begins while the disk is full waits for room instead of using up its run's restarts."""
+"""A group that starts while the disk is full waits for room instead of using up its run's restarts."""
 
 import time
 

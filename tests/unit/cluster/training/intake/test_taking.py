@@ -1,4 +1,4 @@
-"""Batches that are taken while the step before is computed: the run is the same, bit for bit, as without it."""
+"""Batches taken while the previous step is computed: the run is bit-identical to one without this."""
 
 from functools import partial
 from unittest.mock import patch

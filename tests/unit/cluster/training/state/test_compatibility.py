@@ -1,4 +1,4 @@
-"""Settings that a checkpoint's towers, rows or positions do not fit are refused before Ray starts, by their names."""
+"""Settings that do not fit a checkpoint's towers, rows or positions are refused by name before Ray starts."""
 
 from dataclasses import asdict, replace
 

@@ -1,4 +1,4 @@
-"""A run's state is changed in one file: whoever looks for a change of it looks there."""
+"""A run's state is changed in one file only, so that changes are easy to find."""
 
 import ast
 from dataclasses import fields

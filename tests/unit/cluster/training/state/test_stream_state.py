@@ -1,4 +1,4 @@
-"""What a run remembers of what it could not read: counted once, whoever reads on, and known to the manifest."""
+"""A run's record of skipped messages: counted once, whichever rank continues reading, and in the manifest."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""A run that is restored from a checkpoint goes on as if it had never stopped, to the last bit.
+"""A run restored from a checkpoint continues bit-identically, as if it had never stopped.
 
-One that is started from another's checkpoint knows what that one learnt, and nothing of where it stood.
+A run started from another's checkpoint has that run's learned state, but not its positions.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What dropout draws after a resume: what its generator draws next, or something new where the generator is another."""
+"""Dropout after a resume: the generator continues, or draws new numbers if the generator is another one."""
 
 import pytest
 import torch

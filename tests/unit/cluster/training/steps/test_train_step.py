@@ -1,4 +1,4 @@
-"""A step of the trainer against plain Python and torch: what the loss is told, how towers and rows move (Eq. 16)."""
+"""A training step compared with plain Python and torch: the loss's inputs, how towers and rows move (Eq. 16)."""
 
 import copy
 from collections import Counter
