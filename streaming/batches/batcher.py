@@ -35,6 +35,7 @@ from streaming.events.schema import (
 from streaming.events.signals import DUPLICATE, IGNORED, NEGATIVE, POSITIVE, judge_signals
 from streaming.histories.event_log import EventLog, append, copy_last
 from streaming.histories.history import UserStore
+from streaming.histories.id_index import IdIndex
 from streaming.histories.negatives import NO_NEGATIVES, NegativeEvents, join_negatives
 
 _NOTHING = empty_batch(SET_ASIDE_SCHEMA)
@@ -152,7 +153,7 @@ class Batcher:
         user_T, partition_T = targets[USER_ID].to_numpy(), targets[PARTITION].to_numpy()
         slot_T = self._users.slots_of(user_T, targets[KEY_HASH].to_numpy())
         history_length = self._config.history_length
-        order_T, pieces = group(slot_T, len(self._users), history_length)
+        order_T, pieces = group(slot_T, history_length)
         self._users.reserve(len(pieces.slot_B), len(slot_T))
         item_T, time_T = (targets[name].to_numpy()[order_T] for name in (ITEM_ID, TIMESTAMP_MS))
         packed = join(self._users, pieces, item_T, time_T, history_length, self._config.seen_length)
@@ -210,19 +211,21 @@ class Packed(NamedTuple):
     seen: Int64Array
 
 
-def group(slot_N: Int32Array, slots: int, longest: int) -> tuple[Int32Array, Pieces]:
+def group(slot_N: Int32Array, longest: int) -> tuple[Int32Array, Pieces]:
     """Stable grouping by slot in order of first appearance, cut into pieces of at most `longest` events.
 
+    Its time does not depend on how many slots there are.
+
     Args:
-        slot_N: int32 (n,), in [0, slots).
-        slots: how many slots there are.
+        slot_N: int32 (n,).
         longest: at least 1.
     Returns:
         The order (int32 (n,), indices into the events) and the pieces.
     """
-    order_N = np.empty(len(slot_N), np.int32)
-    start_G, slot_G = _group(slot_N, slots, order_N)
-    return order_N, Pieces(*_cut(start_G, slot_G, longest))
+    order_N, groups = np.empty(len(slot_N), np.int32), IdIndex()
+    group_N = groups.add(slot_N.astype(np.int64))
+    start_G = _group(group_N, len(groups), order_N)
+    return order_N, Pieces(*_cut(start_G, groups.ids.astype(np.int32), longest))
 
 
 def join(
@@ -281,26 +284,18 @@ def _lists(offset_B: Int32Array, values: npt.NDArray[np.generic]) -> pa.ListArra
 
 
 @njit(cache=True, nogil=True)
-def _group(slot_N: Int32Array, slots: int, order_N: Int32Array) -> tuple[Int32Array, Int32Array]:
-    """Counting sort by slot, groups in order of first appearance."""
-    group_of_slot = np.full(slots, -1, np.int32)
-    slot_G = np.empty(len(slot_N), np.int32)
-    start_G = np.zeros(len(slot_N) + 1, np.int32)
-    groups = 0
-    for slot in slot_N:
-        if group_of_slot[slot] < 0:
-            group_of_slot[slot] = groups
-            slot_G[groups] = slot
-            groups += 1
-        start_G[group_of_slot[slot] + 1] += 1
+def _group(group_N: Int32Array, groups: int, order_N: Int32Array) -> Int32Array:
+    """Counting sort by group; where each group starts."""
+    start_G = np.zeros(groups + 1, np.int32)
+    for group in group_N:
+        start_G[group + 1] += 1
     for g in range(groups):
         start_G[g + 1] += start_G[g]
     next_G = start_G[:groups].copy()
-    for n in range(len(slot_N)):
-        g = group_of_slot[slot_N[n]]
-        order_N[next_G[g]] = n
-        next_G[g] += 1
-    return start_G[: groups + 1], slot_G[:groups]
+    for n in range(len(group_N)):
+        order_N[next_G[group_N[n]]] = n
+        next_G[group_N[n]] += 1
+    return start_G
 
 
 @njit(cache=True, nogil=True)

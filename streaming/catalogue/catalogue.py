@@ -43,6 +43,7 @@ class Catalogue:
         self._title_N = np.full(_FIRST_ROOM, None, object)
         self._deleted_N = np.zeros(_FIRST_ROOM, np.bool_)
         self._gone = np.zeros(0, np.int64)  # places of the deleted items, ascending
+        self._living_before_gone = np.zeros(0, np.int64)  # so many living items precede each of them
         self._attributes_UF = np.zeros((_FIRST_ROOM, len(config.user_attributes)), np.int64)
         self._deleted_U = np.zeros(_FIRST_ROOM, np.bool_)
 
@@ -63,7 +64,7 @@ class Catalogue:
             place_Q: int64, 0 to `item_count` − 1.
         """
         # The i-th deleted item precedes the k-th living one if it comes after i deleted and at most k living ones.
-        before_Q = np.searchsorted(self._gone - np.arange(self._gone.shape[0]), place_Q, side="right")
+        before_Q = np.searchsorted(self._living_before_gone, place_Q, side="right")
         found_Q: Int64Array = self._items.ids[place_Q + before_Q]
         return found_Q
 
@@ -142,6 +143,7 @@ class Catalogue:
         touched = np.unique(at_R).astype(np.int64)
         still = self._gone[~np.isin(self._gone, touched)]
         self._gone = np.union1d(still, touched[self._deleted_N[touched]])
+        self._living_before_gone = self._gone - np.arange(self._gone.shape[0])
 
     def _apply_users(self, users: pa.Table) -> None:
         if users.num_rows == 0:

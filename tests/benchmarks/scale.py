@@ -1,17 +1,24 @@
-"""CPU time of a training step with 10 k known items against one with 1 M: a step must not know the catalogue's size.
+"""CPU time of a step with 10 k known items and users against one with millions: a step must not know their number.
 
-    python tests/benchmarks/scale.py [--json FILE] [--items N [N ...]] [--steps N] [--batch-events N [N ...]]
+    python tests/benchmarks/scale.py [--json FILE] [--items N [N ...]] [--users N [N ...]] [--steps N]
+                                     [--batch-events N [N ...]]
 
-Two runs train on the same events, of items among the first 10,000, in turns, step by step, on one thread: one knows
-10,000 items and has their rows, the other as many as asked for. Settings are the defaults, but that neither ranks
-events among all items, which `progressive.exact_max_items` would end in the large run alone. `ratio` is the CPU
-seconds of the small run over those of the large one: the median over steps, the smallest of the sizes.
+Two runs train on the same events, of users and items among the first 10,000, in turns, step by step, on one thread: one
+knows 10,000 items and users with their rows, categories, attributes and histories, the other as many items, or users,
+as asked for. Settings are the defaults, but that neither ranks events among all items, which
+`progressive.exact_max_items` would end in the large run alone. Sampled events are answered by a live version of the
+run's own items, and what that costs counts to the step; reading the version is told apart, as `version_cpu_s`.
+
+`ratio` is the CPU seconds of the small run over those of the large one: the median over steps and the mean of the
+answers, the smallest of the sizes.
 """
 
 import os
 import statistics
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +30,46 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
+from cluster.training.served.answering_process import AnsweringProcess
+from cluster.training.served.validation import ServedValidation
 from cluster.training.state.run import TrainingRun
-from model.features import ITEM
+from model.features import ITEM, USER
+from retrieval.config import IndexConfig
 from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.synthetic import Population
+from tests.support.index_versions import publish_version
 from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 SMALL = 10_000
 REQUIRED_RATIO = 1 / 1.15
 _WARMUP = 5
+_KNOWN_EVENTS = 8
+# Lists need not be good ones: every search reads as many vectors as it would in a version that was tuned.
+_INDEX = IndexConfig(
+    nlist=1024, nprobe=8, build_iterations=1, max_imbalance=1e9, min_recall=0.0, device="cpu"
+)
 
 
 def main() -> int:
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--items", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--items", type=int, nargs="*", default=[1_000_000, 3_000_000])
+    parser.add_argument("--users", type=int, nargs="*", default=[2_000_000])
     parser.add_argument("--batch-events", type=int, nargs="+", default=[256, 4096])
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    sizes = [(items, SMALL) for items in arguments.items] + [(SMALL, users) for users in arguments.users]
     rows = [
-        measure(items, events, arguments.steps)
-        for items in arguments.items
+        measure(items, users, events, arguments.steps)
+        for items, users in sizes
         for events in arguments.batch_events
     ]
     worst = min(row["ratio"] for row in rows)
     result = {
         "name": "scale",
-        "baseline": f"the same steps with {SMALL:,} known items",
+        "baseline": f"the same steps with {SMALL:,} known items and users",
         "ratio": worst,
         "required": REQUIRED_RATIO,
         "passed": worst >= REQUIRED_RATIO,
@@ -60,50 +78,129 @@ def main() -> int:
     return finish(result, arguments.json)
 
 
-def measure(items: int, events: int, steps: int) -> dict[str, Any]:
-    """CPU seconds of a step with few and with many known items."""
-    runs = [_run(known, events, steps + _WARMUP) for known in (SMALL, items)]
-    seconds: list[list[float]] = [[], []]
-    for step in range(steps + _WARMUP):
-        for (run, batcher), spent in zip(runs, seconds, strict=True):
-            started = time.process_time()
-            _step(run, batcher, events, step)
-            spent.append(time.process_time() - started)
-    few, many = (spent[_WARMUP:] for spent in seconds)
-    ratios = [small / large for small, large in zip(few, many, strict=True)]
-    return {
-        "items": items,
-        "batch_events": events,
-        "ratio": statistics.median(ratios),
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "cpu_ms": statistics.median(many) * 1e3,
-        "baseline_cpu_ms": statistics.median(few) * 1e3,
-    }
+def measure(items: int, users: int, events: int, steps: int) -> dict[str, Any]:
+    """CPU seconds of a step with few and with many known items or users."""
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = (
+            _Scene(known, events, steps + _WARMUP, Path(folder) / name)
+            for name, known in (("small", (SMALL, SMALL)), ("large", (items, users)))
+        )
+        seconds: list[list[float]] = [[], []]
+        for step in range(steps + _WARMUP):
+            if step == _WARMUP:
+                small.begin_answers()
+                large.begin_answers()
+            for scene, spent in zip((small, large), seconds, strict=True):
+                started = time.process_time()
+                scene.step(step)
+                spent.append(time.process_time() - started)
+        few, many = (spent[_WARMUP:] for spent in seconds)
+        costs = [
+            statistics.median(of) + scene.answers_s / steps for scene, of in ((small, few), (large, many))
+        ]
+        try:
+            return {
+                "items": items,
+                "users": users,
+                "batch_events": events,
+                "ratio": costs[0] / costs[1],
+                "ratios": [round(a / b, 3) for a, b in zip(few, many, strict=True)],
+                **{name: cost * 1e3 for name, cost in zip(("baseline_cpu_ms", "cpu_ms"), costs, strict=True)},
+                "answers_share": large.answers_s / sum(many),
+                "baseline_answers_share": small.answers_s / sum(few),
+                "answered": large.answered,
+                "baseline_answered": small.answered,
+                "version_cpu_s": large.version_s,
+                "baseline_version_cpu_s": small.version_s,
+            }
+        finally:
+            small.close()
+            large.close()
 
 
-def _run(known: int, events: int, steps: int) -> tuple[TrainingRun, Batcher]:
-    stream = StreamConfig(user_attributes=["a", "b", "c"])
-    config = FreshetConfig(
-        stream=stream,
-        train=TrainConfig(batch_events=events),
-        progressive=ProgressiveConfig(exact_max_items=1),
-    )
-    run = TrainingRun.create(config, [0], Collectives(), torch.device("cpu"))
-    run.catalogue.apply(Population(items=known).catalogue())
-    for first in range(0, known, 100_000):
-        ids = np.arange(first, min(first + 100_000, known)) + 1
-        run.table.add(np.full(ids.shape[0], ITEM, np.int16), ids)
-    log = partitioned_log(Population(items=SMALL).events(events * steps), 1)
-    batcher = Batcher(stream, MemorySource(log, [0]), run.users, run.catalogue, NoDeadLetters())
-    return run, batcher
+@dataclass
+class _Answers:
+    """CPU seconds of the answers, and of the training thread as the budget of answers sees it."""
+
+    credit_s: float = 0.0
+
+    def cpu_s(self) -> float:
+        return time.thread_time() + self.credit_s
 
 
-def _step(run: TrainingRun, batcher: Batcher, events: int, step: int) -> None:
-    batch = batcher.next_batch(events)
-    prepared = run.train_step.prepare(batch, step)
-    run.progressive.score(batch, prepared)
-    run.train_step.train(prepared, step)
-    run.ledger.add_batch(batch)
+class _Scene:
+    """A run that knows so many items and users, its events, and its live version."""
+
+    def __init__(self, known: tuple[int, int], events: int, steps: int, storage: Path) -> None:
+        items, users = known
+        stream = StreamConfig(user_attributes=["a", "b", "c"])
+        config = FreshetConfig(
+            stream=stream,
+            train=TrainConfig(batch_events=events),
+            progressive=ProgressiveConfig(exact_max_items=1),
+        )
+        self._run = TrainingRun.create(config, [0], Collectives(), torch.device("cpu"))
+        self._run.catalogue.apply(Population(items=items, users=users).catalogue())
+        for table, count in ((ITEM, items), (USER, users)):
+            for ids in _in_pieces(count):
+                self._run.table.add(np.full(ids.shape[0], table, np.int16), ids)
+        _remember(self._run, users)
+        self._events = events
+        log = partitioned_log(Population(items=SMALL, users=SMALL).events(events * steps), 1)
+        self._batcher = Batcher(
+            stream, MemorySource(log, [0]), self._run.users, self._run.catalogue, NoDeadLetters()
+        )
+        published = publish_version(self._run, storage, _INDEX)
+        self._clock = _Answers()
+        self._served = ServedValidation(
+            published.progressive, lambda: True, lambda: AnsweringProcess(published), self._clock.cpu_s
+        )
+        self.version_s = 0.0
+
+    def begin_answers(self) -> None:
+        """Have the version read; it is paid for when this returns."""
+        deadline = time.monotonic() + 300
+        while self.answered == 0:
+            assert time.monotonic() < deadline, "no answer from the live version"
+            time.sleep(0.05)
+        self.version_s = self._served.spent_s
+        self._clock.credit_s = self.version_s / ProgressiveConfig.served_cpu_share
+
+    def step(self, step: int) -> None:
+        run, batch = self._run, self._batcher.next_batch(self._events)
+        prepared = run.train_step.prepare(batch, step)
+        run.progressive.score(batch, prepared)
+        run.train_step.train(prepared, step)
+        self._served.offer(batch, step, run.events_trained)
+        run.count_step(batch, prepared.global_targets.events)
+
+    @property
+    def answers_s(self) -> float:
+        """CPU seconds of the answers after the first one."""
+        return self._served.spent_s - self.version_s
+
+    @property
+    def answered(self) -> int:
+        """Events that were scored."""
+        sample: Any = self._served.to_json()["sample"]
+        return int(sum(sample))
+
+    def close(self) -> None:
+        self._served.close()
+
+
+def _remember(run: TrainingRun, users: int) -> None:
+    """Some events of every user."""
+    rng = np.random.default_rng(0)
+    for ids in _in_pieces(users):
+        start_R = np.arange(ids.shape[0] + 1) * _KNOWN_EVENTS
+        items = rng.integers(1, SMALL + 1, start_R[-1])
+        key = np.zeros(ids.shape[0], np.int32)
+        run.users.append(ids, key, start_R, items, np.zeros_like(items))
+
+
+def _in_pieces(count: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    return [np.arange(first, min(first + 100_000, count)) + 1 for first in range(0, count, 100_000)]
 
 
 if __name__ == "__main__":

@@ -115,10 +115,14 @@ class ServedValidation:
             Question(select_events(batch, chosen_E), asked.shape[0], step, events_before)
         )
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """As `progress.json` holds it."""
         with self._lock:
-            said = {"kind": SERVED, "version": self._version or None, "dropped": self._dropped}
+            said: dict[str, Any] = {
+                "kind": SERVED,
+                "version": self._version or None,
+                "dropped": self._dropped,
+            }
             return {**said, **self._curve.to_json()}
 
     def go_on_from(self, saved: Mapping[str, Any] | None) -> None:
@@ -127,6 +131,11 @@ class ServedValidation:
             with self._lock:
                 self._curve.load_json(saved)
                 self._dropped = int(saved["dropped"])
+
+    @property
+    def spent_s(self) -> float:
+        """CPU seconds that answers have cost, loading versions included."""
+        return self._spent_s
 
     def close(self) -> None:
         """End thread and process, whatever they do."""
