@@ -108,6 +108,12 @@ class TrainConfig:
     publish_every_s: float = setting(
         10.0, "Seconds between index versions (0 = only at the end).", at_least=0
     )
+    publish_in_thread_items: int = setting(
+        50_000,
+        "Number of items above which index versions are built by a process beside each worker, at a lower priority, "
+        "instead of a thread in it.",
+        at_least=0,
+    )
     max_restarts: int = setting(
         3,
         "How often a lost worker group is restarted, counted again after each new checkpoint (0 = never).",

@@ -101,8 +101,9 @@ class PartitionLedger:
 
     def to_table(self, places: Int64Array | None = None) -> pa.Table:
         """For the checkpoint: users and counts, with sums as schema metadata; all users, or those at some places."""
-        users, counts = self.user_counts()
-        if places is not None:
+        if places is None:
+            users, counts = self.user_counts()
+        else:
             users, counts = self._users.keys()[1][places], self.counts[places]
         return pa.table({"user_id": users, "events": counts}).replace_schema_metadata(self.sums)
 

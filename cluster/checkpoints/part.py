@@ -27,18 +27,21 @@ from retrieval.versions.store import Version
 Slice: TypeAlias = pa.Table | Callable[[], pa.Table]
 """A copy, or a function that makes one; the thread may call it at any time before `Part.changes`, during training."""
 
+Copy: TypeAlias = pa.Table | Callable[[], Iterator[pa.Table]]
+"""What was copied between two steps, or makes slices of what nothing changes any more."""
+
 
 @dataclass(frozen=True)
 class Copies:
     """Copies of small state, taken between two steps.
 
     Attributes:
-        tables: by file name.
+        tables: by file name; of what is large, a function that makes slices of one schema, for the thread that writes.
         tensors: by file name; on the CPU.
         told: this rank's data for the manifest, sent to rank 0.
     """
 
-    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    tables: Mapping[str, Copy] = field(default_factory=dict)
     tensors: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
 
@@ -178,10 +181,23 @@ class Part(ABC):
     learnt: ClassVar[bool] = False
 
     def forget(self) -> None:  # noqa: B027 (most parts are small, and have nothing to forget)
-        """Forget the changes so far, because a checkpoint has them."""
+        """Forget the changes so far: a checkpoint has them, or the base that begins."""
 
     def base(self) -> Iterator[tuple[str, Slice]]:
         """All of it in slices, (file, slice), grouped by file; entries that change later are repeated in `changes`."""
+        return iter(())
+
+    def changed_bytes(self) -> int:
+        """About how much `changes` would copy now; what is small counts as nothing."""
+        return 0
+
+    def changes_in_slices(self, number: int) -> Iterator[tuple[str, Slice]]:
+        """What `changes` would copy, as `base` has it: what changes from here on is in `changes` whole.
+
+        Args:
+            number: from 1 on, of the call within a checkpoint; a part of the file's name. Later files hold over earlier
+                ones.
+        """
         return iter(())
 
     def changes(self) -> dict[str, pa.Table]:

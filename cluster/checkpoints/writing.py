@@ -1,13 +1,18 @@
 """One rank's part in writing a checkpoint: copied between steps, written by a thread, committed at a later step.
 
-    idle ──begin──► base ──advance──► writing ──advance──► idle        a full one
-    idle ──begin────────────────────► writing ──advance──► idle        a delta
+    idle ──begin──► slices ──advance──► writing ──advance──► idle      a full one, or a delta of much
+                   ▲      │ advance: much has changed meanwhile
+                   └──────┘
+    idle ──begin──────────────────────► writing ──advance──► idle      a delta of little
 
 For a full checkpoint, the growing parts are passed in slices, for a few milliseconds between steps, to a thread that
 writes them. Rows are copied by the thread itself while they are trained on. When the last slice of every rank is
 written, everything that has changed since the first one is copied at once, as for a delta, and written beside it, which
 also corrects rows that the thread read half changed. The checkpoint is the state at that step. So training never waits
 for a copy of everything, which would cost as much as writing it.
+
+If much has changed, these changes are copied in slices first, and again while there is much left, so that the last copy
+takes a few milliseconds too.
 
 If storage fails (a full disk, an unreachable object store), only the checkpoint is lost, not the run: all ranks give it
 up, a warning is logged, and the next one is full. Only the last checkpoint of a run must succeed.
@@ -19,24 +24,25 @@ import itertools
 import logging
 import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, Writing
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.checkpoints.part import Part, Slice
+from cluster.checkpoints.part import Copy, Part, Slice
 from cluster.collectives import Collectives
 from retrieval.storage.base import Hook, nothing
 from retrieval.storage.durable import FileEntry
 
 _SLICES_AHEAD = 8
 _ELSEWHERE = "on another rank"
+_AT_ONCE_BYTES = 8 << 20
+_MOST_ROUNDS = 5
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +73,8 @@ class _OnItsWay:
     writing: Writing
     parent: Checkpoint | None
     entries: list[FileEntry] = field(default_factory=list)
+    rounds: int = 0
+    """How often changes have been copied in slices."""
     told: Mapping[str, Any] | None = None
     """This rank's data for the manifest; empty before the snapshot."""
     job: Future[list[FileEntry]] | None = None
@@ -82,6 +90,7 @@ class Checkpointer:
         parent: the checkpoint that this run resumed from; None makes the first checkpoint a full one.
         policy: when to write a full one.
         at: fault hook, by the numbered steps of `checkpoint.py`.
+        at_snapshot: called at the instant that a checkpoint is of.
     """
 
     def __init__(
@@ -93,11 +102,13 @@ class Checkpointer:
         parent: Checkpoint | None = None,
         policy: FullPolicy | None = None,
         at: Hook = nothing,
+        at_snapshot: Callable[[], None] = lambda: None,
     ) -> None:
         self.stalls_s: list[float] = []
         """How long each checkpoint has delayed training so far, on this rank."""
         self._store, self._comm, self._parts = store, comm, parts
         self._parent, self._policy, self._at = parent, policy or FullPolicy(), at
+        self._at_snapshot = at_snapshot
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._now: _OnItsWay | None = None
         self._failed = False
@@ -127,18 +138,19 @@ class Checkpointer:
         if plan is None:
             self._give_up()
             return
-        writing, full = plan
+        writing, full, much = plan
         self._now = _OnItsWay(writing, None if full else self._parent)
+        self.stalls_s.append(0.0)
         if full:
             for part in self._parts:
                 part.forget()
-            self._slices = (piece for part in self._parts for piece in part.base())
-            self._queue = queue.Queue(_SLICES_AHEAD)
-            self._now.job = self._thread.submit(self._write_base, writing, self._queue)
-            self.stalls_s.append(time.perf_counter() - started)
+            self._copy_in_slices(piece for part in self._parts for piece in part.base())
+        elif much:
+            self._copy_changes_in_slices()
+        self.stalls_s[-1] += time.perf_counter() - started
+        if full or much:
             self.copy_some()
         else:
-            self.stalls_s.append(time.perf_counter() - started)
             self._take_snapshot()
 
     def copy_some(self, budget_s: float = 0.005) -> None:
@@ -163,10 +175,16 @@ class Checkpointer:
         error = self._now.job.exception()
         if error is not None and not isinstance(error, OSError):
             raise error
-        if self._comm.exchange(np.array([float(error is not None)])).sum() > 0:
+        more = self._now.told is None and self._now.rounds < _MOST_ROUNDS and self._much_has_changed
+        failed, much = self._comm.exchange(np.array([error is not None, more], np.float64)).sum(axis=0)
+        if failed:
             self._give_up(error)
             return None
         self._now.entries += self._now.job.result()
+        if much:
+            self._copy_changes_in_slices()
+            self.stalls_s[-1] += time.perf_counter() - started
+            return None
         if self._now.told is None:
             self.stalls_s[-1] += time.perf_counter() - started
             self._take_snapshot()
@@ -216,7 +234,24 @@ class Checkpointer:
             committed = self.advance()
         return committed
 
-    def _agree_on_plan(self, step: int) -> tuple[Writing, bool] | None:
+    @property
+    def _much_has_changed(self) -> bool:
+        """Whether changes take longer to copy than training should wait."""
+        return sum(part.changed_bytes() for part in self._parts) > _AT_ONCE_BYTES
+
+    def _copy_changes_in_slices(self) -> None:
+        assert self._now is not None
+        self._now.rounds += 1
+        number = self._now.rounds
+        self._copy_in_slices(piece for part in self._parts for piece in part.changes_in_slices(number))
+
+    def _copy_in_slices(self, slices: Iterator[tuple[str, Slice]]) -> None:
+        assert self._now is not None
+        self._slices, self._queue = slices, queue.Queue(_SLICES_AHEAD)
+        self._now.job = self._thread.submit(self._write_slices, self._now.writing, self._queue)
+
+    def _agree_on_plan(self, step: int) -> tuple[Writing, bool, bool] | None:
+        """Where to, whether it is a full one, and whether a delta is of much."""
         plan: tuple[str, bool] | None = None
         if self._comm.rank == 0:
             try:
@@ -224,8 +259,11 @@ class Checkpointer:
             except OSError as error:
                 self.problem = f"no checkpoint can begin in {self._store.where}: {error}"
                 _log.error("%s", self.problem)
-        agreed: tuple[str, bool] | None = self._comm.gather_objects(plan)[0]
-        return (Writing(self._store.storage, agreed[0]), agreed[1]) if agreed is not None else None
+        told = self._comm.gather_objects((plan, self._much_has_changed))
+        agreed: tuple[str, bool] | None = told[0][0]
+        if agreed is None:
+            return None
+        return Writing(self._store.storage, agreed[0]), agreed[1], any(much for _, much in told)
 
     def _wants_full(self) -> bool:
         """Whether the policy requires it, or the checkpoint that a delta would build on is gone."""
@@ -246,7 +284,8 @@ class Checkpointer:
         assert self._now is not None
         started = time.perf_counter()
         self._at("snapshot")
-        tables = {
+        self._at_snapshot()
+        tables: dict[str, Copy] = {
             file: table for part in self._parts for file, table in part.changes().items() if table.num_rows
         }
         tensors: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -306,7 +345,9 @@ class Checkpointer:
             if self._comm.rank == 0:
                 now.writing.storage.discard(now.writing.name)
 
-    def _write_base(self, writing: Writing, pieces: queue.Queue[tuple[str, Slice] | None]) -> list[FileEntry]:
+    def _write_slices(
+        self, writing: Writing, pieces: queue.Queue[tuple[str, Slice] | None]
+    ) -> list[FileEntry]:
         entries = []
         for file, slices in itertools.groupby(iter(pieces.get, None), key=lambda piece: piece[0]):
             self._at("write")
@@ -317,13 +358,13 @@ class Checkpointer:
     def _write(
         self,
         writing: Writing,
-        tables: Mapping[str, pa.Table],
+        tables: Mapping[str, Copy],
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
     ) -> list[FileEntry]:
         entries = []
         for file, table in tables.items():
             self._at("write")
-            entries.append(writing.write_table(file, table))
+            entries.append(writing.write_table(file, table() if callable(table) else table))
         for file, values in tensors.items():
             self._at("write")
             entries.append(writing.write_tensors(file, values))

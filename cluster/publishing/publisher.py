@@ -1,12 +1,12 @@
-"""From rows to a live index version: every rank encodes its own items, rank 0 builds, gates and promotes.
+"""From a committed checkpoint to a live index version, beside training.
 
-snapshot (collective, between two steps)    each rank: item tower over its own items ► Arrow part, its rows ► Arrow part
-                                            rank 0: query tower, recent queries, append times of what was trained
-build (rank 0, in a thread)                 Faiss IVF ► gate ► manifest ► pointer swap, while training goes on
+    snapshot of a checkpoint      what was trained until now is in it (`cover`)
+    its commit                    ► `start`, at the same step on every rank; one at a time
+    a thread of each rank         tells the others its recent queries and append times, then builds: itself where the
+                                  catalogue is small, else by a process beside the worker (`builder_process.py`)
 
-Every attempt has a folder of its own, so that a trainer and any number of refreshes may publish beside one another; its
-ranks own it together, and it is removed by the next attempt, of anybody, once all of them are gone. Storage that fails
-costs the version, not the run.
+What is live is so always a state that a restarted run goes on from. Storage that fails and a builder that is lost cost
+the version, not the run.
 """
 
 from __future__ import annotations
@@ -14,200 +14,226 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
-from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.observability.freshness import Freshness, UnpublishedAppends
-from cluster.publishing.index_device import index_settings, with_room
-from cluster.publishing.item_encoding import encode_owned_items
-from cluster.publishing.query_side import save_query_side
+from cluster.publishing.attempt import Attempt, Outcome, make_version
+from cluster.publishing.builder_process import BuilderLost, BuilderProcess
+from cluster.publishing.building import Questions, new_towers
 from cluster.publishing.version_store import version_store
 from cluster.storage_trouble import StorageTrouble
-from cluster.tables.sharded_embedding import ShardedEmbedding
-from model.two_tower import TwoTower
-from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
-from retrieval.versions.publish import PublishReport, publish, write_part
-from retrieval.versions.store import VersionError
-from streaming.catalogue.catalogue import Catalogue
+from retrieval.ranks import OtherRankError
+from retrieval.storage.owned_folder import OwnedFolder, OwnedFolders
+from retrieval.versions.publish import PublishReport
+from streaming.arrays import Float32Array, Int64Array
 
+_PATIENCE = timedelta(minutes=10)
+"""How long a rank's thread waits for those of the others: for rank 0's part of a small catalogue."""
+_CLOSE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What one version is built from, all of the same step."""
+class _Share:
+    """What a rank tells the others; the checkpoint is rank 0's to say."""
 
-    folder: OwnedFolder | None  # on rank 0
-    parts: list[Path]
-    items: int
-    queries: npt.NDArray[np.float32]
-    append_ms: npt.NDArray[np.int64]
-    metadata: dict[str, object]
+    append_ms: Int64Array
+    location: str = ""
+    checkpoint: str = ""
+    items: int = 0
 
 
 class Publisher:
-    """Publishes index versions of one run; one at a time.
+    """Publishes the index versions of one rank's run, with the other ranks.
 
     Args:
-        comm: the ranks.
+        comm: the ranks. Collective.
         config: settings; versions go to `train.index_path`, by default to `storage_path/index`.
+        device: that encodes.
         check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
+
+    Making one draws from torch's default generator.
     """
 
     def __init__(
-        self, comm: Collectives, config: FreshetConfig, check: Callable[[], None] = lambda: None
+        self,
+        comm: Collectives,
+        config: FreshetConfig,
+        device: torch.device,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.storage = Path(config.storage_path)
         self.store = version_store(config)
         self.unpublished = UnpublishedAppends()
+        """When the events were appended that were trained since the last snapshot of a checkpoint."""
         self.freshness = Freshness()
         self.last: PublishReport | None = None
         self.published = 0
         self.error: BaseException | None = None
         """What is no matter of storage; `wait` raises it."""
-        self._comm, self._config, self._check = comm, config, check
-        self._attempts = OwnedFolders(self.storage / ".publish", "attempt-")
+        self._comm, self._config, self._check = comm.beside(_PATIENCE), config, check
+        self._device, self._towers = device, new_towers(config, device)
+        self._covered, self._covering = UnpublishedAppends(), threading.Lock()
         self._trouble = StorageTrouble("index versions cannot be written")
-        self._index_config = index_settings(config)  # one `device` setting decides for towers and index alike
+        self._meetings = OwnedFolders(Path(config.storage_path) / ".publish", "builders-")
         self._thread: threading.Thread | None = None
+        self._process: BuilderProcess | None = None
+        self._closed = False
 
     @property
     def busy(self) -> bool:
-        """A version is being built (rank 0)."""
+        """A version is being built."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def problem(self) -> str:
-        """Why the storage takes no versions at present (rank 0); empty if it does."""
+        """Why no versions can be written at present (rank 0); empty if they can."""
         return self._trouble.problem
 
-    def snapshot(
-        self,
-        model: TwoTower,
-        table: ShardedEmbedding,
-        catalogue: Catalogue,
-        queries: list[npt.NDArray[np.float32]],
-        metadata: dict[str, object],
-    ) -> Snapshot | None:
-        """Collective. Write this rank's parts; rank 0 also writes the query tower and the catalogue.
+    def cover(self) -> None:
+        """A snapshot for a checkpoint is taken: it has what was trained until now."""
+        self._cover(self.unpublished.drain())
 
-        None on every rank if the storage failed on one of them: it is logged once, and the next attempt is as good.
+    def start(self, checkpoint: Checkpoint | None, queries: Sequence[Float32Array], items: int) -> None:
+        """Collective. Build a version of a checkpoint while training goes on.
+
+        Args:
+            checkpoint: the newest one; on rank 0.
+            queries: float32 (n, D) each, the recent query vectors of this rank.
+            items: how many are known; on rank 0.
         """
-        folder, problem = self._begin_attempt() if self._comm.rank == 0 else (None, "")
-        path, problem = self._comm.gather_objects((str(folder.path) if folder else "", problem))[0]
-        ids, vectors = encode_owned_items(model, table, catalogue, self._comm)
-        if not problem:
-            problem = self._write_parts(Path(path), ids, vectors.cpu().numpy(), model, table, catalogue)
-        width, appends = self._config.model.dim, self.unpublished.drain()
-        mine = np.concatenate([np.zeros((0, width), np.float32), *queries])
-        gathered = self._comm.gather_objects((problem, str(self._part(Path(path))), mine, appends))
-        problems = [f"rank {rank}: {entry[0]}" for rank, entry in enumerate(gathered) if entry[0]]
-        if problems:
-            self.unpublished.add(appends)
-            if folder is not None:
-                folder.remove()
-            if self._comm.rank == 0:
-                self._trouble.failed(problems[0])
-            return None
-        return Snapshot(
-            folder,
-            [Path(entry[1]) for entry in gathered],
-            catalogue.item_count,
-            np.ascontiguousarray(np.concatenate([entry[2] for entry in gathered])),
-            np.concatenate([entry[3] for entry in gathered]),
-            metadata,
-        )
-
-    def build_in_background(self, snapshot: Snapshot) -> None:
-        """Rank 0: build and promote while training goes on."""
-        self._thread = threading.Thread(target=self._build_safely, args=(snapshot,), name="publish")
+        if self._thread is not None:
+            self._thread.join()  # of another rank it may be a moment behind
+        with self._covering:
+            appends = self._covered.drain()
+        chosen = [np.zeros((0, self._config.model.dim), np.float32), *queries]
+        arguments = (checkpoint, chosen, appends, items)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="publish")
         self._thread.start()
 
-    def build(self, snapshot: Snapshot) -> PublishReport:
-        """Rank 0: build, gate and promote; a version that fails its gate leaves the live one in place.
-
-        Raises:
-            OSError, VersionError: the storage failed.
-        """
-        assert snapshot.folder is not None
-        try:
-            extra = {path.name: path for path in snapshot.folder.path.iterdir() if path.name != LOCK}
-            for part in snapshot.parts:
-                extra.pop(part.name, None)
-            report = publish(
-                self.store,
-                snapshot.parts,
-                snapshot.queries,
-                with_room(self._index_config, snapshot.items, self._config.model.dim),
-                extra_files=extra,
-                metadata=snapshot.metadata,
-                seed=self._config.seed,
-                before_commit=self._check,
-            )
-        finally:
-            snapshot.folder.remove()
-        if report.version is not None:
-            self.published += 1
-            self.freshness.add(time.time() - snapshot.append_ms / 1000.0)
-        else:
-            self.unpublished.add(snapshot.append_ms)
-        self.last = report
-        self._trouble.works()
-        return report
+    def give_up(self, problem: str) -> None:
+        """No checkpoint could be committed for a version (rank 0); said once."""
+        self._trouble.failed(problem)
 
     def wait(self) -> None:
-        """Rank 0: until the version in progress is live, refused or given up; raises what is no matter of storage."""
+        """Until the version in progress is live, refused or given up; raises what is no matter of storage."""
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
         if self.error is not None:
             raise self.error
 
-    def _begin_attempt(self) -> tuple[OwnedFolder | None, str]:
+    def close(self) -> None:
+        """End the process that builds versions, whatever it is building; a thread gets a moment."""
+        self._closed = True
+        if self._process is not None:
+            self._process.close()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+
+    def _run(
+        self, checkpoint: Checkpoint | None, queries: list[Float32Array], appends: Int64Array, items: int
+    ) -> None:
+        everyones = appends
         try:
-            self._check()
-            folder = self._attempts.make()
-            folder.share()
+            share = _Share(appends)
+            if checkpoint is not None:
+                share = _Share(appends, checkpoint.storage.where, checkpoint.name, items)
+            shares: list[_Share] = self._comm.gather_objects(share)
+            everyones = np.concatenate([share.append_ms for share in shares])
+            outcome = self._agreed(self._build(shares[0], Questions(np.concatenate(queries))))
+        except Exception as error:  # the thread must not die in silence: `wait` and the worker loop raise it
+            lost = self._comm.broken or self._comm.explains(error)
+            outcome = Outcome(problem=str(error)) if lost else Outcome(error=error)
+        self._settle(outcome, appends, everyones)
+
+    def _build(self, first: _Share, questions: Questions) -> Outcome:
+        attempt = Attempt(self._config, first.location, first.checkpoint, questions)
+        if first.items <= self._config.train.publish_in_thread_items:
+            return make_version(self._comm, attempt, self._towers, self._check)
+        try:
+            process = self._builder()
+            return process.build(attempt, self._check)
+        except (BuilderLost, OSError) as error:
+            return Outcome(problem=str(error), lost=True)
+
+    def _builder(self) -> BuilderProcess:
+        """Collective. The process of this rank; where one of them is gone, all are started again.
+
+        Raises:
+            BuilderLost, OSError: one of them does not start, or does not find the others; on every rank.
+        """
+        if all(self._comm.gather_objects(self._process is not None and self._process.alive)):
+            assert self._process is not None
+            return self._process
+        self._end_process()
+        folder, problem = self._meeting() if self._comm.rank == 0 else (None, "")
+        path, problem = self._comm.gather_objects((str(folder.path) if folder else "", problem))[0]
+        if problem:
+            raise OSError(problem)
+        meeting, threads = Path(path) / "meeting", self._config.train.threads_per_worker
+        try:
+            self._process = BuilderProcess(self._comm.rank, self._comm.world, meeting, self._device, threads)
+            self._process.wait_joined()
+        except (BuilderLost, OSError) as error:
+            problem = str(error)
+        problems = [problem for problem in self._comm.gather_objects(problem) if problem]
+        if folder is not None:
+            folder.remove()
+        if problems:
+            raise BuilderLost(problems[0])
+        assert self._process is not None
+        return self._process
+
+    def _meeting(self) -> tuple[OwnedFolder | None, str]:
+        try:
+            return self._meetings.make(), ""
         except OSError as error:
             return None, str(error)
-        return folder, ""
 
-    def _part(self, folder: Path) -> Path:
-        return folder / f"items-{self._comm.rank:04d}.arrow"
+    def _end_process(self) -> None:
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
-    def _write_parts(
-        self,
-        folder: Path,
-        ids: npt.NDArray[np.int64],
-        vectors: npt.NDArray[np.float32],
-        model: TwoTower,
-        table: ShardedEmbedding,
-        catalogue: Catalogue,
-    ) -> str:
-        """What this rank adds to an attempt; what went wrong, if something did."""
-        try:
-            with share_folder(folder):
-                write_part(self._part(folder), ids, vectors)
-                save_query_side(folder, model, table, catalogue, self._config, self._comm)
-        except OSError as error:
-            return str(error)
-        return ""
+    def _agreed(self, mine: Outcome) -> Outcome:
+        """Collective. What came of it on all ranks together."""
+        own = mine.error is not None and not isinstance(mine.error, OtherRankError)
+        told = self._comm.gather_objects((mine.problem, str(mine.error) if own else "", mine.lost))
+        if any(lost for _, _, lost in told):
+            self._end_process()
+        errors = [f"rank {rank}: {error}" for rank, (_, error, _) in enumerate(told) if error]
+        problems = [problem for problem, _, _ in told if problem]
+        if errors:
+            return mine if own else Outcome(error=RuntimeError(f"publishing failed on {errors[0]}"))
+        return Outcome(problem=problems[0]) if problems else mine
 
-    def _build_safely(self, snapshot: Snapshot) -> None:
-        try:
-            self.build(snapshot)
-        except (OSError, VersionError) as error:
-            self.unpublished.add(snapshot.append_ms)
-            self._trouble.failed(error)
-        except StorageTaken as error:  # no bug: it ends the run with one line
-            self.error = error
-        except Exception as error:  # the thread must not die in silence: `wait` and the worker loop raise it
-            _log.exception("publishing step %s failed", snapshot.metadata.get("step"))
-            self.error = error
+    def _settle(self, outcome: Outcome, mine: Int64Array, everyones: Int64Array) -> None:
+        if self._closed:
+            return
+        report = outcome.report
+        if report is None or report.version is None:
+            self._cover(mine)  # the next version has it
+        if outcome.error is not None:
+            _log.error("publishing failed", exc_info=outcome.error)
+            self.error = outcome.error
+        elif report is None:
+            if self._comm.rank == 0:
+                self._trouble.failed(outcome.problem)
+        else:
+            self.last = report
+            self._trouble.works()
+            if report.version is not None:
+                self.published += 1
+                self.freshness.add(time.time() - everyones / 1000.0)
+
+    def _cover(self, append_ms: Int64Array) -> None:
+        with self._covering:
+            self._covered.add(append_ms)

@@ -148,6 +148,11 @@ class LocalRows:
         self.last_seen_ms_C[local] = last_seen_ms_K
         self.changed_C[local] = 0
 
+    @property
+    def changed_count(self) -> int:
+        """How many rows `take_changes` would return."""
+        return int(np.count_nonzero(self.changed_C[: self.index.top]))
+
     def take_changes(self) -> tuple[Int64Array, tuple[Int16Array, Int64Array]]:
         """The changes since the last call, for delta checkpoints; clears them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,6 +42,7 @@ class Saving:
         since: remembers what was saved.
         progress: reports each checkpoint.
         on_checkpoint: called with a few numbers after each attempt.
+        at_snapshot: called at the instant that a checkpoint is of.
         at: fault hook, by the numbered steps of `checkpoint.py`.
     """
 
@@ -53,17 +55,27 @@ class Saving:
         since: Since,
         progress: ProgressReporter,
         on_checkpoint: Callable[[Mapping[str, Any]], None],
+        at_snapshot: Callable[[], None],
         at: Hook,
     ) -> None:
         self._config, self._comm, self._store, self._intake = config, comm, store, intake
         self._since, self._progress, self._on_checkpoint, self._at = since, progress, on_checkpoint, at
+        self._at_snapshot = at_snapshot
         self._group_offsets = GroupOffsets(config.stream)
         self._last_s = time.monotonic()
+        self._letters_late_s = -math.inf
+        self.newest: Checkpoint | None = None
+        """The last that was committed here (rank 0)."""
+        self.committed = self.tried = 0
+        """How many were, and how many have come to an end, committed or not (rank 0)."""
         self._attached: tuple[TrainingRun, Checkpointer] | None = None
 
     def attach(self, run: TrainingRun, parent: Checkpoint | None) -> None:
         """Save this run from here on, which is in the state of `parent`, or new."""
-        self._attached = (run, checkpointer_of(run, self._store, self._comm, parent, self._at))
+        checkpointer = checkpointer_of(
+            run, self._store, self._comm, parent, self._at, at_snapshot=self._snapshot_taken
+        )
+        self._attached = (run, checkpointer)
 
     def detach(self) -> None:
         """Let the checkpointer's thread end; what was not committed is garbage."""
@@ -81,17 +93,20 @@ class Saving:
         """Whether this rank's part of the checkpoint on its way is written, for better or worse."""
         return self._checkpointer.ready
 
-    def due(self, now: float) -> bool:
-        """Whether a checkpoint should begin (rank 0)."""
-        waited = now - self._last_s >= self._config.train.checkpoint_every_s
-        return self._checkpointer.idle and waited and self._since.unsaved
+    def due(self, now: float, *, wanted: bool = False) -> bool:
+        """Whether a checkpoint should begin (rank 0); one that is `wanted` does not wait for its time."""
+        waited = wanted or now - self._last_s >= self._config.train.checkpoint_every_s
+        may = self._checkpointer.idle and now - self._letters_late_s >= _LETTERS_RETRY_S
+        return may and waited and (wanted or self._since.unsaved)
 
     def begin(self) -> None:
         """Collective. Begin a checkpoint, unless dead letters are on their way."""
         self._last_s = time.monotonic()
         if self._letters_arrived():
-            self._since.saving()
             self._checkpointer.begin(self._run.step)
+            self._note_end()
+        else:
+            self._letters_late_s = self._last_s
 
     def copy_some(self) -> None:
         """Between two steps: go on with the checkpoint on its way for a few milliseconds."""
@@ -101,6 +116,7 @@ class Saving:
         """Collective, once every rank is `ready`: go on with the checkpoint on its way, or commit it."""
         if self._letters_arrived():  # what a snapshot counts as a dead letter is in its topic
             self._tell(self._checkpointer.advance())
+            self._note_end()
 
     def commit_now(self) -> Checkpoint | None:
         """Collective. Commit a checkpoint of this very step; on rank 0 what was committed.
@@ -126,7 +142,6 @@ class Saving:
             CheckpointError: the storage took no checkpoint; the same on every rank.
         """
         self._wait_for_letters(*letters)
-        self._since.saving()
         step = self._run.step
         self._tell(commit_last(self._checkpointer, step, self._comm, patience_s=storage_s, waiting=waiting))
 
@@ -169,8 +184,16 @@ class Saving:
                 )
             time.sleep(_LETTERS_RETRY_S)
 
+    def _snapshot_taken(self) -> None:
+        self._since.saving()
+        self._at_snapshot()
+
+    def _note_end(self) -> None:
+        self.tried += self._checkpointer.idle
+
     def _tell(self, committed: Checkpoint | None) -> None:
         if committed is not None:
+            self.newest, self.committed = committed, self.committed + 1
             self._since.saved()
             self._at("offsets")
             self._progress.checkpointed(committed)

@@ -42,16 +42,22 @@ class Since:
         return self._published != self._model
 
     def saving(self) -> None:
-        """A checkpoint begins: it holds what there is now, and perhaps more."""
+        """The snapshot of a checkpoint is taken: it holds what there is now, and perhaps more."""
         self._saving = self._state
 
     def saved(self) -> None:
         """The checkpoint that was begun is committed."""
         self._saved = self._saving
 
+    @property
+    def saved_model(self) -> bool:
+        """Whether a version of the last committed checkpoint would be of what there is now."""
+        return self._saved is not None and self._saved[: len(self._model)] == self._model
+
     def published(self) -> None:
-        """A version is built of what there is now; one that its gate refuses would be refused again."""
-        self._published = self._model
+        """A version of the last committed checkpoint is built; one that its gate refuses would be refused again."""
+        assert self._saved is not None, "nothing is saved"
+        self._published = self._saved[: len(self._model)]
 
     @property
     def _state(self) -> _Mark:

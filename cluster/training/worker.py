@@ -70,7 +70,7 @@ class Worker:
             claimed=config.claimed_locations,
             at=at,
         )
-        self.publisher = Publisher(comm, config, self.checkpoints.check_claim)
+        self.publisher = Publisher(comm, config, device, self.checkpoints.check_claim)
         join_run(self.checkpoints, run_id, comm)  # first of all: who was evicted writes nothing
         self._intake = Intake(config, comm)
         self.run = self._new_run(self._intake.count_partitions())
@@ -82,9 +82,18 @@ class Worker:
             config, comm, device, self.progress, self.publisher.unpublished, self._served
         )
         self._saving = Saving(
-            config, comm, self.checkpoints, self._intake, self._since, self.progress, on_checkpoint, at
+            config,
+            comm,
+            self.checkpoints,
+            self._intake,
+            self._since,
+            self.progress,
+            on_checkpoint,
+            self.publisher.cover,
+            at,
         )
-        self._publishing = Publishing(self.publisher, comm, self._since, config.train.publish_every_s)
+        every_s = config.train.publish_every_s
+        self._publishing = Publishing(self.publisher, comm, self._saving, self._since, every_s)
 
     def train(self) -> dict[str, Any]:
         """Run until the stream ends, `train.stop_after_rows`, or a stop is asked for; the last progress (rank 0)."""
@@ -95,7 +104,7 @@ class Worker:
                 self._absorb(decision)
                 if decision.failed:
                     self.publisher.wait()
-                    raise RuntimeError("publishing failed on rank 0; see its log")
+                    raise RuntimeError("publishing failed on another rank; see its log")
                 if self._stepping.in_hand and not decision.only_a_step:
                     self._step(ahead=False)  # whatever else is done finds every batch that was taken trained
                     decision = replace(decision, step=False)
@@ -125,6 +134,7 @@ class Worker:
         finally:
             self._served.close()
             self._notice.close()
+            self.publisher.close()
             self._saving.close(_STOP_OFFSETS_S if self._notice.asked else None)
             self._intake.close()
             self.run.close()
@@ -209,6 +219,7 @@ class Worker:
             figures=rank_figures(run),
         )
         report.checkpoint_ready = float(self._saving.ready)
+        report.failed = float(self.publisher.error is not None)
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = steps.validation
         if self.comm.rank == 0:
             self._add_wishes(report)
@@ -219,11 +230,11 @@ class Worker:
         now = time.monotonic()
         report.linger_over = float(now - self._stepping.last_step_s >= self.config.train.linger_s)
         report.catalogue_waiting = float(self._intake.catalogue_waiting(now))
-        report.checkpoint_due = float(self._saving.due(now))
-        report.publish_due = float(self._publishing.due(self.run, now))
+        self._publishing.consider(self.run, now)
+        report.checkpoint_due = float(self._saving.due(now, wanted=self._publishing.wants_checkpoint))
+        report.publish_due = float(self._publishing.ready)
         report.growth_found = float(self._intake.growth_found)
         report.stop_asked = float(self._notice.asked)
-        report.failed = float(self.publisher.error is not None)
 
     def _absorb(self, decision: Decision) -> None:
         self.run.curve.add(self._stepping.validated_at, decision.validation)

@@ -3,6 +3,11 @@
 Shapes: N items, Q queried ids, C categories kept per item, F user attributes, R records of an update.
 """
 
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -28,6 +33,7 @@ from streaming.histories.id_index import IdIndex
 __all__ = ["Catalogue", "CatalogueReader", "CatalogueUpdate"]
 
 _FIRST_ROOM = 1024
+_AT_ONCE = 1 << 14
 _Array = TypeVar("_Array", bound=np.ndarray[Any, Any])
 
 
@@ -46,6 +52,7 @@ class Catalogue:
         self._living_before_gone = np.zeros(0, np.int64)  # so many living items precede each of them
         self._attributes_UF = np.zeros((_FIRST_ROOM, len(config.user_attributes)), np.int64)
         self._deleted_U = np.zeros(_FIRST_ROOM, np.bool_)
+        self._views: list[weakref.ref[CatalogueView]] = []
 
     @property
     def item_ids(self) -> Int64Array:
@@ -106,34 +113,45 @@ class Catalogue:
         """The title of each item, empty where there is none."""
         return [(self._title_N[at] or "") if at >= 0 else "" for at in self._items.find(item_Q)]
 
+    def view(self) -> CatalogueView:
+        """All of it as it is now, in time that does not depend on its size; for one other thread.
+
+        Nothing is copied unless a record changes a known item or user while the view is in use.
+        """
+        view = CatalogueView(
+            self._items.ids,
+            self._title_N,
+            self._categories_NC,
+            self._deleted_N,
+            self._users.ids,
+            self._attributes_UF,
+            self._deleted_U,
+        )
+        self._views = [*(known for known in self._views if known() is not None), weakref.ref(view)]
+        return view
+
     def snapshot(self) -> CatalogueUpdate:
         """The whole catalogue as one update: applied to an empty catalogue, it gives an equal one.
 
         Deleted users are not in it. The ids of deleted items are, because their events must still be recognized.
         """
-        n = len(self._items)
-        here_U = np.flatnonzero(~self._deleted_U[: len(self._users)])
-        # By id, not by arrival: a user who was deleted and returns then has the same place as in a restored run.
-        order_U = here_U[np.argsort(self._users.ids[here_U])]
-        categories_NC = self._categories_NC[:n]
-        items = [
-            pa.array(self._items.ids),
-            pa.array(self._title_N[:n], pa.string()),
-            _ragged(categories_NC, categories_NC != 0),
-            pa.array(self._deleted_N[:n]),
-        ]
-        attributes_UF = self._attributes_UF[order_U]
-        attributes = _ragged(attributes_UF, np.ones(attributes_UF.shape, np.bool_))
-        users = [
-            pa.array(self._users.ids[order_U]),
-            attributes,
-            pa.array(np.zeros(len(order_U), np.bool_)),
-        ]
-        return CatalogueUpdate(pa.table(items, schema=ITEM_SCHEMA), pa.table(users, schema=USER_SCHEMA))
+        view = self.view()
+        return CatalogueUpdate(
+            pa.concat_tables(view.items()).combine_chunks(), pa.concat_tables(view.users()).combine_chunks()
+        )
+
+    def _leave_views(self) -> None:
+        """What a view reads stays as it is: this goes on with copies."""
+        if any(view() is not None for view in self._views):
+            self._title_N, self._categories_NC = self._title_N.copy(), self._categories_NC.copy()
+            self._deleted_N, self._deleted_U = self._deleted_N.copy(), self._deleted_U.copy()
+            self._attributes_UF = self._attributes_UF.copy()
+        self._views = []
 
     def _apply_items(self, items: pa.Table) -> None:
         if items.num_rows == 0:
             return
+        self._leave_views()
         at_R = self._items.add(items[ITEM_ID].to_numpy())
         self._make_room()
         # NumPy's assignment by index keeps the last of several values for one place.
@@ -157,6 +175,7 @@ class Catalogue:
                 f"a user record has {found} attributes, but stream.user_attributes names {width}: "
                 "the catalogue was read with other settings"
             )
+        self._leave_views()
         at_R = self._users.add(users[USER_ID].to_numpy())
         self._make_room()
         self._attributes_UF[at_R] = lists.flatten().to_numpy().reshape(-1, width)
@@ -169,6 +188,56 @@ class Catalogue:
         self._deleted_N = _grown(self._deleted_N, items, False)
         self._attributes_UF = _grown(self._attributes_UF, users, 0)
         self._deleted_U = _grown(self._deleted_U, users, False)
+
+
+@dataclass(frozen=True, eq=False)
+class CatalogueView:
+    """A catalogue as it was when the view was made; arrays may have room for more.
+
+    Attributes:
+        item_N: int64, in order of arrival; `user_U` likewise.
+    """
+
+    item_N: Int64Array
+    title_N: npt.NDArray[np.object_]
+    categories_NC: Int64Array
+    deleted_N: npt.NDArray[np.bool_]
+    user_U: Int64Array
+    attributes_UF: Int64Array
+    deleted_U: npt.NDArray[np.bool_]
+
+    def items(self) -> Iterator[pa.Table]:
+        """All items in ITEM_SCHEMA, in order of arrival, in slices; one at least."""
+        for some in _slices(len(self.item_N)):
+            categories_NC = self.categories_NC[: len(self.item_N)][some]
+            columns = [
+                pa.array(self.item_N[some]),
+                pa.array(self.title_N[: len(self.item_N)][some], pa.string()),
+                _ragged(categories_NC, categories_NC != 0),
+                pa.array(self.deleted_N[: len(self.item_N)][some]),
+            ]
+            yield pa.table(columns, schema=ITEM_SCHEMA)
+
+    def users(self) -> Iterator[pa.Table]:
+        """Users who are not deleted in USER_SCHEMA, in slices; one at least.
+
+        By id, not by arrival: whoever was deleted and comes back stands where a restored run would put them.
+        """
+        here_U = np.flatnonzero(~self.deleted_U[: len(self.user_U)])
+        order_U = here_U[np.argsort(self.user_U[here_U])]
+        for some in _slices(len(order_U)):
+            attributes_UF = self.attributes_UF[order_U[some]]
+            columns = [
+                pa.array(self.user_U[order_U[some]]),
+                _ragged(attributes_UF, np.ones(attributes_UF.shape, np.bool_)),
+                pa.array(np.zeros(len(attributes_UF), np.bool_)),
+            ]
+            yield pa.table(columns, schema=USER_SCHEMA)
+
+
+def _slices(count: int) -> Iterator[slice]:
+    for start in range(0, max(1, count), _AT_ONCE):
+        yield slice(start, min(start + _AT_ONCE, count))
 
 
 def _rows(table_NX: Int64Array, at_Q: npt.NDArray[np.int32]) -> Int64Array:

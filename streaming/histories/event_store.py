@@ -3,6 +3,8 @@
 Shapes: Q queried users, R runs, N events.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -23,6 +25,7 @@ from streaming.histories.event_log import (
 from streaming.histories.id_index import IdIndex
 
 _FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
+_SLOTS_AT_ONCE = 1 << 16
 
 
 class EventStore:
@@ -124,6 +127,20 @@ class EventStore:
         """int64: the users of a partition who have events, ascending."""
         is_home_U = self._key_U[: len(self)] % self._partitions == partition
         return np.sort(self._index.ids[is_home_U & self._has_events()])
+
+    def known_in_slices(self, partition: int, at_once: int) -> Iterator[Int64Array]:
+        """The same in order of arrival, about so many at a time; who comes meanwhile is left out."""
+        waiting, held = [np.empty(0, np.int64)], 0
+        for start in range(0, len(self), _SLOTS_AT_ONCE):
+            some = slice(start, min(start + _SLOTS_AT_ONCE, len(self)))
+            is_home_U = self._key_U[some] % self._partitions == partition
+            waiting.append(self._index.ids[some][is_home_U & (self._log.count_U[some] > 0)])
+            held += waiting[-1].shape[0]
+            if held >= at_once:
+                found = np.concatenate(waiting)
+                yield from np.split(found, range(at_once, held, at_once))
+                waiting, held = [np.empty(0, np.int64)], 0
+        yield np.concatenate(waiting)
 
     def remove(self, user_Q: Int64Array) -> None:
         """Removes the events of these users; unknown ones are ignored. Their next event starts a new history."""

@@ -3,6 +3,8 @@
 Shapes: Q queried users, N events.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 
@@ -58,6 +60,12 @@ class UserStore(EventStore):
     def everybody_of(self, partition: int) -> Int64Array:
         """int64: the users of a partition who have events or explicit negatives, ascending."""
         return np.union1d(self.users_of(partition), self.negatives.users_of(partition))
+
+    def slices_of(self, partition: int, at_once: int) -> Iterator[Int64Array]:
+        """The same, each once, in no order, so many at a time; who gets their first events meanwhile may be missing."""
+        for some in self.negatives.known_in_slices(partition, at_once):
+            yield some[self.counts(some) == 0]
+        yield from self.known_in_slices(partition, at_once)
 
     def home_of(self, user_Q: Int64Array) -> Int64Array:
         """int64 (q,): the partition of each user who is or was known."""

@@ -27,6 +27,18 @@ class CountChanges:
         self._known_U[changed] = count_U[changed]
         return changed
 
+    def forget(self, count_U: Int64Array) -> None:
+        """These are the counts of the last call."""
+        if len(count_U) > len(self._known_U):
+            self._known_U = np.zeros(max(len(count_U), 2 * len(self._known_U)), np.int64)
+        self._known_U[: len(count_U)] = count_U
+
+    def count(self, count_U: Int64Array) -> int:
+        """How many places `take` would return."""
+        known_U = self._known_U[: len(count_U)]
+        fresh_U = count_U[len(known_U) :]
+        return int(np.count_nonzero(known_U != count_U[: len(known_U)]) + np.count_nonzero(fresh_U))
+
 
 class UserChanges:
     """The users whose events or explicit negatives have changed."""
@@ -36,6 +48,17 @@ class UserChanges:
             (users, CountChanges()),
             (users.negatives, CountChanges()),
         ]
+
+    def forget(self) -> None:
+        """What changed so far is nobody's concern any more."""
+        for store, counts in self._stores:
+            counts.forget(store.log.count_U[: len(store)])
+            store.take_removed()
+
+    @property
+    def count(self) -> int:
+        """About how many `take` would return; who lost events and got others is counted twice, or not at all."""
+        return sum(counts.count(store.log.count_U[: len(store)]) for store, counts in self._stores)
 
     def take(self) -> Int64Array:
         """int64: users whose events changed since the last call, and users removed since; ascending."""

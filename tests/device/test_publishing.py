@@ -39,13 +39,9 @@ def test_item_and_query_vectors_are_those_of_the_cpu(gpu, tmp_path):
 
 
 def test_a_version_is_published_and_serves(gpu, tmp_path):
-    run, _, _ = _trained(gpu, tmp_path)
-    publisher = Publisher(Collectives(), run.config)
-    metadata = {"step": run.step, "events_trained": run.events_trained, "known_items": 50}
-    snapshot = publisher.snapshot(
-        run.model, run.table, run.catalogue, run.progressive.recent_queries, metadata
-    )
-    publisher.build_in_background(snapshot)
+    run, _, checkpoint = _trained(gpu, tmp_path)
+    publisher = Publisher(Collectives(), run.config, gpu.device)
+    publisher.start(checkpoint, run.progressive.recent_queries, 50)
     publisher.wait()
     assert publisher.last.version is not None
     assert publisher.last.recall == pytest.approx(1.0)

@@ -1,13 +1,18 @@
-"""Index versions of runs in memory, published as the worker publishes them."""
+"""Index versions of runs in memory, built from a checkpoint as the worker builds them."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.publisher import Publisher
+from cluster.publishing.building import Questions, build_version, new_towers
 from cluster.training.state.run import TrainingRun
 from retrieval.config import IndexConfig
+from retrieval.versions.publish import PublishReport
+from tests.support.checkpointing import save_checkpoint
 
 EXHAUSTIVE = IndexConfig(kind="ivf_flat", nlist=1, nprobe=1, device="cpu")
 """One list of plain vectors: a search is an exact search."""
@@ -16,9 +21,14 @@ EXHAUSTIVE = IndexConfig(kind="ivf_flat", nlist=1, nprobe=1, device="cpu")
 def publish_version(run: TrainingRun, storage: Path, index: IndexConfig = EXHAUSTIVE) -> FreshetConfig:
     """Make what a run of one rank has learned the live version of this storage; the settings that lead to it."""
     config = replace(run.config, index=index, storage_path=str(storage))
-    publisher = Publisher(Collectives(), config)
-    metadata: dict[str, object] = {"step": run.step, "known_items": run.catalogue.item_count}
-    snapshot = publisher.snapshot(run.model, run.table, run.catalogue, [], metadata)
-    assert snapshot is not None
-    assert publisher.build(snapshot).version is not None
+    assert publish_run(run, config).version is not None
     return config
+
+
+def publish_run(run: TrainingRun, config: FreshetConfig) -> PublishReport:
+    """Build a version of what a run of one rank has learned, under these settings."""
+    checkpoint = save_checkpoint(run, CheckpointStore(config.checkpoint_location), Collectives())
+    assert checkpoint is not None
+    with torch.random.fork_rng():
+        towers = new_towers(config, run.device)
+    return build_version(Collectives(), config, checkpoint, Questions(), {}, model=towers)

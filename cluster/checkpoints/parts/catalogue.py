@@ -29,7 +29,10 @@ class CataloguePart(ServedPart):
 
     def copies(self) -> Copies:
         """See Part."""
-        return Copies(catalogue_tables(self._catalogue)) if self._writes else Copies()
+        if not self._writes:
+            return Copies()
+        view = self._catalogue.view()
+        return Copies({ITEMS: view.items, USERS: view.users})
 
     def restore(self, saved: Saved) -> None:
         """See Part."""

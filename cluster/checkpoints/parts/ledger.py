@@ -22,6 +22,7 @@ from cluster.ledger import Ledger, PartitionLedger
 from streaming.histories.user_changes import CountChanges
 
 LEDGER = "ledger-p"
+_USERS_AT_ONCE = 1 << 16
 
 
 class LedgerPart(Part):
@@ -42,7 +43,11 @@ class LedgerPart(Part):
     def base(self) -> Iterator[tuple[str, pa.Table]]:
         """See Part."""
         for partition in self._counts:
-            yield f"{LEDGER}{partition:05d}.arrow", self._ledger.partitions[partition].to_table()
+            ledger = self._ledger.partitions[partition]
+            users = ledger.counts.shape[0]
+            for start in range(0, max(1, users), _USERS_AT_ONCE):
+                some = np.arange(start, min(start + _USERS_AT_ONCE, users))
+                yield f"{LEDGER}{partition:05d}.arrow", ledger.to_table(some)
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `rows-LLLL-HHHH.arrow` | every row of the range, copied in slices while they were trained on |
+| `rows-LLLL-HHHH.baseN.arrow` | if many rows have changed: those, copied in slices as well; N from 1 on |
 | `rows-LLLL-HHHH.changes.arrow` | rows that are new or other than in what comes before, whole |
 | `rows-LLLL-HHHH.removed.arrow` | keys that have no row any more |
 """
@@ -52,10 +53,13 @@ class RowPart(ServedPart):
         self._table, self._rank, self._world = table, rank, world
         low, high = bucket_range(rank, world)
         self._stem = f"{PREFIX}{low:04d}-{high:04d}"
+        self._gone = KeyIndex()
+        """Keys that had a row in the parent, and had none when changes were last copied in slices."""
 
     def forget(self) -> None:
         """See Part."""
         self._table.take_changes()
+        self._gone = KeyIndex()
 
     def base(self) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
         """See Part. Keys are copied here; values and state by whoever calls the slice, from rows that may be changing.
@@ -63,16 +67,33 @@ class RowPart(ServedPart):
         Only of rows that are what they were at `forget`: what has changed is in `changes` whole, what has gone is named
         there if it had been there at `forget`, and so it is with rows that change or go after their keys were copied.
         """
-        rows = self._table.rows()
+        return self._slices(f"{self._stem}.arrow", self._table.rows())
+
+    def changed_bytes(self) -> int:
+        """See Part."""
+        return self._table.changed_count * _row_bytes(self._table)
+
+    def changes_in_slices(self, number: int) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
+        """See Part."""
+        changed, gone = self._table.take_changes()
+        self._gone.add(*gone)
+        return self._slices(f"{self._stem}.base{number}.arrow", changed)
+
+    def _slices(self, file: str, rows: Int64Array) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
         at_once = max(_LEAST_ROWS, _SLICE_BYTES // _row_bytes(self._table))
         copies = RowCopies.beside_training(self._table.device, at_once * _row_bytes(self._table))
         for start in range(0, max(1, rows.shape[0]), at_once):
             some = rows[start : start + at_once]
-            yield f"{self._stem}.arrow", _later(self._table, some[self._table.untouched(some)], copies)
+            yield file, _later(self._table, some[self._table.untouched(some)], copies)
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""
-        changed, (tables, ids) = self._table.take_changes()
+        changed, gone = self._table.take_changes()
+        self._gone.add(*gone)
+        tables, ids = self._gone.keys()
+        away = self._table.index.find(tables, ids) < 0
+        tables, ids = tables[away], ids[away]
+        self._gone = KeyIndex()
         return {
             f"{self._stem}.changes.arrow": row_columns(self._table, changed),
             f"{self._stem}{REMOVED}.arrow": pa.table({"table": tables, "id": ids}),

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `users-pPPPPP.arrow` | every user of the partition |
+| `users-pPPPPP.baseN.arrow` | if many users have changed: those users, copied in slices; N counts from 1 |
 | `users-pPPPPP.changes.arrow` | users who are new or have changed; one without events was removed |
 """
 
@@ -26,7 +27,8 @@ from streaming.histories.history import UserStore
 from streaming.histories.user_changes import UserChanges
 
 USERS = "users-p"
-_USERS_AT_ONCE = 4096
+_USERS_AT_ONCE = 2048
+_BYTES_OF_EVENT = 16
 
 
 class UserPart(Part):
@@ -46,15 +48,27 @@ class UserPart(Part):
 
     def forget(self) -> None:
         """See Part."""
-        self._changes.take()
+        self._changes.forget()
 
     def base(self) -> Iterator[tuple[str, pa.Table]]:
         """See Part."""
-        everybody = {p: self._users.everybody_of(p) for p in self._partitions}
-        for partition, users in everybody.items():
-            for start in range(0, max(1, users.shape[0]), _USERS_AT_ONCE):
-                some = users[start : start + _USERS_AT_ONCE]
+        for partition in self._partitions:
+            for some in self._users.slices_of(partition, _USERS_AT_ONCE):
                 yield f"{USERS}{partition:05d}.arrow", self._users.to_table(partition, some)
+
+    def changed_bytes(self) -> int:
+        """See Part."""
+        return self._changes.count * _BYTES_OF_EVENT * self._users.retained
+
+    def changes_in_slices(self, number: int) -> Iterator[tuple[str, pa.Table]]:
+        """See Part."""
+        changed = self._changes.take()
+        home = self._users.home_of(changed)
+        for partition in self._partitions:
+            users = changed[home == partition]
+            for start in range(0, users.shape[0], _USERS_AT_ONCE):
+                some = users[start : start + _USERS_AT_ONCE]
+                yield f"{USERS}{partition:05d}.base{number}.arrow", self._users.to_table(partition, some)
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""

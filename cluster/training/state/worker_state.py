@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
@@ -24,6 +24,7 @@ def checkpointer_of(
     comm: Collectives,
     parent: Checkpoint | None = None,
     at: Hook = nothing,
+    at_snapshot: Callable[[], None] = lambda: None,
 ) -> Checkpointer:
     """What writes the checkpoints of a run that is in the state of `parent`, or new.
 
@@ -39,6 +40,7 @@ def checkpointer_of(
         parent=parent,
         policy=FullPolicy(train.checkpoint_full_every, train.checkpoint_full_share),
         at=at,
+        at_snapshot=at_snapshot,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cluster.audit.state import difference, digest, read_state
+from cluster.checkpoints.arrays import read_table
 from cluster.checkpoints.checkpoint import CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.parts.rows import load_rows
@@ -109,6 +110,54 @@ def test_whatever_is_trained_while_a_base_is_copied_the_checkpoint_is_of_one_ste
     checkpointer.close()
     assert [c.manifest["kind"] for c in committed] == ["full", "delta"]
     assert (committed[0].step > 2) is bool(committed[0].has("rows-0000-4096.changes.arrow"))
+
+
+@pytest.mark.parametrize("most_rounds", [1, 4])
+def test_much_that_has_changed_is_copied_in_slices_and_the_delta_is_of_one_step(
+    store, tmp_path, monkeypatch, most_rounds
+):
+    """Rounds of slices while steps train and remove what the slices hold, until `most_rounds` have been made."""
+    monkeypatch.setattr("cluster.checkpoints.parts.rows._SLICE_BYTES", 1)
+    monkeypatch.setattr("cluster.checkpoints.parts.rows._LEAST_ROWS", 5)
+    monkeypatch.setattr("cluster.checkpoints.parts.users._USERS_AT_ONCE", 3)
+    monkeypatch.setattr("cluster.checkpoints.writing._AT_ONCE_BYTES", 0)
+    monkeypatch.setattr("cluster.checkpoints.writing._MOST_ROUNDS", most_rounds)
+    rng = np.random.default_rng(1)
+    run = small_run(dropout=0.3)
+    train_steps(run, 6)
+    row_before, row_between = ((np.zeros(1, np.int16), np.array([key])) for key in (9001, 9002))
+    run.table.add(*row_before)
+    run.table.add(*row_between)
+    checkpointer = checkpointer_of(run, store, Collectives())
+    full = _finished(checkpointer, run)
+    train_steps(run, 2)
+    user_before, user_between = run.users.users()[:2]
+    run.users.remove(user_before[None])
+    run.table.remove(*row_before)
+    checkpointer.begin(run.step)
+    run.users.remove(user_between[None])
+    run.table.remove(*row_between)
+    delta = None
+    while delta is None:
+        if checkpointer.ready:
+            before = checkpointer._now.told
+            delta = checkpointer.advance()
+            if before is None and checkpointer._now.told is not None:
+                expected = _saved_whole(run, tmp_path / "whole")
+        checkpointer.copy_some(rng.exponential(0.0005))
+        if run.step < 20 and rng.random() < 0.3:
+            train_steps(run, 1)
+        time.sleep(0.001)
+    checkpointer.close()
+    names = {entry["name"] for entry in delta.manifest["files"]}
+    assert (full.manifest["kind"], delta.manifest["kind"]) == ("full", "delta")
+    assert f"rows-0000-4096.base{most_rounds}.arrow" in names
+    assert f"rows-0000-4096.base{most_rounds + 1}.arrow" not in names
+    assert any(name.endswith(".base1.arrow") and name.startswith("users-") for name in names)
+    removed = read_table(delta.file("rows-0000-4096.removed.arrow"))
+    assert {9001, 9002} <= set(removed["id"].to_pylist())
+    assert digests(read_state(delta)) == expected
+    assert digests(read_state(delta)) == _saved_whole(small_run(delta, dropout=0.3), tmp_path / "again")
 
 
 def test_users_who_were_removed_are_gone_from_the_next_delta_and_may_come_back(store):

@@ -1,25 +1,59 @@
-"""Several publishers on one storage, and failing storage: at most a version is lost, never the run."""
+"""Versions of checkpoints, by one rank: a failure loses a version at most, never the run."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.claim import StorageTaken
+from cluster.checkpoints.hold import Holds
 from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
 from retrieval.versions.searcher import Searcher
+from tests.support.checkpointing import save_checkpoint
 from tests.support.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
-from tests.support.unit_runs import small_run, train_steps
+from tests.support.unit_runs import CPU, small_run, train_steps
 from tests.unit.retrieval.indexes import fake_gpu_faiss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Trained:
+    """A run of two steps with a checkpoint in a folder of the test's own."""
+
+    def __init__(self, run, folder):
+        self.run, self.folder = run, folder
+        run.config.storage_path = str(folder)
+        self.store = CheckpointStore(run.config.checkpoint_location)
+        self.checkpoint = save_checkpoint(run, self.store, Collectives())
+
+    def publisher(self, check=lambda: None, **train):
+        config = replace(self.run.config, train=replace(self.run.config.train, **train))
+        return Publisher(Collectives(), config, CPU, check)
+
+    def attempt(self, publisher):
+        """A version as the worker makes it."""
+        publisher.unpublished.add(np.array([1], np.int64))
+        publisher.cover()
+        self.start(publisher)
+        publisher.wait()
+
+    def start(self, publisher):
+        publisher.start(self.checkpoint, self.run.progressive.recent_queries, self.run.catalogue.item_count)
+
+    @property
+    def live(self):
+        return Searcher(self.folder / "index").version
 
 
 @pytest.fixture(scope="module")
@@ -30,76 +64,56 @@ def run():
 
 
 @pytest.fixture
-def publisher_of(run, tmp_path):
-    """Makes a publisher on the test's storage; `attempt(publisher)` is a version as the worker makes it."""
-    run.config.storage_path = str(tmp_path)
-    return lambda check=lambda: None: Publisher(Collectives(), run.config, check)
+def trained(run, tmp_path):
+    return Trained(run, tmp_path)
 
 
-@pytest.fixture
-def snapshot_of(run):
-    def take(publisher, step=1):
-        metadata = {"step": step, "known_items": int(run.catalogue.item_ids.shape[0])}
-        return publisher.snapshot(run.model, run.table, run.catalogue, [], metadata)
-
-    return take
+def test_a_version_names_the_checkpoint_and_the_step_that_it_is_of(trained):
+    trained.attempt(trained.publisher())
+    manifest = trained.live.manifest
+    assert manifest["checkpoint"] == trained.checkpoint.location
+    assert (manifest["step"], manifest["events_trained"]) == (2, trained.run.events_trained)
 
 
-@pytest.fixture
-def attempt(snapshot_of):
-    def publish(publisher):
-        publisher.unpublished.add(np.array([1], np.int64))
-        snapshot = snapshot_of(publisher)
-        if snapshot is not None:
-            publisher.build_in_background(snapshot)
-            publisher.wait()
-
-    return publish
+def test_the_generator_that_dropout_draws_from_is_left_alone(trained):
+    before = torch.get_rng_state()
+    trained.attempt(trained.publisher())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_trainer_and_two_refreshes_of_one_step_publish_beside_one_another(publisher_of, snapshot_of):
-    publishers = [publisher_of() for _ in range(3)]
-    snapshots = [snapshot_of(publisher) for publisher in publishers]
-    names = [p.build(s).version.name for p, s in zip(publishers, snapshots, strict=True)]
-    assert names == ["v00000001", "v00000002", "v00000003"]
-    assert list((publishers[0].storage / ".publish").glob("attempt-*")) == []
+def test_its_checkpoint_is_held_while_a_version_is_built_and_no_longer(trained):
+    held = []
+    publisher = trained.publisher(lambda: held.append(Holds(trained.store.storage).names()))
+    trained.attempt(publisher)
+    assert held
+    assert all(names == {trained.checkpoint.name} for names in held)
+    assert Holds(trained.store.storage).names() == set()
 
 
-def test_an_index_that_the_gpu_has_no_room_for_is_published_from_the_cpu(
-    monkeypatch, caplog, publisher_of, snapshot_of
-):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (1000, 80 << 30))
-    fake_gpu_faiss.install(monkeypatch)
-    publisher = publisher_of()
-    publisher._index_config = replace(publisher._index_config, device="cuda")
-    assert publisher.build(snapshot_of(publisher)).version is not None
-    assert fake_gpu_faiss.Resources.made == []
-    assert "it is built on the CPU" in caplog.text
+def test_publishers_of_one_storage_work_beside_one_another(trained):
+    publishers = [trained.publisher() for _ in range(3)]
+    for publisher in publishers:
+        trained.start(publisher)
+    for publisher in publishers:
+        publisher.wait()
+    assert {p.last.version.name for p in publishers} == {"v00000001", "v00000002", "v00000003"}
+    assert list((trained.folder / ".publish").glob("attempt-*")) == []
 
 
-def test_an_attempt_whose_owner_was_killed_is_removed_by_the_next_and_a_living_one_stays(
-    publisher_of, snapshot_of, tmp_path
-):
-    code = (
-        "import os, signal, sys, pathlib; from retrieval.storage.owned_folder import OwnedFolders\n"
-        "folder = OwnedFolders(pathlib.Path(sys.argv[1]), 'attempt-').make(); folder.share()\n"
-        "(folder.path / 'items-0000.arrow').write_bytes(b'half')\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    killed = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / ".publish")], env=environment, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
-    [dead] = (tmp_path / ".publish").glob("attempt-*")
-    living = snapshot_of(publisher_of())
-    other = snapshot_of(publisher_of())
-    assert {*(tmp_path / ".publish").glob("attempt-*")} == {living.folder.path, other.folder.path}
-    assert not dead.exists()
+def test_what_was_trained_after_the_snapshot_is_not_in_the_version(trained):
+    publisher = trained.publisher()
+    publisher.unpublished.add(np.array([1, 2], np.int64))
+    publisher.cover()
+    publisher.unpublished.add(np.array([3], np.int64))
+    trained.start(publisher)
+    publisher.wait()
+    assert publisher.freshness.run.counts.sum() == 2
+    trained.attempt(publisher)
+    assert publisher.freshness.run.counts.sum() == 4
 
 
 def _full(tmp_path, what):
-    """A disk on which this fails: every write, or one call below the folder of parts or of versions."""
+    """A disk on which this fails: every write, or one call below a folder."""
     if what == "writes":
         return files_of_at_most(0)
     call, folder, code = what
@@ -123,56 +137,147 @@ def _full(tmp_path, what):
     ids=str,
 )
 def test_storage_that_fails_costs_the_version_and_with_room_again_the_next_attempt_is_live(
-    publisher_of, attempt, tmp_path, caplog, what
+    trained, tmp_path, caplog, what
 ):
-    publisher = publisher_of()
-    attempt(publisher)
+    publisher = trained.publisher()
+    trained.attempt(publisher)
     with ExitStack() as disk:
         disk.enter_context(_full(tmp_path, what))
         for _ in range(2):
-            attempt(publisher)
+            trained.attempt(publisher)
             assert publisher.problem.startswith("index versions cannot be written")
-    assert caplog.text.count("index versions cannot be written") == 1
-    assert Searcher(tmp_path / "index").version.name == "v00000001"
+    assert caplog.text.count("; the run continues and will retry") == 1
+    assert trained.live.name == "v00000001"
     assert list((tmp_path / ".publish").glob("attempt-*")) == []
-    attempt(publisher)
+    trained.attempt(publisher)
     assert publisher.problem == ""
     assert "works again" in caplog.text
-    live = Searcher(tmp_path / "index").version
-    assert live is not None
-    assert live == publisher.last.version
+    assert trained.live == publisher.last.version
     assert publisher.freshness.run.counts.sum() == 4  # what was trained meanwhile is in the last one
     assert not [
         p.name for p in (tmp_path / "index").iterdir() if p.name.startswith((".building", ".CURRENT"))
     ]
 
 
-@pytest.mark.parametrize("folder", [".publish", "index", ""])
-def test_a_folder_that_is_removed_meanwhile_costs_one_version(
-    publisher_of, snapshot_of, attempt, tmp_path, folder
-):
-    publisher = publisher_of()
-    attempt(publisher)
-    snapshot = snapshot_of(publisher)
-    shutil.rmtree(tmp_path / folder)
-    publisher.build_in_background(snapshot)
-    publisher.wait()
-    attempt(publisher)
-    assert Searcher(tmp_path / "index").version == publisher.last.version
+@pytest.mark.parametrize("folder", [".publish", "index"])
+def test_a_folder_that_is_removed_meanwhile_costs_one_version(trained, tmp_path, folder):
+    checks = []
+
+    def remove_once():
+        checks.append(folder)
+        if len(checks) == 6:  # the second version is built and about to be committed
+            shutil.rmtree(tmp_path / folder)
+
+    publisher = trained.publisher(remove_once)
+    for _ in range(3):
+        trained.attempt(publisher)
+    assert len(checks) == 9
+    assert trained.live == publisher.last.version
     assert publisher.problem == ""
 
 
-def test_who_may_not_publish_any_more_puts_nothing_live_though_it_was_built(publisher_of, snapshot_of):
-    taken = []
+def test_a_checkpoint_that_is_gone_costs_the_version(trained):
+    publisher = trained.publisher()
+    shutil.rmtree(trained.checkpoint.path)
+    trained.attempt(publisher)
+    assert trained.checkpoint.name in publisher.problem
+    assert publisher.store.names() == []
+
+
+def test_who_may_not_publish_any_more_puts_nothing_live_though_it_was_built(trained):
+    asked = []
 
     def check():
-        if taken:
-            raise RuntimeError("taken over")
+        asked.append(True)
+        if len(asked) > 2:  # once it is built
+            raise StorageTaken("taken over", "another run")
 
-    publisher = publisher_of(check)
-    snapshot = snapshot_of(publisher)
-    taken.append(True)
-    publisher.build_in_background(snapshot)
-    with pytest.raises(RuntimeError, match="taken over"):
+    publisher = trained.publisher(check)
+    trained.start(publisher)
+    with pytest.raises(StorageTaken, match="taken over"):
         publisher.wait()
     assert publisher.store.names() == []
+
+
+def test_an_index_that_the_gpu_has_no_room_for_is_published_from_the_cpu(monkeypatch, caplog, trained):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (1000, 80 << 30))
+    fake_gpu_faiss.install(monkeypatch)
+    publisher = trained.publisher()
+    index = replace(publisher._config.index, device="cuda")
+    publisher._config = replace(publisher._config, index=index)
+    trained.attempt(publisher)
+    assert publisher.last.version is not None
+    assert fake_gpu_faiss.Resources.made == []
+    assert "it is built on the CPU" in caplog.text
+
+
+def test_a_version_that_its_gate_refuses_leaves_the_live_one_and_its_events_for_the_next(trained):
+    publisher = trained.publisher()
+    trained.attempt(publisher)
+    publisher.unpublished.add(np.array([1], np.int64))
+    publisher.cover()
+    publisher.start(trained.checkpoint, [np.full((3, 8), np.nan, np.float32)], 50)
+    publisher.wait()
+    assert publisher.last.version is None
+    assert (trained.live.name, publisher.problem) == ("v00000001", "")
+    trained.attempt(publisher)
+    assert publisher.freshness.run.counts.sum() == 3
+
+
+def test_a_builder_process_that_is_killed_costs_the_version_and_the_next_one_has_another(trained):
+    kills = []
+
+    def check():
+        if kills:  # first before the attempt begins, then before it goes live
+            os.kill(publisher._process.pid, kills.pop(0))
+
+    publisher = trained.publisher(check, publish_in_thread_items=0)
+    trained.attempt(publisher)
+    first = publisher._process.pid
+    trained.attempt(publisher)
+    assert publisher._process.pid == first  # it is kept
+    assert os.getpriority(os.PRIO_PROCESS, first) > os.getpriority(os.PRIO_PROCESS, 0)
+    kills.append(signal.SIGKILL)
+    trained.attempt(publisher)
+    assert "ended with -9" in publisher.problem
+    assert trained.live.name == "v00000002"
+    trained.attempt(publisher)
+    assert (publisher.problem, trained.live.name) == ("", "v00000003")
+    assert list((trained.folder / ".publish").glob("*-*")) == []
+    second = publisher._process.pid
+    publisher.close()
+    assert not Path(f"/proc/{second}").exists()
+
+
+_WORKER = """
+import os, signal, sys
+from cluster.checkpoints.checkpoint import open_checkpoint
+from cluster.collectives import Collectives
+from cluster.publishing.publisher import Publisher
+from tests.support.unit_runs import CPU, small_config
+
+def check():
+    print(publisher._process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+config = small_config()
+config.storage_path, config.train.publish_in_thread_items = sys.argv[1], 0
+publisher = Publisher(Collectives(), config, CPU, check)
+publisher.start(open_checkpoint(sys.argv[2]), [], 50)
+publisher.wait()
+"""
+
+
+def test_a_builder_process_ends_with_its_worker_though_that_was_killed(trained, tmp_path):
+    arguments = [sys.executable, "-c", _WORKER, str(tmp_path), trained.checkpoint.location]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    worker = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert worker.returncode == -signal.SIGKILL, worker.stderr
+    builder = Path(f"/proc/{int(worker.stdout)}")
+    deadline = time.monotonic() + 30
+    while builder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    trained.attempt(trained.publisher())
+    assert trained.live.name == "v00000001"
+    assert list((tmp_path / ".publish").glob("*-*")) == []

@@ -7,7 +7,6 @@ import pytest
 
 from cluster.collectives import Collectives
 from cluster.publishing.new_events import NewEvents
-from cluster.publishing.publisher import Publisher
 from cluster.publishing.quality import RecentEvents, last_events, quality_of
 from cluster.publishing.query_batch import query_batch
 from cluster.publishing.query_side import QuerySide
@@ -15,6 +14,7 @@ from retrieval.versions.store import VersionStore
 from streaming.batches.selection import select_events
 from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from streaming.histories.history import UserStore
+from tests.support.index_versions import publish_run
 from tests.support.unit_runs import QUOTA, small_run, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,9 +127,7 @@ def test_the_last_events_are_kept_in_bounds():
 def published(run, tmp_path):
     """The settings of a run whose version of these very rows is live."""
     run.config.storage_path = str(tmp_path)
-    publisher = Publisher(Collectives(), run.config)
-    metadata = {"known_items": run.catalogue.item_count}
-    publisher.build(publisher.snapshot(run.model, run.table, run.catalogue, [], metadata))
+    assert publish_run(run, run.config).version is not None
     return replace(run.config, index=replace(run.config.index, min_quality_events=5))
 
 

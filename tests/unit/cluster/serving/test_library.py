@@ -8,9 +8,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.collectives import Collectives
-from cluster.publishing.publisher import Publisher
 from tests.support.documents import ROOT, python_blocks
+from tests.support.index_versions import publish_run
 from tests.support.unit_runs import open_run, small_config, train_steps
 
 PAGE = ROOT / "docs" / "guide" / "library.md"
@@ -39,9 +38,8 @@ def _imported_by(statement):
 def test_the_program_of_the_library_page_runs(tmp_path, monkeypatch, capsys):
     run = open_run(replace(small_config(), storage_path=str(tmp_path / "runs" / "movies")))
     train_steps(run, 1)
-    publisher = Publisher(Collectives(), run.config)
-    known = {"known_items": run.catalogue.snapshot().items.num_rows}
-    version = publisher.build(publisher.snapshot(run.model, run.table, run.catalogue, [], known)).version
+    version = publish_run(run, run.config).version
+    assert version is not None
     monkeypatch.chdir(tmp_path)
     blocks = python_blocks(PAGE)
     assert len(blocks) == 3
@@ -50,7 +48,7 @@ def test_the_program_of_the_library_page_runs(tmp_path, monkeypatch, capsys):
         exec(compile(block, str(PAGE), "exec"), names)
     told = capsys.readouterr().out
     assert told.count(version.name) == 5 + 1 + 1
-    assert pq.read_table("item_vectors.parquet").num_rows == known["known_items"]
+    assert pq.read_table("item_vectors.parquet").num_rows == run.catalogue.item_count
     assert names["ids"][0] not in names["found"][0]  # type: ignore[index]
     assert "following index versions" not in {thread.name for thread in threading.enumerate()}
 

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster.collectives import Collectives
-from cluster.publishing.publisher import Publisher
 from cluster.publishing.query_batch import query_batch
 from cluster.publishing.served_model import ServedModel
+from cluster.publishing.version_store import version_store
 from cluster.serving.recommender import NothingToServe, Recommender
 from retrieval.versions.store import Version, VersionCorrupt, VersionStore
 from streaming.catalogue.records import CatalogueUpdate
+from tests.support.index_versions import publish_run
 from tests.support.unit_runs import encode_users, open_run, small_config, train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +32,7 @@ class _Publishing:
         config = replace(small_config(), storage_path=str(storage))
         config.index.versions_to_keep = 2
         self.run = open_run(config)
-        self.publisher = Publisher(Collectives(), config)
+        self.store = version_store(config)
 
     def publish(self):
         run = self.run
@@ -41,9 +41,7 @@ class _Publishing:
         titles = pa.array([f"item {i} of step {run.step}" for i in known.items["item_id"].to_pylist()])
         items = known.items.set_column(known.items.column_names.index("title"), "title", titles)
         run.catalogue.apply(CatalogueUpdate(items, known.users))
-        metadata = {"step": run.step, "known_items": known.items.num_rows}
-        snapshot = self.publisher.snapshot(run.model, run.table, run.catalogue, [], metadata)
-        return self.publisher.build(snapshot).version
+        return publish_run(run, run.config).version
 
 
 @pytest.fixture
@@ -114,7 +112,7 @@ def test_a_rollback_is_followed_too(publishing):
     assert recommender.refresh()
     assert not recommender.refresh()
     assert _answers(recommender) != before
-    publishing.publisher.store.rollback("v00000001")
+    publishing.store.rollback("v00000001")
     assert recommender.refresh()
     assert _answers(recommender) == before
 

@@ -1,0 +1,229 @@
+"""A process beside each worker that builds its share of a version, at a lower priority, and stays for the next one.
+
+    worker                      builder
+    start ─── its group ──────► joins the other ranks' builders (gloo; they meet in a file)
+    build ─── an Attempt ─────► make_version
+          ◄── may I commit? ─── rank 0, before the version goes live
+          ─── a refusal, or "" ►
+          ◄── an Outcome ──────
+
+What they say to each other is pickled between the two ends of a socket pair that no other process has. The builder ends
+when its standard input does: with its worker, however that one ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cluster.collectives import Collectives
+from cluster.publishing.attempt import Attempt, Outcome, make_version
+from cluster.publishing.building import new_towers
+from cluster.publishing.version_store import version_store
+from retrieval.ranks import OtherRankError
+
+_PATIENCE = timedelta(hours=1)
+"""How long a builder waits for the others: for rank 0's k-means, of millions of items too."""
+_JOIN = timedelta(minutes=2)
+_NICENESS = 10
+_MAIN = f"from {__name__} import main; main()"  # not as __main__, whose classes would be others
+_MAY_I = "may I commit?"
+_log = logging.getLogger(__name__)
+
+
+class BuilderLost(RuntimeError):
+    """The builder of this rank has died; says how it ended."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Which of the builders it is, and how it finds the others."""
+
+    rank: int
+    world: int
+    meeting: Path
+    device: torch.device
+    threads: int
+
+
+@dataclass(frozen=True)
+class _Built:
+    """An outcome on its way: a version by its name, an error by its text."""
+
+    outcome: Outcome
+    version: str = ""
+    error: str = ""
+    echo: bool = False
+    """The error only says that another rank has one."""
+
+
+class BuilderProcess:
+    """The worker's end.
+
+    Args:
+        rank, world: of the worker.
+        meeting: a file that does not exist yet, the same for all ranks.
+        device: that encodes.
+        threads: of torch and OpenMP.
+    """
+
+    def __init__(self, rank: int, world: int, meeting: Path, device: torch.device, threads: int) -> None:
+        here, there = socket.socketpair()
+        paths = os.pathsep.join(path for path in [os.getcwd(), *sys.path] if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _MAIN, str(there.fileno())],
+            stdin=subprocess.PIPE,  # nobody writes: that it ends is the message
+            pass_fds=[there.fileno()],
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)},
+        )
+        there.close()
+        self._link = Connection(here.detach())
+        self._send(_Group(rank, world, meeting, device, threads))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def wait_joined(self) -> None:
+        """Until the builders of all ranks have found each other.
+
+        Raises:
+            BuilderLost: it has died; or another one has, and it gave up.
+        """
+        problem = self._receive()
+        if problem:
+            raise BuilderLost(f"the builders of the ranks did not find each other: {problem}")
+
+    def build(self, attempt: Attempt, check: Callable[[], None]) -> Outcome:
+        """Let it build; `check` is called here, in the worker.
+
+        Raises:
+            BuilderLost: it has died.
+        """
+        self._send(attempt)
+        refused: Exception | None = None
+        while (message := self._receive()) == _MAY_I:
+            refused = _refusal(check)
+            self._send(str(refused) if refused is not None else "")
+        assert isinstance(message, _Built)
+        if isinstance(refused, OSError):
+            return Outcome(problem=str(refused))
+        if refused is not None:
+            return Outcome(error=refused)
+        if message.error:
+            kind = OtherRankError if message.echo else RuntimeError
+            return replace(message.outcome, error=kind(message.error))
+        report = message.outcome.report
+        if report is None or not message.version:
+            return message.outcome
+        return Outcome(replace(report, version=version_store(attempt.config).open(message.version)))
+
+    def close(self) -> None:
+        """SIGKILL: what it was building is removed by the next attempt."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._link.close()
+
+    def _send(self, message: object) -> None:
+        try:
+            self._link.send(message)
+        except OSError as error:
+            raise self._lost() from error
+
+    def _receive(self) -> object:
+        try:
+            return self._link.recv()
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+
+    def _lost(self) -> BuilderLost:
+        return BuilderLost(f"the process that builds index versions ended with {self._process.wait()}")
+
+
+def _refusal(check: Callable[[], None]) -> Exception | None:
+    try:
+        check()
+    except Exception as error:
+        return error
+    return None
+
+
+def serve(link: Connection) -> None:
+    """The builder's end: build what is asked for until the worker is gone."""
+    group = link.recv()
+    assert isinstance(group, _Group)
+    torch.set_num_threads(group.threads)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{group.meeting}",
+            rank=group.rank,
+            world_size=group.world,
+            timeout=_JOIN,
+        )
+        comm = Collectives().beside(_PATIENCE)
+    except Exception as error:
+        link.send(str(error))
+        return
+    link.send("")
+    while True:
+        attempt = link.recv()
+        assert isinstance(attempt, Attempt)
+        towers = new_towers(attempt.config, group.device)
+        outcome = make_version(comm, attempt, towers, lambda: _ask(link))
+        link.send(_described(outcome))
+
+
+def _ask(link: Connection) -> None:
+    link.send(_MAY_I)
+    refused = link.recv()
+    if refused:
+        raise RuntimeError(refused)
+
+
+def _described(outcome: Outcome) -> _Built:
+    report = outcome.report
+    if report is not None and report.version is not None:
+        return _Built(Outcome(replace(report, version=None)), version=report.version.name)
+    error = outcome.error
+    if isinstance(error, OtherRankError):
+        return _Built(replace(outcome, error=None), error=str(error), echo=True)
+    if error is not None:
+        _log.error("building an index version failed", exc_info=error)
+        return _Built(replace(outcome, error=None), error=f"{type(error).__name__}: {error}")
+    return _Built(outcome)
+
+
+def _end_with_worker() -> None:
+    os.read(0, 1)
+    os._exit(0)
+
+
+def main() -> None:
+    """Of the process; its argument is the descriptor of its end of the socket pair."""
+    threading.Thread(target=_end_with_worker, name="worker", daemon=True).start()
+    os.nice(_NICENESS)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with suppress(EOFError):  # the worker is gone
+        serve(Connection(int(sys.argv[1])))
