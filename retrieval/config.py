@@ -65,9 +65,15 @@ class IndexConfig:
     refused_versions_to_keep: int = setting(
         2, "Number of versions to keep that failed a gate and were not promoted.", at_least=1
     )
+    sample_per_list: int = setting(
+        64, "Number of items per list that k-means learns from, chosen by their ids.", at_least=8
+    )
     build_iterations: int = setting(10, "k-means iterations of the coarse quantizer.", at_least=1)
     warm_start_iterations: int = setting(
-        0, "k-means iterations from the live version's centroids (0 = train from scratch).", at_least=0
+        2,
+        "k-means iterations from the live version's centroids (0 = train from scratch). If the result fails a gate, "
+        "the index is trained from scratch.",
+        at_least=0,
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",

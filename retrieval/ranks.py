@@ -65,6 +65,13 @@ def gather_results(ranks: Ranks, work: Callable[[], Result]) -> list[Result]:
     return [value for _, value in gathered]
 
 
+def keep_result(ranks: Ranks, work: Callable[[], Result]) -> Result:
+    """Collective. The result of `work` on this rank, which no other one gets; errors as in `gather_results`."""
+    kept: list[Result] = []
+    gather_results(ranks, lambda: kept.append(work()))
+    return kept[0]
+
+
 def on_first_rank(ranks: Ranks, work: Callable[[], Result]) -> Result:
     """Collective. The result of `work` on rank 0, on every rank; errors as in `gather_results`."""
     first: Any = gather_results(ranks, lambda: work() if ranks.rank == 0 else None)[0]

@@ -40,10 +40,10 @@ from cluster.tables.frozen_rows import FrozenRows, RowSettings, of_buckets
 from model.cl_epidtn import cl_epidtn
 from model.precision import use_precision
 from model.two_tower import TwoTower
-from retrieval.ranks import Result, gather_results, on_first_rank
-from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders, share_folder
+from retrieval.ranks import keep_result, on_first_rank
+from retrieval.storage.owned_folder import OwnedFolder, OwnedFolders, share_folder
 from retrieval.versions.gate import Quality
-from retrieval.versions.publish import PublishReport, publish, write_part
+from retrieval.versions.publish import PublishReport, publish
 from streaming.arrays import Float32Array, Int64Array
 
 _log = logging.getLogger(__name__)
@@ -92,10 +92,10 @@ def build_version(
     clock = _Clock()
     saved = Saved(checkpoint, AttributeChange.since(checkpoint.manifest, config.stream.user_attributes))
     with _attempt(comm, config, check) as folder:
-        candidate = _on_each(comm, lambda: _Candidate.open(comm, config, saved, model))
-        _on_each(comm, lambda: candidate.write(folder))
+        candidate = keep_result(comm, lambda: _Candidate.open(comm, config, saved, model))
+        keep_result(comm, lambda: candidate.write(folder))
         clock.lap("rows_s")
-        queries, _quality = _ask(comm, config, saved, model, questions)
+        queries, quality = _ask(comm, config, saved, model, questions)
         clock.lap("queries_s")
         described: dict[str, object] = {
             "step": checkpoint.step,
@@ -103,7 +103,18 @@ def build_version(
             "known_items": candidate.catalogue.item_count,
             **metadata,
         }
-        report = _publish(comm, config, folder, candidate, queries, described, check)
+        report = publish(
+            version_store(config),
+            folder,
+            candidate.items(),
+            queries,
+            with_room(index_settings(config), candidate.catalogue.item_count, config.model.dim),
+            ranks=comm,
+            metadata=described,
+            seed=config.seed,
+            before_commit=check,
+            quality=quality,
+        )
     report = replace(report, seconds={**clock.laps, **report.seconds})
     if comm.rank == 0:
         spent = ", ".join(
@@ -169,44 +180,9 @@ def _ask(
         own = [side.encode(batch) for batch in questions.users]
         return side, np.concatenate([np.zeros((0, config.model.dim), np.float32), *given, *own])
 
-    side, mine = _on_each(comm, encoded)
+    side, mine = keep_result(comm, encoded)
     query_QD = np.ascontiguousarray(np.concatenate(comm.gather_objects(mine)))
     return query_QD, quality_of(questions.events, side, version_store(config), config, comm)
-
-
-def _publish(
-    comm: Collectives,
-    config: FreshetConfig,
-    folder: Path,
-    candidate: _Candidate,
-    queries: Float32Array,
-    described: Mapping[str, object],
-    check: Callable[[], None],
-) -> PublishReport:
-    """Collective. Until a version has a shard of each rank: rank 0 builds it of all ranks' parts."""
-
-    def write() -> Path:
-        part, found = folder / f"items-{comm.rank:04d}.arrow", list(candidate.items())
-        nothing = (np.zeros(0, np.int64), np.zeros((0, config.model.dim), np.float32))
-        write_part(part, *(np.concatenate(column) for column in zip(nothing, *found, strict=True)))
-        return part
-
-    parts = gather_results(comm, write)
-    extra = {path.name: path for path in folder.iterdir() if path.name != LOCK and path not in parts}
-    index = with_room(index_settings(config), candidate.catalogue.item_count, config.model.dim)
-    return on_first_rank(
-        comm,
-        lambda: publish(
-            version_store(config),
-            parts,
-            queries,
-            index,
-            extra_files=extra,
-            metadata=described,
-            seed=config.seed,
-            before_commit=check,
-        ),
-    )
 
 
 @contextmanager
@@ -230,13 +206,6 @@ def _attempt(comm: Collectives, config: FreshetConfig, check: Callable[[], None]
         finally:
             for folder in made:
                 folder.remove()
-
-
-def _on_each(comm: Collectives, work: Callable[[], Result]) -> Result:
-    """Collective. Work of this rank; an error of one rank is raised on all, so that nobody waits for it."""
-    results: list[Result] = []
-    gather_results(comm, lambda: results.append(work()))
-    return results[0]
 
 
 class _Clock:

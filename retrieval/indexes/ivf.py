@@ -156,15 +156,19 @@ class IvfIndex:
             faiss.write_index(self._stored, writer)
 
     @staticmethod
-    def load(path: Path | Sequence[Path], kind: str) -> IvfIndex:
+    def load(path: Path | Sequence[Path], kind: str, *, mapped: bool = False) -> IvfIndex:
         """Read what `save` wrote: one file, or all shards of an index, whose rows are numbered on from shard to shard.
 
+        Args:
+            path: of the file or files.
+            kind: index.kind.
+            mapped: leave the lists of one file on the disk and read there what a search needs.
         Raises:
             ValueError: the shards are not of one index.
         """
         paths = [path] if isinstance(path, Path) else path
         # Lists of shards are copied out of their files: memory holds the merged ones only.
-        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if len(paths) > 1 else 0
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped or len(paths) > 1 else 0
         owners = [faiss.read_index(str(one), flags) for one in paths]
         # The downcast is a view: the memory goes with the object that was read.
         stored = merge_into_first([faiss.downcast_index(owner) for owner in owners])

@@ -1,45 +1,63 @@
-"""Item vectors to a live version: build, tune, gate, commit, promote.
+"""Item vectors to a live version, by all ranks together: write, sample, train, add, tune, gate, commit, promote.
 
-Shape letters: N items, Q queries, D columns.
+Each rank holds one shard: its own items, in lists that are the same on all ranks. What can fail on one rank fails on
+all of them at the end of its stage. Vectors are read in slices from the files that become part of the version.
+
+Shape letters: Q queries, L lists, D columns.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retrieval.arrays import Float32Array, Int64Array
+from retrieval.arrays import Float32Array, Int64Array, UInt8Array
 from retrieval.config import IndexConfig
-from retrieval.indexes.exact import exact_top_k, recall_at_k
-from retrieval.indexes.gpu_index import build_index
-from retrieval.indexes.ivf import IndexInputError, IvfIndex, finite_rows
-from retrieval.indexes.parts import read_parts, write_part
+from retrieval.indexes.coarse import train_centroids
+from retrieval.indexes.ivf import IndexInputError, empty_index, finite_rows, lists_for
+from retrieval.indexes.kinds import codec_sample
+from retrieval.indexes.parts import Part
+from retrieval.indexes.sharded_index import ShardedIndex
+from retrieval.ranks import OneRank, Ranks, gather_results, keep_result, on_first_rank
+from retrieval.stages import Stages
 from retrieval.storage.base import MANIFEST
-from retrieval.versions.gate import GateReport, Measured, check_version, not_finite, overlap_of
-from retrieval.versions.searcher import INDEX_FILE, ITEMS_FILE, SEARCHED_FILES, LoadedVersion
-from retrieval.versions.store import Version, VersionError, VersionStore
-from retrieval.versions.tuning import choose_nprobe
+from retrieval.versions.attempt import AttemptFiles, ItemsOfRank
+from retrieval.versions.gate import GateReport, Quality, check_vectors
+from retrieval.versions.live import live_centroids
+from retrieval.versions.measuring import check_gates, live_to_compare, tune
+from retrieval.versions.shards import WHOLE_INDEX, WHOLE_ITEMS
+from retrieval.versions.store import Version, VersionStore
 
-__all__ = ["PublishReport", "publish", "write_part"]
-
+__all__ = ["PublishReport", "publish"]
 
 _MOST_QUERIES = 2048
+_SAME_SIZE = 1.25
+"""The live version's number of lists is kept while it is this near to what the number of items asks for."""
+_OF_THE_LISTS = {"recall", "imbalance"}
+"""Gates that an index may fail because of the centroids that it was started from."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What came of one attempt.
+    """What came of one attempt, the same on every rank.
 
-    `version` is None if a gate refused it; the live version is then the old one. `scanned` is how many items a search
-    compares with, on average.
+    Attributes:
+        version: None if a gate refused it; the live version is then the old one.
+        items: of all ranks.
+        kind: of the index.
+        nlist: inverted lists.
+        nprobe: lists that a search reads.
+        recall: recall@k against exact search, at this nprobe.
+        gate: all checks.
+        scanned: how many items a search compares with, on average.
+        seconds: wall time by stage.
     """
 
     version: Version | None
@@ -68,160 +86,205 @@ class PublishReport:
 
 def publish(
     store: VersionStore,
-    parts: Sequence[Path],
+    folder: Path,
+    items: Iterator[tuple[Int64Array, Float32Array]],
     query_QD: Float32Array,
     config: IndexConfig,
     *,
-    extra_files: Mapping[str, Path],
+    ranks: Ranks | None = None,
     metadata: Mapping[str, object],
     seed: int,
     before_commit: Callable[[], None] = lambda: None,
+    quality: Quality | None = None,
 ) -> PublishReport:
-    """Build a version beside the live one and promote it if it passes its gates.
+    """Collective. Build a version beside the live one and promote it if it passes its gates.
 
     Args:
         store: where versions live.
-        parts: what `write_part` wrote, one per rank; every item in one of them.
+        folder: of this attempt, seen by all ranks. What lies in it becomes part of the version (towers, rows,
+            catalogue) and is moved there; hidden files and what is left after a failure are the caller's to remove.
+        items: ids int64 (S,) and vectors float32 (S, D) of this rank's items, in slices; taken once. Every item is one
+            rank's.
         query_QD: float32, recent query vectors of the same model; recall is tuned and gated on them (on a sample
-            if they are many). Without any, on item vectors.
+            if they are many). Without any, on item vectors. Those of rank 0 count.
         config: index kind, sizes, gates.
-        extra_files: copied into the version under these names (query tower, rows, catalogue).
+        ranks: that build the version together; by default this process alone.
         metadata: goes into the manifest (`known_items` is what coverage is measured against).
-        seed: of k-means and of the sample.
-        before_commit: called once the gates are passed; if it raises, nothing goes live.
+        seed: of k-means and of the samples.
+        before_commit: called on rank 0 once the gates are passed; if it raises, nothing goes live.
+        quality: recent events on which the candidate is compared with the live version, the same on every rank.
     Raises:
-        IndexInputError: the parts do not make an index, or the queries do not fit them.
+        IndexInputError: the items do not make an index, or the queries do not fit them.
         OSError, VersionError: the storage failed.
+        OtherRankError, OtherRankStorageError: another rank failed.
     """
-    clock = _Clock()
-    ids, vectors = read_parts(parts)
-    queries = _sample(query_QD if query_QD.shape[0] else vectors, vectors.shape[1], seed)
-    finite = np.concatenate([finite_rows(vectors), finite_rows(queries)])
-    if not finite.all():
-        gate = not_finite(float(finite.mean()))
-        bad_ids = ids[~finite[: ids.shape[0]]]
-        _log.warning(
-            "%d item vectors are not finite, first of items %s", bad_ids.shape[0], bad_ids[:3].tolist()
-        )
-        return _settled(PublishReport(None, ids.shape[0], config.kind, 0, 0, 0.0, gate))
-    live = _live_version(store, vectors.shape[1], config)
-    warm_start = live.index.centroids() if live is not None and config.warm_start_iterations else None
-    index = build_index(vectors, config, seed=seed, warm_start_LD=warm_start)
-    clock.lap("build_s")
-    report = _measure(
-        index, ids, vectors, queries, live, config, int(str(metadata.get("known_items", ids.shape[0])))
-    )
-    clock.lap("gate_s")
+    attempt = _Attempt(store, folder, config, ranks or OneRank(), seed)
+    report = attempt.build(items, query_QD, metadata, quality)
     if report.gate.passed:
-        before_commit()
-        described = {**metadata, **report.figures(), "dim": index.dim, "recall_k": config.recall_k}
-        version = _commit(store, index, ids, vectors, extra_files, described)
-        _prune(store, config.versions_to_keep)
-        report = replace(report, version=version)
-        clock.lap("commit_s")
-    return _settled(replace(report, seconds=clock.laps))
-
-
-def _prune(store: VersionStore, keep: int) -> None:
-    """Old versions that cannot be removed are no reason to call the new one, which is live, a failure."""
-    try:
-        store.prune(keep)
-    except OSError as error:
-        _log.warning("an old index version in %s was not removed: %s", store.where, error)
-
-
-def _settled(report: PublishReport) -> PublishReport:
-    if report.version is None:
-        _log.warning("a new index version was refused, the live one stays: %s", report.gate.why_not())
+        with attempt.stages.timed("commit"):
+            described = {**metadata, **report.figures(), "dim": attempt.width, "recall_k": config.recall_k}
+            report = replace(report, version=attempt.commit(described, before_commit))
+    report = replace(report, seconds=attempt.stages.seconds)
+    if attempt.ranks.rank == 0:
+        _say(report, attempt.stages)
     return report
 
 
-def _measure(
-    index: IvfIndex,
-    ids: Int64Array,
-    vectors: Float32Array,
-    queries: Float32Array,
-    live: LoadedVersion | None,
-    config: IndexConfig,
-    known_items: int,
-) -> PublishReport:
-    gpu = config.gpu if config.on_gpu() else None
-    wanted = exact_top_k(queries, vectors, min(config.recall_k, ids.shape[0]), gpu)
-    nprobe, recall = choose_nprobe(index, queries, wanted, config)
-    if index.on_cpu() is not index:  # tuned on a GPU; what is committed is what is measured
-        index = index.on_cpu()
-        recall = recall_at_k(index.search(queries, wanted.shape[1], nprobe)[0], wanted)
-    scanned = index.scanned(queries, nprobe)
-    measured = Measured(
-        recall=recall,
-        coverage=ids.shape[0] / known_items if known_items else 1.0,
-        imbalance=scanned * index.nlist / (nprobe * index.size),
-        overlap=_overlap(live, index, ids, queries, nprobe, config),
-    )
-    gate = check_version(measured, config)
-    return PublishReport(None, index.size, index.kind, index.nlist, nprobe, recall, gate, scanned)
+class _Attempt:
+    """One attempt, as one rank sees it; its methods are collective."""
+
+    def __init__(
+        self, store: VersionStore, folder: Path, config: IndexConfig, ranks: Ranks, seed: int
+    ) -> None:
+        self.ranks, self.stages = ranks, Stages()
+        self.items = self.width = 0
+        self._store, self._config, self._seed = store, config, seed
+        self._files = AttemptFiles(folder, ranks.rank, ranks.world)
+        self._index: ShardedIndex | None = None
+
+    def build(
+        self,
+        items: Iterator[tuple[Int64Array, Float32Array]],
+        query_QD: Float32Array,
+        metadata: Mapping[str, object],
+        quality: Quality | None,
+    ) -> PublishReport:
+        """Everything up to the gates."""
+        with self.stages.timed("items"):
+            gate, queries = self._write_items(items, query_QD)
+        if not gate.passed:
+            return PublishReport(None, self.items, self._config.kind, 0, 0, 0.0, gate)
+        with self.stages.timed("sample"):
+            warm_LD, warm_lists = on_first_rank(self.ranks, self._warm_start)
+            fresh_lists = lists_for(self.items, self._config)
+            wanted = self._config.sample_per_list * max(fresh_lists, warm_lists)
+            gather_results(
+                self.ranks, lambda: self._files.write_sample(wanted, self.items, self.width, self._seed)
+            )
+        coverage = self.items / (int(str(metadata.get("known_items", self.items))) or self.items)
+        if warm_lists:
+            report = self._candidate(queries, warm_lists, warm_LD, coverage, quality)
+            failed = {check.name for check in report.gate.checks if not check.passed}
+            if not failed & _OF_THE_LISTS:
+                return report
+            _log.info(
+                "with lists from the live version's, %s; they are trained from scratch", report.gate.why_not()
+            )
+        return self._candidate(queries, fresh_lists, None, coverage, quality)
+
+    def commit(self, described: Mapping[str, Any], before_commit: Callable[[], None]) -> Version:
+        """Write the shards, and on rank 0 move all files into a version and promote it."""
+        assert self._index is not None
+        shard = self._index.shard
+        gather_results(self.ranks, lambda: shard.save(self._files.index))
+
+        def commit() -> tuple[str, Mapping[str, Any]]:
+            before_commit()
+            version = _promoted(self._store, self._files.for_version(), described)
+            _prune(self._store, self._config)
+            return version.name, version.manifest
+
+        name, manifest = on_first_rank(self.ranks, commit)
+        return Version(name, manifest, self._store.storage)
+
+    def _write_items(
+        self, items: Iterator[tuple[Int64Array, Float32Array]], query_QD: Float32Array
+    ) -> tuple[GateReport, Float32Array]:
+        """The check of all vectors, and the queries of rank 0, at most 2,048 of all alike."""
+
+        def write() -> tuple[ItemsOfRank, Float32Array | None]:
+            queries = _sample(query_QD, self._seed) if self.ranks.rank == 0 else None
+            return self._files.write_items(items), queries
+
+        gathered = gather_results(self.ranks, write)
+        written: list[ItemsOfRank] = [of_rank for of_rank, _ in gathered]
+        queries = gathered[0][1]
+        assert queries is not None
+        self.items = sum(of_rank.items for of_rank in written)
+        if self.items == 0:
+            raise IndexInputError("there are no items to index")
+        widths = sorted({of_rank.width for of_rank in written if of_rank.width})
+        if len(widths) > 1:
+            raise IndexInputError(f"the ranks have vectors of widths {widths}")
+        [self.width] = widths
+        if queries.shape[0] and queries.shape[1:] != (self.width,):
+            raise IndexInputError(
+                f"queries have shape {queries.shape}, item vectors have {self.width} columns"
+            )
+        return _check_vectors(written, queries), queries
+
+    def _warm_start(self) -> tuple[Float32Array | None, int]:
+        """Centroids of the live version to start from, and how many; None and 0 to train from scratch."""
+        centroids = live_centroids(self._store) if self._config.warm_start_iterations else None
+        if centroids is None or centroids.shape[1] != self.width:
+            return None, 0
+        lists, fresh = centroids.shape[0], lists_for(self.items, self._config)
+        near = self._config.nlist == 0 and max(lists, fresh) <= _SAME_SIZE * min(lists, fresh)
+        return (centroids, lists) if lists == fresh or near else (None, 0)
+
+    def _candidate(
+        self,
+        query_QD: Float32Array,
+        lists: int,
+        start_LD: Float32Array | None,
+        coverage: float,
+        quality: Quality | None,
+    ) -> PublishReport:
+        """Build, tune and measure with so many lists."""
+        config, ranks = self._config, self.ranks
+
+        def train() -> tuple[Float32Array, UInt8Array, Float32Array]:
+            sample = self._files.read_sample()
+            centroids = train_centroids(sample, lists, config, seed=self._seed, warm_start_LD=start_LD)
+            empty = empty_index(config, centroids, codec_sample(sample, config.kind))
+            return centroids, empty, query_QD if query_QD.shape[0] else _sample(sample, self._seed)
+
+        with self.stages.timed("train"):
+            centroids, empty, query_QD = on_first_rank(ranks, train)
+        with self.stages.timed("add"):
+            shard, ids = keep_result(ranks, lambda: self._files.build_shard(centroids, empty, config))
+            index = ShardedIndex(ranks, shard, ids)
+        with self.stages.timed("exact"):
+            k, gpu = min(config.recall_k, index.size), config.gpu if config.on_gpu() else None
+            wanted_QK = index.exact(query_QD, k, Part(self._files.items), gpu).row_QK
+        with self.stages.timed("tune"):
+            self._index, nprobe, recall = tune(index, query_QD, wanted_QK, config)
+        with self.stages.timed("gate"):
+            live = live_to_compare(self._store, ranks, config, quality)
+            measured = check_gates(self._index, query_QD, nprobe, recall, coverage, config, live, quality)
+        return PublishReport(
+            None, index.size, config.kind, lists, nprobe, recall, measured.gate, measured.scanned
+        )
 
 
-def _sample(query_QD: Float32Array, dim: int, seed: int) -> Float32Array:
+def _sample(query_QD: Float32Array, seed: int) -> Float32Array:
     """At most 2,048 queries, from all of them alike: they come rank by rank."""
-    if query_QD.ndim != 2 or query_QD.shape[1] != dim:
-        raise IndexInputError(f"queries have shape {query_QD.shape}, item vectors have {dim} columns")
+    if query_QD.ndim != 2:
+        raise IndexInputError(f"queries have shape {query_QD.shape} instead of two dimensions")
     if query_QD.shape[0] > _MOST_QUERIES:
         chosen = np.random.default_rng(seed).choice(query_QD.shape[0], _MOST_QUERIES, replace=False)
         query_QD = query_QD[np.sort(chosen)]
     return np.ascontiguousarray(query_QD, np.float32)
 
 
-def _live_version(store: VersionStore, dim: int, config: IndexConfig) -> LoadedVersion | None:
-    """The live version if a setting asks for it and it compares: a damaged one must not block its successor."""
-    if not (config.min_overlap or config.warm_start_iterations):
-        return None
-    try:
-        live = store.current()
-        if live is None:
-            return None
-        loaded = LoadedVersion.load(store.verify(live.name, SEARCHED_FILES))
-    except VersionError as error:
-        _log.warning("the live index version is not compared with: %s", error)
-        return None
-    return loaded if loaded.index.dim == dim else None
+def _check_vectors(written: list[ItemsOfRank], query_QD: Float32Array) -> GateReport:
+    bad_ids = [item for of_rank in written for item in of_rank.bad_ids][:3]
+    vectors = sum(of_rank.items for of_rank in written) + query_QD.shape[0]
+    finite = sum(of_rank.finite for of_rank in written) + int(finite_rows(query_QD).sum())
+    nonzero = sum(of_rank.nonzero for of_rank in written) + int(query_QD.any(axis=1).sum())
+    if bad_ids:
+        _log.warning("%d vectors are not finite, first of items %s", vectors - finite, bad_ids)
+    return check_vectors(finite / vectors, nonzero / vectors)
 
 
-def _overlap(
-    live: LoadedVersion | None,
-    index: IvfIndex,
-    ids: Int64Array,
-    queries: Float32Array,
-    nprobe: int,
-    config: IndexConfig,
-) -> float | None:
-    if live is None or config.min_overlap == 0:
-        return None
-    rows, _ = index.search(queries, config.recall_k, nprobe)
-    previous_ids, scores = live.search(queries, config.recall_k)
-    found = np.where(rows >= 0, ids[np.maximum(rows, 0)], -1)
-    return overlap_of(found, previous_ids, np.isfinite(scores))
-
-
-def _commit(
-    store: VersionStore,
-    index: IvfIndex,
-    ids: Int64Array,
-    vectors: Float32Array,
-    extra_files: Mapping[str, Path],
-    described: Mapping[str, Any],
-) -> Version:
-    taken = sorted({INDEX_FILE, ITEMS_FILE, MANIFEST} & set(extra_files))
+def _promoted(store: VersionStore, files: list[Path], described: Mapping[str, Any]) -> Version:
+    taken = sorted({WHOLE_INDEX, WHOLE_ITEMS, MANIFEST} & {path.name for path in files})
     if taken:
-        raise ValueError(
-            f"extra_files must not be named {', '.join(taken)}: a version has files of these names"
-        )
+        raise ValueError(f"{files[0].parent} holds {', '.join(taken)}: a version has files of these names")
     building = store.begin()
     try:
-        index.save(building.path / INDEX_FILE)
-        write_part(building.path / ITEMS_FILE, ids, vectors)
-        for name, source in extra_files.items():
-            shutil.copyfile(source, building.path / name)
+        for path in files:
+            shutil.move(path, building.path / path.name)
         version = store.commit(building, described)
     except Exception:
         building.remove()
@@ -229,11 +292,19 @@ def _commit(
     return store.promote(version.name)
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
+def _prune(store: VersionStore, config: IndexConfig) -> None:
+    """Old versions that cannot be removed are no reason to call the new one, which is live, a failure."""
+    try:
+        store.prune(config.versions_to_keep, config.refused_versions_to_keep)
+    except OSError as error:
+        _log.warning("an old index version in %s was not removed: %s", store.where, error)
 
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name], self._last = now - self._last, now
+
+def _say(report: PublishReport, stages: Stages) -> None:
+    if report.version is None:
+        _log.warning("a new index version was refused, the live one stays: %s", report.gate.why_not())
+        return
+    _log.info(
+        "index version %s: %d items, %d lists, nprobe %d, recall %.4f; %s",
+        *(report.version.name, report.items, report.nlist, report.nprobe, report.recall, stages),
+    )

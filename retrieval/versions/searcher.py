@@ -14,19 +14,15 @@ from typing import Self
 import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array
+from retrieval.indexes.exclusions import NO_EXCLUSIONS, Exclusions
 from retrieval.indexes.gpu_index import GpuIvfIndex, searched_on_gpu
 from retrieval.indexes.ivf import IndexInputError, IvfIndex
-from retrieval.indexes.parts import read_ids
 from retrieval.storage.cache import FileCache
-from retrieval.versions.exclusions import NO_EXCLUSIONS, Exclusions
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.following import Following
+from retrieval.versions.shards import load_shards
 from retrieval.versions.store import Version, VersionError, VersionStore
 
-INDEX_FILE = "index.faiss"
-ITEMS_FILE = "items.arrow"
-SEARCHED_FILES = frozenset((INDEX_FILE, ITEMS_FILE))
-"""What `LoadedVersion.load` reads."""
 _NONE = np.empty(0, np.int64)
 _NOTHING_FOUND = np.float32(-np.inf)
 
@@ -41,9 +37,8 @@ class LoadedVersion:
 
     @staticmethod
     def load(version: Version) -> LoadedVersion:
-        """Read a version's index and ids."""
-        index = IvfIndex.load(version.file(INDEX_FILE), str(version.manifest["kind"]))
-        return LoadedVersion(version, index, read_ids(version.file(ITEMS_FILE)))
+        """Read a version's shards as one index, and their ids."""
+        return LoadedVersion(version, *load_shards(version))
 
     @staticmethod
     def load_on(version: Version, gpu: int | Sequence[int] | None) -> Iterator[LoadedVersion]:

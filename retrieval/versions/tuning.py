@@ -5,19 +5,37 @@ Shape letters: Q queries, K results, L lists, D columns.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 import numpy.typing as npt
 
 from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
 from retrieval.indexes.exact import recall_at_k
-from retrieval.indexes.ivf import IvfIndex
 
 _SLICE_BYTES = 32 << 20
 
 
+class Tuned(Protocol):
+    """What is asked of an index, whole or sharded; row numbers and lists are as in `IvfIndex`."""
+
+    @property
+    def nlist(self) -> int:
+        """L."""
+
+    def centroids(self) -> Float32Array:
+        """Centroids float32 (L, D)."""
+
+    def lists_of(self, rows: Int64Array) -> Int64Array:
+        """The list of each row."""
+
+    def search(self, query_QD: Float32Array, k: int, nprobe: int) -> tuple[Int64Array, Any]:
+        """Row numbers int64 (Q, K), and their scores."""
+
+
 def choose_nprobe(
-    index: IvfIndex, query_QD: Float32Array, wanted_QK: Int64Array, config: IndexConfig
+    index: Tuned, query_QD: Float32Array, wanted_QK: Int64Array, config: IndexConfig
 ) -> tuple[int, float]:
     """nprobe and its recall@k.
 
@@ -68,7 +86,7 @@ def _first(bound_L: npt.NDArray[np.float64], target: float, most: int) -> int:
     return min(most, int(np.searchsorted(bound_L, target)) + 1)
 
 
-def _recall_bounds(index: IvfIndex, query_QD: Float32Array, wanted_QK: Int64Array) -> npt.NDArray[np.float64]:
+def _recall_bounds(index: Tuned, query_QD: Float32Array, wanted_QK: Int64Array) -> npt.NDArray[np.float64]:
     """float64 (L,), ascending: the share of wanted results in the 1, 2, … L lists nearest to their query."""
     centroid_LD, list_QK = index.centroids(), index.lists_of(wanted_QK)
     lists = index.nlist

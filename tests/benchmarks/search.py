@@ -32,7 +32,8 @@ from retrieval.indexes.exact import exact_top_k, recall_at_k
 from retrieval.indexes.ivf import IvfBuilder, IvfIndex, empty_index, lists_for
 from retrieval.indexes.kinds import codec_sample, parameters
 from retrieval.indexes.parts import write_part
-from retrieval.versions.searcher import INDEX_FILE, ITEMS_FILE, Searcher
+from retrieval.versions.searcher import Searcher
+from retrieval.versions.shards import WHOLE_INDEX, WHOLE_ITEMS
 from retrieval.versions.store import VersionStore
 from retrieval.versions.tuning import choose_nprobe
 from tests.benchmarks.support.clusters import Clusters
@@ -81,7 +82,7 @@ def measure(case: Case) -> dict[str, Any]:
         searcher = _published(Path(folder), index, vectors, nprobe)
         loaded = searcher.loaded
         assert loaded is not None
-        bare = IvfIndex.load(loaded.version.file(INDEX_FILE), case.kind)
+        bare = IvfIndex.load(loaded.version.file(WHOLE_INDEX), case.kind)
         found = searcher.search(queries, K)[0]
         _require_equal(found, bare.search(queries, K, nprobe)[0])
         rest = searcher.search(queries, K, exclude=seen)[0]
@@ -157,8 +158,8 @@ def _built(vectors: Float32Array, case: Case) -> tuple[IvfIndex, IndexConfig]:
 def _published(folder: Path, index: IvfIndex, vectors: Float32Array, nprobe: int) -> Searcher:
     store = VersionStore(folder / "index")
     building = store.begin()
-    index.save(building.path / INDEX_FILE)
-    write_part(building.path / ITEMS_FILE, np.arange(vectors.shape[0]), vectors)
+    index.save(building.path / WHOLE_INDEX)
+    write_part(building.path / WHOLE_ITEMS, np.arange(vectors.shape[0]), vectors)
     described = {"kind": index.kind, "nprobe": nprobe, "dim": vectors.shape[1]}
     store.promote(store.commit(building, described).name)
     return Searcher(store.root)

@@ -16,7 +16,6 @@ from retrieval.indexes.exact import exact_top_k, recall_at_k
 from retrieval.indexes.gpu_index import GpuIvfIndex, build_index, builder_for
 from retrieval.indexes.ivf import IvfBuilder, IvfIndex, empty_index
 from retrieval.indexes.kinds import codec_sample
-from retrieval.indexes.parts import write_part
 from retrieval.versions.publish import publish
 from retrieval.versions.searcher import Searcher
 from retrieval.versions.store import VersionStore
@@ -73,10 +72,11 @@ def test_beyond_the_limits_of_a_gpu_the_cpu_answers(faiss_gpu):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_version_is_tuned_gated_and_served_by_many_threads(faiss_gpu, tmp_path, kind):
     vectors, queries = clustered(20_000, 64)
-    store, part = VersionStore(tmp_path / "index"), tmp_path / "part.arrow"
-    write_part(part, np.arange(vectors.shape[0]) * 10, vectors)
+    store, attempt = VersionStore(tmp_path / "index"), tmp_path / "attempt"
+    attempt.mkdir()
     config = IndexConfig(kind=kind, device="cuda")
-    report = publish(store, [part], queries, config, extra_files={}, metadata={}, seed=1)
+    items = iter([(np.arange(vectors.shape[0]) * 10, vectors)])
+    report = publish(store, attempt, items, queries, config, metadata={}, seed=1)
     assert report.version is not None
     assert report.recall >= 0.95
     here, there = Searcher(store.root), Searcher(store.root, gpu=0)

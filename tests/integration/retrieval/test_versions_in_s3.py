@@ -7,7 +7,6 @@ import pytest
 
 from retrieval import read_item_vectors
 from retrieval.config import IndexConfig
-from retrieval.indexes.parts import write_part
 from retrieval.storage import objects
 from retrieval.storage.base import StorageLocationError
 from retrieval.storage.cache import FileCache
@@ -54,14 +53,15 @@ def test_a_searcher_follows_versions_in_s3_as_on_a_disk_and_rolls_back(bucket, t
         assert searcher.version is None
         for step in range(3):
             vectors = rng.normal(size=(80, 8)).astype(np.float32)
-            write_part(tmp_path / "part.arrow", np.arange(80) * 10, vectors)
-            (tmp_path / "tower").write_bytes(b"tower %d" % step)
+            attempt = tmp_path / "attempt"
+            attempt.mkdir(exist_ok=True)
+            (attempt / "tower").write_bytes(b"tower %d" % step)
             publish(
                 store,
-                [tmp_path / "part.arrow"],
+                attempt,
+                iter([(np.arange(80) * 10, vectors)]),
                 vectors[:9],
                 IndexConfig(kind="ivf_flat", nlist=4, nprobe=4, versions_to_keep=2, max_imbalance=100),
-                extra_files={"tower": tmp_path / "tower"},
                 metadata={"step": step},
                 seed=1,
             )

@@ -19,11 +19,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from retrieval.config import IndexConfig
 from retrieval.indexes.ivf import IvfIndex
 from retrieval.indexes.parts import write_part
-from retrieval.versions.searcher import INDEX_FILE, ITEMS_FILE, Searcher
+from retrieval.versions.searcher import Searcher
+from retrieval.versions.shards import ShardFiles
 from retrieval.versions.store import VersionRefused, VersionStore
 from tests.property.retrieval.test_version_store import PowerCut, power_cut_before
 
 ITEMS = 5
+SHARD = ShardFiles.of_rank(0)
 REFUSED = "recall is 0.5, below the bound 0.95"
 CONFIG = IndexConfig(kind="ivf_flat", nlist=1, nprobe=1, device="cpu")
 VECTORS = np.eye(ITEMS, dtype=np.float32)
@@ -79,8 +81,8 @@ class Versions(RuleBasedStateMachine):
         store, token = self.store, self.made
         self.made += 1
         building = store.begin()
-        self.index.save(building.path / INDEX_FILE)
-        write_part(building.path / ITEMS_FILE, token * 1000 + np.arange(ITEMS), VECTORS)
+        self.index.save(building.path / SHARD.index)
+        write_part(building.path / SHARD.items, token * 1000 + np.arange(ITEMS), VECTORS)
         described = {"token": token, "kind": "ivf_flat", "nprobe": 1}
         name = store.commit(building, described | ({"refused": REFUSED} if refused else {})).name
         if not refused:

@@ -1,5 +1,6 @@
 """Vectors like those of trained towers, and a store that publishes them."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.indexes.parts import write_part
 from retrieval.versions.publish import PublishReport, publish
 from retrieval.versions.store import VersionStore
 
@@ -36,14 +36,15 @@ def put(store, tmp_path) -> Callable[..., PublishReport]:
     """Publish vectors into `store`, ids 0, 10, 20, … by default."""
 
     def put(vectors, queries=None, config=None, ids=None, extra_files=None, **metadata: Any) -> PublishReport:
-        part: Path = tmp_path / "part.arrow"
-        write_part(part, np.arange(vectors.shape[0]) * 10 if ids is None else ids, vectors)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        for name, content in (extra_files or {}).items():
+            (folder / name).write_bytes(content)
         return publish(
             store,
-            [part],
+            folder,
+            iter([(np.arange(vectors.shape[0]) * 10 if ids is None else ids, vectors)]),
             vectors[:0] if queries is None else queries,
             config or IndexConfig(),
-            extra_files=extra_files or {},
             metadata=metadata,
             seed=1,
         )

@@ -14,10 +14,10 @@ from kafka import KafkaProducer
 
 from cluster.audit.exactly_once import verify_exactly_once
 from cluster.audit.state import State, read_state
-from cluster.checkpoints.arrays import read_table
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.serving.recommender import Recommender, UnknownUser
 from model.features import ITEM, SOURCE, USER
+from retrieval.versions.item_vectors import read_item_vectors
 from retrieval.versions.store import VersionStore
 from streaming.config import StreamConfig
 from streaming.producing.catalogue import publish_catalogue
@@ -154,7 +154,7 @@ def test_tombstones_reach_a_live_run_and_what_retention_leaves_of_it_holds_the_i
         checkpoint, version = newest(config), versions.current()
         if checkpoint is None or version is None:
             return 0, False, False, False
-        served = read_table(version.path / "items.arrow")["item_id"].to_pylist()
+        served = read_item_vectors(version.storage.where, version.name)["item_id"].to_pylist()
         return (
             checkpoint.manifest["rows_read"],
             *_user_and_item_in(read_state(checkpoint)),
@@ -198,7 +198,7 @@ def test_tombstones_reach_a_live_run_and_what_retention_leaves_of_it_holds_the_i
     assert seen[-1] == ((True, True), (False, False))
 
     # Older checkpoints and versions hold them until retention drops those: a full one and the newest version stay.
-    assert {"items.arrow", "catalogue-users.arrow"} <= _files_with(tmp_path, RARE_USER) | _files_with(
+    assert {"items-0000.arrow", "catalogue-users.arrow"} <= _files_with(tmp_path, RARE_USER) | _files_with(
         tmp_path, RARE_ITEM
     )
     produce(stream, events(40, first=400))

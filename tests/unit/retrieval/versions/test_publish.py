@@ -6,21 +6,22 @@ import pytest
 from retrieval.config import IndexConfig
 from retrieval.indexes.exact import exact_top_k
 from retrieval.indexes.ivf import IndexInputError
-from retrieval.indexes.parts import read_parts, write_part
+from retrieval.indexes.parts import read_parts
 from retrieval.versions.gate import overlap_of
-from retrieval.versions.publish import publish
-from retrieval.versions.searcher import Searcher
 from tests.unit.retrieval.conftest import clustered, unit
+
+STAGES = ("items", "sample", "train", "add", "exact", "tune", "gate", "commit")
 
 
 def failed(report):
     return [check.name for check in report.gate.checks if not check.passed]
 
 
-def test_a_published_version_is_live_whole_and_says_what_it_was_built_of(store, put, tmp_path):
+def test_a_published_version_is_live_whole_and_says_what_it_was_built_of(store, put):
     vectors, queries = clustered(2000)
-    (tmp_path / "tower").write_bytes(b"weights")
-    report = put(vectors, queries, extra_files={"tower.bin": tmp_path / "tower"}, step=7, watermark_ms=99)
+    report = put(
+        vectors, queries, extra_files={"tower.bin": b"weights", ".lock": b""}, step=7, watermark_ms=99
+    )
     live = store.current()
     assert live == report.version
     store.verify(live.name)
@@ -38,23 +39,16 @@ def test_a_published_version_is_live_whole_and_says_what_it_was_built_of(store, 
     }
     assert manifest["recall"] == report.recall >= 0.97
     assert manifest["nprobe"] == report.nprobe <= report.nlist / 2
-    assert {file["name"] for file in manifest["files"]} == {"index.faiss", "items.arrow", "tower.bin"}
-
-
-def test_the_parts_of_several_ranks_become_one_index(store, tmp_path):
-    vectors, queries = clustered(300)
-    ids = np.random.default_rng(0).permutation(300) - 150
-    parts = [tmp_path / f"items-{rank}.arrow" for rank in range(3)]
-    for rank, part in enumerate(parts):
-        write_part(part, ids[rank::3], vectors[rank::3])
-    publish(store, parts, queries, IndexConfig(kind="ivf_flat"), extra_files={}, metadata={}, seed=1)
-    found, _ = Searcher(store.root).search(queries, 1)
-    np.testing.assert_array_equal(found, ids[exact_top_k(queries, vectors, 1)])
+    assert {file["name"] for file in manifest["files"]} == {
+        "index-0000.faiss",
+        "items-0000.arrow",
+        "tower.bin",
+    }
 
 
 def test_the_report_has_seconds_by_stage_and_is_ready_for_json(put):
     figures = json.loads(json.dumps(put(*clustered(1200)).figures()))
-    assert set(figures["seconds"]) == {"build_s", "gate_s", "commit_s"}
+    assert set(figures["seconds"]) == {f"{stage}_s" for stage in STAGES}
     assert 0 < figures["scanned"] < 1200
     assert [check["name"] for check in figures["gate"]] == ["recall", "coverage", "imbalance"]
 
@@ -115,7 +109,7 @@ def test_results_that_change_too_much_fail_the_overlap_gate(store, put):
 
 def test_a_damaged_live_version_does_not_block_its_successor(store, put):
     first = put(*clustered(1200)).version
-    (first.path / "index.faiss").write_bytes(b"torn")
+    (first.path / "index-0000.faiss").write_bytes(b"torn")
     report = put(*clustered(1200), config=IndexConfig(min_overlap=0.5, warm_start_iterations=1))
     assert store.current() == report.version
     assert report.version.name == "v00000002"
@@ -142,7 +136,7 @@ def test_many_queries_are_sampled_from_all_of_them(put, monkeypatch):
     seen = []
     exact = exact_top_k
     monkeypatch.setattr(
-        "retrieval.versions.publish.exact_top_k", lambda q, *rest: seen.append(q) or exact(q, *rest)
+        "retrieval.indexes.sharded_index.exact_top_k", lambda q, *rest: seen.append(q) or exact(q, *rest)
     )
     vectors, _ = clustered(100)
     queries = np.repeat(vectors, 50, axis=0)
@@ -161,21 +155,27 @@ def test_an_empty_catalogue_is_refused(put):
         put(np.zeros((0, 8), np.float32))
 
 
-def test_a_failed_copy_leaves_nothing_behind(store, put, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        put(*clustered(50), extra_files={"tower.bin": tmp_path / "missing"})
+def test_a_failed_move_leaves_nothing_behind(store, put, monkeypatch):
+    def refuse(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("retrieval.versions.publish.shutil.move", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        put(*clustered(50))
     assert store.names() == []
     assert list(store.root.glob(".building-*")) == []
 
 
-def test_an_extra_file_cannot_take_the_place_of_a_file_of_the_version(put, tmp_path):
-    with pytest.raises(ValueError, match=r"manifest\.json"):
-        put(*clustered(50), extra_files={"manifest.json": tmp_path / "x"})
+@pytest.mark.parametrize("name", ["manifest.json", "index.faiss", "items.arrow"])
+def test_what_lies_in_the_folder_cannot_take_the_place_of_a_file_of_the_version(put, store, name):
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        put(*clustered(50), extra_files={name: b"x"})
+    assert store.names() == []
 
 
 def test_the_items_of_a_version_can_be_read_back(put):
     vectors, _ = clustered(50)
-    ids, stored = read_parts([put(vectors).version.path / "items.arrow"])
+    ids, stored = read_parts([put(vectors).version.path / "items-0000.arrow"])
     np.testing.assert_array_equal(ids, np.arange(50) * 10)
     np.testing.assert_array_equal(stored, vectors)
 

@@ -109,8 +109,8 @@ def test_a_damaged_version_is_refused_and_the_loaded_one_goes_on(store, put):
     put(clustered(30)[0])
     searcher = Searcher(store.root)
     damaged = put(clustered(40)[0]).version
-    (damaged.path / "items.arrow").write_bytes(b"")
-    with pytest.raises(VersionCorrupt, match=r"v00000002.*items\.arrow"):
+    (damaged.path / "items-0000.arrow").write_bytes(b"")
+    with pytest.raises(VersionCorrupt, match=r"v00000002.*items-0000\.arrow"):
         searcher.refresh()
     assert searcher.search(clustered(30)[1], 1)[0].shape == (300, 1)
     assert searcher.version.name == "v00000001"

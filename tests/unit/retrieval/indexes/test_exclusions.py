@@ -1,6 +1,6 @@
 import numpy as np
 
-from retrieval.versions.exclusions import NO_EXCLUSIONS, Exclusions
+from retrieval.indexes.exclusions import NO_EXCLUSIONS, Exclusions
 
 IDS = np.array([[7, 3, 5, 9], [1, 2, 8, -1]])
 SCORES = np.array([[4, 3, 2, 1], [4, 3, 2, -np.inf]], np.float32)
