@@ -239,8 +239,8 @@ def _wait_until_dead(storage: Storage, owner: Owner) -> None:
 
 def _taken(storage: Storage, by: str, run_id: str) -> StorageTaken:
     return StorageTaken(
-        f"{storage.where} was taken over by {by}, so this one stops; its checkpoints until then are what the other "
-        f"goes on from ({_TWO_PLACES})",
+        f"{storage.where} was taken over by {by}, so this one stops; the other resumes from its last checkpoint "
+        f"({_TWO_PLACES})",
         run_id,
     )
 

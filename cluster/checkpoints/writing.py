@@ -169,7 +169,7 @@ class Checkpointer:
 
     def advance(self) -> Checkpoint | None:
         """Collective, once every rank is `ready`: snapshot after the base, or commit. Rank 0 gets the checkpoint."""
-        assert self._now is not None, "nothing is on its way"
+        assert self._now is not None, "no checkpoint is in progress"
         assert self._now.job is not None
         started = time.perf_counter()
         error = self._now.job.exception()

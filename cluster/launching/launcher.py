@@ -264,8 +264,8 @@ def _take_report(path: Path) -> dict[str, Any]:
 def _storage(config: FreshetConfig) -> Path:
     if "://" in config.storage_path:
         raise StorageLocationError(
-            f"storage_path={config.storage_path} is an address, but must be a folder; what may lie in an object store "
-            "has settings of its own: train.checkpoint_path, train.index_path"
+            f"storage_path={config.storage_path} is an address, but must be a folder; checkpoints and versions "
+            "in an object store have their own settings: train.checkpoint_path, train.index_path"
         )
     storage = Path(config.storage_path)
     for path in (storage, storage / "checkpoints"):

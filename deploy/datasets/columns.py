@@ -126,7 +126,7 @@ class DatasetFile:
         if (finite_N & ~whole_N).any():
             seen = float(values_N[finite_N & ~whole_N][0])
             raise self.error(
-                f"column {name} holds {seen!r} as {column.type}, which is no id: "
+                f"column {name} holds {seen!r} as {column.type}, which is not an id: "
                 f"ids are whole numbers (as floats, below 2^53) or texts"
             )
         return _integers(values_N, whole_N)

@@ -73,7 +73,7 @@ def print_report(console: Terminal, figures: DemoFigures) -> None:
     for problem in figures.problems:
         console.print(f"Failed checks: {problem}", style="bold red")
     user = figures.recommendations[0]["user_id"] if figures.recommendations else 1
-    console.print("Go on with:")
+    console.print("Continue with:")
     settings = shlex.quote(str(run_dir / "settings.yaml"))
     # Alone on its line, unwrapped, with paths relative to this folder, so that it can be pasted.
     console.print(f"{program()} recommend --config {settings} --user {user}", style="bold", soft_wrap=True)

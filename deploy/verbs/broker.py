@@ -86,7 +86,7 @@ def run_broker(
         say("Ctrl-C stops it.")
         while broker.running:
             time.sleep(POLL_S)
-    raise BrokerDied(f"Apache Kafka on {servers} ended by itself (log: {broker.log_path})")
+    raise BrokerDied(f"Apache Kafka on {servers} ended unexpectedly (log: {broker.log_path})")
 
 
 def _fetching(done: int, total: int, name: str) -> None:

@@ -127,7 +127,7 @@ def _id(text: str, option: str) -> int | str:
     except UnicodeEncodeError:
         number = None
     if number is None:
-        raise UsageError(f"{option} has {text!r}, which is no id (example: {option} 50)")
+        raise UsageError(f"{option} has {text!r}, which is not an id (example: {option} 50)")
     return number if str(number) == text else text
 
 

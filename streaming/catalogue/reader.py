@@ -110,7 +110,7 @@ class CatalogueReader:
                 users.append(update.users)
                 deadline = time.monotonic() + self._config.request_timeout_s
             elif time.monotonic() > deadline:
-                raise unavailable(self._config, KafkaError("no records came"))
+                raise unavailable(self._config, KafkaError("no records arrived"))
         return CatalogueUpdate(pa.concat_tables(items), pa.concat_tables(users))
 
     @staticmethod

@@ -290,7 +290,7 @@ def _records(config: StreamConfig) -> Iterable[Any]:
             if polled:
                 deadline = time.monotonic() + config.request_timeout_s
             elif time.monotonic() > deadline:
-                raise unavailable(config, KafkaError("no records came"))
+                raise unavailable(config, KafkaError("no records arrived"))
 
 
 def _open(config: StreamConfig) -> KafkaProducer:

@@ -154,7 +154,7 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
         except CorruptRecordError as error:
             if self._next_record_index >= self._num_records:
                 raise
-            reason = f"messages up to offset {self.last_offset} cannot be told from one another: {error}"
+            reason = f"messages up to offset {self.last_offset} cannot be separated: {error}"
             self._give_up(reason, bytes(memoryview(self._buffer)[self._pos :]))
             return next(self)
 

@@ -423,8 +423,8 @@ class KafkaSource:
             with self._changed:
                 if offsets[p] < reader.queue.fetched:
                     raise PositionLost(
-                        f"{self._topic} partition {p} goes on at {offsets[p]}, before what was read already: the topic "
-                        "was recreated; start from an empty storage_path."
+                        f"{self._topic} partition {p} would continue at {offsets[p]}, before rows that were already "
+                        "read: the topic was recreated; start from an empty storage_path."
                     )
                 if p in elsewhere:
                     reader.jump(start, offsets[p])

@@ -77,6 +77,6 @@ def _newest_in(start: str) -> Checkpoint:
     inside = folder / "checkpoints"
     newest = CheckpointStore(inside if inside.is_dir() else folder, advice=_ADVICE).newest()
     if newest is None:
-        what = "holds no checkpoint" if folder.is_dir() else "is no folder"
+        what = "holds no checkpoint" if folder.is_dir() else "is not a folder"
         raise CheckpointError(f"{folder} {what}, so a run cannot be started from it")
     return newest

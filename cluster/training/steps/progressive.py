@@ -172,7 +172,7 @@ class ProgressiveValidation:
         events = self._comm.gather_ints(mine)
         self.popularity.update(events[:, 0], events[:, 1:])
         if not self.cooccurrence.stopped and not self._cooccurrence_fits():
-            _log.warning("co-occurrence is not counted any more: %s", self._too_much())
+            _log.warning("co-occurrence is no longer counted: %s", self._too_much())
             self.cooccurrence.stop()
         self.cooccurrence.update(events[:, 0], events[:, 1:])
 
@@ -182,7 +182,7 @@ class ProgressiveValidation:
         if known > limit and not self._said_too_many:
             self._said_too_many = True
             _log.warning(
-                "%d items are known: events are not ranked among all of them any more "
+                "%d items are known: events are no longer ranked among all of them "
                 "(progressive.exact_max_items=%d)",
                 *(known, limit),
             )

@@ -42,7 +42,7 @@ def poisoned(steps: int, step: int, reason: str, topic: str) -> PoisonedTraining
     return PoisonedTraining(
         f"{steps} training steps one after another could not be trained on (step {step}: {reason}); "
         f"their events are in the topic {topic!r}. The model itself may be at fault: lower train.learning_rate or "
-        "train.row_learning_rate and go on from an earlier checkpoint, or raise train.max_poison_batches."
+        "train.row_learning_rate and resume from an earlier checkpoint, or raise train.max_poison_batches."
     )
 
 

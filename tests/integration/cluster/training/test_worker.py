@@ -226,7 +226,7 @@ def test_two_ranks_start_from_what_one_has_learnt_and_read_their_own_stream(stre
 def test_a_starting_point_that_is_none_is_refused_before_ray_starts(stream_config, tmp_path):
     from cluster.launching.launcher import run_training
 
-    with pytest.raises(CheckpointError, match=r"nowhere is no folder.*setting: train\.init_from"):
+    with pytest.raises(CheckpointError, match=r"nowhere is not a folder.*setting: train\.init_from"):
         run_training(_config(stream_config, tmp_path / "run", init_from=str(tmp_path / "nowhere")))
 
 

@@ -179,7 +179,7 @@ def test_rows_without_a_user_an_item_or_a_time_are_left_out_and_counted(tmp_path
     [
         ({"user_id": pa.array([None, None], pa.int64())}, "column user_id is empty in all 2 rows"),
         ({"item_id": pa.nulls(2)}, "column item_id is empty in all 2 rows"),
-        ({"item_id": [1.5, 2.0]}, "column item_id holds 1.5 as double, which is no id"),
+        ({"item_id": [1.5, 2.0]}, "column item_id holds 1.5 as double, which is not an id"),
         ({"user_id": [2.0**60, 2.0]}, "column user_id holds .*below 2.53"),
         ({"user_id": [[1], [2]]}, "column user_id must hold whole numbers or texts, not list"),
         ({"user_id": [True, False]}, "column user_id must hold whole numbers or texts, not bool"),

@@ -45,7 +45,7 @@ def test_a_history_entry_names_its_newest_items_first():
 def test_a_history_is_a_list_of_item_ids_numbers_or_texts_as_the_stream_reads_them():
     assert parse_history(" 50,181 ,sku-7,007,") == [50, 181, "sku-7", "007"]
     assert parse_history("") == []
-    with pytest.raises(UsageError, match=r"--history has '\\udcff', which is no id"):
+    with pytest.raises(UsageError, match=r"--history has '\\udcff', which is not an id"):
         parse_history("50,\udcff")
 
 

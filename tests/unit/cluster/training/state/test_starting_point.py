@@ -57,9 +57,9 @@ def test_of_a_run_the_newest_checkpoint_that_verifies_is_taken(tmp_path):
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     assert f"{tmp_path} holds no checkpoint" in _refusal(_config(tmp_path))
-    assert "is no folder" in _refusal(_config(tmp_path / "nowhere"))
+    assert "is not a folder" in _refusal(_config(tmp_path / "nowhere"))
     (tmp_path / "file").touch()
-    assert "is no folder" in _refusal(_config(tmp_path / "file"))
+    assert "is not a folder" in _refusal(_config(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("inside", ["", "checkpoints/step-00000007"])
