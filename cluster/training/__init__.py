@@ -1,1 +1,1 @@
-"""The worker loop: one global step after the other, from the stream to the next checkpoint."""
+"""The worker loop: global steps on the stream, checkpoints, and index versions."""

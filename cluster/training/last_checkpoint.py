@@ -1,4 +1,4 @@
-"""The last checkpoint of a run: nothing comes after it that could make up for it, so it waits for the storage."""
+"""Writes the last checkpoint of a run, which waits for the storage because no later one could replace it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def commit_last(
     patience_s: float,
     waiting: Callable[[], bool],
 ) -> Checkpoint | None:
-    """Collective. Commit a checkpoint of this very step, however often the storage refuses it meanwhile.
+    """Collective. Commit a checkpoint of this very step; retries while the storage fails.
 
     Args:
         checkpointer: of the run.
         step: the run's.
         comm: the ranks.
-        patience_s: for so long it is tried again.
-        waiting: called before it is tried again; whether that is still wanted.
+        patience_s: how long to retry.
+        waiting: called before each retry; returns whether to retry.
     Returns:
-        On rank 0 what was committed.
+        The checkpoint, on rank 0.
     Raises:
-        CheckpointError: the storage took none; the same on every rank.
+        CheckpointError: the storage failed until the end; the same on every rank.
     """
     started = time.monotonic()
     told = False

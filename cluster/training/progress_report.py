@@ -1,4 +1,4 @@
-"""Rank 0's account of the run for people and for `status`: what `progress.json` holds."""
+"""Rank 0's report about the run, for people and `status`: the content of `progress.json`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rank_figures(run: TrainingRun) -> dict[str, float]:
 
 
 class ProgressReporter:
-    """Collects on every rank, writes on rank 0."""
+    """Collects figures on every rank, and writes them on rank 0."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ProgressReporter:
     ) -> None:
         self.last: dict[str, Any] = {}
         self.checkpoint_problem = ""
-        """Why the storage takes no checkpoints at present; empty if it does."""
+        """Why checkpoints cannot be written at present; empty if they can."""
         self._file, self._comm = ProgressFile(storage), comm
         self._losses: Mapping[str, float] = {}
         self._steps: deque[tuple[float, int]] = deque()
@@ -64,13 +64,13 @@ class ProgressReporter:
         self._published_before = 0
         self._served = served
         self.served_before: Mapping[str, Any] | None = None
-        """What an earlier attempt said of served validation."""
+        """The figures of served validation from an earlier attempt."""
         self._live = LiveIndex(versions or VersionStore(storage / "index"))
         self._static: dict[str, Any] = {"run_id": run_id, "workers": comm.world}
         self._begin_attempt(run_id)
 
     def _begin_attempt(self, run_id: str) -> None:
-        # The attempts of one submission share its run_id; what an earlier one published still counts.
+        # The attempts of one submission share its run_id; versions of earlier attempts still count.
         before = self._file.read() if self._comm.rank == 0 else None
         same_run = before is not None and before.get("run_id") == run_id
         attempt = int(before["attempt"]) + 1 if before is not None and same_run else 1
@@ -83,11 +83,11 @@ class ProgressReporter:
         if before is not None and same_run:
             self._published_before = int((before.get("index") or {}).get("versions", 0))
             self._checkpoint = before.get("checkpoint")
-        if self._comm.rank == 0:  # at once, so that an attempt that dies early is counted too
+        if self._comm.rank == 0:  # at once, so that an attempt that dies early also counts
             self._file.write({**(before if same_run and before else {}), **self._static, "state": "starting"})
 
     def stepped(self, losses: Mapping[str, float], events: int) -> None:
-        """Note one optimizer step."""
+        """Record one optimizer step."""
         now = time.monotonic()
         self._first_step_s = self._first_step_s if self._first_step_s is not None else now
         self._losses = losses
@@ -97,7 +97,7 @@ class ProgressReporter:
             self._steps.popleft()
 
     def checkpointed(self, checkpoint: Checkpoint) -> None:
-        """Note a committed checkpoint."""
+        """Record a committed checkpoint."""
         self._checkpoint = {"step": checkpoint.step, "path": checkpoint.location}
 
     def update(self, run: TrainingRun, totals: Report, publisher: Publisher) -> None:
@@ -145,7 +145,7 @@ class ProgressReporter:
         self._file.write(self.last)
 
     def _index(self, publisher: Publisher) -> dict[str, Any] | None:
-        """What is live, whoever published it, how many this run published, and how its last one passed the gate."""
+        """The live version of any publisher, the number of this run's versions, and the gates of its last one."""
         live, report = self._live.figures(), publisher.last
         versions = self._published_before + publisher.published
         if not live and not versions and report is None:

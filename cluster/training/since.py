@@ -1,18 +1,18 @@
-"""What has changed since the last checkpoint and the last version, so that an idle run makes no more of them."""
+"""Tracks changes since the last checkpoint and version, so that an idle run writes no more of them."""
 
 from __future__ import annotations
 
 from cluster.training.control import Report
 
 _Mark = tuple[float, ...]
-# Whatever becomes of a row, one of these grows.
+# Every row read increases one of these.
 _READ = ("rows_read", "events_quarantined", "dead_letters", "messages_skipped")
 
 
 class Since:
-    """Compares marks: two moments of a run with the same mark have the same state.
+    """Compares marks: a run has the same state whenever its mark is the same.
 
-    Every rank sees the same totals, so the marks are the same everywhere; only rank 0 knows what was committed.
+    Every rank sees the same totals, so marks are the same everywhere; only rank 0 knows what was committed.
     """
 
     def __init__(self) -> None:
@@ -23,39 +23,39 @@ class Since:
         self._published: _Mark | None = None
 
     def seen(self, step: int, totals: Report) -> None:
-        """The run has come to a step; `totals` are those of all ranks."""
+        """Record a step; `totals` are those of all ranks."""
         self._step = step
         self._read = tuple(totals.figures[name] for name in _READ)
 
     def catalogue_changed(self) -> None:
-        """Records of the catalogue were taken up: new, changed or deleted items and users."""
+        """Record that catalogue records were applied: new, changed or deleted items and users."""
         self._catalogue += 1
 
     @property
     def unsaved(self) -> bool:
-        """Whether the last committed checkpoint lacks something; also before a group's first one."""
+        """Whether anything changed since the last committed checkpoint; also true before a group's first one."""
         return self._saved != self._state
 
     @property
     def unpublished(self) -> bool:
-        """Whether a version made now could differ from the last one; also before a group's first one."""
+        """Whether a version built now could differ from the last one; also true before a group's first one."""
         return self._published != self._model
 
     def saving(self) -> None:
-        """The snapshot of a checkpoint is taken: it holds what there is now, and perhaps more."""
+        """Record that a checkpoint's snapshot is taken; it holds at least the current state."""
         self._saving = self._state
 
     def saved(self) -> None:
-        """The checkpoint that was begun is committed."""
+        """Record that this checkpoint is committed."""
         self._saved = self._saving
 
     @property
     def saved_model(self) -> bool:
-        """Whether a version of the last committed checkpoint would be of what there is now."""
+        """Whether a version of the last committed checkpoint would have the current state."""
         return self._saved is not None and self._saved[: len(self._model)] == self._model
 
     def published(self) -> None:
-        """A version of the last committed checkpoint is built; one that its gate refuses would be refused again."""
+        """Record that a version of the last committed checkpoint is built; if refused, it would be refused again."""
         assert self._saved is not None, "nothing is saved"
         self._published = self._saved[: len(self._model)]
 

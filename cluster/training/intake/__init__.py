@@ -1,1 +1,1 @@
-"""What comes in from the stream and the catalogue."""
+"""The input of a run: the stream and the catalogue."""

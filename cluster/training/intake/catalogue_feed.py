@@ -1,4 +1,4 @@
-"""Records of the users' and items' topics: rank 0 reads them, every rank takes them up at the same step."""
+"""Records of the users' and items' topics: rank 0 reads them, and every rank applies them at the same step."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 class CatalogueFeed:
-    """The catalogue's records on their way into a run.
+    """Passes the catalogue's records to a run.
 
     Args:
         config: the topics.
         comm: of all ranks.
-        run: as of its start; what came since is read at once.
+        run: at its start; records since its positions are read at once.
     """
 
     def __init__(self, config: StreamConfig, comm: Collectives, run: TrainingRun) -> None:
@@ -51,7 +51,7 @@ class CatalogueFeed:
             raise
 
     def _first_records(self, reader: CatalogueReader, run: TrainingRun) -> CatalogueUpdate:
-        """All that has come since the checkpoint; before it, what older records say of attributes that are new."""
+        """Apply all records since the checkpoint, after values of new attributes from older records."""
         update = reader.read_to_end()
         if not run.reread_users:
             return update
@@ -59,14 +59,14 @@ class CatalogueFeed:
         return CatalogueUpdate(items=update.items, users=pa.concat_tables([known, update.users]))
 
     def waiting(self, now: float) -> bool:
-        """Whether there are records to take up; looks for some twice a second (rank 0)."""
+        """Whether there are records to apply; checks twice a second (rank 0)."""
         if self._pending is None and now - self._polled_s >= _POLL_EVERY_S:
             self._polled_s = now
             self._pending = self._reader.poll()
         return self._pending is not None
 
     def apply(self, run: TrainingRun) -> None:
-        """Collective. Every rank forgets what was deleted and learns what is new."""
+        """Collective. Every rank removes what was deleted and adds what is new."""
         payload = self._pending.to_bytes() if self._pending is not None else b""
         update = CatalogueUpdate.from_bytes(self._comm.broadcast_bytes(payload))
         goes_on = bool(run.catalogue_positions)
@@ -79,7 +79,7 @@ class CatalogueFeed:
         self._pending = None
 
     def _say(self, run: TrainingRun, not_found: NotFound) -> None:
-        """Deletions that found nobody; a run that reads the topics from their beginning knows nobody yet (rank 0)."""
+        """Report deletions without a match, except in a run that reads the topics from their beginning (rank 0)."""
         topics = {"user": self._config.users_topic, "item": self._config.items_topic}
         said = not_found.said(lambda kind, i: self._reader.text_of_deleted(topics[kind], i))
         if said:
@@ -87,7 +87,7 @@ class CatalogueFeed:
             _log.warning("%s", said)
 
     def send_dead_letters(self, run: TrainingRun) -> None:
-        """Records that could not be read (rank 0; the others have none)."""
+        """Records that could not be used (rank 0; other ranks have none)."""
         if self._comm.rank == 0:
             run.dead_letters.send(self._reader.dead_letters)
             self._reader.dead_letters.clear()

@@ -1,10 +1,9 @@
-"""What a tombstone on the users' or the items' topic removes, at a step boundary, on every rank alike.
+"""Removes what a tombstone on the users' or items' topic deletes, between steps, on every rank.
 
-Of a user: events, explicit negatives, attributes, the row of the user's id. Of an item: its rows, its place in
-everybody's history, its title and categories; the id remains known as deleted, so that later events of the item are
-ignored and no row comes back. What is removed is not in the next checkpoint or version, and in older ones until
-retention drops them. The ledger keeps how many rows of a user were used, without which exactly-once could not be proved
-while the topic holds them.
+For a user: events, explicit negatives, attributes, and the row of the id. For an item: its rows, its entries in all
+histories, title and categories. The id remains known as deleted, so later events of the item are ignored and create no
+row. The next checkpoint and version no longer have the removed data; older ones do until retention drops them. The
+ledger keeps the number of a user's used rows, which the exactly-once proof needs as long as the topic has them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class NotFound:
-    """Ids with a tombstone of which nothing was known on any rank: they may be written otherwise than in the events.
+    """Ids with a tombstone that were unknown on every rank; they may be written differently in the events.
 
     Attributes:
         users: int64, ascending.
@@ -40,10 +39,10 @@ class NotFound:
     items: Int64Array
 
     def said(self, text_of: Callable[[str, int], str]) -> str:
-        """One line for people, empty if everybody was found.
+        """One line for people; empty if all were found.
 
         Args:
-            text_of: an id as its tombstone says it, by `user` or `item`.
+            text_of: returns an id as written in its tombstone, by `user` or `item`.
         """
         parts = []
         for kind, ids in (("user", self.users), ("item", self.items)):
@@ -57,7 +56,7 @@ class NotFound:
 
 
 def forget_deleted(run: TrainingRun, update: CatalogueUpdate, comm: Collectives) -> NotFound:
-    """Collective. Every rank calls it with the same update, before the catalogue takes it up."""
+    """Collective. Every rank calls it with the same update, before the catalogue applies it."""
     users = _deleted(update.users, USER_ID)
     items = _deleted(update.items, ITEM_ID)
     not_found = NotFound(
@@ -75,14 +74,14 @@ def forget_deleted(run: TrainingRun, update: CatalogueUpdate, comm: Collectives)
 
 
 def _knows_users(run: TrainingRun, users: Int64Array) -> BoolArray:
-    """bool (n,): whether this rank has anything of each user."""
+    """bool (n,): whether this rank has any data of each user."""
     has_attributes = run.catalogue.user_attributes(users).any(axis=1)
     has_events = (run.users.find(users) >= 0) | (run.users.negatives.find(users) >= 0)
     return has_attributes | has_events
 
 
 def _knows_items(run: TrainingRun, items: Int64Array) -> BoolArray:
-    """bool (n,): whether each item is in the catalogue, where an item of an event is too."""
+    """bool (n,): whether each item is in the catalogue, which also has the items of events."""
     return run.catalogue.knows(items)
 
 
@@ -92,13 +91,13 @@ def _unknown(
     if not ids.shape[0]:
         return ids
     known_anywhere = comm.exchange(known.astype(np.float64)).sum(axis=0) > 0
-    # One that the same records made and deleted is found too.
+    # An item that the same records created and deleted counts as found.
     made = records[name].to_numpy()[~records[DELETED].to_numpy()]
     unknown: Int64Array = ids[~known_anywhere & ~np.isin(ids, made)]
     return unknown
 
 
 def _deleted(records: pa.Table, name: str) -> Int64Array:
-    """Ids with a tombstone, each once; a later record starts over."""
+    """Distinct ids whose last record is a tombstone."""
     ids: Int64Array = np.unique(pc.filter(records[name], records[DELETED]).to_numpy())
     return ids

@@ -1,4 +1,4 @@
-"""What a rank reads: its partitions of the topic, which may gain some, or of Parquet files."""
+"""The partitions that a rank reads, of a topic that may gain partitions or of Parquet files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from streaming.sources.parquet_source import ParquetSource
 
 
 class Intake:
-    """Opens the stream of a run, and again when the topic has grown.
+    """Opens the stream of a run, and opens it again when the topic has grown.
 
     Args:
-        config: `stream` says where from.
+        config: `stream` names the source.
         comm: of all ranks.
     """
 
@@ -29,10 +29,10 @@ class Intake:
         self._watch: TopicWatch | None = None
         self._feed: CatalogueFeed | None = None
         self.growth: Growth | None = None
-        """What the topic has grown to, once every rank knows; its earlier partitions are then read to their ends."""
+        """The topic's new size, once every rank knows it; its earlier partitions are then read to their ends."""
 
     def count_partitions(self) -> int:
-        """Of the topic as of now, or as the files are to be read.
+        """The current number of the topic's partitions, or that of the files.
 
         Raises:
             TopicMissing: there is no such topic.
@@ -43,7 +43,7 @@ class Intake:
         return len(patiently(stream, lambda: partitions_of(stream, stream.interactions_topic)))
 
     def choose_range(self, run: TrainingRun, *, resumed: bool) -> None:
-        """Collective. Finds where the topic ends for this run, and where one begins that has no positions yet."""
+        """Collective. Find where the topic ends for this run, and where partitions without positions begin."""
         stream = self._config.stream
         if stream.parquet:
             return
@@ -57,19 +57,19 @@ class Intake:
             run.begin_at({p: whole.start[p] for p in run.partitions})
 
     def open_catalogue(self, run: TrainingRun) -> None:
-        """Collective. Take up what the catalogue's topics have had since the run's positions in them."""
+        """Collective. Apply the catalogue's records since the run's positions."""
         self._feed = CatalogueFeed(self._config.stream, self._comm, run)
 
     def catalogue_waiting(self, now: float) -> bool:
-        """Whether there are catalogue records to take up (rank 0)."""
+        """Whether there are catalogue records to apply (rank 0)."""
         return self._open_feed.waiting(now)
 
     def apply_catalogue(self, run: TrainingRun) -> None:
-        """Collective. Take these records up."""
+        """Collective. Apply these records."""
         self._open_feed.apply(run)
 
     def send_dead_letters(self, run: TrainingRun) -> None:
-        """Catalogue records that could not be read go to the dead-letter topic (rank 0)."""
+        """Send unusable catalogue records to the dead-letter topic (rank 0)."""
         self._open_feed.send_dead_letters(run)
 
     def open(self, run: TrainingRun) -> None:
@@ -102,16 +102,16 @@ class Intake:
 
     @property
     def growth_found(self) -> bool:
-        """Whether the topic has gained partitions of which the other ranks do not know yet (rank 0)."""
+        """Whether the topic has gained partitions that the other ranks do not know about yet (rank 0)."""
         return self.growth is None and self._watch is not None and self._watch.found is not None
 
     @property
     def bounded(self) -> bool:
-        """Whether the open partitions have an end: one that is only held has not."""
+        """Whether the open partitions have ends; a held partition has none."""
         return bool(self._config.stream.parquet) or self._ends is not None or self.growth is not None
 
     def bound(self, run: TrainingRun) -> None:
-        """Collective. The partitions that are being read end where the new ones began."""
+        """Collective. Make the open partitions end where the new ones begin."""
         found = self._watch.found if self._watch is not None else None
         self.growth = self._comm.gather_objects(found)[0]
         assert self.growth is not None
@@ -129,6 +129,6 @@ class Intake:
         return self._feed
 
     def close(self) -> None:
-        """Watch the topic no more."""
+        """Stop watching the topic."""
         if self._watch is not None:
             self._watch.close()

@@ -1,4 +1,4 @@
-"""How a group of workers becomes the one that writes the checkpoints of its run."""
+"""Makes a worker group the one that writes its run's checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def join_run(checkpoints: CheckpointStore, run_id: str, comm: Collectives) -> No
     """Collective. Fence off the earlier groups of this run; while the disk is full, all ranks wait for room together.
 
     Raises:
-        cluster.checkpoints.claim.StorageTaken: on rank 0, the storage is another run's by now.
+        cluster.checkpoints.claim.StorageTaken: on rank 0, if another run has claimed the storage.
     """
     trouble = StorageTrouble(f"{checkpoints.where} cannot be claimed")
     while True:

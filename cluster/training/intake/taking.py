@@ -1,9 +1,9 @@
-"""What a step trains on: taken from the stream when it begins, or one batch ahead while a GPU computes the step before.
+"""Takes the batch of a step from the stream, at its beginning or ahead, while a GPU computes the previous step.
 
-A batch that was taken ahead is in the histories and behind the positions already, but nothing else knows of it: gaps,
-dead letters and what is set aside are noted when its step begins, as without it. The worker trains it before it does
-anything but a step, so no checkpoint and no version ever sees a batch in hand. It is taken ahead on every rank or on
-none, and only where waiting could not make it larger: the batches are those of a run that takes none ahead.
+A batch taken ahead is already in the histories and before the positions, but nowhere else: its gaps, dead letters and
+rows set aside are recorded when its step begins. The worker trains it before doing anything else, so no checkpoint or
+version is made while a batch is held. Batches are taken ahead on all ranks or none, and only if waiting could not make
+them larger, so they are the same as without this.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from streaming.events.position import Gap
 
 @dataclass(frozen=True)
 class _Taken:
-    """A batch, and what was beside it."""
+    """A batch, with the other rows that were read for it."""
 
     batch: pa.RecordBatch
     rows: int
     dead: Sequence[DeadLetter]
     set_aside: pa.RecordBatch
     gaps: Mapping[int, Sequence[Gap]]
-    """As of when it was taken: rows of another log may be noted before it, never under it."""
+    """Topic ids when it was taken: rows of another log may be recorded before it, but not as its own."""
     topic_ids: Mapping[int, str]
 
 
@@ -37,7 +37,7 @@ class BatchTaker:
 
     Args:
         run: has its stream open.
-        quota: most rows of each partition.
+        quota: maximum number of rows per partition.
     """
 
     def __init__(self, run: TrainingRun, quota: int) -> None:
@@ -56,14 +56,14 @@ class BatchTaker:
         return self._in_hand.rows if self._in_hand is not None else 0
 
     def next(self) -> pa.RecordBatch:
-        """The batch of the step that begins."""
+        """The batch of the current step."""
         run = self._run
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
         taken, self._in_hand = self._in_hand, None
         if taken is None:
-            run.note_gaps()  # a topic that was recreated: what is taken from here on is of it
+            run.note_gaps()  # if the topic was recreated, rows taken from here on are of the new one
             taken = self._take()
         run.note_gaps(taken.gaps, taken.topic_ids)
         run.stream.count_dead(taken.dead)
@@ -71,7 +71,7 @@ class BatchTaker:
         return taken.batch
 
     def take_ahead(self, train_step: TrainStep) -> None:
-        """Take the next step's batch and read from it what needs no other rank; an error is raised by `next`."""
+        """Take the next step's batch and prepare what needs no other rank; `next` raises an error of this."""
         if self.in_hand:
             return
         try:

@@ -1,1 +1,1 @@
-"""What a run holds, saves and restores."""
+"""The state of a run, and how it is saved and restored."""

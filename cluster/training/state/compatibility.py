@@ -1,4 +1,4 @@
-"""Whether a checkpoint's towers and rows are what the settings describe: known from its manifest, before it is read."""
+"""Checks from its manifest, before it is read, that a checkpoint's towers and rows fit the settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def require_resumable(checkpoint: Checkpoint, config: FreshetConfig) -> None:
-    """See that a run with these settings can go on from one of its own checkpoints.
+    """Check that a run with these settings can resume from one of its own checkpoints.
 
     Raises:
         CheckpointError: names the settings that differ, with both values.
@@ -28,10 +28,10 @@ def require_resumable(checkpoint: Checkpoint, config: FreshetConfig) -> None:
 
 
 def require_same_towers(checkpoint: Checkpoint, config: FreshetConfig, advice: str = START_ANEW) -> None:
-    """See that the settings describe the towers that a checkpoint holds; parameters that it has not are new.
+    """Check that the settings describe a checkpoint's towers; parameters missing in it are new.
 
     Raises:
-        CheckpointError: names the settings that make the difference, with both values.
+        CheckpointError: names the settings that cause a difference, with both values.
     """
     theirs = _model_of(checkpoint, config.model)
     if theirs == config.model or _holds(_shapes(theirs), _shapes(config.model)):
@@ -48,7 +48,7 @@ def require_same_towers(checkpoint: Checkpoint, config: FreshetConfig, advice: s
 def require_same(
     checkpoint: Checkpoint, config: FreshetConfig, names: Sequence[str], advice: str = START_ANEW
 ) -> None:
-    """See that settings are those of a checkpoint; of one that it does not know, nothing is asked.
+    """Check that settings equal a checkpoint's; settings unknown to it are not checked.
 
     Args:
         checkpoint: its manifest has its settings.
@@ -83,7 +83,7 @@ def _refuse(checkpoint: Checkpoint, config: FreshetConfig, names: Sequence[str],
 
 
 def _of_the_source(checkpoint: Checkpoint, config: FreshetConfig) -> list[str]:
-    """A position is an offset of the topic, or a row group of files over which users are spread in one way."""
+    """The source that positions refer to: the topic, or files with a number of partitions."""
     read_files = bool(flat(checkpoint.manifest["config"]).get("stream.parquet"))
     if not (read_files or config.stream.parquet):
         return []
@@ -91,7 +91,7 @@ def _of_the_source(checkpoint: Checkpoint, config: FreshetConfig) -> list[str]:
 
 
 def _model_of(checkpoint: Checkpoint, ours: ModelConfig) -> ModelConfig:
-    """The checkpoint's settings of the model; what its version did not have is as here."""
+    """The checkpoint's model settings; settings that its version lacked are taken from the run."""
     saved = checkpoint.manifest["config"].get("model", {})
     known = {item.name for item in fields(ModelConfig)}
     return replace(ours, **{name: value for name, value in saved.items() if name in known})
@@ -109,5 +109,5 @@ def _holds(saved: Shapes, own: Shapes) -> bool:
 def _harmless(theirs: ModelConfig, name: str, value: Any) -> bool:
     try:
         return _holds(_shapes(theirs), _shapes(replace(theirs, **{name: value})))
-    except ValueError:  # only together with others that differ too
+    except ValueError:  # only matters together with other differences
         return False

@@ -1,7 +1,7 @@
-"""The one list of what a run's checkpoints hold: who adds a piece of state adds its part here.
+"""The one list of the parts of a run's checkpoints; a new piece of state adds its part here.
 
-A part's file in `cluster/checkpoints/parts/` says which files it writes, when, and what is in them. Of a catalogue of a
-million items without titles, a delta carries about 15 MB that did not change.
+A part's module in `cluster/checkpoints/parts/` describes the files that it writes. With a catalogue of a million items
+without titles, a delta has about 15 MB of unchanged data.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def parts_of(run: TrainingRun, comm: Collectives, parent: Checkpoint | None = No
 
     Args:
         run: its state is read and written in place.
-        comm: of the run; what every rank has alike is written by rank 0.
-        parent: what the next delta builds on.
+        comm: of the run; rank 0 writes state that all ranks share.
+        parent: the checkpoint that the next delta builds on.
     """
     rank, world, first = comm.rank, comm.world, comm.rank == 0
     counted = run.progressive.cooccurrence

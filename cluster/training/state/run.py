@@ -1,4 +1,4 @@
-"""Everything that one rank holds while it trains: the parts, put together."""
+"""Everything that one rank holds while it trains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from streaming.histories.history import UserStore
 
 
 def partitions_of_rank(partitions: int, rank: int, world: int) -> list[int]:
-    """The partitions that a rank reads; all of a user's events are in one of them."""
+    """The partitions that a rank reads; a user's events are all in one partition."""
     return list(range(rank, partitions, world))
 
 
@@ -57,24 +57,24 @@ class TrainingRun:
     events_trained: int = 0
     """Of all ranks, over all runs."""
     rows_read_before: int = 0
-    """By earlier runs, all ranks together; on rank 0 only, so that sums over ranks count it once."""
+    """Rows read by earlier runs on all ranks; on rank 0 only, so that sums over ranks count them once."""
     dead_letters_before: int = 0
     positions: dict[int, Position] = field(default_factory=dict)
     catalogue_positions: Mapping[str, Mapping[int, Position]] = field(default_factory=dict)
     init_from: Mapping[str, Any] | None = None
     """Path and step of the checkpoint that the run was started from; None if from nothing."""
     notice: str = ""
-    """What people should know, in one line: what of its checkpoint the run does not go on with, a deletion that found
-    nobody; empty for nothing."""
+    """A notice for people, in one line, such as dropped state of the checkpoint or a deletion without a match; empty if
+    there is none."""
     reread_users: bool = False
-    """There are user attributes whose values the users topic may hold, in records that were read without them."""
+    """Whether there are new user attributes whose values may be in records that were already read."""
     _opened: tuple[EventSource, Batcher, DeadLetterWriter] | None = None
 
     @staticmethod
     def create(
         config: FreshetConfig, partitions: list[int], comm: Collectives, device: torch.device
     ) -> TrainingRun:
-        """Collective. A run that has seen nothing yet; towers start from the seed, the same on every rank."""
+        """Collective. A new run; towers are initialized from the seed, the same on every rank."""
         compute_deterministically(device)
         torch.manual_seed(config.seed)
         model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
@@ -115,7 +115,7 @@ class TrainingRun:
         self._opened = (source, batcher, dead_letters)
 
     def note_origin(self) -> None:
-        """Where partitions begin that are read for the first time: retention may have been there before."""
+        """Record where partitions that are read for the first time begin, which retention may have moved."""
         for partition, at in self.source.positions().items():
             if partition not in self.positions and at.offset > 0:
                 self.stream.origin[partition] = at.offset
@@ -125,10 +125,10 @@ class TrainingRun:
         gaps: Mapping[int, Sequence[Gap]] | None = None,
         topic_ids: Mapping[int, str] | None = None,
     ) -> None:
-        """What the log did not hold any more before the positions: the proof begins again behind it.
+        """Record gaps in the log before the positions; the exactly-once proof begins again after them.
 
         Args:
-            gaps, topic_ids: as the source gave them when a batch was taken; by default as it gives them now.
+            gaps, topic_ids: the source's when a batch was taken; by default its current ones.
         """
         found = self.source.gaps if gaps is None else gaps
         for partition, until in self.stream.note_gaps(found).items():
@@ -136,12 +136,12 @@ class TrainingRun:
         self.stream.topic_ids |= self.source.topic_ids if topic_ids is None else topic_ids
 
     def close(self) -> None:
-        """Let go of the stream."""
+        """Close the stream."""
         self.source.close()
         self.dead_letters.close()
 
     def count_step(self, trained: pa.RecordBatch, events: int) -> None:
-        """A step was applied to these events of this rank, and to so many of all ranks."""
+        """Record a step that was applied to these events of this rank, and to a total weight on all ranks."""
         self.ledger.add_batch(trained)
         self.events_trained += events
         self.step += 1
@@ -154,28 +154,28 @@ class TrainingRun:
     def catalogue_read(
         self, positions: Mapping[str, Mapping[int, Position]], topic_ids: Mapping[str, str]
     ) -> None:
-        """The catalogue's topics were taken up to here (rank 0)."""
+        """Record the positions up to which the catalogue's topics were applied (rank 0)."""
         self.catalogue_positions = positions
         self.stream.catalogue_ids = dict(topic_ids)
 
     def notify(self, notice: str) -> None:
-        """What people should know now, in one line; empty for nothing."""
+        """Set the notice for people, in one line; empty for none."""
         self.notice = notice
 
     def need_users_again(self) -> None:
-        """There are attributes whose values stand in records that were read without them."""
+        """Record that new attributes have values in records that were already read."""
         self.reread_users = True
 
     def started_from(self, checkpoint: Checkpoint, rank: int) -> None:
-        """What was learnt up to this checkpoint of another run has been taken over."""
+        """Record that the learned state of this checkpoint of another run was taken over."""
         self.init_from = {"path": checkpoint.location, "step": checkpoint.step}
         self.seed_dropout(rank)
 
     def succeed(self, earlier: TrainingRun, until: Mapping[int, int]) -> None:
-        """Go on from the run of before the topic gained partitions.
+        """Continue the run from before the topic gained partitions.
 
         Args:
-            earlier: what this one was restored from.
+            earlier: the run whose checkpoint this one was restored from.
             until: the next offset of each of its partitions.
         """
         self.notice = earlier.notice
@@ -183,7 +183,7 @@ class TrainingRun:
         self.progressive.recent_queries = earlier.progressive.recent_queries
 
     def seed_dropout(self, rank: int) -> None:
-        """Dropout draws masks that no earlier step of the run has had."""
+        """Seed dropout by the step, so that no masks of earlier steps are drawn again."""
         seed_dropout(self.config.seed, rank, self.step)
 
     def count_on_from(self, step: int, events_seen: float) -> None:
@@ -193,18 +193,18 @@ class TrainingRun:
     def restore_counts(
         self, events_trained: int, init_from: Mapping[str, Any] | None, *, rows_read: int, rows_dead: int
     ) -> None:
-        """Go on from the counts of earlier runs; rows are those of all ranks, on rank 0 only."""
+        """Restore the counts of earlier runs; rows are those of all ranks, on rank 0 only."""
         self.events_trained, self.init_from = events_trained, init_from
         self.rows_read_before, self.dead_letters_before = rows_read, rows_dead
 
     def restore_positions(
         self, positions: Mapping[int, Position], catalogue: Mapping[str, Mapping[int, Position]]
     ) -> None:
-        """Read the stream on from here, and the catalogue's topics (rank 0)."""
+        """Restore the positions in the stream, and in the catalogue's topics (rank 0)."""
         self.positions, self.catalogue_positions = dict(positions), catalogue
 
     def next_positions(self) -> Mapping[int, Position]:
-        """Where each partition is read on."""
+        """Where reading each partition continues."""
         return self.source.positions()
 
     @property
@@ -214,12 +214,12 @@ class TrainingRun:
 
     @property
     def rows_read(self) -> int:
-        """Rows that this rank has read; on rank 0, with those of earlier runs."""
+        """Rows that this rank has read; on rank 0, plus those of earlier runs."""
         return self.batcher.rows_read + self.rows_read_before
 
     @property
     def rows_dead(self) -> int:
-        """Those of them that were dead letters."""
+        """Dead letters among them."""
         return self.batcher.rows_dead + self.dead_letters_before
 
     @property
@@ -230,12 +230,12 @@ class TrainingRun:
 
     @property
     def batcher(self) -> Batcher:
-        """What cuts batches from the stream."""
+        """The batcher of the open stream."""
         assert self._opened is not None, "open() comes first"
         return self._opened[1]
 
     @property
     def dead_letters(self) -> DeadLetterWriter:
-        """Where bad events go."""
+        """The dead-letter writer of the open stream."""
         assert self._opened is not None, "open() comes first"
         return self._opened[2]

@@ -1,8 +1,8 @@
-"""`train.init_from`: a new run starts from what an earlier one learnt, and reads its own stream from the beginning.
+"""`train.init_from`: a new run starts with the learned state of an earlier one and reads its own stream from the start.
 
-Taken over: towers and rows with their optimizers' state (of user attributes, those that have the same name), item
-frequencies, `events_seen`, and the step, which counts on. Not taken over: positions, histories, seen items, ledger,
-catalogue, progressive curve and baselines.
+Taken over: towers and rows with optimizer state (user attributes by name), item frequencies, `events_seen`, and the
+step, which continues. Not taken over: positions, histories, seen items, ledger, catalogue, progressive curve and
+baselines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cluster.training.state.run import TrainingRun
 from cluster.training.state.worker_state import restore_learnt
 from retrieval.storage.base import MANIFEST, StorageLocationError
 
-# What towers and rows mean depends on these; other settings of the model may change from run to run.
+# The meaning of towers and rows depends on these; other settings of the model may differ between runs.
 _MUST_AGREE = (
     "model.dim",
     "model.layers",
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
     """The verified checkpoint that `train.init_from` names; None if it is empty.
 
-    It may name a checkpoint, a run's `storage_path` or the `checkpoints` folder in it; of a run, the newest is taken.
+    It may name a checkpoint, a run's `storage_path`, or its `checkpoints` folder; for a run, the newest one is used.
 
     Raises:
         CheckpointError: there is none, it does not verify, or its settings do not fit; names the setting.
@@ -56,8 +56,8 @@ def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
 
 
 def start_from(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
-    """Collective. Every rank takes over the towers and the rows that it owns, whoever wrote them."""
-    # Its own trainer may live, and remove old checkpoints while this reads.
+    """Collective. Every rank restores the towers and the rows that it owns, whichever rank wrote them."""
+    # The trainer of that run may still remove old checkpoints while this reads.
     purpose = "train.init_from"
     with holding(checkpoint.storage, checkpoint.name, purpose) if comm.rank == 0 else nullcontext():
         comm.gather_objects(None)

@@ -1,4 +1,4 @@
-"""What a run remembers of its stream beside positions: windows, watermarks, how the topic grew, what it could not read.
+"""A run's state about its stream besides positions: id windows, watermarks, growth of the topic, skipped messages.
 
 `cluster/checkpoints/parts/stream.py` saves and restores it.
 """
@@ -17,7 +17,7 @@ from streaming.events.position import Gap
 
 @dataclass(frozen=True)
 class Epoch:
-    """A time in which the topic had so many partitions: its end, by partition, as the next offset to read."""
+    """A period with one number of the topic's partitions, and its end by partition, as the next offset to read."""
 
     partitions: int
     until: Mapping[int, int]
@@ -25,21 +25,21 @@ class Epoch:
 
 @dataclass
 class StreamState:
-    """One rank's, for the partitions that it reads; the epochs are the same on every rank.
+    """The state of one rank for the partitions that it reads; epochs are the same on every rank.
 
     Attributes:
         admission: watermarks and last event ids.
-        partitions: how many partitions users are spread over at the positions of this state.
+        partitions: number of partitions over which users are spread at the positions of this state.
         epochs: earlier numbers of partitions, oldest first.
-        origin: where the run began to read, by partition; what is not named was read from its beginning.
-        skipped: messages that the log no longer held when they were to be read, by partition.
-        behind: where reading went on behind the last of these, and the watermark there, by partition.
-        dead: dead letters of each partition, since `behind` where there is such a place.
-        dead_before: those before it.
-        topic_ids: the topic that the position is of, by partition: a topic that is deleted and created anew has another
-            id. Empty where the broker gives none, and in checkpoints of before these were written.
-        earlier_epochs: how many of the epochs were of earlier topics of the same name, by partition.
-        catalogue_ids: the topics that the positions in the catalogue are of, by name; on rank 0.
+        origin: where the run began to read, by partition; others were read from their beginning.
+        skipped: messages that were no longer in the log when they were to be read, by partition.
+        behind: where reading continued after the last of these, and the watermark there, by partition.
+        dead: dead letters of each partition, since `behind` if set.
+        dead_before: dead letters before `behind`.
+        topic_ids: id of the topic that the position refers to, by partition; a recreated topic has another id. Empty if
+            the broker has no ids, and in older checkpoints.
+        earlier_epochs: number of epochs that were of earlier topics of the same name, by partition.
+        catalogue_ids: ids of the topics that the positions in the catalogue refer to, by name; on rank 0.
     """
 
     admission: Admission
@@ -54,10 +54,10 @@ class StreamState:
     earlier_epochs: dict[int, int] = field(default_factory=dict)
     catalogue_ids: dict[str, str] = field(default_factory=dict)
     _noted: dict[int, int] = field(default_factory=dict)
-    """How many gaps of the open source are in `skipped` already, by partition."""
+    """Number of the open source's gaps that are already in `skipped`, by partition."""
 
     def note_gaps(self, gaps: Mapping[int, Sequence[Gap]]) -> dict[int, int]:
-        """What the open source has passed over so far; where it went on behind what is new of it, by partition."""
+        """Record the open source's gaps; returns where reading continued after new ones, by partition."""
         new = {p: found[self._noted.get(p, 0) :] for p, found in gaps.items()}
         for partition, found in new.items():
             self._noted[partition] = len(gaps[partition])
@@ -72,7 +72,7 @@ class StreamState:
         return {p: found[-1].until for p, found in new.items() if found}
 
     def count_dead(self, letters: Iterable[DeadLetter]) -> None:
-        """Dead letters of rows that were taken; of gaps before them `note_gaps` knows."""
+        """Count dead letters of rows that were taken, after `note_gaps` for gaps before them."""
         for letter in letters:
             is_before = letter.offset < self.behind.get(letter.partition, (0, 0))[0]
             counts = self.dead_before if is_before else self.dead
@@ -88,7 +88,7 @@ class StreamState:
         }
 
     def load_json(self, saved: Mapping[str, Any], mine: Iterable[int]) -> None:
-        """Go on from the manifest's `stream`, for the partitions of this rank."""
+        """Restore from the manifest's `stream`, for the partitions of this rank."""
         self.epochs = [Epoch(e["partitions"], _by_number(e["until"])) for e in saved["epochs"]]
         partitions = set(mine)
         for name in BY_PARTITION:

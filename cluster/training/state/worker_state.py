@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written from its parts, and read back into them."""
+"""Connects a run's parts to its checkpoints, for writing and restoring."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def checkpointer_of(
     at: Hook = nothing,
     at_snapshot: Callable[[], None] = lambda: None,
 ) -> Checkpointer:
-    """What writes the checkpoints of a run that is in the state of `parent`, or new.
+    """The checkpointer of a run that is in the state of `parent`, or new.
 
-    Rows of user attributes that have another key than in `parent` cannot be written as changes: a new chain begins.
+    If keys of user attributes differ from `parent`, their rows cannot be written as changes, and a new chain begins.
     """
     train = run.config.train
     if parent is not None and attributes_since(parent, run).changed:
@@ -45,7 +45,7 @@ def checkpointer_of(
 
 
 def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
-    """Read what this rank owns now, whoever wrote it."""
+    """Read what this rank owns now, whichever rank wrote it."""
     saved = Saved(checkpoint, attributes_since(checkpoint, run))
     _restore(run, saved, parts_of(run, comm), comm)
     if saved.attributes.fresh:
@@ -55,13 +55,13 @@ def restore_checkpoint(run: TrainingRun, checkpoint: Checkpoint, comm: Collectiv
 def restore_learnt(
     run: TrainingRun, checkpoint: Checkpoint, comm: Collectives, *, advice: str = START_ANEW
 ) -> None:
-    """What a checkpoint knows of the world, whatever stream it came from: the parts that are `learnt`."""
+    """Restore the learned state of a checkpoint of any stream: the parts that are `learnt`."""
     saved = Saved(checkpoint, attributes_since(checkpoint, run), advice)
     _restore(run, saved, [part for part in parts_of(run, comm) if part.learnt], comm)
 
 
 def attributes_since(checkpoint: Checkpoint, run: TrainingRun) -> AttributeChange:
-    """What became of the user attributes from a checkpoint to a run."""
+    """The change of the user attributes from a checkpoint to a run."""
     return AttributeChange.since(checkpoint.manifest, run.config.stream.user_attributes)
 
 

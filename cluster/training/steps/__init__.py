@@ -1,1 +1,1 @@
-"""One training step, and what guards it."""
+"""One training step, and its guard against bad events."""

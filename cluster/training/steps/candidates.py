@@ -1,7 +1,7 @@
 """The softmax candidates of a global step: in-batch items of all ranks and shared uniform negatives.
 
-Every rank works out the same list from what all ranks know, so the list does not depend on their number; each
-candidate is encoded by the rank that owns its row.
+Every rank computes the same list from data that all ranks have, so it does not depend on their number. Each candidate
+is encoded by the rank that owns its row.
 
 Shape letters: E events of this rank, M candidates of all ranks, N packed rows, T unique targets of all ranks.
 """
@@ -24,12 +24,12 @@ from model.key_index import KeyIndex, hash_keys
 from streaming.arrays import BoolArray, Int32Array, Int64Array
 
 FAILED: Int64Array = np.array([[0, 0, -1, 0]])
-"""In place of `target_rows`, of a rank that can make nothing of its events: no item has a negative number of them."""
+"""Sent instead of `target_rows` by a rank whose events are unusable; no item has a negative number of events."""
 
 
 @dataclass(frozen=True)
 class GlobalTargets:
-    """What the ranks trained in this step, all together."""
+    """The targets of this step on all ranks."""
 
     ids_T: Int64Array
     """Unique target items, ascending."""
@@ -53,7 +53,7 @@ class Candidates:
         return self.ids_M[mine], self.is_target_M[mine]
 
     def positions(self, ids: Int64Array) -> Int64Array:
-        """Place of each id in gathered order; -1 where it is no candidate."""
+        """Index of each id in gathered order; -1 if it is not a candidate."""
         return self._index.find(_one_table(ids), ids)
 
     @cached_property
@@ -98,7 +98,7 @@ class Runs:
 
     @property
     def target_places(self) -> Int64Array:
-        """Where each event's item stands in `items`, int64 (E,)."""
+        """Index of each event's item in `items`, int64 (E,)."""
         lengths = np.diff(self.item_offsets_N1)
         within = np.arange(self.items.shape[0]) - np.repeat(self.item_offsets_N1[:-1], lengths)
         return np.flatnonzero(within >= np.repeat(self.context_N, lengths))
@@ -117,17 +117,17 @@ def _one_table(ids: Int64Array) -> npt.NDArray[np.int16]:
 
 
 def target_rows(targets_E: Int64Array, weight_E: npt.NDArray[np.float32], latest_ms: int) -> Int64Array:
-    """What a rank says of its events, int64 (T', 4): each item, its weight, its events, the latest time."""
+    """A rank's targets, int64 (T', 4): each item, its weight, its number of events, and the latest time."""
     ids, inverse = np.unique(targets_E, return_inverse=True)
     weight = np.bincount(inverse, weight_E, minlength=ids.shape[0])
-    # Weights travel as raw bits, so that one gather of integers carries everything.
+    # Weights are sent as raw bits, so that a single gather of integers is enough.
     columns = [ids, weight.astype(np.float64).view(np.int64), np.bincount(inverse, minlength=ids.shape[0])]
     columns.append(np.full(ids.shape[0], latest_ms))
     return np.stack(columns, axis=1).astype(np.int64)
 
 
 def gather_targets(comm: Collectives, mine: Int64Array) -> GlobalTargets | None:
-    """Collective. The unique targets of the whole step with their summed weights; None if any rank gave `FAILED`.
+    """Collective. The unique targets of the whole step with their summed weights; None if any rank sent `FAILED`.
 
     Args:
         comm: the ranks.
@@ -145,11 +145,11 @@ def gather_targets(comm: Collectives, mine: Int64Array) -> GlobalTargets | None:
 def uniform_negatives(
     known: int, known_at: Callable[[Int64Array], Int64Array], count: int, *, seed: int, step: int
 ) -> Int64Array:
-    """Up to `count` distinct known items, each equally likely; a function of (seed, step) and the known items alone.
+    """Up to `count` distinct known items, uniformly drawn; a function of (seed, step) and the known items alone.
 
     Args:
-        known: how many items are known.
-        known_at: the ids at places 0 to `known` − 1.
+        known: number of known items.
+        known_at: returns the ids at places 0 to `known` − 1.
         count: draws, with replacement.
         seed, step: key of the draws.
     """
@@ -161,7 +161,7 @@ def uniform_negatives(
 
 
 def choose_candidates(targets_T: Int64Array, negatives: Int64Array, owners: Int64Array) -> Candidates:
-    """Targets and negatives, each item once; `owners` belongs to `np.union1d(targets, negatives)`."""
+    """The distinct targets and negatives; `owners` are those of `np.union1d(targets, negatives)`."""
     ids = np.union1d(targets_T, negatives)
     order = np.lexsort((ids, owners))
     return Candidates(ids[order], owners[order], np.isin(ids, targets_T)[order])
@@ -169,12 +169,12 @@ def choose_candidates(targets_T: Int64Array, negatives: Int64Array, owners: Int6
 
 @dataclass(frozen=True)
 class KnownItems:
-    """Which candidates the users of a batch are known to like: pairs, far fewer than the (E, M) mask they stand for."""
+    """The candidates that a batch's users are known to like, as pairs, which are far fewer than the (E, M) mask."""
 
     run_P: Tensor
     """int64, a row of the batch."""
     place_P: Tensor
-    """int64, a candidate; no pair twice."""
+    """int64, a candidate; pairs are distinct."""
     from_P: Tensor | None
     """int32, the first event of the run that knows of it; None if all do."""
     run_E: Tensor
@@ -187,7 +187,7 @@ class KnownItems:
     def of(runs: Runs, candidates: Candidates, *, past_only: bool = False) -> KnownItems:
         """The items that each user has seen and every target of the user's run.
 
-        An item that the user takes a moment later is no negative; with `past_only` it is one until then.
+        An item that the user takes later in the run is not a negative; with `past_only` it is one until then.
         """
         seen, items = candidates.positions(runs.seen), candidates.positions(runs.items)
         run_P, place_P, from_P, within_E = (
@@ -206,7 +206,7 @@ class KnownItems:
         """bool (E, M), where these tensors are: the negatives to leave out, never the event's own target.
 
         Args:
-            target_E: int64, the place of each event's own target.
+            target_E: int64, the index of each event's own target.
             candidates: M.
         """
         shape, device = (self.runs, candidates), self.run_P.device
@@ -230,7 +230,7 @@ def _known_pairs(
     context_N: Int64Array,
     candidates: int,
 ) -> tuple[Int64Array, Int64Array, Int32Array, Int32Array]:
-    """`run_P`, `place_P`, `from_P`, `within_E`; `seen` and `items` are places, -1 for what is no candidate."""
+    """`run_P`, `place_P`, `from_P`, `within_E`; `seen` and `items` are indices, -1 for items not among them."""
     room = seen.shape[0] + items.shape[0]
     run_P, place_P, from_P = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int32)
     within_E = np.empty(items.shape[0], np.int32)
@@ -247,7 +247,7 @@ def _known_pairs(
             if items[k] >= 0 and last_run_M[items[k]] != n:
                 last_run_M[items[k]] = n
                 run_P[count], place_P[count] = n, items[k]
-                # From the next event on: what an event takes it does not know before.
+                # From the next event on, because an event does not know its own item beforehand.
                 from_P[count] = max(0, k - first_target + 1)
                 count += 1
             if k >= first_target:

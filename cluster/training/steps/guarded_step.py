@@ -2,9 +2,9 @@
 
 Shape letters: E events of this rank, G events of all ranks.
 
-Where a step is refused, its events are halved, and the halves again, until those are found that are refused alone.
-Every probe is a forward and a backward of all ranks that is not applied, so all of them search alike. Events are
-numbered by partition and place, so what is found does not depend on the number of ranks.
+If a step is refused, its events are halved repeatedly until those are found that are refused alone. Every probe is a
+forward and backward pass of all ranks that is not applied, so all ranks search in the same way. Events are numbered by
+partition and place, so the result does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from streaming.arrays import Int64Array
 from streaming.batches.selection import event_rows, select_events
 
 Probe = Callable[[Int64Array], str]
-"""Why a step of the events with these numbers would be refused, "" if it would not. Collective."""
+"""Collective. Why a step of the events with these numbers would be refused; "" if it would not."""
 
 MOST_TOGETHER = 16
-"""So many events that are bad only beside others are looked for in one step: each costs log2(events) probes of up to
-all that is good. What is left then is a step of its own, and so searched in smaller pieces."""
+"""Maximum number of events searched for in one step that are bad only together with others: each takes log2(events)
+probes of up to all good events. The rest becomes a step of its own and is searched in smaller pieces."""
 MOST_ALONE = 16
-"""After so many bad events, none of which was found beside a probe that passed, as many others are tried: are they bad
-too, then it is the model that is at fault, and each of the events would be refused."""
+"""After this many bad events without any probe that passed, as many others are tried. If they are bad too, the model is
+at fault, and every event would be refused."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of a step.
+    """The result of a step.
 
     Attributes:
         trained: this rank's events that were trained on.
-        events: how many those are on all ranks.
-        losses: of these, all terms summed over ranks.
-        validation: what they scored before, as `ProgressiveValidation.rank` gives it; None if nothing was trained.
-        quarantined: those that cannot be trained on.
-        left: this rank's events that are neither, as a step of their own is to find out about them; None, on every
-            rank, if there are none on any.
+        events: their number on all ranks.
+        losses: their loss terms, summed over ranks.
+        validation: their score before training, from `ProgressiveValidation.rank`; None if nothing was trained.
+        quarantined: events that cannot be trained on.
+        left: this rank's events that are neither and become a step of their own; None, on every rank, if there are none
+            on any.
     """
 
     trained: pa.RecordBatch
@@ -63,12 +63,12 @@ class StepOutcome:
 
 @dataclass
 class Findings:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         reasons: why an event cannot be trained on, by its number.
-        gave_up: whether nothing could be trained on, so that not all of them were looked at one by one.
-        unsearched: events, int64, that may be bad beside those that are known to be good.
+        gave_up: whether nothing could be trained on, so that not all events were tried one by one.
+        unsearched: events, int64, that may be bad together with those known to be good.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
@@ -91,12 +91,12 @@ class GuardedStep:
     def train(
         self, batch: pa.RecordBatch, step: int, meanwhile: Callable[[], object] = lambda: None
     ) -> StepOutcome:
-        """Train on a batch, or on what of it can be trained on.
+        """Train on a batch, or on the part of it that can be trained on.
 
         Args:
             batch: this rank's events.
             step: counts from 0.
-            meanwhile: not collective; is called any number of times, while the device computes.
+            meanwhile: not collective; called any number of times while the device computes.
         """
         attempt = _Attempt(self._train_step, self._device, self._validation, step, meanwhile)
         try:
@@ -113,7 +113,7 @@ class GuardedStep:
             return attempt.probe(chosen(numbers), scored=scored)
 
         found, left = Findings(), np.arange(count)
-        # Most events are bad alone, which is cheap to find, and need no scoring of the whole catalogue to be found.
+        # Most bad events are bad alone, which is cheap to detect, without scoring the whole catalogue.
         for search, scored in ((search_apart, False), (search_apart, True), (search_together, False)):
             known = len(found.reasons)
             search(partial(probe, scored=scored), left, reason, found)
@@ -131,13 +131,13 @@ class GuardedStep:
         return _with(StepOutcome(batch.slice(0, 0), 0, {}, None), batch, number_E, found)
 
     def _know_items(self, batch: pa.RecordBatch) -> None:
-        """Items that are new to the step take their places in the catalogue, whatever order probes meet them in."""
+        """Add the step's new items to the catalogue, in an order that does not depend on probes."""
         mine = np.unique(Runs.of(batch).targets_E)
         self._train_step.catalogue.add_items(np.unique(self._comm.gather_ints(mine)))
 
 
 class _Attempt:
-    """Tries to train a step, of all events or of some: each time from the same state."""
+    """Tries to train a step of all or some events, each time from the same state."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class _Attempt:
         self._train_step, self._device, self._validation, self._step = train_step, device, validation, step
         self._meanwhile = meanwhile
         self._known_before = train_step.catalogue.item_count
-        # 5 kB on a CPU, in 3 microseconds: no step is so short that this could be felt.
+        # 5 kB on a CPU, in 3 microseconds, which is negligible for any step.
         self._generators = generator_states(device)
         self._queries = validation.recent_queries
 
@@ -171,7 +171,7 @@ class _Attempt:
         return StepOutcome(batch, events, losses, scored[0])
 
     def probe(self, batch: pa.RecordBatch, *, scored: bool) -> str:
-        """Why some of the events would be refused, "" if they would not; with or without progressive validation."""
+        """Why these events would be refused, "" if they would not; with or without progressive validation."""
         self._go_back()
 
         def score(prepared: PreparedStep) -> None:
@@ -186,7 +186,7 @@ class _Attempt:
 
 
 def number_events(batch: pa.RecordBatch, comm: Collectives) -> tuple[Int64Array, int]:
-    """Collective. A number for each event of this rank, int64 (E,), by partition and place; how many all ranks have."""
+    """Collective. A number for each event of this rank, int64 (E,), by partition and place, and the total number."""
     partition_E = batch.column("partition").to_numpy()[event_rows(batch)]
     mine, count = np.unique(partition_E, return_counts=True)
     everyone = comm.gather_ints(np.stack([mine.astype(np.int64), count], axis=1))
@@ -204,10 +204,10 @@ def search_apart(probe: Probe, numbers: Int64Array, reason: str, found: Findings
     """Find the events that are refused alone.
 
     Args:
-        probe: of some of the events.
-        numbers: int64 (G,), events that are refused all together.
-        reason: why.
-        found: is added to.
+        probe: tries some of the events.
+        numbers: int64 (G,), events that are refused together.
+        reason: of that refusal.
+        found: results are added here.
     """
     refused, any_good = [(numbers, reason)], False
     while refused:
@@ -247,7 +247,7 @@ def search_together(probe: Probe, numbers: Int64Array, reason: str, found: Findi
 
 
 def _with(outcome: StepOutcome, batch: pa.RecordBatch, number_E: Int64Array, found: Findings) -> StepOutcome:
-    if not found.reasons:  # it was refused once and not again: a fault that comes and goes
+    if not found.reasons:  # refused once but not again: an intermittent fault
         return outcome
     bad_E = np.isin(number_E, list(found.reasons))
     quarantined = Quarantined(

@@ -49,7 +49,7 @@ _RECENT = 20
 class Curve:
     """Sample size and hits of each system in bins of trained events; the same on every rank.
 
-    Bins become twice as wide whenever there would be more than `MOST_BINS`: memory, manifests and `progress.json` do
+    The width of bins doubles whenever there would be more than `MOST_BINS`, so memory, manifests and `progress.json` do
     not grow with the age of the run.
     """
 
@@ -74,11 +74,11 @@ class Curve:
 
     def to_json(self) -> dict[str, object]:
         """As `progress.json` and the manifest hold it."""
-        # Copies: the curve goes on growing while a manifest or a report holds this.
+        # Copies, because the curve keeps growing while a manifest or a report holds this.
         return {"bin_events": self.bin_events, **{name: list(values) for name, values in self.bins.items()}}
 
     def load_json(self, saved: Mapping[str, Any]) -> None:
-        """Go on from `to_json`, bins as wide as they were then."""
+        """Restore from `to_json`, with bins as wide as they were then."""
         self.bin_events = int(saved["bin_events"])
         self.bins = {name: list(saved[name]) for name in self.bins}
 
@@ -116,11 +116,11 @@ class ProgressiveValidation:
     def rank(self, batch: pa.RecordBatch, prepared: PreparedStep) -> npt.NDArray[np.float64]:
         """Collective. (sample, hits, popularity hits, co-occurrence hits) of this rank's events of the step.
 
-        Zeros where nothing is scored: without a sample, or with more than `progressive.exact_max_items` items.
+        Zeros if nothing is scored: without a sample, or with more than `progressive.exact_max_items` items.
 
         Raises:
-            StepRefused: on every rank, if some rank cannot encode its items. What this rank's events alone lead to is
-                raised on this rank alone, after the last message.
+            StepRefused: on every rank, if some rank cannot encode its items. An error caused by this rank's events is
+                raised on this rank only, after the last message.
         """
         if self._settings.sample_fraction == 0:
             return np.zeros(1 + len(SYSTEMS))
@@ -160,7 +160,7 @@ class ProgressiveValidation:
         return totals
 
     def count(self, prepared: PreparedStep) -> None:
-        """Collective. The baselines count what was trained; after `rank`."""
+        """Collective. Let the baselines count the trained events; called after `rank`."""
         if self._settings.sample_fraction == 0 or not self._settings.baselines:
             return
         if self._too_many_items():
@@ -189,7 +189,7 @@ class ProgressiveValidation:
         return known > limit
 
     def baseline_arrays(self) -> dict[str, Int64Array]:
-        """The item of each column of the baselines and what they hold by column, for a checkpoint; no pairs."""
+        """The item of each column of the baselines, and their values by column, for a checkpoint; without pairs."""
         return {
             "columns": self._positions.keys()[1].copy(),
             **{f"popularity.{name}": array for name, array in self.popularity.to_arrays().items()},
@@ -197,7 +197,7 @@ class ProgressiveValidation:
         }
 
     def load_baselines(self, arrays: Mapping[str, Int64Array]) -> None:
-        """Go on from `baseline_arrays`; an earlier version's has no columns: they are those of the catalogue."""
+        """Restore from `baseline_arrays`; an earlier version's has no columns, so those of the catalogue are used."""
         if "columns" in arrays:
             items = np.ascontiguousarray(arrays["columns"])
             self._positions.add(np.zeros(items.shape[0], np.int16), items)
@@ -242,7 +242,7 @@ class ProgressiveValidation:
         )
 
     def _follow_catalogue(self) -> Int64Array:
-        """The column of each known item; columns are given for good, in order of arrival."""
+        """The column of each known item; columns are permanent, in order of arrival."""
         known = self.catalogue.item_ids
         return self._positions.add(np.zeros(known.shape[0], np.int16), np.ascontiguousarray(known))
 

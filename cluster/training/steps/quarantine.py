@@ -1,4 +1,4 @@
-"""Events that could not be trained on: their originals go to the dead-letter topic, training goes on without them."""
+"""Events that could not be trained on: their originals go to the dead-letter topic, and training continues."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from streaming.events.position import EventSource, RowPlace
 
 
 class PoisonedTraining(RuntimeError):
-    """Step after step was refused: the fault is not in a few events."""
+    """Many consecutive steps were refused, so the fault is not in a few events."""
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """What a step could not be trained on.
+    """The events that a step could not be trained on.
 
     Attributes:
         batch: this rank's events.
-        reasons: why, one for each of them.
-        events: how many they are on all ranks.
+        reasons: one for each of them.
+        events: their number on all ranks.
         reason: of the first one on any rank.
-        is_step: the step as a whole could not be trained: nothing was left of it. The same on every rank, as are
-            `events` and `reason`.
+        is_step: whether the whole step could not be trained. The same on every rank, as are `events` and `reason`.
     """
 
     batch: pa.RecordBatch
@@ -38,7 +37,7 @@ class Quarantined:
 
 
 def poisoned(steps: int, step: int, reason: str, topic: str) -> PoisonedTraining:
-    """The error to raise after so many refused steps one after another."""
+    """The error to raise after a number of consecutive refused steps."""
     return PoisonedTraining(
         f"{steps} training steps one after another could not be trained on (step {step}: {reason}); "
         f"their events are in the topic {topic!r}. The model itself may be at fault: lower train.learning_rate or "
@@ -50,9 +49,8 @@ def quarantine_letters(quarantined: Quarantined, source: EventSource, step: int)
     """A dead letter for each of this rank's events.
 
     Args:
-        quarantined: the events and what they led to.
-        source: says where they came from and gives the originals; where it cannot any more, what the batch knows
-            of the event stands in.
+        quarantined: the events and their reasons.
+        source: provides positions and originals; if an original is gone, the batch's data of the event are used.
         step: of the optimizer.
     """
     batch = quarantined.batch
@@ -79,7 +77,7 @@ def quarantine_letters(quarantined: Quarantined, source: EventSource, step: int)
 
 
 def describe_places(batch: pa.RecordBatch) -> str:
-    """Where a batch's events stand in the log, for an error that ends the run."""
+    """The positions of a batch's events in the log, for an error that ends the run."""
     partition_N = batch.column("partition").to_numpy()
     found: dict[int, list[int]] = {}
     for partition, offsets in zip(partition_N.tolist(), batch.column("offset").to_pylist(), strict=True):

@@ -1,4 +1,4 @@
-"""How all ranks leave a step together when one of them cannot go on with it."""
+"""Lets all ranks abandon a step together when one of them cannot continue it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from streaming.events.quoting import described
 _log = logging.getLogger(__name__)
 
 _OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError)
-"""Errors that say nothing of the events: too little memory, a device or a connection that failed."""
+"""Errors that are not caused by the events: too little memory, a failed device or connection."""
 
 
 class StepRefused(RuntimeError):
-    """A step was not applied, and no rank's towers, rows or frequencies have changed: raised on every rank or on none.
+    """A step was not applied, and no rank's towers, rows or frequencies have changed. Raised on every rank or none.
 
     Attributes:
-        reason: what its events led to, the same on every rank.
-        losses: the loss terms, as far as the step came to any.
+        reason: the same on every rank.
+        losses: the loss terms, if the step had computed any.
     """
 
     def __init__(self, reason: str, losses: Mapping[str, float]) -> None:
@@ -31,7 +31,7 @@ class StepRefused(RuntimeError):
         self.reason, self.losses = reason, losses
 
     def __str__(self) -> str:
-        """What a person reads."""
+        """The message for people."""
         return f"a training step was refused: {self.reason}"
 
 
@@ -46,12 +46,12 @@ def may_be_of_events(error: Exception, comm: Collectives) -> bool:
 def together(comm: Collectives, decline: Callable[[], object]) -> Iterator[None]:
     """Collective. All ranks complete the block, or all of them raise `StepRefused`.
 
-    An error travels in the message that the others wait for anyway, so it costs no message of its own.
+    An error is sent in the message that the other ranks wait for anyway, so it needs no additional message.
 
     Args:
         comm: the ranks.
-        decline: takes this rank's part in the block's next message, as one that failed. The block must end with a
-            message that can be declined, so that a rank that succeeds hears of the failure of another.
+        decline: takes part in the block's next message as a failed rank. The block must end with a message that can be
+            declined, so that ranks that succeed learn of another's failure.
     Raises:
         StepRefused: some rank raised an error that its events may have caused.
     """
@@ -74,5 +74,5 @@ def together(comm: Collectives, decline: Callable[[], object]) -> Iterator[None]
 
 
 def first_failure(comm: Collectives, failure: str) -> str:
-    """Collective. What failed on the first rank on which anything did, "" if nothing did."""
+    """Collective. The problem of the first rank that has one; "" if none has."""
     return next(filter(None, comm.gather_objects(failure)), "")

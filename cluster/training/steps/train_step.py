@@ -1,4 +1,4 @@
-"""One global optimizer step: what the stream gave, to updated towers and rows, on every rank at once.
+"""One global optimizer step on all ranks: from a batch of the stream to updated towers and rows.
 
 Shape letters: E events of this rank, M candidates of all ranks, U unique keys of this rank, D columns.
 
@@ -51,7 +51,7 @@ from streaming.events.quoting import described
 
 @dataclass(frozen=True)
 class _LocalInputs:
-    """What this rank's events give without any other rank."""
+    """The part of the preparation that needs no other rank."""
 
     runs: Runs
     weight_E: npt.NDArray[np.float32]
@@ -62,7 +62,7 @@ class _LocalInputs:
 
 @dataclass(frozen=True)
 class PreparedStep:
-    """A batch on its way: ids replaced by rows, candidates chosen, nothing trained yet."""
+    """A prepared batch: ids replaced by rows, candidates chosen, nothing trained yet."""
 
     runs: Runs
     queries: QueryInputs
@@ -72,7 +72,7 @@ class PreparedStep:
     lookup: Lookup
     global_targets: GlobalTargets
     new_items: npt.NDArray[np.int64]
-    """Items that nobody had heard of before this step's events, int64 (n,)."""
+    """Items that were unknown before this step's events, int64 (n,)."""
 
 
 class TrainStep:
@@ -96,14 +96,14 @@ class TrainStep:
         self._ahead: tuple[pa.RecordBatch, _LocalInputs | str] | None = None
 
     def prepare(self, batch: pa.RecordBatch, step: int, *, known_before: int | None = None) -> PreparedStep:
-        """Agree on candidates, look up every row that the step needs.
+        """Agree on candidates, and look up every row that the step needs.
 
         Args:
             batch: this rank's events.
             step: counts from 0.
-            known_before: items from this place of the catalogue on are new to the step; default: what it adds.
+            known_before: items from this place of the catalogue on are new to the step; default: those that it adds.
         Raises:
-            StepRefused: the events of some rank are not such as can be trained on.
+            StepRefused: the events of some rank cannot be trained on.
         """
         inputs, agreed = self._agree(batch)
         known_before = self.catalogue.item_count if known_before is None else known_before
@@ -150,13 +150,13 @@ class TrainStep:
         Args:
             prepared: the batch.
             step: counts from 0.
-            decay: factor of both learning rates, beside the warm-up.
-            score: collective, is called before the forward pass; refuses the step where it fails.
-            meanwhile: not collective, is called when the device has been given forward and backward, before the host
-                waits; not if this rank fails before that.
+            decay: factor of both learning rates, in addition to the warm-up.
+            score: collective, called before the forward pass; the step is refused if it fails.
+            meanwhile: not collective, called after forward and backward are queued on the device, before the host
+                waits; not called if this rank fails before that.
         Raises:
-            StepRefused: a loss or a gradient is not finite, or some rank cannot find it; nothing has changed but the
-                state of dropout.
+            StepRefused: a loss or a gradient is not finite, or some rank cannot compute it; only the state of dropout
+                has changed.
         """
         losses = self._find_gradients(prepared, step, score, meanwhile)
         rate = decay * min(1.0, (step + 1) / max(1, self._config.train.warmup_steps))
@@ -175,10 +175,10 @@ class TrainStep:
         known_before: int | None = None,
         score: Callable[[PreparedStep], object] = lambda prepared: None,
     ) -> str:
-        """Why a step of these events would be refused, "" if it would not; nothing is learnt from it.
+        """Why a step of these events would be refused, "" if it would not; nothing is trained.
 
-        What stays of it are the events' items in the catalogue and rows that are what training would start from.
-        Arguments as of `prepare` and `train`.
+        It only adds the events' items to the catalogue, and rows with their initial values. Arguments as for `prepare`
+        and `train`.
         """
         generators = generator_states(self._device)
         try:
@@ -191,7 +191,7 @@ class TrainStep:
         return ""
 
     def _agree(self, batch: pa.RecordBatch) -> tuple[_LocalInputs, GlobalTargets]:
-        """What this rank makes of its events, and the targets of all; all refuse if one can make nothing of its own."""
+        """This rank's prepared events and all ranks' targets; all ranks refuse if one cannot prepare its events."""
         ahead, self._ahead = self._ahead, None
         read = ahead[1] if ahead is not None and ahead[0] is batch else self._read(batch)
         inputs, failure = (None, read) if isinstance(read, str) else (read, "")
@@ -204,13 +204,13 @@ class TrainStep:
         return inputs, agreed
 
     def _read(self, batch: pa.RecordBatch) -> _LocalInputs | str:
-        """What this rank makes of its events; or why it can make nothing of them."""
+        """This rank's prepared events, or the reason why they are unusable."""
         try:
             return self._local_inputs(batch)
         except Exception as error:
             if not may_be_of_events(error, self._comm):
                 raise
-            # It came of this rank's events alone, and the other ranks wait for this one.
+            # The error is caused by this rank's events alone, and the other ranks wait for it.
             return described(error)
 
     def _local_inputs(self, batch: pa.RecordBatch) -> _LocalInputs:
@@ -234,7 +234,7 @@ class TrainStep:
         gather = CrossRankGather(self._comm, self._device)
         with together(self._comm, lambda: self._decline(gather)):
             score()
-            if not self.model.training:  # walking all modules takes as long as a small matrix product
+            if not self.model.training:  # iterating over all modules takes as long as a small matrix product
                 self.model.train()
             terms = self.model(
                 prepared.lookup.rows_UD,
@@ -254,7 +254,7 @@ class TrainStep:
         sums = self._reduce_dense(torch.stack([*local, wrong]))
         clip = self._config.train.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
-        # All from sums over the ranks, so every rank refuses or none; read at once, so the host waits once.
+        # All are sums over ranks, so every rank refuses or none; they are read together, so the host waits once.
         asked = torch.cat([sums, norm.reshape(1).to(sums.dtype)])
         meanwhile()
         numbers = asked.tolist()
@@ -268,14 +268,14 @@ class TrainStep:
         return losses
 
     def _decline(self, gather: CrossRankGather) -> None:
-        """This rank's part in what the others do, after an error before the backward pass."""
+        """Take this rank's part in the others' calls after an error before the backward pass."""
         if not gather.complete:
             gather.decline()
         gather.drain()
         self._reduce_dense(torch.full((len(fields(LossTerms)) + 1,), math.nan, device=self._device))
 
     def _backward(self, loss: Tensor, gather: CrossRankGather) -> str:
-        """Gradients, or why there are none: then the sums over the ranks are not finite, as which all hear of it."""
+        """Compute gradients, or return why that failed; then the sums over ranks are not finite, and all ranks notice."""
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
@@ -297,14 +297,14 @@ class TrainStep:
         return choose_candidates(agreed.ids_T, negatives, self.table.owners(_item_tables(ids), ids))
 
     def _log_q(self, mine: npt.NDArray[np.int64], agreed: GlobalTargets) -> Tensor:
-        """log Q of this rank's candidates, whose frequencies it knows, this step's events included."""
+        """log Q of this rank's candidates, whose frequencies it knows, including this step's events."""
         frequency = self.table.frequencies(_item_tables(mine), mine)
         place = np.searchsorted(agreed.ids_T, mine)
         place_in = np.minimum(place, max(agreed.ids_T.shape[0] - 1, 0))
         if agreed.ids_T.shape[0]:
             frequency = frequency + np.where(agreed.ids_T[place_in] == mine, agreed.weight_T[place_in], 0.0)
         batch_events = float(agreed.weight_T.sum())
-        # An item's weights were added up in another order than those of all items, so a share may round to above 1.
+        # An item's weights are summed in another order than those of all items, so a share may round to above 1.
         share = np.clip(frequency / max(self.events_seen + batch_events, 1.0), 0.0, 1.0)
         log_q = combined_log_q(
             share,
@@ -315,7 +315,7 @@ class TrainStep:
         return torch.from_numpy(log_q)
 
     def _reduce_dense(self, terms: Tensor) -> Tensor:
-        """Sum the towers' gradients, and the loss terms beside them, over ranks in one message."""
+        """Sum the towers' gradients and the loss terms over ranks in one message."""
         if self._comm.world == 1:
             return terms
         parts = [
@@ -337,11 +337,11 @@ class TrainStep:
 
 
 def _not_finite(lookup: Lookup) -> Tensor:
-    """0 if this rank's row gradients are finite, else NaN: travels with the losses."""
+    """0 if this rank's row gradients are finite, else NaN; sent with the losses."""
     gradient_UD = lookup.rows_UD.grad
     if gradient_UD is None:
         return lookup.rows_UD.new_zeros(())
-    # The norm, because a square that is not finite would stay in the row's second moment.
+    # The norm, because a non-finite square would remain in the row's second moment.
     norm: Tensor = torch.linalg.vector_norm(gradient_UD)
     return norm * 0.0
 
