@@ -275,7 +275,7 @@ class TrainStep:
         self._reduce_dense(torch.full((len(fields(LossTerms)) + 1,), math.nan, device=self._device))
 
     def _backward(self, loss: Tensor, gather: CrossRankGather) -> str:
-        """Compute gradients, or return why that failed; then the sums over ranks are not finite, and all ranks notice."""
+        """Compute gradients, or return why that failed; the sums over ranks are then not finite, and all notice."""
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
