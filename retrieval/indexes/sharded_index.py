@@ -135,6 +135,8 @@ class ShardedIndex(ShardedSearch):
         """The list of each row, int64 in the shape of `rows`; 0 for the -1 of a missing result."""
 
         def own() -> npt.NDArray[np.int32]:
+            if self.shard.size == 0:
+                return np.zeros(rows.shape, np.int32)
             local = rows - self._first_row
             mine = (rows >= 0) & (local >= 0) & (local < self.shard.size)
             return self.shard.lists_of(np.where(mine, local, -1)).astype(np.int32)
