@@ -1,4 +1,4 @@
-"""Faiss on GPUs: whether there are any, and the memory that its work shares.
+"""Faiss on GPUs: the number of GPUs, and the scratch memory that searches share.
 
 Never run on a GPU: written against Faiss 1.15, tested with a stand-in for its GPU classes (`make test-gpu` runs it).
 """
@@ -11,7 +11,7 @@ from typing import Any
 import faiss
 
 gpu_faiss: Any = faiss
-"""The module as faiss-gpu has it: the types of faiss-cpu know only some of these classes."""
+"""The module with faiss-gpu's classes, only some of which are in the types of faiss-cpu."""
 MOST_RESULTS = 2048
 """Largest k and largest nprobe of a search on a GPU."""
 _SCRATCH_BYTES, _PINNED_BYTES = 256 << 20, 64 << 20
@@ -23,15 +23,15 @@ class IndexDeviceError(RuntimeError):
 
 
 def visible_gpus() -> int:
-    """How many GPUs Faiss can use; 0 with faiss-cpu."""
+    """Number of GPUs that Faiss can use; 0 with faiss-cpu."""
     return int(gpu_faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def require_gpu(gpu: int) -> None:
-    """See that there is such a GPU.
+    """Check that the GPUs exist.
 
     Raises:
-        IndexDeviceError: there is none, or not so many.
+        IndexDeviceError: there are none, or too few.
     """
     count = visible_gpus()
     if count == 0:

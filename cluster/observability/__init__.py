@@ -1,1 +1,1 @@
-"""What is measured during a run, and where it is written."""
+"""The figures measured during a run, and the files that they are written to."""

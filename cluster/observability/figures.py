@@ -1,4 +1,4 @@
-"""Every figure of a run, declared once: what `progress.json`, the screen, `freshet status` and metrics read.
+"""Every figure of a run, declared once for `progress.json`, the screen, `freshet status` and metrics.
 
 To add a counter, declare it here with `summed=True` and count it in `rank_figures`
 (cluster/training/progress_report.py); ranks exchange it, progress.json holds it, and the screen shows it under
@@ -23,7 +23,7 @@ class Figure:
 
     Attributes:
         name: the field; a dot leads into an object.
-        kind: a counter never falls within a run, a gauge may, an info is no number to add up or compare.
+        kind: a counter never falls within a run, a gauge may, an info is not a number to add up or compare.
         unit: of the value; empty for an info.
         help: one sentence.
         of: the type of a value that is not null.
@@ -153,7 +153,7 @@ FIGURES: tuple[Figure, ...] = (
 
 BY_NAME: Mapping[str, Figure] = {figure.name: figure for figure in FIGURES}
 SUMMED: tuple[str, ...] = tuple(figure.name for figure in FIGURES if figure.summed)
-"""What ranks exchange, by name."""
+"""Names of the figures that ranks exchange."""
 LOSS_TERMS: Mapping[str, str] = {
     figure.name.removeprefix("loss."): figure.label for figure in FIGURES if figure.name.startswith("loss.")
 }
@@ -161,7 +161,7 @@ LOSS_TERMS: Mapping[str, str] = {
 
 
 def rows_set_aside(record: Mapping[str, Any]) -> dict[str, int]:
-    """Label to count of what was neither trained on nor is a dead letter, from a record of progress.json."""
+    """Counts, by label, of rows that were neither trained on nor dead letters, from a record of progress.json."""
     return {f.label: int(record[f.name]) for f in FIGURES if f.set_aside and record.get(f.name)}
 
 
@@ -175,5 +175,5 @@ def scalars(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summed_record(totals: Mapping[str, float]) -> dict[str, int | None]:
-    """The sums over all ranks as progress.json holds them: whole numbers; null where a rank does not know."""
+    """The sums over all ranks for progress.json: whole numbers; null if a rank does not know its share."""
     return {name: None if totals[name] != totals[name] else round(totals[name]) for name in SUMMED}

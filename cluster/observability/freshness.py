@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from streaming.arrays import Int64Array
 
-# 20 bins a decade from 1 ms to 10^6 s: a percentile is within 12 % of the exact one, in constant memory.
+# 20 bins per decade from 1 ms to 10^6 s: percentiles are within 12 % of the exact ones, in constant memory.
 _EDGES_S = np.logspace(-3, 6, 181)
 
 
 class FreshnessHistogram:
-    """Ages of events in logarithmic bins; merges by adding."""
+    """Ages of events in logarithmic bins; two histograms merge by adding."""
 
     def __init__(self, counts: Int64Array | None = None) -> None:
         self.counts = np.zeros(_EDGES_S.shape[0] + 1, np.int64) if counts is None else counts
@@ -26,7 +26,7 @@ class FreshnessHistogram:
         np.add.at(self.counts, np.searchsorted(_EDGES_S, ages_s), 1)
 
     def percentile_s(self, share: float) -> float | None:
-        """The age in seconds that a share (0–1) of the events stays below; None without events."""
+        """The age in seconds below which a share (0–1) of the events is; None without events."""
         total = int(self.counts.sum())
         if total == 0:
             return None
@@ -35,7 +35,7 @@ class FreshnessHistogram:
 
 
 class Freshness:
-    """Freshness of the last minutes and of the whole run; a backlog at the start affects only the latter.
+    """Freshness of the last minutes and of the whole run; a backlog at the start only affects the latter.
 
     Args:
         window_s: how long a version counts as recent.
@@ -48,7 +48,7 @@ class Freshness:
         self._recent: deque[tuple[float, FreshnessHistogram]] = deque()
 
     def add(self, ages_s: npt.NDArray[np.float64]) -> None:
-        """Count the events of a version that is live now: ages in seconds, float64 (E,)."""
+        """Count the events of a version that has just gone live: ages in seconds, float64 (E,)."""
         version = FreshnessHistogram()
         version.add(ages_s)
         self.run.counts += version.counts
@@ -84,8 +84,8 @@ class UnpublishedAppends:
         self._every = 1
 
     def add(self, append_ms: Int64Array) -> None:
-        """Note trained events by their broker append times, int64 milliseconds (E,)."""
-        # Every _every-th event of all: thinning only what is old would favour the freshest.
+        """Record trained events by their broker append times, int64 milliseconds (E,)."""
+        # Every _every-th of all events: thinning only old ones would favour the freshest.
         chosen = append_ms[-self._noted % self._every :: self._every]
         self._noted += append_ms.shape[0]
         self._parts.append(chosen)
@@ -95,7 +95,7 @@ class UnpublishedAppends:
             self._kept, self._every = self._parts[0].shape[0], self._every * 2
 
     def drain(self) -> Int64Array:
-        """All noted times, int64 (E,); then starts empty."""
+        """All recorded times, int64 (E,); clears them."""
         taken = np.concatenate([np.zeros(0, np.int64), *self._parts])
         self._parts, self._noted, self._kept, self._every = [], 0, 0, 1
         return taken

@@ -1,4 +1,4 @@
-"""What the trainer says of itself while it runs: one small JSON file, replaced atomically."""
+"""The trainer's progress file: one small JSON file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_progress(storage_path: Path, progress: Mapping[str, Any]) -> None:
-    """Replace `storage_path/progress.json`; a reader sees the old one or the new one, never a part."""
+    """Replace `storage_path/progress.json`; a reader sees the old file or the new one, never a part."""
     make_private(storage_path)
     with replacing(storage_path / PROGRESS_FILE) as temporary:
         temporary.touch(PRIVATE_FILE)
@@ -25,14 +25,15 @@ def write_progress(storage_path: Path, progress: Mapping[str, Any]) -> None:
 
 
 class ProgressFile:
-    """The trainer's own `progress.json`, for people: a disk that cannot take it is reported once and stops nobody."""
+    """The trainer's own `progress.json`, for people; if it cannot be written, this is reported once, and training
+    continues."""
 
     def __init__(self, storage_path: Path) -> None:
         self._folder = storage_path
         self._trouble = StorageTrouble(f"{storage_path / PROGRESS_FILE} cannot be written")
 
     def write(self, progress: Mapping[str, Any]) -> None:
-        """Replace it, if the disk can; the folder is made again if it is gone."""
+        """Replace it, if the disk allows it; a missing folder is created again."""
         try:
             write_progress(self._folder, progress)
         except OSError as error:
@@ -41,7 +42,7 @@ class ProgressFile:
             self._trouble.works()
 
     def read(self) -> dict[str, Any] | None:
-        """What was last written, by any process; None if nothing can be read."""
+        """The last record, written by any process; None if none can be read."""
         try:
             return read_progress(self._folder)
         except (OSError, ValueError) as error:
@@ -50,7 +51,7 @@ class ProgressFile:
 
 
 def read_progress(storage_path: Path) -> dict[str, Any] | None:
-    """The last progress that was written, or None if no trainer has said anything here."""
+    """The last progress that was written; None if no trainer has written any here."""
     try:
         content = json.loads((storage_path / PROGRESS_FILE).read_text())
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""From the trained towers to fresh answers: item vectors, index versions, and the served model."""
+"""Publishing: item vectors, index versions, and the served model."""

@@ -1,4 +1,4 @@
-"""Where an index version is built: on a GPU if the settings, Faiss and its free memory allow it."""
+"""Chooses where an index version is built: on a GPU if the settings, Faiss and free memory allow it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def index_settings(config: FreshetConfig) -> IndexConfig:
-    """The index's settings with `index.device=auto` resolved: where the towers are, unless Faiss has no GPU there."""
+    """The index's settings with `index.device=auto` resolved: the towers' device, unless Faiss has no GPU."""
     if config.index.device != "auto":
         return config.index
     towers = resolve_device(config.device)
@@ -31,7 +31,7 @@ def index_settings(config: FreshetConfig) -> IndexConfig:
 
 
 def with_room(config: IndexConfig, items: int, dim: int) -> IndexConfig:
-    """The same, or on the CPU if the GPU, where training goes on meanwhile, has too little memory left."""
+    """The same settings, or the CPU if the GPU, which training uses meanwhile, has too little free memory."""
     if config.device != "cuda":
         return config
     needed = bytes_needed(items, dim, config.kind, config.gpus)

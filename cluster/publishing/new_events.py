@@ -1,4 +1,4 @@
-"""Events of a training batch as requests to a version: the items that a user had before are not recommended again.
+"""Events of a training batch as requests to a version, without items that the user had before.
 
 Shape letters: E events of a batch, S those whose item is new to its user.
 """
@@ -17,12 +17,12 @@ from streaming.events.schema import CONTEXT_LENGTH, ITEMS, OFFSET, SEEN
 
 @dataclass(frozen=True)
 class NewEvents:
-    """The events of a batch whose item its user had not had before: the others could not be recommended.
+    """The events of a batch whose item is new to the user; other items could not be recommended.
 
     Attributes:
-        event_S: int64, their numbers among the E events of the batch.
+        event_S: int64, their indices among the E events of the batch.
         target_S: int64, their items.
-        had: int64 each, what the user had before the event.
+        had: int64 each, the items that the user had before the event.
     """
 
     event_S: Int64Array
@@ -31,7 +31,7 @@ class NewEvents:
 
     @staticmethod
     def of(batch: pa.RecordBatch) -> NewEvents:
-        """Of a batch in TRAINING_BATCH_SCHEMA."""
+        """The new events of a batch in TRAINING_BATCH_SCHEMA."""
         items, first_N1 = _ragged(batch.column(ITEMS))
         seen, seen_N1 = _ragged(batch.column(SEEN))
         row_E = event_rows(batch)

@@ -1,4 +1,4 @@
-"""Users as queries: the state after everything that they have done, without an event to train on."""
+"""Users as queries: their state after all their events, without an event to train on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def query_batch(
 ) -> pa.RecordBatch:
     """A batch in TRAINING_BATCH_SCHEMA with one row and one placeholder event per user.
 
-    The placeholder item stands after the history; a query never sees its own item.
+    The placeholder item comes after the history; a query never sees its own item.
 
     Args:
         user_Q: int64 (Q,); unknown users get an empty history.
@@ -49,9 +49,9 @@ def history_batch(
     attributes_QF: Int64Array,
     negatives: tuple[Int64Array, Int64Array] | None = None,
 ) -> pa.RecordBatch:
-    """The same from histories given as ragged arrays: `length_Q` items of each query in turn.
+    """The same from histories given as ragged arrays: `length_Q` items of each query, concatenated.
 
-    `negatives` are the explicit ones, with the offsets (Q + 1,) of each query's; by default nobody has any.
+    `negatives` are the explicit negatives and their offsets (Q + 1,) by query; by default there are none.
     """
     queries = user_Q.shape[0]
     ends = np.cumsum(length_Q)

@@ -1,6 +1,6 @@
-"""Some users of a checkpoint, read from its mapped files: of millions of histories only theirs are kept in memory.
+"""Samples users of a checkpoint from its mapped files, so that only their histories are kept in memory.
 
-They are those with the lowest hashes, so they do not depend on the number of ranks.
+The sample has the users with the lowest hashes, so it does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def sampled_users(saved: Saved, comm: Collectives, count: int) -> pa.Table | Non
     Args:
         saved: a checkpoint.
         comm: the ranks; each reads some partitions.
-        count: how many.
+        count: maximum number of users.
     """
     mine = partitions_in(saved.checkpoint)[comm.rank :: comm.world]
     most = int(count / _REMOVED_AT_MOST)

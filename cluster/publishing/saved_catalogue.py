@@ -30,7 +30,7 @@ class SavedCatalogue:
 
     Attributes:
         items: ITEM_SCHEMA, mapped.
-        users: USER_SCHEMA with the attributes of then, mapped.
+        users: USER_SCHEMA with the checkpoint's attributes, mapped.
         attributes: how the user attributes have changed since.
     """
 
@@ -48,7 +48,7 @@ class SavedCatalogue:
 
     @property
     def item_count(self) -> int:
-        """How many items are not deleted."""
+        """Number of items that are not deleted."""
         deleted: int = pc.sum(self.items[DELETED]).as_py() or 0
         return int(self.items.num_rows) - deleted
 
@@ -59,9 +59,9 @@ class SavedCatalogue:
 
         Args:
             rank: of `world`.
-            world: how many ranks there are.
+            world: number of ranks.
             width: `stream.max_categories`.
-            at_once: most items of a slice; all but the last have as many.
+            at_once: items per slice; the last slice may be smaller.
         """
         waiting: list[tuple[Int64Array, Int64Array]] = []
         held = 0
@@ -78,7 +78,7 @@ class SavedCatalogue:
             yield ids, category_NC
 
     def only(self, item_ids: Int64Array, user_ids: Int64Array, stream: StreamConfig) -> Catalogue:
-        """What is known of some items and users, under the settings of now."""
+        """The data of some items and users, under the run's settings."""
         items = self.items.filter(pc.is_in(self.items[ITEM_ID], value_set=pa.array(item_ids)))
         users = self.users.filter(pc.is_in(self.users[USER_ID], value_set=pa.array(user_ids)))
         found = Catalogue(stream)

@@ -1,4 +1,4 @@
-"""One version, whole: what makes query vectors and the index in which they are searched, as one object.
+"""One version as one object: the query side that encodes users, and the index that is searched.
 
 Shape letters: E events (queries), Q queries, K results, D columns.
 """
@@ -24,7 +24,7 @@ from streaming.config import StreamConfig
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Towers, rows, catalogue and index of one version; immutable, so any number of threads may use it.
+    """Towers, rows, catalogue and index of one version; immutable, so any number of threads can use it.
 
     Attributes:
         queries: towers, rows and catalogue.
@@ -38,7 +38,7 @@ class ServedModel:
     def load(
         version: Version, stream: StreamConfig, gpu: int | Sequence[int] | None = None
     ) -> Iterator[ServedModel]:
-        """Read a verified version; with a `gpu`, the same version follows with its index there."""
+        """Read a verified version; with a `gpu`, then yields the same version with its index there."""
         queries = QuerySide.load(version, stream)
         for items in LoadedVersion.load_on(version, gpu):
             yield ServedModel(queries, items)
@@ -50,7 +50,7 @@ class ServedModel:
 
     @property
     def catalogue(self) -> Catalogue:
-        """Titles, categories and attributes as of the version."""
+        """The version's titles, categories and attributes."""
         return self.queries.catalogue
 
     def encode(self, batch: pa.RecordBatch) -> Float32Array:

@@ -1,4 +1,4 @@
-"""The index versions of a run, wherever its settings keep them."""
+"""The index versions of a run, at the location in its settings."""
 
 from __future__ import annotations
 

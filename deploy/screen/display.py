@@ -1,4 +1,4 @@
-"""Where a running verb is shown: live panels on a terminal, lines in a log or a pipe."""
+"""Displays a running verb: live panels on a terminal, lines in a log or a pipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE_EVERY_S = 5.0
 
 
 class Display:
-    """Shows a `DemoView`, which the caller changes in place, and says sentences with their time."""
+    """Shows a `DemoView`, which the caller changes in place, and prints sentences with their time."""
 
     def __init__(self, view: DemoView, console: Terminal | None = None) -> None:
         self.view = view
@@ -40,16 +40,16 @@ class Display:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the display was made."""
+        """Seconds since the display was created."""
         return time.monotonic() - self._started
 
     def stage(self, name: str) -> None:
-        """Name what happens now."""
+        """Name the current phase."""
         self.view.stage = name
         self.update()
 
     def say(self, sentence: str) -> None:
-        """Tell something that happened."""
+        """Report an event."""
         now = local_time(time.time())
         self.view.messages.append(f"{now[11:19]}  {sentence}")
         if self._live is None:
@@ -57,7 +57,7 @@ class Display:
         self.update()
 
     def update(self) -> None:
-        """Show the view as it is now: at once on a terminal, else as a line every 5 s."""
+        """Show the current view: at once on a terminal, else as a line every 5 s."""
         self.view.elapsed_s = self.elapsed_s
         if self._live:
             self._live.update(render(self.view))

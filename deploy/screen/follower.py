@@ -1,4 +1,4 @@
-"""A run's progress shown while the trainer holds the main thread."""
+"""Shows a run's progress while the trainer uses the main thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLL_S = 0.5
 
 
 class ProgressFollower(Background):
-    """Shows a run's `progress.json` from a thread while the trainer holds the main one."""
+    """Shows a run's `progress.json` from a thread while the trainer uses the main one."""
 
     def __init__(self, storage_path: Path, display: Display, stop: StopRequest) -> None:
         super().__init__("progress")
@@ -27,7 +27,7 @@ class ProgressFollower(Background):
         """Show it until the block ends."""
         from cluster.observability.progress_file import read_progress
 
-        # What another run left there, or still writes, is not this run's progress.
+        # A file that another run left or still writes is not this run's progress.
         other = (read_progress(self._storage_path) or {}).get("run_id")
         stopping = False
         while not self.ended.wait(POLL_S):

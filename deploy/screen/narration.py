@@ -1,4 +1,4 @@
-"""What changed between two readings of the progress, in sentences."""
+"""Describes the changes between two readings of the progress in sentences."""
 
 from __future__ import annotations
 

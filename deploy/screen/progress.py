@@ -1,4 +1,4 @@
-"""What a trainer says of itself (`progress.json`), read with care: any part may not be there yet."""
+"""Reads a trainer's `progress.json`, any part of which may still be missing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HitCurve:
         return int(sum(self.sample[math.ceil(from_event / self.bin_events) :]))
 
     def points(self, series: Sequence[float], width: int) -> list[float]:
-        """At most `width` hit rates along the stream, neighbouring bins put together; NaN where none."""
+        """At most `width` hit rates along the stream, with neighbouring bins merged; NaN without a sample."""
         bins = min(len(self.sample), len(series))
         count = min(width, bins)
         edges = [round(i * bins / count) for i in range(count + 1)] if count else []
@@ -71,10 +71,10 @@ class Progress:
     events_trained: int = 0
     dead_letters: int = 0
     set_aside: Mapping[str, int] = field(default_factory=dict)
-    """What was neither trained on nor is a dead letter: counts by label."""
+    """Counts, by label, of rows that were neither trained on nor dead letters."""
     lag_messages: int = 0
     lag_events: int | None = None
-    """About how many events wait to be read; None before the run has looked."""
+    """Approximate number of events that wait to be read; None before the run has reported it."""
     loss: Mapping[str, float] = field(default_factory=dict)
     examples_per_s: float = math.nan
     mean_examples_per_s: float = math.nan
@@ -95,7 +95,7 @@ class Progress:
 
     @property
     def index_versions(self) -> int:
-        """How many versions were published so far (the file gives the count or the list of names)."""
+        """Number of versions published so far (the file has the count or the list of names)."""
         versions = self.index.get("versions", 0)
         return len(versions) if isinstance(versions, list | tuple) else int(versions or 0)
 

@@ -44,7 +44,7 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """A figure for people: thousands separated, a dash for what is not known yet."""
+    """A figure for people: thousands separated, a dash if it is not known yet."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.{digits}f}"
@@ -62,7 +62,7 @@ def rate(value: float | None, digits: int = 3) -> str:
 
 
 def set_aside_text(counts: Mapping[str, int]) -> str:
-    """What was not trained on, by name, to follow other counts; empty where there is nothing of the kind."""
+    """Counts of rows set aside, by name, to append to other counts; empty if there are none."""
     return "".join(f", {count:,} {name}" for name, count in counts.items() if count)
 
 
@@ -101,7 +101,7 @@ def _label(name: str) -> str:
 
 
 def _about(events: int | None) -> str:
-    """An estimate; that nothing waits is known."""
+    """The lag as an estimate; zero is exact."""
     return f"{'~' if events else ''}{number(events)}"
 
 
@@ -122,7 +122,7 @@ def _curve_panel(view: DemoView) -> RenderableType:
         (f"{_label('served.hits')} {_short(served.version)}".strip(), "cyan", served, served.hits),
     ]
     points = [of.points(hits, CURVE_WIDTH) for _, _, of, hits in series]
-    # One scale for all, or the curves could not be compared.
+    # One scale for all, so that the curves can be compared.
     top = max((p for of_one in points for p in of_one if not math.isnan(p)), default=1.0)
     rows = [
         (name, rate(of.rate(hits)), line(sparkline(curve_points, 0.0, top), style=style))
@@ -145,7 +145,7 @@ def served_text(served: ServedCurve) -> str:
 
 
 def index_text(progress: Progress) -> str:
-    """The live index version: which, how large, how well it finds."""
+    """The live index version: its name, size and recall."""
     index = progress.index
     if not progress.index_version:
         return "no version yet"

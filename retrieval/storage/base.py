@@ -1,6 +1,6 @@
-"""What a place for checkpoints or index versions promises, on a disk and in an object store alike.
+"""The interface of storage for checkpoints and index versions, on a disk or in an object store.
 
-A set of files that is not committed is never listed, and `commit` makes all of its files visible at one instant.
+A set of files that is not committed is never listed, and `commit` makes all its files visible at once.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from retrieval.storage.owned_folder import OwnedFolder
 
 MANIFEST = "manifest.json"
 Hook = Callable[[str], None]
-"""Called with the name of each step of a commit before it is taken; tests kill the process in it."""
+"""Called with the name of each step of a commit before the step; tests kill the process in it."""
 Describe = Callable[[str, Sequence[FileEntry]], bytes]
-"""A manifest, from the name of its set and the files in it."""
+"""Returns a manifest, given the name of its set and the files in it."""
 POINTER = "CURRENT"
 """The note that names the live index version."""
 
 
 class StorageLocationError(ValueError):
-    """A place that cannot be used; names the setting."""
+    """A location that cannot be used; names the setting."""
 
 
 class DamagedFile(RuntimeError):
-    """A file is not what its manifest says."""
+    """A file does not match its manifest."""
 
 
 class NotAFile(RuntimeError):
-    """A link, a pipe or a device stands where a stored file should be."""
+    """There is a link, a pipe or a device instead of a stored file."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a storage holds, and how its sets of files are named and ordered.
+    """The kind of sets in a storage, and how they are named and ordered.
 
     Attributes:
         prefix: of each name; a number of at least eight digits follows.
-        plural: what they are called in messages.
-        setting: the setting that says where they lie.
-        repeats: whether one number can be written again, with `.N` after it.
+        plural: their name in messages.
+        setting: the setting with their location.
+        repeats: whether a number can be written again, with `.N` after it.
     """
 
     prefix: str
@@ -75,7 +75,7 @@ class Kind:
         return int(match[1]), int(match[2] or 0)
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Those that are names of this kind, lowest number first."""
+        """The names of this kind among `names`, lowest number first."""
         return sorted(filter(self.is_name, names), key=self.order_of)
 
 
@@ -93,7 +93,7 @@ def never() -> bool:
 
 
 class LocalCopy(Protocol):
-    """A file on this machine that stays while this object does."""
+    """A file on this machine that is kept while this object exists."""
 
     @property
     def path(self) -> Path:
@@ -104,62 +104,62 @@ class Storage(Protocol):
     """Named sets of files.
 
     One writer that all ranks share (checkpoints) calls `begin`, `writing` and `commit` with a name that it chose.
-    Writers that know nothing of one another (index versions) call `build` and `commit_next`, which finds a free name.
+    Independent writers (index versions) call `build` and `commit_next`, which finds a free name.
     """
 
     kind: Kind
 
     @property
     def where(self) -> str:
-        """The place, for people."""
+        """The location, for people."""
 
     def location(self, name: str = "") -> str:
-        """What opens one set, or the place itself, again: with the options that stand in the query of a URI."""
+        """The location that opens one set, or the storage itself, again, with the options in a URI's query."""
 
     def names(self) -> list[str]:
-        """Committed sets, lowest number first; on disk also a folder whose manifest is missing."""
+        """Committed sets, lowest number first; on a disk also folders whose manifest is missing."""
 
     def begin(self, name: str) -> None:
-        """Make room for one that is to be written, and drop what crashes left behind (rank 0)."""
+        """Begin a set, and remove leftovers of crashes (rank 0)."""
 
     def writing(self, name: str, file: str) -> AbstractContextManager[IO[bytes]]:
-        """A binary file of it; the file is durable when the context is left."""
+        """A binary file of the set to write, durable when the context is left."""
 
     def commit(self, name: str, manifest: bytes, at: Hook) -> None:
-        """Put the manifest and make the whole visible (rank 0, after every rank has written its files)."""
+        """Write the manifest and make the set visible (rank 0, after every rank has written its files)."""
 
     def build(self) -> OwnedFolder:
-        """A folder on this machine for one writer of many, to fill by path; drops what crashes left behind."""
+        """A folder on this machine for one of several writers, to fill by path; removes leftovers of crashes."""
 
     def commit_next(self, folder: OwnedFolder, describe: Describe) -> str:
-        """Commit the files of such a folder, which is then gone, under a name above all that are taken.
+        """Commit the files of such a folder, which is then removed, under a name above all existing ones.
 
         Args:
             folder: from `build`.
-            describe: the manifest, given the name and the files as they were written.
+            describe: returns the manifest, given the name and the files as written.
         Returns:
             The name.
         """
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """On a disk, keep the other processes from `build`, `commit_next` and this; an object store has no locks."""
+        """On a disk, keep other processes out of `build`, `commit_next` and this; an object store has no locks."""
 
     def read(self, name: str, file: str) -> pa.Buffer:
-        """A file's content; FileNotFoundError if it is not there, NotAFile if it leads elsewhere."""
+        """A file's content; FileNotFoundError if it does not exist, NotAFile if it is a link or the like."""
 
     def reading(self, name: str, file: str) -> AbstractContextManager[IO[bytes]]:
-        """A file to be read from its beginning; the same errors."""
+        """A file to read from its beginning; the same errors."""
 
     def copy_here(self, name: str, entry: FileEntry) -> LocalCopy:
-        """A file as a path on this machine: its own place on a disk, else a cached copy that matches the entry.
+        """A file as a path on this machine: the file itself on a disk, else a cached copy that matches the entry.
 
         Raises:
-            FileNotFoundError: it is not there.
-            DamagedFile: what was copied is not what the entry says.
+            FileNotFoundError: it does not exist.
+            DamagedFile: the copied file does not match the entry.
         """
 
     def remove(self, name: str, unless: Callable[[], bool] = never) -> None:
-        """Remove a committed set; a crash on the way leaves garbage, never half of one.
+        """Remove a committed set; a crash meanwhile leaves garbage, never a partial set.
 
         Args:
             name: of the set.
@@ -167,7 +167,7 @@ class Storage(Protocol):
         """
 
     def discard(self, name: str) -> None:
-        """Remove one that will not be committed."""
+        """Remove a set that will not be committed."""
 
     def path(self, name: str) -> Path | None:
         """Its folder, None in an object store."""
@@ -177,4 +177,4 @@ class Storage(Protocol):
         """Small notes beside the sets: claims, holds, and which version is live."""
 
     def drop_unfinished(self) -> None:
-        """On a disk, see that nothing that is being written now can be committed any more."""
+        """On a disk, make sure that sets being written now can no longer be committed."""

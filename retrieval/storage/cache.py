@@ -1,9 +1,8 @@
-"""Copies of stored files on this machine's disk, for what reads paths: Faiss, memory maps.
+"""Copies of stored files on this machine's disk, for code that needs paths: Faiss, memory maps.
 
-A copy lies in a folder that is named by its content, so versions that share a file share its copy, and a copy can never
-be of something else. The copy keeps the name of its file, which may tell the reader something. Whoever uses one holds a
-lock on it, which goes with its process; what nobody uses is removed, the longest unused first, once all copies together
-exceed the bound.
+A copy is in a folder named by its content, so versions that share a file share its copy, and a copy cannot be mistaken
+for another. It keeps the name of its file, which readers may depend on. A user of a copy holds a lock on it, which ends
+with the process. Once all copies together exceed the limit, unused ones are removed, least recently used first.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ DEFAULT_BYTES = 20 * 2**30
 Source = Callable[[], AbstractContextManager[IO[bytes]]]
 _COPYING = ".copying-"
 _LEFTOVER_AFTER_S = 60.0
-"""Between making a file and locking it a copy can be taken for a leftover; no longer than this."""
+"""Before a new file is locked, it looks like a leftover; for no longer than this."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class CachedFile:
-    """A copy in the cache, which stays while this object does."""
+    """A copy in the cache, which is kept while this object exists."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -45,7 +44,7 @@ class FileCache:
 
     Args:
         root: the folder; by default `objects` in $FRESHET_CACHE, else in ~/.cache/freshet.
-        most_bytes: of all copies together, beyond what is in use.
+        most_bytes: maximum size of all copies together; copies in use may exceed it.
     """
 
     def __init__(self, root: Path | None = None, most_bytes: int = DEFAULT_BYTES) -> None:
@@ -53,13 +52,15 @@ class FileCache:
         self._most_bytes = most_bytes
 
     def copy_of(self, entry: FileEntry, open_source: Source) -> CachedFile:
-        """A copy that matches the entry: the one that is there, or a new one.
+        """A copy that matches the entry: an existing or a new one.
 
         Raises:
-            DamagedFile: the source is not what the entry says.
+            DamagedFile: the source does not match the entry.
             OSError: the source cannot be read, or the cache cannot be written.
         """
-        if not _SHA256.fullmatch(entry.sha256) or not is_plain_name(entry.name):  # they become a path
+        if not _SHA256.fullmatch(entry.sha256) or not is_plain_name(
+            entry.name
+        ):  # they become parts of a path
             raise DamagedFile(f"{entry.name!r} has {entry.sha256!r} for a checksum")
         make_private(self.root)
         while (found := self._find(entry)) is None:
@@ -67,7 +68,7 @@ class FileCache:
         return found
 
     def _find(self, entry: FileEntry) -> CachedFile | None:
-        """The copy that is there, if it is whole; locked before it is read, so that it stays."""
+        """The existing copy, if it is intact; locked before it is read, so that it is not removed."""
         path = self._path(entry)
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -81,11 +82,11 @@ class FileCache:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                 path.unlink(missing_ok=True)
                 return None
-        os.utime(path)  # when it was used last
+        os.utime(path)  # the time of its last use
         return found
 
     def _download(self, entry: FileEntry, open_source: Source) -> None:
-        """Copy the whole file beside the others, then give it its name, which nobody else's copy loses by that."""
+        """Copy the whole file under a temporary name, then link it to its name without replacing another copy."""
         temporary, path = self.root / f"{_COPYING}{uuid.uuid4().hex}", self._path(entry)
         try:
             digest = hashlib.sha256()
@@ -101,14 +102,14 @@ class FileCache:
             self._shrink(entry.size)
             with suppress(
                 FileExistsError, FileNotFoundError
-            ):  # somebody was faster, or removes the folder now
+            ):  # another process was faster, or is removing the folder
                 path.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
                 path.hardlink_to(temporary)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _shrink(self, coming: int) -> None:
-        """Make room: what killed processes left half copied goes, then the copies that were used longest ago."""
+        """Make room: remove partial copies of killed processes, then the least recently used copies."""
         copies = []
         for leftover in self.root.glob(f"{_COPYING}*"):
             with suppress(FileNotFoundError):
@@ -123,7 +124,7 @@ class FileCache:
                 break
             if _remove_unused(path):
                 surplus -= size
-                with suppress(OSError):  # another copy lies there
+                with suppress(OSError):  # another copy is there
                     path.parent.rmdir()
 
     def _path(self, entry: FileEntry) -> Path:
@@ -131,14 +132,14 @@ class FileCache:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file unless a process uses it; whether it is gone."""
+    """Remove a file unless a process uses it; returns whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), path.stat()):  # another copy by now
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):  # it has been replaced by another copy
             return False
         path.unlink(missing_ok=True)
     except BlockingIOError:

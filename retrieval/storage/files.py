@@ -1,4 +1,4 @@
-"""Files of a storage: as they are written, and as they are read."""
+"""Files of a storage, for writing and for reading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK_BYTES = 8 * 2**20
 
 
 class HashingSink:
-    """A binary file that knows the size and SHA-256 of what went into it."""
+    """A binary file that computes the size and SHA-256 of the written data."""
 
     def __init__(self, sink: IO[bytes]) -> None:
         self._sink, self._hash, self._size = sink, hashlib.sha256(), 0
@@ -30,13 +30,13 @@ class HashingSink:
         return len(data)
 
     def flush(self) -> None:
-        """For Arrow's sake; the owner of the file fsyncs."""
+        """Does nothing; Arrow requires it, and the file's owner fsyncs."""
 
     def close(self) -> None:
-        """For Arrow's sake; the owner of the file closes it."""
+        """Does nothing; Arrow requires it, and the file's owner closes it."""
 
     def entry(self, file: str) -> FileEntry:
-        """What a manifest says of the file."""
+        """The file's entry in a manifest."""
         return FileEntry(file, self._size, self._hash.hexdigest())
 
 
@@ -62,7 +62,7 @@ class StoredFile:
 
 
 def file_problem(storage: Storage, name: str, entry: Mapping[str, Any]) -> str:
-    """What is wrong with a file, against what the manifest says of it; empty if nothing is."""
+    """How a file differs from its entry in the manifest; empty if it does not."""
     digest, size = hashlib.sha256(), 0
     try:
         with storage.reading(name, entry["name"]) as source:

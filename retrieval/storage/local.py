@@ -1,4 +1,4 @@
-"""Sets of files in a folder: the rename of a folder whose files were fsynced commits it."""
+"""Sets of files in a folder: a set is committed by renaming its folder after its files were fsynced."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ class LocalStorage:
         fsync_directory(self.root)
 
     def build(self) -> OwnedFolder:
-        """See Storage: a hidden folder beside the sets, locked by whoever builds in it."""
+        """See Storage: a hidden folder beside the sets, locked by its builder."""
         folder = self._building.make()
         with self.exclusive():
             self._remove_hidden()
         return folder
 
     def commit_next(self, folder: OwnedFolder, describe: Describe) -> str:
-        """See Storage: the files are fsynced before the name is taken."""
+        """See Storage: the files are fsynced before the rename."""
         entries = [seal(path) for path in sorted(folder.path.iterdir()) if path.name != LOCK]
         with self.exclusive():
             name = self.kind.name_of(max(map(self._number, self.names()), default=0) + 1)
@@ -117,7 +117,7 @@ class LocalStorage:
         return name
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """See Storage: a lock beside the sets, which goes with its process."""
+        """See Storage: a lock beside the sets, which ends with its process."""
         return self._building.exclusive()
 
     def read(self, name: str, file: str) -> pa.Buffer:
@@ -135,17 +135,17 @@ class LocalStorage:
             yield source
 
     def copy_here(self, name: str, entry: FileEntry) -> LocalCopy:
-        """See Storage: it is here already."""
+        """See Storage: the file itself."""
         return _InPlace(self.root / name / entry.name)
 
     def remove(self, name: str, unless: Callable[[], bool] = never) -> None:
         """See Storage."""
         if unless():
             return
-        # Hidden first, so that a crash half-way leaves no set without its files.
+        # Hidden first, so that a crash meanwhile does not leave a set without its files.
         going = self.root / f".removing-{name}-{uuid.uuid4().hex}"
         (self.root / name).rename(going)
-        shutil.rmtree(going, ignore_errors=True)  # what is left of it `begin` or `build` removes
+        shutil.rmtree(going, ignore_errors=True)  # `begin` or `build` removes the rest
 
     def discard(self, name: str) -> None:
         """See Storage."""
@@ -165,16 +165,16 @@ class LocalStorage:
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        """A folder that is being written loses its name first, so that its writer cannot commit what is left of it."""
+        """Remove a folder that is being written; it is renamed first, so that its writer cannot commit the rest."""
         for leftover in self.root.glob(f".*{self.kind.prefix}*"):
             if leftover.name.startswith(_HIDDEN):
                 going = leftover.with_name(f".removing-{uuid.uuid4().hex}-{self.kind.prefix}")
-                with suppress(FileNotFoundError):  # committed just now, or removed by somebody else
+                with suppress(FileNotFoundError):  # committed just now, or removed by another process
                     leftover.rename(going)
                     shutil.rmtree(going, ignore_errors=True)
 
     def _remove_hidden(self) -> None:
-        """What no writer of many needs: sets that are going, and pointers that were never put in place."""
+        """Remove sets whose removal was interrupted, and pointers that were never put in place."""
         for removing in self.root.glob(".removing-*"):
             shutil.rmtree(removing)
         for pointer in self.root.glob(f".{POINTER}-*"):

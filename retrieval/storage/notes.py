@@ -1,6 +1,6 @@
-"""Small notes beside what is stored, in a folder or an object store: who writes here, who lives, what is being read.
+"""Small notes beside the stored sets, in a folder or an object store: claims, heartbeats and holds.
 
-A note is replaced as a whole. Signs of life are times of change, which the storage itself keeps: a file is touched, so
+A note is replaced as a whole. A heartbeat is a note's time of change, which the storage keeps: a file is touched, so
 that a full disk does not make a run look dead, and an object is put again.
 """
 
@@ -26,19 +26,19 @@ class Notes(Protocol):
         """The content; empty if there is none."""
 
     def put(self, name: str, content: bytes) -> None:
-        """Replace it; who reads it meanwhile sees the old one or the new one."""
+        """Replace it; a reader sees the old content or the new one."""
 
     def touch(self, name: str) -> None:
-        """Give a sign of life: `changed` says another time from now on."""
+        """Update its time of change, which `changed` returns."""
 
     def changed(self, name: str) -> float | None:
-        """When it was put or touched last, in seconds since the epoch by the storage's clock; None if there is none."""
+        """When it was last put or touched, in seconds since the epoch by the storage's clock; None if it is missing."""
 
     def remove(self, name: str) -> None:
-        """Remove it, if it is there."""
+        """Remove it, if it exists."""
 
     def names(self) -> list[str]:
-        """Those in the folder `claims`, as `claims/name`."""
+        """The notes in the folder `claims`, as `claims/name`."""
 
 
 class LocalNotes:

@@ -1,4 +1,4 @@
-"""Sets of files under a prefix of an object store, which has no rename: there the manifest is put last."""
+"""Sets of files under a prefix of an object store, which has no rename, so the manifest is put last."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from retrieval.storage.notes import Notes, ObjectNotes
 from retrieval.storage.owned_folder import LOCK, OwnedFolder, OwnedFolders
 
 ABANDONED_AFTER_S = 24 * 3600.0
-"""A version that was begun and to which no file has been added for so long is removed by whoever writes next."""
+"""The next writer removes an uncommitted version to which no file was added for this long."""
 _RESERVATION = "reserved-"
 _GIVE_WAY = 8
 
 
 class ObjectStorage:
-    """A prefix of an object store (S3, GCS, anything that pyarrow.fs knows), where a rename is a copy.
+    """A prefix of an object store (S3, GCS, anything that pyarrow.fs supports), where a rename is a copy.
 
     Args:
         filesystem: with credentials and endpoint from the environment.
         prefix: `bucket/folder`.
-        uri: what the user wrote; its query is not in messages.
+        uri: the location given by the user; its query is not shown in messages.
         kind: what it holds.
         cache: of this machine; by default the user's.
     """
@@ -101,7 +101,7 @@ class ObjectStorage:
         return OwnedFolders(self._cache.root, ".building-").make()
 
     def commit_next(self, folder: OwnedFolder, describe: Describe) -> str:
-        """See Storage: a name that is reserved, the files, then the manifest, whose put is the commit."""
+        """See Storage: reserves a name, puts the files, then the manifest, which is the commit."""
         name, reservation = self._reserve()
         try:
             entries = [
@@ -111,8 +111,8 @@ class ObjectStorage:
                 raise OSError(f"{self.where}/{name} was removed while it was written; it took too long")
             self.commit(name, describe(name, entries), nothing)
         except Exception:
-            with suppress(OSError):  # a later writer sweeps it
-                self.remove(name)  # the put of the manifest may have been done after all
+            with suppress(OSError):  # a later writer removes it
+                self.remove(name)  # the manifest may have been put nevertheless
                 self.discard(name)
             raise
         with suppress(OSError):
@@ -121,7 +121,7 @@ class ObjectStorage:
         return name
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """See Storage: nothing is locked; `remove` asks again, and names are reserved."""
+        """See Storage: nothing is locked; `remove` checks again, and names are reserved."""
         return nullcontext()
 
     @contextmanager
@@ -131,7 +131,7 @@ class ObjectStorage:
             yield source
 
     def copy_here(self, name: str, entry: FileEntry) -> LocalCopy:
-        """See Storage: from the cache, which fills once for each content."""
+        """See Storage: from the cache, which copies each content once."""
         found = self._files.get_file_info(self._object(name, entry.name))
         if found.type != fs.FileType.File:
             raise FileNotFoundError(f"{self.where}/{name}/{entry.name}")
@@ -145,11 +145,11 @@ class ObjectStorage:
             return source.read_buffer()
 
     def remove(self, name: str, unless: Callable[[], bool] = never) -> None:
-        """See Storage: without its manifest it is garbage at once, and with it again it is whole."""
+        """See Storage: without its manifest the set is garbage; putting the manifest back restores it."""
         try:
             manifest = self.read(name, MANIFEST)
             self._files.delete_file(self._object(name, MANIFEST))
-        except FileNotFoundError:  # somebody else removes it too
+        except FileNotFoundError:  # another process is removing it too
             return
         if unless():
             self._put(self._object(name, MANIFEST), manifest)
@@ -157,11 +157,11 @@ class ObjectStorage:
         self.discard(name)
 
     def discard(self, name: str) -> None:
-        """See Storage; `begin` may meet what a `remove` on the writing thread has not ended with."""
+        """See Storage; `begin` may run while a `remove` on the writing thread has not finished."""
         self._files.delete_dir_contents(f"{self._prefix}/{name}", missing_dir_ok=True)
         marker = self._files.get_file_info(f"{self._prefix}/{name}")
         if marker.type == fs.FileType.Directory:
-            with suppress(FileNotFoundError):  # the other one was first
+            with suppress(FileNotFoundError):  # the other process was first
                 self._files.delete_dir(f"{self._prefix}/{name}")
 
     def path(self, name: str) -> Path | None:
@@ -174,13 +174,14 @@ class ObjectStorage:
         return ObjectNotes(self._files, self._prefix)
 
     def drop_unfinished(self) -> None:
-        """See Storage: there is no rename, so a manifest that is being put now still counts."""
+        """See Storage: there is no rename, so a manifest that is being put at this moment still counts."""
 
     def _reserve(self) -> tuple[str, str]:
-        """A name above all that are taken, and the object that keeps other writers from it.
+        """A name above all existing ones, and the object that reserves it.
 
-        pyarrow.fs knows neither locks nor conditional writes, but what was put is listed at once: whoever puts a
-        reservation and then finds it alone was first, and everybody else finds it. Two that find both give way.
+        pyarrow.fs has neither locks nor conditional writes, but objects are listed as soon as they are put. A writer
+        that puts a reservation and then finds no other was first, and all later writers find it. If two writers find
+        both reservations, both choose another name.
         """
         number, step = max((self.kind.order_of(name)[0] for name in self._prefixes()), default=0), 1
         while True:
@@ -196,7 +197,7 @@ class ObjectStorage:
             step = 1 + secrets.randbelow(_GIVE_WAY)
 
     def _sweep(self, now_ns: int, keep: str) -> None:
-        """Remove what was begun and not committed, and has not grown for long by the store's own clock."""
+        """Remove uncommitted versions that have not grown for a long time by the store's clock."""
         for name in set(self._prefixes()).difference(self.names(), [keep]):
             files = self._files_of(name)
             if files and now_ns - max(file.mtime_ns for file in files) > ABANDONED_AFTER_S * 1e9:

@@ -20,14 +20,14 @@ def open_storage(location: str | Path, kind: Kind = CHECKPOINTS, cache: FileCach
     """The storage at a folder or at a URI such as `s3://bucket/prefix`.
 
     Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and
-    so on); options such as the region can stand in the URI's query.
+    so on); options such as the region can be in the URI's query.
 
     Args:
         location: the folder or URI.
-        kind: what lies there; its setting is named in errors.
-        cache: for copies of what lies in an object store; by default the user's.
+        kind: what is stored there; its setting is named in errors.
+        cache: for copies of files in an object store; by default the user's.
     Raises:
-        StorageLocationError: credentials in the URI, or a scheme that pyarrow.fs does not know.
+        StorageLocationError: credentials in the URI, or a scheme that pyarrow.fs does not support.
     """
     text = str(location)
     if "://" not in text:
@@ -48,7 +48,7 @@ def open_storage(location: str | Path, kind: Kind = CHECKPOINTS, cache: FileCach
 
 
 def _with_endpoint(uri: str) -> str:
-    """Older Arrows do not read AWS_ENDPOINT_URL themselves."""
+    """Add the endpoint to the URI, because older versions of Arrow do not read AWS_ENDPOINT_URL."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint or not uri.startswith("s3://") or "endpoint_override" in uri:
         return uri

@@ -24,18 +24,18 @@ class OwnedFolder:
     lock: IO[str]
 
     def share(self) -> None:
-        """Let others own it too (`share_folder`): it is abandoned once none of them is left."""
+        """Let other processes own it too (`share_folder`); it is abandoned once no owner is left."""
         fcntl.flock(self.lock, fcntl.LOCK_SH)
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
+        """Remove it with its content."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.lock.close()
 
 
 @contextmanager
 def share_folder(path: Path) -> Iterator[None]:
-    """Own a folder together with the one who made it, also if that one dies meanwhile.
+    """Own a folder together with its creator, also if the creator dies meanwhile.
 
     Raises:
         OSError: the folder is gone.

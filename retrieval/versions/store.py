@@ -1,12 +1,12 @@
-"""Index versions: sets of files that are never changed, each with one manifest, and one pointer to the live one.
+"""Index versions: immutable sets of files, each with one manifest, and one pointer to the live version.
 
-    begin   a folder on this machine, locked by whoever builds in it
+    begin   a folder on this machine, locked by its builder
     commit  on a disk: files fsynced, `manifest.json` (sizes, SHA-256, its own checksum) last, then renamed to
             `v00000007`; in an object store: a name is reserved, the files are uploaded, the manifest is put last
     promote `CURRENT` replaced as a whole: by an atomic rename, or by the put of one object
     refuse  a version that failed a gate is committed too, with the reason in its manifest, and not promoted
-A crash at any point leaves the old pointer to a whole version; what was being built is removed by a later writer.
-Rolling back is promoting an older version. The storage (`retrieval.storage`) is the one that checkpoints use.
+A crash at any point leaves the old pointer to an intact version; a later writer removes the unfinished one. Rolling
+back means promoting an older version. Checkpoints use the same storage (`retrieval.storage`).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class VersionRefused(VersionError):
 
 
 class VersionCorrupt(VersionError):
-    """A file of a version is missing or not what the manifest says; names both."""
+    """A file of a version is missing or does not match the manifest; names both."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A committed version; the copies that were made of its files stay while this object does."""
+    """A committed version; copies of its files are kept while this object exists."""
 
     name: str
     manifest: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Version:
         """Its folder.
 
         Raises:
-            VersionError: it lies in an object store.
+            VersionError: it is in an object store.
         """
         path = self.storage.path(self.name)
         if path is None:
@@ -66,8 +66,8 @@ class Version:
         """One of its files, on this machine; from an object store it is copied once, and checked.
 
         Raises:
-            VersionCorrupt: its manifest does not list it, so nobody can say whether it is whole; or what was to be
-                copied is not what the manifest says.
+            VersionCorrupt: its manifest does not list the file, so it cannot be verified; or the file to be copied
+                does not match the manifest.
         """
         if name not in self._copies:
             entry = next((entry for entry in self.entries if entry["name"] == name), None)
@@ -86,21 +86,21 @@ class Version:
 
     @property
     def refused(self) -> str:
-        """Why its gates refused it, in words; empty if it passed them."""
+        """Why its gates refused it, as a text; empty if it passed them."""
         return str(self.manifest.get("refused", ""))
 
     @property
     def has_index(self) -> bool:
-        """Whether it can be searched; of vectors that are not finite no index is built."""
+        """Whether it can be searched; no index is built of vectors that are not finite."""
         return bool(self.manifest.get("has_index", True))
 
     def files(self, prefix: str = "") -> list[str]:
-        """The names of its files that start so, sorted."""
+        """The names of its files with this prefix, sorted."""
         return sorted(entry["name"] for entry in self.entries if entry["name"].startswith(prefix))
 
     @property
     def entries(self) -> Sequence[Mapping[str, Any]]:
-        """What the manifest says of each file: `name`, `size`, `sha256`."""
+        """The manifest's entry for each file: `name`, `size`, `sha256`."""
         entries: Sequence[Mapping[str, Any]] = self.manifest["files"]
         return entries
 
@@ -110,7 +110,7 @@ class VersionStore:
 
     Args:
         location: the folder, or a URI such as `s3://bucket/prefix`.
-        cache: for copies of what lies in an object store; by default the user's.
+        cache: for copies of files in an object store; by default the user's.
     """
 
     def __init__(self, location: str | Path, cache: FileCache | None = None) -> None:
@@ -118,7 +118,7 @@ class VersionStore:
 
     @property
     def where(self) -> str:
-        """The place, for people, and for another store of the same versions."""
+        """The location, for people and for another store of the same versions."""
         return self.storage.where
 
     @property
@@ -126,7 +126,7 @@ class VersionStore:
         """Its folder.
 
         Raises:
-            VersionError: it lies in an object store.
+            VersionError: it is in an object store.
         """
         path = self.storage.path("")
         if path is None:
@@ -134,11 +134,11 @@ class VersionStore:
         return path
 
     def begin(self) -> OwnedFolder:
-        """A fresh folder to build in; removes what crashes left behind."""
+        """A new folder to build in; removes leftovers of crashes."""
         return self.storage.build()
 
     def commit(self, building: OwnedFolder, described: Mapping[str, Any]) -> Version:
-        """Seal the files and give them a name; the version is not live yet."""
+        """Commit the files under a new name; the version is not live yet."""
 
         def describe(name: str, files: Sequence[FileEntry]) -> bytes:
             manifest = {**described, "format": FORMAT, "version": name, "files": [vars(f) for f in files]}
@@ -151,8 +151,8 @@ class VersionStore:
     def promote(self, name: str, *, refused: bool = False) -> Version:
         """Make a version live.
 
-        Where nothing can be locked it may be removed meanwhile by `prune`. One of the two always notices: that looks
-        at the pointer once the manifest is gone, and this at the manifest once the pointer names it.
+        Without locks, `prune` may remove the version meanwhile. One of the two always notices: `prune` checks the
+        pointer after removing the manifest, and this checks the manifest after setting the pointer.
 
         Args:
             name: of the version.
@@ -161,7 +161,7 @@ class VersionStore:
             VersionError: there is no such version.
             VersionRefused: a gate refused it, and `refused` is false; or it has no index.
         """
-        # First of all: where there is no folder there is no lock either.
+        # First of all, because without the folder there is no lock either.
         _require_servable(self.open(name), refused)
         with self.storage.exclusive():
             version, before = self.open(name), self.live_name()
@@ -174,7 +174,7 @@ class VersionStore:
         return version
 
     def rollback(self, name: str, *, refused: bool = False) -> Version:
-        """As `promote`, if every file of the version is whole.
+        """Like `promote`, after checking every file of the version.
 
         Raises:
             VersionError, VersionRefused: see `promote`.
@@ -186,20 +186,20 @@ class VersionStore:
         return self.promote(name, refused=refused)
 
     def live_name(self) -> str | None:
-        """What the pointer says, None before the first promotion."""
+        """The name in the pointer; None before the first promotion."""
         return self.storage.notes.read(POINTER).decode().strip() or None
 
     def current(self) -> Version | None:
         """The live version, or None before the first promotion.
 
         Raises:
-            VersionError: what the pointer names is not there, or cannot be read.
+            VersionError: the version in the pointer does not exist or cannot be read.
         """
         while (name := self.live_name()) is not None:
             try:
                 return self.open(name)
             except VersionError:
-                # Another one may have been promoted, and this one removed, since the pointer was read.
+                # Since the pointer was read, another version may have been promoted and this one removed.
                 if self.live_name() == name:
                     raise
         return None
@@ -216,7 +216,7 @@ class VersionStore:
         """A version by name; its files are not read (see `verify`).
 
         Raises:
-            VersionError: it is not there, or its format is unknown.
+            VersionError: it does not exist, or its format is unknown.
             VersionCorrupt: its manifest cannot be read.
         """
         try:
@@ -231,7 +231,7 @@ class VersionStore:
     def verify(self, name: str, only: Iterable[str] | None = None) -> Version:
         """Check size and checksum of every file, or of those in `only`.
 
-        From an object store the files are copied to this machine, where they are checked and stay for `Version.file`.
+        Files in an object store are copied to this machine, checked there, and kept for `Version.file`.
 
         Raises:
             VersionError: there is no such version.
@@ -249,8 +249,8 @@ class VersionStore:
         """Remove the oldest versions, never the live one.
 
         Args:
-            keep: how many of those that passed their gates, or cannot be read, remain; at least one.
-            refused: how many of the others remain; at least one.
+            keep: number of versions to keep that passed their gates or cannot be read; at least one.
+            refused: number of the others to keep; at least one.
         """
         with self.storage.exclusive():
             names = self.names()
