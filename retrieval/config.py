@@ -21,7 +21,7 @@ class IndexConfig:
         "fp16", "How the finer codes of ivf_pqfs store numbers: float16 (fp16) or 8 bits (sq8)."
     )
     refine_factor: int = setting(
-        8, "How many times the wanted results ivf_pqfs ranks again by the finer codes.", at_least=1
+        32, "How many times the wanted results ivf_pqfs ranks again by the finer codes.", at_least=1
     )
     nlist: int = setting(
         0, "Number of inverted lists (0 = chosen from the size of the catalogue).", at_least=0
