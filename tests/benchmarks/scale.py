@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +117,6 @@ def measure(items: int, users: int, events: int, steps: int) -> dict[str, Any]:
             large.close()
 
 
-@dataclass
-class _Answers:
-    """CPU seconds of the answers, and of the training thread as the budget of answers sees it."""
-
-    credit_s: float = 0.0
-
-    def cpu_s(self) -> float:
-        return time.thread_time() + self.credit_s
-
-
 class _Scene:
     """A run that knows so many items and users, its events, and its live version."""
 
@@ -151,9 +140,13 @@ class _Scene:
             stream, MemorySource(log, [0]), self._run.users, self._run.catalogue, NoDeadLetters()
         )
         published = publish_version(self._run, storage, _INDEX)
-        self._clock = _Answers()
+        self._trained_s = self._credit_s = 0.0
         self._served = ServedValidation(
-            published.progressive, lambda: True, lambda: AnsweringProcess(published), self._clock.cpu_s
+            published.progressive,
+            lambda: True,
+            lambda: AnsweringProcess(published),
+            # Of this run's steps alone: the other run's are on the same thread.
+            lambda: self._trained_s + self._credit_s,
         )
         self.version_s = 0.0
 
@@ -164,15 +157,17 @@ class _Scene:
             assert time.monotonic() < deadline, "no answer from the live version"
             time.sleep(0.05)
         self.version_s = self._served.spent_s
-        self._clock.credit_s = self.version_s / ProgressiveConfig.served_cpu_share
+        self._credit_s = self.version_s / ProgressiveConfig.served_cpu_share
 
     def step(self, step: int) -> None:
-        run, batch = self._run, self._batcher.next_batch(self._events)
+        started, run = time.thread_time(), self._run
+        batch = self._batcher.next_batch(self._events)
         prepared = run.train_step.prepare(batch, step)
         run.progressive.score(batch, prepared)
         run.train_step.train(prepared, step)
         self._served.offer(batch, step, run.events_trained)
         run.count_step(batch, prepared.global_targets.events)
+        self._trained_s += time.thread_time() - started
 
     @property
     def answers_s(self) -> float:
