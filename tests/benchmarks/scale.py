@@ -136,9 +136,9 @@ class _Scene:
         _remember(self._run, users)
         self._events = events
         log = partitioned_log(Population(items=SMALL, users=SMALL).events(events * steps), 1)
-        self._batcher = Batcher(
-            stream, MemorySource(log, [0]), self._run.users, self._run.catalogue, NoDeadLetters()
-        )
+        source = MemorySource(log, [0])
+        self._batcher = Batcher(stream, source, self._run.users, self._run.catalogue, NoDeadLetters())
+        self._run._opened = (source, self._batcher, None)
         published = publish_version(self._run, storage, _INDEX)
         self._trained_s = self._credit_s = 0.0
         self._served = ServedValidation(

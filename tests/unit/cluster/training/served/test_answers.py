@@ -12,8 +12,11 @@ from cluster.publishing.served_model import follow_models
 from cluster.training.served.answers import Answer, LiveAnswers
 from cluster.training.state.run import TrainingRun
 from model.config import ModelConfig
+from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
+from streaming.events.schema import DECODED_SCHEMA, empty_batch
 from tests.support.index_versions import publish_version
+from tests.support.memory_source import MemorySource, NoDeadLetters
 from tests.support.training_batches import Run, random_runs, to_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,6 +36,8 @@ CONFIG = FreshetConfig(
 def run():
     made = TrainingRun.create(CONFIG, [0], Collectives(), torch.device("cpu"))
     made.catalogue.add_items(np.arange(1, KNOWN + 1))
+    source = MemorySource({0: empty_batch(DECODED_SCHEMA)}, [0])
+    made._opened = (source, Batcher(CONFIG.stream, source, made.users, made.catalogue, NoDeadLetters()), None)
     return made
 
 
