@@ -114,7 +114,7 @@ def quality_of(
     events = int(comm.exchange(np.array([float(sum(len(found.had) for _, found in new))])).sum())
     if config.index.max_quality_loss >= 1 or events < config.index.min_quality_events:
         return None
-    live, problem = _live_queries(store, config, comm)
+    live, problem = _live_queries(store, config, comm, [batch for batch, _ in new])
     mine: list[Quality] = []
     failure: Exception | None = None
     try:
@@ -143,7 +143,7 @@ def _queries(batch: pa.RecordBatch, new: NewEvents, candidate: QuerySide, live: 
 
 
 def _live_queries(
-    store: VersionStore, config: FreshetConfig, comm: Collectives
+    store: VersionStore, config: FreshetConfig, comm: Collectives, batches: Sequence[pa.RecordBatch]
 ) -> tuple[QuerySide | None, str]:
     """Collective. The live version's query side, or why it cannot be read; rank 0 verifies it for all."""
     name, problem = "", ""
@@ -158,7 +158,7 @@ def _live_queries(
     if problem or not name:
         return None, problem
     try:
-        return QuerySide.load(store.open(name), config.stream), ""
+        return QuerySide.load(store.open(name), config.stream, only=batches), ""
     except Exception as error:
         return None, described(error)
 

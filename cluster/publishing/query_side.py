@@ -113,24 +113,29 @@ class QuerySide:
         return QuerySide(model, rows, catalogue, model.config)
 
     @staticmethod
-    def load(version: Version, stream: StreamConfig) -> QuerySide:
+    def load(
+        version: Version, stream: StreamConfig, only: Sequence[pa.RecordBatch] | None = None
+    ) -> QuerySide:
         """Read the query side of a version, whatever the number of ranks that wrote it, onto the CPU.
 
         Args:
             version: verified.
             stream: settings of the catalogue; the user attributes are those of the version.
+            only: all that will be encoded, if that is known; then only the part that it needs is read.
         """
         described = json.loads(version.file(DESCRIPTION).read_text())
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in described["model"].items() if k in known})
         model = cl_epidtn(config, len(described["user_attributes"]))
         limits = TableConfig(admit_after=float(described.get("admit_after", 1.0)))
-        saved = Saved(version)
-        catalogue = Catalogue(replace(stream, user_attributes=described["user_attributes"]))
-        for part in (TowerPart(model), CataloguePart(catalogue)):
-            part.restore(saved)
         settings = RowSettings(config.dim, int(described["seed"]), config.init_std, limits.has_shared_rows)
+        saved, stream = Saved(version), replace(stream, user_attributes=described["user_attributes"])
+        TowerPart(model).restore(saved)
         model.eval()
+        if only is not None:
+            return QuerySide.of(saved, model, settings, stream, only)
+        catalogue = Catalogue(stream)
+        CataloguePart(catalogue).restore(saved)
         return QuerySide(model, frozen_rows(saved, settings), catalogue, config)
 
 

@@ -35,6 +35,15 @@ Overrides = Annotated[
 AddressOption = Annotated[
     str, typer.Option("--address", metavar="URL", help="The Ray cluster's job server (its dashboard).")
 ]
+CheckpointOption = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="PLACE",
+        help="Its folder or URI. Default: the newest one.",
+        show_default=False,
+    ),
+]
 TakeOverOption = Annotated[
     bool,
     typer.Option(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
+from deploy.command.options import CheckpointOption, ConfigOption, JsonOption, Overrides, settings
 from deploy.command.output import plain, print_fields, write_json
 from deploy.command.preflight import check_checkpoint, check_storage
 from deploy.command.sigterm import ask_on_signals
@@ -22,15 +22,7 @@ def refresh(
     overrides: Overrides = None,
     config: ConfigOption = None,
     json: JsonOption = None,
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint",
-            metavar="PLACE",
-            help="Its folder or URI. Default: the newest one.",
-            show_default=False,
-        ),
-    ] = "",
+    checkpoint: CheckpointOption = "",
 ) -> None:
     """Embed the whole catalogue again from a checkpoint, across the cluster, and publish it as a version.
 

@@ -16,7 +16,14 @@ from urllib.parse import urlsplit
 import typer
 
 from deploy.command.errors import CommandError, UsageError
-from deploy.command.options import AddressOption, ConfigOption, JsonOption, Overrides, TakeOverOption
+from deploy.command.options import (
+    AddressOption,
+    CheckpointOption,
+    ConfigOption,
+    JsonOption,
+    Overrides,
+    TakeOverOption,
+)
 from deploy.command.output import write_json
 from deploy.command.terminal import say, say_lines
 
@@ -41,6 +48,15 @@ class JobFailed(CommandError):
     """The job failed."""
 
 
+WorkingDirOption = Annotated[
+    Path, typer.Option("--working-dir", help="Folder that the job runs in; it is uploaded.")
+]
+PythonOption = Annotated[
+    str, typer.Option("--python", help="The cluster's Python; default: python, or here this one.")
+]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow its logs and its exit status.")]
+
+
 @app.command(
     "train",
     epilog="**Example:** `freshet submit train --address http://head:8265 storage_path=/shared/movies`",
@@ -50,15 +66,9 @@ def submit_train(
     config: ConfigOption = None,
     json: JsonOption = None,
     address: AddressOption = "http://127.0.0.1:8265",
-    working_dir: Annotated[
-        Path, typer.Option("--working-dir", help="Folder that the job runs in; it is uploaded.")
-    ] = Path("."),
-    python: Annotated[
-        str, typer.Option(help="The cluster's Python; default: python, or here this one.")
-    ] = "",
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow its logs and its exit status.")
-    ] = True,
+    working_dir: WorkingDirOption = Path("."),
+    python: PythonOption = "",
+    wait: WaitOption = True,
     take_over: TakeOverOption = False,
 ) -> None:
     """Train as a Ray job on a running cluster and follow its logs; the exit status is the job's.
@@ -70,6 +80,32 @@ def submit_train(
     options = ["--take-over"] if take_over else []
     submit_verb(
         "train", config, overrides or [], address, working_dir, python, options, wait=wait, json_path=json
+    )
+
+
+@app.command(
+    "refresh",
+    epilog="**Example:** `freshet submit refresh --address http://head:8265 storage_path=/shared/movies`",
+)
+def submit_refresh(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    address: AddressOption = "http://127.0.0.1:8265",
+    working_dir: WorkingDirOption = Path("."),
+    python: PythonOption = "",
+    wait: WaitOption = True,
+    checkpoint: CheckpointOption = "",
+) -> None:
+    """Refresh the index as a Ray job on a running cluster and follow its logs; the exit status is the job's.
+
+    Workers on any number of nodes each embed and index their own share of the items. If a worker is lost, all start
+    again (train.max_restarts times). The settings are checked here first. `storage_path` must be a folder that all
+    nodes share.
+    """
+    options = ["--checkpoint", checkpoint] if checkpoint else []
+    submit_verb(
+        "refresh", config, overrides or [], address, working_dir, python, options, wait=wait, json_path=json
     )
 
 

@@ -24,6 +24,7 @@ VERBS = [
     ["dead-letters", "list"],
     ["dead-letters", "replay"],
     ["data", "fetch"],
+    ["submit", "refresh"],
     ["submit", "train"],
     ["checkpoint", "list"],
     ["checkpoint", "verify"],
