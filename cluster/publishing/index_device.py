@@ -10,7 +10,7 @@ import torch
 from cluster.config import FreshetConfig
 from cluster.device import resolve_device
 from retrieval.config import IndexConfig
-from retrieval.gpu import bytes_needed, visible_gpus
+from retrieval.gpu import bytes_needed, require_gpu, visible_gpus
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +31,15 @@ def index_settings(config: FreshetConfig) -> IndexConfig:
 
 
 def with_room(config: IndexConfig, items: int, dim: int) -> IndexConfig:
-    """The same settings, or the CPU if the GPU, which training uses meanwhile, has too little free memory."""
+    """The same settings, or the CPU if a GPU, which training uses meanwhile, has too little free memory.
+
+    Raises:
+        IndexDeviceError: Faiss does not have the GPUs that the settings ask for.
+    """
     if config.device != "cuda":
         return config
+    for card in config.cards():
+        require_gpu(card)
     needed = bytes_needed(items, dim, config.kind, config.gpus)
     free, card = min((torch.cuda.mem_get_info(card)[0], card) for card in config.cards())
     if needed <= free:

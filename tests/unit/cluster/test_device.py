@@ -10,7 +10,9 @@ from cluster.config import FreshetConfig
 from cluster.device import device_of_group, process_group_backend
 from cluster.publishing import index_device
 from cluster.publishing.index_device import index_settings, with_room
+from retrieval import gpu
 from retrieval.config import IndexConfig
+from retrieval.gpu import IndexDeviceError
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,23 @@ def test_the_index_follows_the_towers_unless_faiss_has_no_gpu(monkeypatch, tower
 
 def test_an_index_that_the_gpu_has_no_room_for_is_built_on_the_cpu(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (2 << 30, 80 << 30))
+    monkeypatch.setattr(gpu, "visible_gpus", lambda: 1)
     config = IndexConfig(device="cuda")
     assert with_room(config, 1_000_000, 64) == config
     assert with_room(config, 50_000_000, 64).device == "cpu"
     assert "index.device" in caplog.text
+
+
+def test_an_index_on_several_gpus_needs_a_share_of_its_memory_on_each(monkeypatch, caplog):
+    free = [8 << 30, 2 << 30]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (free[gpu], 80 << 30))
+    monkeypatch.setattr(gpu, "visible_gpus", lambda: 2)
+    both = IndexConfig(device="cuda", gpus=2)
+    assert with_room(both, 15_000_000, 64) == both
+    assert with_room(replace(both, gpu=1, gpus=1), 15_000_000, 64).device == "cpu"
+    assert with_room(both, 50_000_000, 64).device == "cpu"
+    assert "GPU 1, which has 2.1 GB free" in caplog.text
+    with pytest.raises(IndexDeviceError, match=r"index\.gpus ask for GPU 2"):
+        with_room(replace(both, gpu=1), 10, 64)
+    # Faiss has the lists of this kind on the CPU only.
+    assert with_room(replace(both, kind="ivf_pqfs"), 50_000_000, 64).device == "cuda"
