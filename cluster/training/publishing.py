@@ -50,9 +50,10 @@ class Publishing:
         """See whether a version is due, or what it waits for has failed (rank 0)."""
         if self._wanted is not None and self._given_up:
             self._publisher.give_up(self._saving.problem)
-            self._wanted, self._last_s = None, now
+            self._wanted = None
         elif self._wanted is None and self._due(run, now):
             self._wanted = _Wanted(self._saving.committed, self._saving.tried)
+            self._last_s = now
 
     @property
     def ready(self) -> bool:
@@ -70,7 +71,7 @@ class Publishing:
         """Collective. Build a version of the newest checkpoint beside training."""
         if self._comm.rank == 0:
             self._since.published()
-        self._wanted, self._last_s = None, time.monotonic()
+        self._wanted = None
         self._start(run)
 
     def publish_last(self, run: TrainingRun) -> None:
