@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +153,15 @@ class GpuIvfBuilder(IvfBuilder):
 
 
 def searched_on_gpu(kind: str) -> bool:
-    """Whether Faiss has this kind on GPUs; says where it is searched instead, if not."""
-    if kind in GPU_KINDS:
-        return True
-    _log.warning(
-        "Faiss has no index.kind=%s on GPUs: its lists are filled and searched on the CPU",
-        kind,
-    )
-    return False
+    """Whether Faiss has this kind on GPUs; says once in a process where it is searched instead, if not."""
+    if kind not in GPU_KINDS:
+        _say_on_cpu(kind)
+    return kind in GPU_KINDS
+
+
+@cache
+def _say_on_cpu(kind: str) -> None:
+    _log.warning("Faiss has no index.kind=%s on GPUs: its lists are filled and searched on the CPU", kind)
 
 
 def builder_for(empty: UInt8Array, config: IndexConfig, items: int) -> IvfBuilder:

@@ -11,6 +11,7 @@ import pytest
 
 from retrieval import gpu
 from retrieval.config import IndexConfig
+from retrieval.indexes import gpu_index
 from retrieval.indexes.coarse import assign_lists, train_centroids
 from retrieval.indexes.exact import exact_top_k, recall_at_k
 from retrieval.indexes.gpu_index import GpuIvfIndex, build_index, builder_for
@@ -126,6 +127,7 @@ def test_shards_filled_in_slices_hold_what_the_cpus_hold_and_are_read_as_one(
 
 
 def test_a_kind_that_faiss_has_on_the_cpu_only_is_searched_there(faiss_gpu, caplog):
+    gpu_index._say_on_cpu.cache_clear()
     vectors, queries = clustered(20_000, 64)
     index = build_index(vectors, IndexConfig(kind="ivf_pqfs", device="cuda"), seed=1)
     assert not isinstance(index, GpuIvfIndex)
