@@ -126,7 +126,7 @@ def inside(length: int, window: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _constants(blocks: int, window: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For rows of up to so many blocks of 64 tokens; computed once and read in every step."""
+    """Constants for rows of up to `blocks` blocks of 64 tokens; computed once and read in every step."""
     with torch.inference_mode(False):
         at_L = torch.arange(blocks * _ROW_TOKENS, device=device)
         distance_LL = at_L.unsqueeze(1) - at_L.unsqueeze(0)

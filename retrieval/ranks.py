@@ -17,7 +17,7 @@ class OtherRankStorageError(OSError):
 
 
 class Ranks(Protocol):
-    """What a version needs of its ranks. All of them make the same calls in the same order."""
+    """The interface that building a version needs of its ranks. All make the same calls in the same order."""
 
     @property
     def rank(self) -> int:
@@ -32,7 +32,7 @@ class Ranks(Protocol):
 
 
 class OneRank:
-    """One process that does everything itself."""
+    """A single process that does everything."""
 
     rank = 0
     world = 1
@@ -47,7 +47,7 @@ def gather_results(ranks: Ranks, work: Callable[[], Result]) -> list[Result]:
 
     Raises:
         Exception: of this rank's work.
-        OtherRankError, OtherRankStorageError: the work of another rank failed; so nobody waits for it.
+        OtherRankError, OtherRankStorageError: the work of another rank failed, so no rank waits for it.
     """
     failure: Exception | None = None
     problem, result = None, None

@@ -373,10 +373,10 @@ def open_checkpoint(location: str | Path) -> Checkpoint:
 
 
 def trusted_checkpoint(location: str | Path) -> Checkpoint:
-    """A checkpoint that somebody else has verified: only the manifests are read.
+    """A checkpoint that was already verified, for example by another rank: reads only the manifests.
 
     Raises:
-        CheckpointError: it is no checkpoint, or is of an unknown format.
+        CheckpointError: it is not a checkpoint, or its format is unknown.
     """
     root, name = split_location(location)
     return _trusted(open_storage(root), name)

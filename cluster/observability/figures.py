@@ -69,7 +69,7 @@ FIGURES: tuple[Figure, ...] = (
     _counter(
         "step", "steps", "Optimizer steps, over all runs that the state comes from.", "step", summed=False
     ),
-    _counter("rows_read", "rows", "Rows read from the stream, whatever became of them.", "read"),
+    _counter("rows_read", "rows", "Rows read from the stream, for any use.", "read"),
     _counter("events_trained", "events", "Positives that were trained on.", "trained", summed=False),
     _counter("events_negative", "events", "Explicit negatives.", "negatives", aside=True),
     _counter(

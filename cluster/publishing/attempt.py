@@ -1,4 +1,4 @@
-"""One attempt at a version from a checkpoint: what is asked for, what came of it, and the function that does it.
+"""One attempt to build a version from a checkpoint: the request, the outcome, and the function that does it.
 
 The same function runs in a thread of each worker and in a process beside it.
 """
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a rank must know to build its share of a version.
+    """The data that a rank needs to build its share of a version.
 
     Attributes:
         config: the run's.
@@ -43,13 +43,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an attempt; one of the first three is set.
+    """The outcome of an attempt; one of the first three is set.
 
     Attributes:
-        report: it was built; its gate may have refused it.
-        problem: what cost the version, and not the run: storage that failed, or a builder that was lost.
-        error: anything else, which ends the run.
-        lost: whether the ranks' connection is of no use any more.
+        report: it was built; its gates may have refused it.
+        problem: a failure that costs only the version: of the storage, or a lost builder.
+        error: any other failure, which ends the run.
+        lost: whether the ranks' connection is no longer usable.
     """
 
     report: PublishReport | None = None
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def make_version(comm: Collectives, attempt: Attempt, towers: TwoTower, check: Callable[[], None]) -> Outcome:
-    """Collective. Build, gate and promote a version; raises nothing.
+    """Collective. Build, gate and promote a version; does not raise.
 
     Args:
         comm: the ranks' builders.
@@ -70,7 +70,7 @@ def make_version(comm: Collectives, attempt: Attempt, towers: TwoTower, check: C
     store, first = CheckpointStore(attempt.location), comm.rank == 0
     try:
         with holding(store.storage, attempt.checkpoint, "an index version") if first else nullcontext():
-            on_first_rank(comm, check)  # nobody reads what is not held
+            on_first_rank(comm, check)  # without a hold, nothing is read
             checkpoint = store.open(attempt.checkpoint)
             report = build_version(
                 comm,

@@ -1,4 +1,4 @@
-"""A process beside each worker that builds its share of a version, at a lower priority, and stays for the next one.
+"""A process beside each worker that builds its share of a version at a lower priority, and is kept for the next one.
 
     worker                      builder
     start ─── its group ──────► joins the other ranks' builders (gloo; they meet in a file)
@@ -7,8 +7,8 @@
           ─── a refusal, or "" ►
           ◄── an Outcome ──────
 
-What they say to each other is pickled between the two ends of a socket pair that no other process has. The builder ends
-when its standard input does: with its worker, however that one ends.
+Their messages are pickled, between the two ends of a socket pair that no other process has. The builder ends when its
+standard input does, which is when its worker ends in any way.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from cluster.publishing.version_store import version_store
 from retrieval.ranks import OtherRankError
 
 _PATIENCE = timedelta(hours=1)
-"""How long a builder waits for the others: for rank 0's k-means, of millions of items too."""
+"""How long a builder waits for the others, for example for rank 0's k-means of millions of items."""
 _JOIN = timedelta(minutes=2)
 _NICENESS = 10
-_MAIN = f"from {__name__} import main; main()"  # not as __main__, whose classes would be others
+_MAIN = f"from {__name__} import main; main()"  # not as __main__, whose classes would be different ones
 _MAY_I = "may I commit?"
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class BuilderLost(RuntimeError):
 
 @dataclass(frozen=True)
 class _Group:
-    """Which of the builders it is, and how it finds the others."""
+    """The builder's rank, and how it finds the others."""
 
     rank: int
     world: int
@@ -61,13 +61,13 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Built:
-    """An outcome on its way: a version by its name, an error by its text."""
+    """An outcome in a message: a version by its name, an error by its text."""
 
     outcome: Outcome
     version: str = ""
     error: str = ""
     echo: bool = False
-    """The error only says that another rank has one."""
+    """The error only means that another rank has one."""
 
 
 class BuilderProcess:
@@ -85,7 +85,7 @@ class BuilderProcess:
         paths = os.pathsep.join(path for path in [os.getcwd(), *sys.path] if path)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, str(there.fileno())],
-            stdin=subprocess.PIPE,  # nobody writes: that it ends is the message
+            stdin=subprocess.PIPE,  # nothing is written; its end is the message
             pass_fds=[there.fileno()],
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)},
         )
@@ -104,17 +104,17 @@ class BuilderProcess:
         return self._process.poll() is None
 
     def wait_joined(self) -> None:
-        """Until the builders of all ranks have found each other.
+        """Wait until the builders of all ranks have found each other.
 
         Raises:
-            BuilderLost: it has died; or another one has, and it gave up.
+            BuilderLost: it has died, or gave up because another one has.
         """
         problem = self._receive()
         if problem:
             raise BuilderLost(f"the builders of the ranks did not find each other: {problem}")
 
     def build(self, attempt: Attempt, check: Callable[[], None]) -> Outcome:
-        """Let it build; `check` is called here, in the worker.
+        """Let it build; `check` is called in this process, the worker.
 
         Raises:
             BuilderLost: it has died.
@@ -138,7 +138,7 @@ class BuilderProcess:
         return Outcome(replace(report, version=version_store(attempt.config).open(message.version)))
 
     def close(self) -> None:
-        """SIGKILL: what it was building is removed by the next attempt."""
+        """Send SIGKILL; the next attempt removes its unfinished files."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
@@ -170,7 +170,7 @@ def _refusal(check: Callable[[], None]) -> Exception | None:
 
 
 def serve(link: Connection) -> None:
-    """The builder's end: build what is asked for until the worker is gone."""
+    """The builder's side: build as requested until the worker is gone."""
     group = link.recv()
     assert isinstance(group, _Group)
     torch.set_num_threads(group.threads)
@@ -221,7 +221,7 @@ def _end_with_worker() -> None:
 
 
 def main() -> None:
-    """Of the process; its argument is the descriptor of its end of the socket pair."""
+    """Entry point of the process; its argument is the descriptor of its end of the socket pair."""
     threading.Thread(target=_end_with_worker, name="worker", daemon=True).start()
     os.nice(_NICENESS)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -4,9 +4,9 @@
 2. each rank writes its rows there, rank 0 also towers, catalogue, and settings; each encodes its queries
 3. each rank encodes its items in slices, and all build, gate, and promote the version (`retrieval.versions.publish`)
 
-Nothing of training is touched: no message but those of `comm`, no optimizer state, no second table. No process holds
-all vectors or all rows. Every attempt has a folder of its own, so that a trainer and any number of refreshes may
-publish beside one another; its ranks own it together, and the next attempt removes it once none of them is left.
+Training is not affected: there are no messages except those of `comm`, no optimizer state, no second table. No process
+holds all vectors or all rows. Every attempt has its own folder, so a trainer and any number of refreshes can publish at
+the same time. Its ranks own it together, and the next attempt removes it once no owner is left.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ def build_version(
 
     Args:
         comm: the ranks; of one thread of each.
-        config: settings of now.
-        checkpoint: committed, verified by somebody, and held while this reads it.
+        config: current settings.
+        checkpoint: committed, already verified, and held while this reads it.
         questions: of this rank.
         metadata: goes into the manifest, with the checkpoint's step, events, and known items.
-        model: towers of these settings (`new_towers`), on the device that encodes; gets the checkpoint's parameters. Of
-            the caller, so that making them draws from no generator beside training.
+        model: towers of these settings (`new_towers`), on the device that encodes; gets the checkpoint's parameters.
+            The caller creates them, so that this draws from no generator during training.
         check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
     Raises:
         OSError, VersionError: the storage failed on some rank; on every rank.
@@ -134,7 +134,7 @@ def new_towers(config: FreshetConfig, device: torch.device) -> TwoTower:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What this rank's part of a version is made of."""
+    """The sources of this rank's part of a version."""
 
     comm: Collectives
     config: FreshetConfig
@@ -150,7 +150,7 @@ class _Candidate:
         return _Candidate(comm, config, model, rows, SavedCatalogue.open(saved))
 
     def write(self, folder: Path) -> None:
-        """Everything of the version but items and index."""
+        """Write everything of the version except items and index."""
         write_frozen_rows(folder, self.rows, self.comm.rank, self.comm.world)
         if self.comm.rank == 0:
             TowerPart(self.model).publish(folder)

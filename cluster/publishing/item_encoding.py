@@ -17,7 +17,7 @@ from model.two_tower import TwoTower
 from streaming.arrays import Float32Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 
-# What the tower holds of a chunk while it encodes is what encoding costs in memory, whatever the catalogue's size.
+# The memory for encoding is what the tower needs for one chunk, whatever the catalogue's size.
 _CHUNK_ITEMS = 16_384
 SLICE_ITEMS = 8192
 _PADDED_TO = 64
@@ -35,7 +35,7 @@ def encode_owned_items(
     known = catalogue.item_ids
     tables = np.full(known.shape[0], ITEM, np.int16)
     mine = known[table.owners(tables, known) == comm.rank]
-    # Looking up categories is collective: every rank makes as many calls as the one with the most items.
+    # Looking up categories is collective, so every rank makes as many calls as the rank with the most items.
     most = int(comm.exchange(np.array([mine.shape[0]], np.float64)).max())
     model.eval()
     parts: list[Tensor] = []
@@ -60,14 +60,14 @@ def encode_owned_items(
 def encode_items(
     model: TwoTower, rows: FrozenRows, items: Iterable[tuple[Int64Array, Int64Array]]
 ) -> Iterator[tuple[Int64Array, Float32Array]]:
-    """Ids int64 (n,) and vectors float32 (n, D) of items as they come, in slices of at most `SLICE_ITEMS`.
+    """Ids int64 (n,) and vectors float32 (n, D) of items, in order, in slices of at most `SLICE_ITEMS`.
 
     An item's vector does not depend on the other items of its slice, so it is the same for any number of ranks.
 
     Args:
         model: the towers.
         rows: of the items and their categories.
-        items: slices of ids int64 (n,) and categories int64 (n, K), 0 where there is none; no more than that in each.
+        items: slices of ids int64 (n,) and categories int64 (n, K), 0 if there are fewer; at most `SLICE_ITEMS` each.
     """
     model.eval()
     device = next(model.parameters()).device

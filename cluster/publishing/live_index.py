@@ -1,4 +1,4 @@
-"""What is being served, as the pointer and the version's manifest say: whoever made it live, and in whichever run."""
+"""The live version by the pointer and its manifest, whichever process or run promoted it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FIGURES = ("items", "kind", "nlist", "nprobe", "recall")
 
 
 class LiveIndex:
-    """Looks at the pointer each time, and at a manifest once for each version."""
+    """Reads the pointer each time, and a manifest once per version."""
 
     def __init__(self, store: VersionStore) -> None:
         self._store = store
@@ -19,7 +19,7 @@ class LiveIndex:
     def figures(self) -> dict[str, Any]:
         """`version` (name) and its `items`, `kind`, `nlist`, `nprobe`, `recall`; empty before the first one.
 
-        A disk that cannot be read changes nothing: the last figures are returned again.
+        If the disk cannot be read, the last figures are returned again.
         """
         try:
             name = self._store.live_name()
@@ -29,5 +29,5 @@ class LiveIndex:
                 manifest = self._store.open(name).manifest
                 self._seen = {"version": name, **{key: manifest.get(key) for key in _FIGURES}}
         except (OSError, VersionError):
-            pass  # it may be on its way out; readers that need it say so
+            pass  # it may just be removed; readers that need it report it
         return self._seen

@@ -1,10 +1,11 @@
-"""Read-only embedding rows of files on this machine: keys are indexed, values stay in the mapped files.
+"""Read-only embedding rows in files on this machine: keys are indexed, values stay in the mapped files.
 
 Shape letters: K keys of a call, C keys of the index, D columns.
 
-A chain of files is read in order. A file of rows replaces what earlier files say of its keys; a file of removed keys
-takes them away. Memory: 40 to 60 bytes for each key in the index, whatever the number of columns. No optimizer state
-is read. Every process can open every file, so a lookup needs no messages.
+A chain of files is read in order. A file of rows replaces earlier rows of its keys; a file of removed keys removes
+them.
+Memory: 40 to 60 bytes per key in the index, for any number of columns. No optimizer state is read. Every process can
+open every file, so a lookup needs no messages.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from model.reserved_memory import GrowingArray, machine_bytes
 from streaming.arrays import BoolArray, Float32Array, Int16Array, Int64Array
 
 REMOVED = ".removed"
-"""How the stem of a file ends that holds removed keys."""
+"""End of the stem of a file with removed keys."""
 _OFFSET_BITS = 44
 _SLICE_ROWS = 16_384
 
 Wanted = Callable[[Int16Array, Int64Array], BoolArray]
-"""Whether each key (tables int16, ids int64) is to be indexed, bool (K,)."""
+"""Returns whether each key (tables int16, ids int64) is indexed, bool (K,)."""
 Rekey = Callable[[Int16Array], tuple[Int16Array, BoolArray]]
-"""The table that each key has now, int16 (K,), and whether it has one at all, bool (K,)."""
+"""Returns the new table of each key, int16 (K,), and whether it still has one, bool (K,)."""
 
 
 class RowWidthError(ValueError):
@@ -50,18 +51,18 @@ class RowFile(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where it lies on this machine, while this object lives."""
+        """Its path on this machine, valid while this object exists."""
 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What a row without an entry in the files is.
+    """The values of rows that are not in the files.
 
     Attributes:
         dim: columns.
         seed: of the initial rows.
         init_std: of the initial rows.
-        has_shared_rows: whether users and items without a row of their own have that of their bucket
+        has_shared_rows: whether users and items without a row of their own use their bucket's
             (`TableConfig.has_shared_rows`).
     """
 
@@ -73,7 +74,7 @@ class RowSettings:
 
 @dataclass
 class _Index:
-    """Where the row of each key lies: the file above `_OFFSET_BITS`, below it the first float32 in the file."""
+    """Location of each key's row: the file above `_OFFSET_BITS`, below it the first float32 in the file."""
 
     keys: KeyIndex = field(default_factory=KeyIndex)
     _room: GrowingArray = field(default_factory=lambda: GrowingArray(machine_bytes() // 8, (), np.int64))
@@ -83,7 +84,7 @@ class _Index:
         self._room.first(self.keys.top)[rows] = place_K
 
     def find(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
-        """int64 (K,), -1 where there is no row."""
+        """int64 (K,), -1 without a row."""
         rows = self.keys.find(tables, ids)
         if self.keys.top == 0:
             return rows
@@ -93,11 +94,11 @@ class _Index:
 class FrozenRows:
     """The rows of a checkpoint or of an index version; any number of threads may read them.
 
-    A key without a row gets what training would give it: the shared row of its bucket, or its initial row. The values
-    are bit for bit those of `ShardedEmbedding.lookup(create=False)` on the same rows.
+    A key without a row gets the values that training would give it: the shared row of its bucket, or its initial row.
+    The values are bit-identical to those of `ShardedEmbedding.lookup(create=False)` on the same rows.
 
     Args:
-        files: of the chain, the full checkpoint's first; they stay open while this object lives.
+        files: of the chain, the full checkpoint's first; they stay open while this object exists.
         settings: of the rows.
         rekey: a change of the user attributes since the files were written; None for none.
         wanted: which keys are indexed, so that they can be looked up; None for all.
@@ -156,7 +157,7 @@ class FrozenRows:
         return torch.from_numpy(out)
 
     def slices(self, buckets: tuple[int, int]) -> Iterator[tuple[Int16Array, Int64Array, Float32Array]]:
-        """Every row of a range of buckets once, in the order of the files: tables (n,), ids (n,), values (n, D).
+        """The distinct rows of a range of buckets, in the order of the files: tables (n,), ids (n,), values (n, D).
 
         Args:
             buckets: half-open range; all its keys were wanted.
@@ -204,7 +205,7 @@ class FrozenRows:
         return np.ones(ids.shape[0], np.bool_) if self._wanted is None else self._wanted(tables, ids)
 
     def _places(self, number: int, batch: pa.RecordBatch) -> Int64Array:
-        """Where each row of a batch lies, int64 (n,)."""
+        """Location of each row of a batch, int64 (n,)."""
         values = batch.column("value").flatten().to_numpy()
         floats = self._floats[number]
         start, unaligned = divmod(_address(values) - _address(floats), floats.itemsize)
@@ -214,7 +215,7 @@ class FrozenRows:
         return (np.int64(number) << _OFFSET_BITS) + start + self.dim * np.arange(batch.num_rows)
 
     def _gather(self, place_K: Int64Array, out_KD: Float32Array) -> None:
-        """Copy the rows at these places; -1 is none."""
+        """Copy the rows at these locations; -1 means none."""
         file_K = place_K >> _OFFSET_BITS
         for number in np.unique(file_K):
             if number >= 0:
@@ -228,7 +229,7 @@ class FrozenRows:
 
 
 def of_buckets(buckets: tuple[int, int]) -> Wanted:
-    """The users, items, and sources of a half-open range of buckets, and the other tables whole."""
+    """Selects the users, items, and sources of a half-open range of buckets, and all keys of the other tables."""
 
     def wanted(tables: Int16Array, ids: Int64Array) -> BoolArray:
         whole = ~np.isin(np.where(tables < 0, ~tables, tables), ENDLESS)
@@ -238,7 +239,7 @@ def of_buckets(buckets: tuple[int, int]) -> Wanted:
 
 
 def of_keys(tables: Int16Array, ids: Int64Array) -> Wanted:
-    """Some keys, and the shared rows of their buckets."""
+    """Selects some keys, and the shared rows of their buckets."""
     chosen = KeyIndex()
     chosen.add(tables, ids)
     chosen.add(*shared_keys(tables, ids))

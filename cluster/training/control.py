@@ -1,4 +1,4 @@
-"""What the ranks agree on before each step: one small all-gather, then the same decision everywhere."""
+"""The ranks' agreement before each step: one small all-gather, then the same decision on every rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.observability.figures import SUMMED
 
 
 class StopNotice(Protocol):
-    """What rank 0 knows of a wish to stop."""
+    """Rank 0's view of a stop request."""
 
     @property
     def asked(self) -> bool:
@@ -25,7 +25,7 @@ class StopNotice(Protocol):
 
 
 class NoStop:
-    """Of a rank, or a run, that nobody asks to stop."""
+    """The notice of a rank or a run that is never asked to stop."""
 
     asked = False
 
@@ -52,7 +52,7 @@ class Report:
     catalogue_waiting: float = 0
     checkpoint_due: float = 0
     checkpoint_ready: float = 0
-    """1 if this rank's part of the checkpoint that is on its way is written."""
+    """1 if this rank's part of the checkpoint in progress is written."""
     publish_due: float = 0
     growth_found: float = 0
     stop_asked: float = 0
@@ -80,7 +80,7 @@ _OWN = tuple(item.name for item in fields(Report) if item.name != "figures")
 
 @dataclass(frozen=True)
 class Decision:
-    """What every rank does next, in this order; and the totals of what the ranks said."""
+    """The next actions of every rank, in this order, and the totals of their reports."""
 
     catalogue: bool
     publish: bool
@@ -92,7 +92,7 @@ class Decision:
     """Every rank has read its share to the end."""
     stop: bool
     asked: bool
-    """The run stops because somebody asked it to, before its end."""
+    """The run stops before its end because of a request."""
     step: bool
     failed: bool
     ahead: bool

@@ -40,7 +40,7 @@ def refresh_from(
     knows of them.
 
     Args:
-        config: settings of now.
+        config: current settings.
         comm: the ranks.
         device: of the towers.
         checkpoint_path: a checkpoint that has been verified and is held.

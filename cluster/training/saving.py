@@ -1,4 +1,4 @@
-"""When and how a run is saved: dead letters first, then a checkpoint, then what others learn of it."""
+"""When and how a run is saved: dead letters first, then a checkpoint, then its offsets and report."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Saving:
 
     @property
     def ready(self) -> bool:
-        """Whether this rank's part of the checkpoint on its way is written, for better or worse."""
+        """Whether this rank has finished writing its part of the checkpoint, successfully or not."""
         return self._checkpointer.ready
 
     def due(self, now: float, *, wanted: bool = False) -> bool:
@@ -100,7 +100,7 @@ class Saving:
         return may and waited and (wanted or self._since.unsaved)
 
     def begin(self) -> None:
-        """Collective. Begin a checkpoint, unless dead letters are on their way."""
+        """Collective. Begin a checkpoint, unless dead letters are still being sent."""
         self._last_s = time.monotonic()
         if self._letters_arrived():
             self._checkpointer.begin(self._run.step)
@@ -109,11 +109,11 @@ class Saving:
             self._letters_late_s = self._last_s
 
     def copy_some(self) -> None:
-        """Between two steps: go on with the checkpoint on its way for a few milliseconds."""
+        """Continue the checkpoint in progress for a few milliseconds between two steps."""
         self._checkpointer.copy_some()
 
     def advance(self) -> None:
-        """Collective, once every rank is `ready`: go on with the checkpoint on its way, or commit it."""
+        """Collective, once every rank is `ready`: continue the checkpoint in progress, or commit it."""
         if self._letters_arrived():  # what a snapshot counts as a dead letter is in its topic
             self._tell(self._checkpointer.advance())
             self._note_end()
@@ -146,7 +146,7 @@ class Saving:
         self._tell(commit_last(self._checkpointer, step, self._comm, patience_s=storage_s, waiting=waiting))
 
     def close(self, offsets_within_s: float | None) -> None:
-        """Let the threads end; offsets that are on their way get so many seconds, by default all they need."""
+        """Let the threads end; offsets being sent get a number of seconds, by default all that they need."""
         self.detach()
         self._group_offsets.close(offsets_within_s)
 

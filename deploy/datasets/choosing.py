@@ -38,7 +38,7 @@ def first_events(dataset: Dataset, events: int) -> Dataset:
 
 
 def recent_users(dataset: Dataset, count: int, at_least: int = 20) -> list[int]:
-    """Users of the newest events, each with `at_least` events (fewer if no user has so many)."""
+    """Users of the newest events, each with `at_least` events (fewer if no user has that many)."""
     interactions = dataset.interactions
     order = np.argsort(interactions["timestamp_ms"].to_numpy(), kind="stable")[::-1]
     users = interactions["user_id"].to_numpy()[order]

@@ -58,7 +58,7 @@ class StreamingCooccurrence:
 
     @property
     def stopped(self) -> bool:
-        """Whether counting has stopped for good."""
+        """Whether counting has stopped permanently."""
         return self.items < 0
 
     def stop(self) -> None:

@@ -45,7 +45,7 @@ class VersionFollower(Generic[Loaded]):
         return self._current
 
     def following(self, every_s: float) -> Following:
-        """Calls `refresh` from a thread, every so many seconds, while the block of the returned object runs."""
+        """Calls `refresh` from a thread, every `every_s` seconds, while the block of the returned object runs."""
         self._followings.append(Following(self.refresh, every_s))
         return self._followings[-1]
 

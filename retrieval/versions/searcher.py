@@ -128,7 +128,7 @@ class Searcher:
         return self._follower.refresh()
 
     def following(self, every_s: float = 1.0) -> Following:
-        """Follows new versions from a thread while the block runs, with a look at the pointer every so many seconds."""
+        """Follows new versions from a thread while the block runs, checking the pointer every `every_s` seconds."""
         return self._follower.following(every_s)
 
     def close(self) -> None:

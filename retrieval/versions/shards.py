@@ -1,7 +1,7 @@
-"""The files of a version's shards, one pair a rank that built it, and how they become one index.
+"""The files of a version's shards, one pair per rank that built it, and how they become one index.
 
 All shards of a version have the same centroids, so their inverted lists are merged; row numbers continue from shard to
-shard. A version of one file a kind, as earlier code wrote it, is a version of one shard.
+shard. A version with one file of each kind, as written by earlier code, has one shard.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from retrieval.indexes.parts import read_ids
 from retrieval.versions.store import Version, VersionCorrupt
 
 WHOLE_INDEX, WHOLE_ITEMS = "index.faiss", "items.arrow"
-"""The files of a version that was written as one."""
+"""The files of a version written by earlier code."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ShardFiles:
 def shards_of(version: Version) -> list[ShardFiles]:
     """The shards of a version, at least one, in the order of their row numbers.
 
-    If only one file of a shard is listed, the other one is missed where it is opened.
+    If only one file of a shard is listed, opening the other one fails.
     """
     if WHOLE_INDEX in version.files() or WHOLE_ITEMS in version.files():
         return [ShardFiles(WHOLE_INDEX, WHOLE_ITEMS)]

@@ -141,7 +141,7 @@ class Catalogue:
         )
 
     def _leave_views(self) -> None:
-        """What a view reads stays as it is: this goes on with copies."""
+        """Leave the arrays to existing views, and continue with copies."""
         if any(view() is not None for view in self._views):
             self._title_N, self._categories_NC = self._title_N.copy(), self._categories_NC.copy()
             self._deleted_N, self._deleted_U = self._deleted_N.copy(), self._deleted_U.copy()
@@ -221,7 +221,7 @@ class CatalogueView:
     def users(self) -> Iterator[pa.Table]:
         """Users who are not deleted in USER_SCHEMA, in slices; one at least.
 
-        By id, not by arrival: whoever was deleted and comes back stands where a restored run would put them.
+        By id, not by arrival: a user who was deleted and returns then has the same place as in a restored run.
         """
         here_U = np.flatnonzero(~self.deleted_U[: len(self.user_U)])
         order_U = here_U[np.argsort(self.user_U[here_U])]

@@ -129,7 +129,7 @@ class EventStore:
         return np.sort(self._index.ids[is_home_U & self._has_events()])
 
     def known_in_slices(self, partition: int, at_once: int) -> Iterator[Int64Array]:
-        """The same in order of arrival, about so many at a time; who comes meanwhile is left out."""
+        """The same users in order of arrival, in slices of about `at_once`; users who arrive meanwhile are left out."""
         waiting, held = [np.empty(0, np.int64)], 0
         for start in range(0, len(self), _SLOTS_AT_ONCE):
             some = slice(start, min(start + _SLOTS_AT_ONCE, len(self)))

@@ -62,7 +62,7 @@ class UserStore(EventStore):
         return np.union1d(self.users_of(partition), self.negatives.users_of(partition))
 
     def slices_of(self, partition: int, at_once: int) -> Iterator[Int64Array]:
-        """The same, each once, in no order, so many at a time; who gets their first events meanwhile may be missing."""
+        """The same users in slices, in no particular order; users whose first events come meanwhile may be missing."""
         for some in self.negatives.known_in_slices(partition, at_once):
             yield some[self.counts(some) == 0]
         yield from self.known_in_slices(partition, at_once)

@@ -50,7 +50,7 @@ class UserChanges:
         ]
 
     def forget(self) -> None:
-        """What changed so far is nobody's concern any more."""
+        """Forget the changes so far."""
         for store, counts in self._stores:
             counts.forget(store.log.count_U[: len(store)])
             store.take_removed()

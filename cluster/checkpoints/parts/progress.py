@@ -24,7 +24,7 @@ class Steps(Protocol):
         """Summed weight of the events of all steps."""
 
     def count_on_from(self, step: int, events_seen: float) -> None:
-        """Go on at a step."""
+        """Continue counting from a step."""
 
 
 class StepPart(Part):

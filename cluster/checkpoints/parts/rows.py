@@ -1,11 +1,11 @@
-"""Embedding rows as Arrow files: written by bucket range, re-read by whoever owns the buckets now.
+"""Embedding rows as Arrow files: written by bucket range, read by the ranks that own the buckets now.
 
 | file | holds |
 |---|---|
-| `rows-LLLL-HHHH.arrow` | every row of the range, copied in slices while they were trained on |
-| `rows-LLLL-HHHH.baseN.arrow` | if many rows have changed: those, copied in slices as well; N from 1 on |
-| `rows-LLLL-HHHH.changes.arrow` | rows that are new or other than in what comes before, whole |
-| `rows-LLLL-HHHH.removed.arrow` | keys that have no row any more |
+| `rows-LLLL-HHHH.arrow` | all rows of the range, copied in slices during training |
+| `rows-LLLL-HHHH.baseN.arrow` | if many rows have changed, these rows, also copied in slices; N from 1 on |
+| `rows-LLLL-HHHH.changes.arrow` | complete rows that are new or differ from the previous files |
+| `rows-LLLL-HHHH.removed.arrow` | keys that no longer have a row |
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RowPart(ServedPart):
     Args:
         table: this rank's.
         rank: this rank.
-        world: how many there are.
+        world: number of ranks.
     """
 
     names = (PREFIX,)
@@ -54,7 +54,7 @@ class RowPart(ServedPart):
         low, high = bucket_range(rank, world)
         self._stem = f"{PREFIX}{low:04d}-{high:04d}"
         self._gone = KeyIndex()
-        """Keys that had a row in the parent, and had none when changes were last copied in slices."""
+        """Keys with a row in the parent but none when changes were last copied in slices."""
 
     def forget(self) -> None:
         """See Part."""
@@ -62,10 +62,10 @@ class RowPart(ServedPart):
         self._gone = KeyIndex()
 
     def base(self) -> Iterator[tuple[str, Callable[[], pa.Table]]]:
-        """See Part. Keys are copied here; values and state by whoever calls the slice, from rows that may be changing.
+        """See Part. Keys are copied here, values and state when a slice is called, from rows that may be changing.
 
-        Only of rows that are what they were at `forget`: what has changed is in `changes` whole, what has gone is named
-        there if it had been there at `forget`, and so it is with rows that change or go after their keys were copied.
+        Only rows that have not changed since `forget` are included. Changed rows are complete in `changes`, which also
+        names rows removed since `forget`, and the same holds for rows that change or go after their keys were copied.
         """
         return self._slices(f"{self._stem}.arrow", self._table.rows())
 
@@ -111,12 +111,12 @@ class RowPart(ServedPart):
         )
 
     def publish(self, folder: Path) -> None:
-        """See ServedPart: nobody can train on from there."""
+        """See ServedPart; training cannot continue from these rows."""
         save_rows(folder, self._table, self._rank, self._world, state=False)
 
 
 def row_columns(table: ShardedEmbedding, local: Int64Array, *, state: bool = True) -> pa.Table:
-    """Copies of rows with their frequency, last-seen time and, with `state`, what their optimizer knows."""
+    """Copies of rows with their frequency, last-seen time and, with `state`, their optimizer state."""
     tables, ids = table.keys_of(local)
     return _columns(table, local, pa.array(tables), pa.array(ids), RowCopies(None, 0), state)
 
@@ -154,7 +154,7 @@ def _columns(
 def save_rows(
     directory: Path, table: ShardedEmbedding, rank: int, world: int, *, state: bool = True
 ) -> FileEntry:
-    """Write every row of this rank into a folder; without `state`, nobody can train on from there."""
+    """Write every row of this rank into a folder; without `state`, training cannot continue from them."""
     low, high = bucket_range(rank, world)
     return write_table(
         directory / f"{PREFIX}{low:04d}-{high:04d}.arrow", row_columns(table, table.rows(), state=state)
@@ -175,9 +175,9 @@ def load_rows(
 
     Args:
         files: of a folder or of a chain of checkpoints, the full one's first.
-        table: gets the rows, as the last file that has a key says.
+        table: gets the rows; the last file with a key wins.
         rank: this rank.
-        world: how many there are.
+        world: number of ranks.
         attributes: a change of the user attributes since the files were written; their rows get other keys.
         advice: what can be done about rows that do not fit, for the error.
         state: whether the optimizer's state is read; without it, it is zero.
@@ -186,7 +186,7 @@ def load_rows(
     """
     low, high = bucket_range(rank, world)
     moved = attributes.changed
-    # Another key is in another bucket: rows that move may come from any file.
+    # A changed key is in another bucket, so rows that move may come from any file.
     mine = [file for file in files if moved or _overlaps(file, low, high)]
     gone = _gone(mine)
     for file in mine:
@@ -210,8 +210,8 @@ def frozen_rows(saved: Saved, settings: RowSettings, *, wanted: Wanted | None = 
     """The rows of a checkpoint's chain or of an index version, mapped and read-only.
 
     Args:
-        saved: where they are, and how the user attributes have changed since.
-        settings: of the model and its tables now.
+        saved: their location, and how the user attributes have changed since.
+        settings: current ones of the model and its tables.
         wanted: see `FrozenRows`.
     Raises:
         CheckpointError: rows of another dimension, or a file is missing or damaged.
@@ -226,7 +226,7 @@ def frozen_rows(saved: Saved, settings: RowSettings, *, wanted: Wanted | None = 
 def write_frozen_rows(folder: Path, rows: FrozenRows, rank: int, world: int) -> None:
     """Write the rows of this rank's buckets into an index version that is being built, in slices.
 
-    Nobody can train on from there: table, id, and value are all that a query needs.
+    They have only what a query needs (table, id, and value), so training cannot continue from them.
     """
     low, high = bucket_range(rank, world)
     value = pa.list_(pa.float32(), rows.dim)
@@ -242,7 +242,7 @@ def write_frozen_rows(folder: Path, rows: FrozenRows, rank: int, world: int) -> 
 
 
 def merged_rows(files: Sequence[RowFile]) -> pa.Table:
-    """All rows of a chain in one table, by table and id, each as the last file that has it says."""
+    """All rows of a chain in one table, by table and id, each from the last file that has it."""
     gone, later, parts = _gone(files), KeyIndex(), []
     for file in reversed(files):
         if file.stem.endswith(REMOVED):
@@ -250,7 +250,7 @@ def merged_rows(files: Sequence[RowFile]) -> pa.Table:
         rows = read_table(file).combine_chunks()
         tables, ids = _keys(rows)
         once = np.zeros(rows.num_rows, np.bool_)
-        # A key that two slices of a base have changed in between, so a later file has it too.
+        # A key that is in two slices of a base has changed in between, so a later file has it too.
         once[np.unique(KeyIndex().add(tables, ids), return_index=True)[1]] = True
         wanted = once & (later.find(tables, ids) < 0)
         if file in gone:
@@ -261,7 +261,7 @@ def merged_rows(files: Sequence[RowFile]) -> pa.Table:
 
 
 def _gone(files: Sequence[RowFile]) -> dict[RowFile, KeyIndex]:
-    """For each file with rows, the keys whose rows were removed later and did not come back before that."""
+    """For each file with rows, the keys whose rows a later file removes, unless a file in between has them again."""
     if not any(file.stem.endswith(REMOVED) for file in files):
         return {}
     removed, found = KeyIndex(), {}

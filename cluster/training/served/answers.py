@@ -19,7 +19,7 @@ from streaming.events.quoting import described
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of the events of one question.
+    """The outcome of one question's events.
 
     Attributes:
         version: name of the version that answered; empty if none did.
@@ -43,7 +43,7 @@ class LiveAnswers:
 
     Args:
         models: follows the live version.
-        top_k: an item among so many results is a hit.
+        top_k: an item among this many results is a hit.
     """
 
     def __init__(self, models: VersionFollower[ServedModel], top_k: int) -> None:

@@ -187,7 +187,7 @@ class ServedValidation:
             return Answer(unanswered=question.events, problem=str(error))
 
     def _give_up(self, error: Exception) -> None:
-        """Go on with another process a while later."""
+        """Continue with another process a while later."""
         self._trouble(str(error))
         with self._starting:
             if self._answering is not None:

@@ -187,7 +187,7 @@ class TrainingRun:
         seed_dropout(self.config.seed, rank, self.step)
 
     def count_on_from(self, step: int, events_seen: float) -> None:
-        """Go on at a step."""
+        """Continue counting from a step."""
         self.step, self.train_step.events_seen = step, events_seen
 
     def restore_counts(

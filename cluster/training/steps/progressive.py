@@ -4,7 +4,7 @@ Shape letters: E sampled events of this rank, I items known before the step, R r
 
 A hash of its position decides whether an event is in the sample. It is ranked among all items known before
 its step, with the user's seen items removed; ties count half. That costs as much as the catalogue is large, so it ends
-where `progressive.exact_max_items` says. An item that nobody had heard of is a miss; an item
+where `progressive.exact_max_items` says. An item that was unknown is a miss; an item
 that the user has had before is not scored, since it could not be recommended. The baselines rank the same events
 at the same time.
 """
