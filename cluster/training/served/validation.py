@@ -36,6 +36,7 @@ MOST_EVENTS = 256
 """Events of one question: an answer takes a fraction of a second, and memory does not depend on the batch size."""
 _LOOK_EVERY_S = 1.0
 _RETRY_S = 30.0
+_END_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class ServedValidation:
             if self._answering is not None:
                 self._answering.close()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_END_S)  # it may be waiting for storage
 
     def _affordable(self) -> bool:
         """Whether what answers have cost is within their share of what training has cost since the first question."""

@@ -23,6 +23,8 @@ PROMISED = {
     "popularity_hr10",
     "cooccurrence_hr10",
     "progressive_sample",
+    "served_hr10",
+    "served_sample",
     "index_versions",
     "index_kind",
     "index_nlist",
@@ -69,6 +71,8 @@ def test_the_progressive_figures_are_those_of_the_second_half(figures):
     assert figures.cooccurrence_hr10 == pytest.approx(0.15)
     assert figures.popularity_hr10 == pytest.approx(0.07)
     assert figures.progressive_sample == 3000
+    assert (figures.served_hr10, figures.served_sample) == (pytest.approx(0.20), 900)
+    assert figures.served_dropped == 2345
 
 
 def test_a_run_with_all_figures_in_order_is_ok(figures):

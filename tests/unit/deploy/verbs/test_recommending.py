@@ -81,6 +81,8 @@ def test_the_report_prints_the_figures_the_problems_and_how_to_go_on(tmp_path, m
         popularity_hr10=0.08,
         cooccurrence_hr10=0.17,
         progressive_sample=10_000,
+        served_hr10=0.19,
+        served_sample=1_234,
         index_versions=9,
         run_dir=str(tmp_path / "runs" / "demo" / "x"),
         recommendations=[user_entry(FakeRecommender(), 42, 2)],
@@ -92,6 +94,7 @@ def test_the_report_prints_the_figures_the_problems_and_how_to_go_on(tmp_path, m
     assert "100,000 produced, 99,998 trained" in text
     assert ".200 (2.5 × popularity .080; co-occurrence .170)" in text
     assert "10,000 events of the second half" in text
+    assert ".190 on 1,234 of them, by the version that was live at the moment" in text
     assert "Failed checks: 99,998 of 100,000" in text
     command = text.splitlines()[-1]
     assert command.endswith(" recommend --config runs/demo/x/settings.yaml --user 42")

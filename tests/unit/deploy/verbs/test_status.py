@@ -80,13 +80,16 @@ def test_an_empty_storage_path_is_an_error_that_names_the_setting(tmp_path):
 
 def test_the_table_shows_it(run):
     out = io.StringIO()
-    print_status(Terminal(file=out, width=120), collect_status(run))
+    print_status(Terminal(file=out, width=140), collect_status(run))
     text = out.getvalue()
     for part in (
         "training (",
         "step-00000240",
         "live: v00000006",
         "recall@10 .987",
+        ".150 on 6,000 events (exact: among all items by the model in training)",
+        ".200 on 1,500 events, last by v00000006; 2,345 more not answered (served: by the live version, as users got "
+        "it)",
         "about 300 events behind",
     ):
         assert part in text
