@@ -29,6 +29,7 @@ from cluster.observability.freshness import Freshness, UnpublishedAppends
 from cluster.publishing.attempt import Attempt, Outcome, make_version
 from cluster.publishing.builder_process import BuilderLost, BuilderProcess
 from cluster.publishing.building import Questions, new_towers
+from cluster.publishing.quality import RecentEvents
 from cluster.publishing.version_store import version_store
 from cluster.storage_trouble import StorageTrouble
 from retrieval.ranks import OtherRankError
@@ -74,6 +75,8 @@ class Publisher:
         self.store = version_store(config)
         self.unpublished = UnpublishedAppends()
         """When the events were appended that were trained since the last snapshot of a checkpoint."""
+        self.events = RecentEvents()
+        """What this rank sampled last, for the quality gate."""
         self.freshness = Freshness()
         self.last: PublishReport | None = None
         self.published = 0
@@ -115,7 +118,8 @@ class Publisher:
         with self._covering:
             appends = self._covered.drain()
         chosen = [np.zeros((0, self._config.model.dim), np.float32), *queries]
-        arguments = (checkpoint, chosen, appends, items)
+        questions = Questions(np.concatenate(chosen), events=self.events.batches())
+        arguments = (checkpoint, questions, appends, items)
         self._thread = threading.Thread(target=self._run, args=arguments, name="publish")
         self._thread.start()
 
@@ -139,7 +143,7 @@ class Publisher:
             self._thread.join(_CLOSE_S)
 
     def _run(
-        self, checkpoint: Checkpoint | None, queries: list[Float32Array], appends: Int64Array, items: int
+        self, checkpoint: Checkpoint | None, questions: Questions, appends: Int64Array, items: int
     ) -> None:
         everyones = appends
         try:
@@ -148,7 +152,7 @@ class Publisher:
                 share = _Share(appends, checkpoint.storage.where, checkpoint.name, items)
             shares: list[_Share] = self._comm.gather_objects(share)
             everyones = np.concatenate([share.append_ms for share in shares])
-            outcome = self._agreed(self._build(shares[0], Questions(np.concatenate(queries))))
+            outcome = self._agreed(self._build(shares[0], questions))
         except Exception as error:  # the thread must not die in silence: `wait` and the worker loop raise it
             lost = self._comm.broken or self._comm.explains(error)
             outcome = Outcome(problem=str(error)) if lost else Outcome(error=error)

@@ -26,6 +26,7 @@ from retrieval.versions.gate import Quality
 from retrieval.versions.store import Version, VersionError, VersionStore
 from streaming.arrays import Int64Array
 from streaming.batches.batcher import UserAttributes
+from streaming.batches.selection import select_events
 from streaming.events.quoting import described
 from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from streaming.histories.history import UserStore
@@ -43,12 +44,17 @@ class RecentEvents:
         self._batches: deque[pa.RecordBatch] = deque()
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Add events, in TRAINING_BATCH_SCHEMA (`select_events` makes them out of a batch)."""
+        """Add events, in TRAINING_BATCH_SCHEMA."""
         if batch.num_rows:
             self._batches.append(batch)
             self._kept += _events(batch)
         while self._batches and self._kept - _events(self._batches[0]) >= self._most:
             self._kept -= _events(self._batches.popleft())
+
+    def add_sampled(self, batch: pa.RecordBatch, sampled_E: npt.NDArray[np.bool_]) -> None:
+        """Add some events of a batch."""
+        if sampled_E.any():
+            self.add(select_events(batch, sampled_E))
 
     def batches(self) -> list[pa.RecordBatch]:
         """All of them, oldest first."""

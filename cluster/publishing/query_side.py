@@ -121,12 +121,14 @@ class QuerySide:
         Args:
             version: verified.
             stream: settings of the catalogue; the user attributes are those of the version.
-            only: all that will be encoded, if that is known; then only the part that it needs is read.
+            only: all that will be encoded, if that is known; then only the part that it needs is read, and no random
+                number is drawn, so this may run beside training.
         """
         described = json.loads(version.file(DESCRIPTION).read_text())
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in described["model"].items() if k in known})
-        model = cl_epidtn(config, len(described["user_attributes"]))
+        make = cl_epidtn if only is None else _empty_towers
+        model = make(config, len(described["user_attributes"]))
         limits = TableConfig(admit_after=float(described.get("admit_after", 1.0)))
         settings = RowSettings(config.dim, int(described["seed"]), config.init_std, limits.has_shared_rows)
         saved, stream = Saved(version), replace(stream, user_attributes=described["user_attributes"])
@@ -137,6 +139,16 @@ class QuerySide:
         catalogue = Catalogue(stream)
         CataloguePart(catalogue).restore(saved)
         return QuerySide(model, frozen_rows(saved, settings), catalogue, config)
+
+
+def _empty_towers(config: ModelConfig, attributes: int) -> TwoTower:
+    """Towers of zeros, to be read into."""
+    with torch.device("meta"):
+        model = cl_epidtn(config, attributes)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    return model
 
 
 def _ids_in(batches: Sequence[pa.RecordBatch]) -> tuple[Int64Array, Int64Array]:

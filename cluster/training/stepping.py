@@ -12,11 +12,13 @@ import torch
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.observability.freshness import UnpublishedAppends
+from cluster.publishing.quality import RecentEvents
 from cluster.training.intake.taking import BatchTaker
 from cluster.training.progress_report import ProgressReporter
 from cluster.training.served.validation import ServedValidation
 from cluster.training.state.run import TrainingRun
 from cluster.training.steps.guarded_step import GuardedStep, StepOutcome
+from cluster.training.steps.progressive import sample_bits
 from cluster.training.steps.quarantine import Quarantined, describe_places, poisoned, quarantine_letters
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Stepping:
         progress: reports each step.
         unpublished: collects when the events of each step were appended to the topic.
         served: asks the live version about events of each step.
+        sampled: collects the sampled events for the quality gate.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class Stepping:
         progress: ProgressReporter,
         unpublished: UnpublishedAppends,
         served: ServedValidation,
+        sampled: RecentEvents,
     ) -> None:
         self._config, self._comm, self._device = config, comm, device
         self._progress, self._unpublished, self._served = progress, unpublished, served
+        self._sampled = sampled
         self._attached: tuple[TrainingRun, BatchTaker] | None = None
         self.validation = np.zeros(4)
         """(sample, hits, popularity hits, co-occurrence hits) of this rank since `forget_validation`."""
@@ -142,6 +147,9 @@ class Stepping:
             self.validation = self.validation + outcome.validation
         self.validated_at = run.events_trained
         self._served.offer(outcome.trained, run.step, run.events_trained)
+        self._sampled.add_sampled(
+            outcome.trained, sample_bits(outcome.trained) < self._config.progressive.sample_fraction
+        )
         run.count_step(outcome.trained, outcome.events)
         self._unpublished.add(outcome.trained.column("append_ms").flatten().to_numpy())
         self._progress.stepped(outcome.losses, outcome.events)

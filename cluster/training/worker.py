@@ -79,7 +79,13 @@ class Worker:
         self._notice = stop or NoStop()
         self._since = Since()
         self._stepping = Stepping(
-            config, comm, device, self.progress, self.publisher.unpublished, self._served
+            config,
+            comm,
+            device,
+            self.progress,
+            self.publisher.unpublished,
+            self._served,
+            self.publisher.events,
         )
         self._saving = Saving(
             config,

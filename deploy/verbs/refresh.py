@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from deploy.command.gates import gates_text
 from deploy.command.options import CheckpointOption, ConfigOption, JsonOption, Overrides, settings
 from deploy.command.output import plain, print_fields, write_json
 from deploy.command.preflight import check_checkpoint, check_storage
@@ -26,12 +27,13 @@ def refresh(
 ) -> None:
     """Embed the whole catalogue again from a checkpoint, across the cluster, and publish it as a version.
 
-    A version that misses a gate (recall, coverage, …) is not promoted: the live one stays, and the reason is printed.
+    A version that fails a gate (recall, coverage, …) is refused: it is kept but not promoted, the live one stays, and
+    the reason is printed.
     Ctrl-C ends it with status 130, SIGTERM with 143, and leaves the live version as it is.
     """
     result = run_refresh(settings(config, overrides), checkpoint)
     write_json(json, result)
-    print_fields(result)
+    print_fields({**result, "gates": gates_text(result["gate"])} if "gate" in result else result)
 
 
 def run_refresh(config: FreshetConfig, checkpoint: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cluster.observability.figures import EXACT, SERVED
 from deploy.command.errors import CommandError
+from deploy.command.gates import gates_text
 from deploy.command.options import ConfigOption, JsonOption, Overrides, settings
 from deploy.command.output import write_json
 from deploy.command.terminal import Terminal
@@ -72,7 +73,7 @@ def collect_status(config: FreshetConfig) -> dict[str, Any]:
         "age_s": time.time() - parse_progress(record).time_s if record else None,
         "checkpoints": [_brief(manifest, "step", "written_ms") for manifest in checkpoints],
         "index_versions": [
-            _brief(manifest, "items", "recall", "nprobe", "nlist", "step") for manifest in versions
+            _brief(manifest, "items", "recall", "nprobe", "nlist", "step", "refused") for manifest in versions
         ],
         "index_current": _live_name(index),
     }
@@ -86,6 +87,15 @@ def _live_text(status: dict[str, Any]) -> str:
         return "no version yet"
     probes = f"nprobe {live.get('nprobe', '–')} of {live.get('nlist', '–')}"
     return f"{number(live.get('items'))} items, recall@10 {rate(live.get('recall'))} ({probes})"
+
+
+def _gates_text(status: dict[str, Any]) -> str:
+    """What this run's last version showed, and why the newest of all versions was refused, if it was."""
+    index = (status["progress"] or {}).get("index") or {}
+    checks = (index.get("gate") or {}).get("checks")
+    said = gates_text(checks) if checks else "no version of this run yet"
+    newest = status["index_versions"][-1] if status["index_versions"] else {}
+    return f"{said}; {newest['name']} was refused: {newest['refused']}" if newest.get("refused") else said
 
 
 def _checkpoints(config: FreshetConfig) -> list[dict[str, Any]]:
@@ -174,7 +184,10 @@ def print_status(console: Terminal, status: dict[str, Any]) -> None:
 def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, str]]:
     """Label and text of each line of the table."""
     curve = progress.progressive
-    versions = [entry["name"] for entry in status["index_versions"]]
+    versions = [
+        f"{entry['name']} (refused)" if entry.get("refused") else entry["name"]
+        for entry in status["index_versions"]
+    ]
     return [
         ("storage", status["storage_path"]),
         ("state", _state(status, progress)),
@@ -193,6 +206,7 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         ("checkpoints", _checkpoints_text(status["checkpoints"])),
         ("index", f"{', '.join(versions) or 'no versions'}; live: {status['index_current'] or 'none'}"),
         ("live index", _live_text(status)),
+        ("gates", _gates_text(status)),
         ("freshness", freshness_text(progress)),
         ("lag", _lag_text(status)),
     ]

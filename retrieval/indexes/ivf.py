@@ -21,7 +21,7 @@ from retrieval.config import IndexConfig
 from retrieval.indexes.coarse import assign_lists, train_centroids
 from retrieval.indexes.kinds import add, codec_sample, search, searchable, trained_empty
 from retrieval.indexes.merging import merge_into_first
-from retrieval.storage.durable import PRIVATE_FILE
+from retrieval.storage.durable import PRIVATE_FILE, naming
 
 _ITEMS_PER_LIST = 30
 _WRITE_BYTES = 1 << 20
@@ -150,7 +150,7 @@ class IvfIndex:
                 the file, so a full disk would leave an index cut short, sealed as if it were whole.
         """
         path.touch(PRIVATE_FILE)
-        with path.open("wb") as file:
+        with naming(path), path.open("wb") as file:
             writer = faiss.PyCallbackIOWriter(file.write, _WRITE_BYTES)  # type: ignore[attr-defined]
             assert self._stored is not None, "an index that was loaded to be searched is not saved"
             faiss.write_index(self._stored, writer)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from retrieval.arrays import Float32Array, Int64Array
 from retrieval.indexes.ivf import IndexInputError
-from retrieval.storage.durable import PRIVATE_FILE
+from retrieval.storage.durable import PRIVATE_FILE, naming
 
 _SLICE_BYTES = 32 << 20
 """Of the vectors that a reader has in memory at a time."""
@@ -36,7 +36,7 @@ def write_slices(path: Path, slices: Iterable[tuple[Int64Array, Float32Array]]) 
     """
     path.touch(PRIVATE_FILE)
     writer = None
-    with pa.OSFile(str(path), "wb") as sink:
+    with naming(path), pa.OSFile(str(path), "wb") as sink:
         for item_ids, vectors_SD in slices:
             if vectors_SD.ndim != 2 or item_ids.shape != vectors_SD.shape[:1]:
                 raise IndexInputError(

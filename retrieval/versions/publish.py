@@ -50,6 +50,7 @@ class PublishReport:
 
     Attributes:
         version: None if a gate refused it; the live version is then the old one.
+        refused: the version that was then kept aside.
         items: of all ranks.
         kind: of the index.
         nlist: inverted lists.
@@ -69,6 +70,7 @@ class PublishReport:
     gate: GateReport
     scanned: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
+    refused: Version | None = None
 
     def figures(self) -> dict[str, Any]:
         """The numbers, ready for JSON."""
@@ -80,6 +82,7 @@ class PublishReport:
             "recall": self.recall,
             "scanned": self.scanned,
             "gate": [asdict(check) for check in self.gate.checks],
+            **({} if self.gate.passed else {"refused": self.gate.why_not()}),
             "seconds": self.seconds,
         }
 
@@ -97,7 +100,7 @@ def publish(
     before_commit: Callable[[], None] = lambda: None,
     quality: Quality | None = None,
 ) -> PublishReport:
-    """Collective. Build a version beside the live one and promote it if it passes its gates.
+    """Collective. Build a version beside the live one and promote it if it passes its gates, or keep it aside.
 
     Args:
         store: where versions live.
@@ -111,7 +114,7 @@ def publish(
         ranks: that build the version together; by default this process alone.
         metadata: goes into the manifest (`known_items` is what coverage is measured against).
         seed: of k-means and of the samples.
-        before_commit: called on rank 0 once the gates are passed; if it raises, nothing goes live.
+        before_commit: called on rank 0 once the gates have decided; if it raises, nothing is committed.
         quality: recent events on which the candidate is compared with the live version, the same on every rank.
     Raises:
         IndexInputError: the items do not make an index, or the queries do not fit them.
@@ -120,13 +123,15 @@ def publish(
     """
     attempt = _Attempt(store, folder, config, ranks or OneRank(), seed)
     report = attempt.build(items, query_QD, metadata, quality)
-    if report.gate.passed:
-        with attempt.stages.timed("commit"):
-            described = {**metadata, **report.figures(), "dim": attempt.width, "recall_k": config.recall_k}
-            report = replace(report, version=attempt.commit(described, before_commit))
-    report = replace(report, seconds=attempt.stages.seconds)
+    if attempt.ranks.rank == 0 and not report.gate.passed:
+        _log.warning("a new index version was refused, the live one stays: %s", report.gate.why_not())
+    with attempt.stages.timed("commit"):
+        described = {**metadata, **report.figures(), "dim": attempt.width, "recall_k": config.recall_k}
+        version = attempt.commit(described, before_commit, promote=report.gate.passed)
+    passed, refused = (version, None) if report.gate.passed else (None, version)
+    report = replace(report, version=passed, refused=refused, seconds=attempt.stages.seconds)
     if attempt.ranks.rank == 0:
-        _say(report, attempt.stages)
+        _say(report, version, attempt.stages)
     return report
 
 
@@ -172,15 +177,20 @@ class _Attempt:
             )
         return self._candidate(queries, fresh_lists, None, coverage, quality)
 
-    def commit(self, described: Mapping[str, Any], before_commit: Callable[[], None]) -> Version:
-        """Write the shards, and on rank 0 move all files into a version and promote it."""
-        assert self._index is not None
-        shard = self._index.shard
-        gather_results(self.ranks, lambda: shard.save(self._files.index))
+    def commit(
+        self, described: Mapping[str, Any], before_commit: Callable[[], None], *, promote: bool
+    ) -> Version:
+        """Write the shards, if there are any, and on rank 0 move all files into a version and promote it."""
+        index = self._index
+        if index is not None:
+            gather_results(self.ranks, lambda: index.shard.save(self._files.index))
 
         def commit() -> tuple[str, Mapping[str, Any]]:
             before_commit()
-            version = _promoted(self._store, self._files.for_version(), described)
+            has_index = {} if index is not None else {"has_index": False}
+            version = _committed(self._store, self._files.for_version(), {**described, **has_index})
+            if promote:
+                version = self._store.promote(version.name)
             _prune(self._store, self._config)
             return version.name, version.manifest
 
@@ -277,7 +287,7 @@ def _check_vectors(written: list[ItemsOfRank], query_QD: Float32Array) -> GateRe
     return check_vectors(finite / vectors, nonzero / vectors)
 
 
-def _promoted(store: VersionStore, files: list[Path], described: Mapping[str, Any]) -> Version:
+def _committed(store: VersionStore, files: list[Path], described: Mapping[str, Any]) -> Version:
     taken = sorted({WHOLE_INDEX, WHOLE_ITEMS, MANIFEST} & {path.name for path in files})
     if taken:
         raise ValueError(f"{files[0].parent} holds {', '.join(taken)}: a version has files of these names")
@@ -285,11 +295,10 @@ def _promoted(store: VersionStore, files: list[Path], described: Mapping[str, An
     try:
         for path in files:
             shutil.move(path, building.path / path.name)
-        version = store.commit(building, described)
+        return store.commit(building, described)
     except Exception:
         building.remove()
         raise
-    return store.promote(version.name)
 
 
 def _prune(store: VersionStore, config: IndexConfig) -> None:
@@ -300,11 +309,11 @@ def _prune(store: VersionStore, config: IndexConfig) -> None:
         _log.warning("an old index version in %s was not removed: %s", store.where, error)
 
 
-def _say(report: PublishReport, stages: Stages) -> None:
+def _say(report: PublishReport, version: Version, stages: Stages) -> None:
     if report.version is None:
-        _log.warning("a new index version was refused, the live one stays: %s", report.gate.why_not())
+        _log.warning("the refused index version is kept as %s", version.name)
         return
     _log.info(
         "index version %s: %d items, %d lists, nprobe %d, recall %.4f; %s",
-        *(report.version.name, report.items, report.nlist, report.nprobe, report.recall, stages),
+        *(version.name, report.items, report.nlist, report.nprobe, report.recall, stages),
     )

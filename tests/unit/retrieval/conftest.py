@@ -35,7 +35,9 @@ def store(tmp_path) -> VersionStore:
 def put(store, tmp_path) -> Callable[..., PublishReport]:
     """Publish vectors into `store`, ids 0, 10, 20, … by default."""
 
-    def put(vectors, queries=None, config=None, ids=None, extra_files=None, **metadata: Any) -> PublishReport:
+    def put(
+        vectors, queries=None, config=None, ids=None, extra_files=None, quality=None, **metadata: Any
+    ) -> PublishReport:
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content)
@@ -47,6 +49,7 @@ def put(store, tmp_path) -> Callable[..., PublishReport]:
             config or IndexConfig(),
             metadata=metadata,
             seed=1,
+            quality=quality,
         )
 
     return put

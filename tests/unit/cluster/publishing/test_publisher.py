@@ -19,6 +19,7 @@ from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.hold import Holds
 from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
+from cluster.publishing.quality import last_events
 from retrieval.versions.searcher import Searcher
 from tests.support.checkpointing import save_checkpoint
 from tests.support.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
@@ -50,6 +51,12 @@ class Trained:
 
     def start(self, publisher):
         publisher.start(self.checkpoint, self.run.progressive.recent_queries, self.run.catalogue.item_count)
+
+    @property
+    def sampled(self):
+        """The last events of all users, as if they had just been trained on."""
+        users = np.concatenate([self.run.users.users_of(p) for p in self.run.partitions])
+        return last_events(users, self.run.users, self.run.catalogue, self.run.config.stream.history_length)
 
     @property
     def live(self):
@@ -289,3 +296,18 @@ def test_a_builder_process_ends_with_its_worker_though_that_was_killed(trained, 
     trained.attempt(trained.publisher())
     assert trained.live.name == "v00000001"
     assert list((tmp_path / ".publish").glob("*-*")) == []
+
+
+def test_the_events_that_were_sampled_last_are_asked_of_the_candidate_and_of_the_live_version(trained):
+    index = replace(trained.run.config.index, min_quality_events=3)
+    config = replace(trained.run.config, index=index)
+    publisher = Publisher(Collectives(), config, CPU)
+    publisher.events.add(trained.sampled)
+    before = torch.get_rng_state()
+    trained.attempt(publisher)
+    assert "quality" not in [check.name for check in publisher.last.gate.checks]  # nothing was live
+    trained.attempt(publisher)
+    [check] = [check for check in publisher.last.gate.checks if check.name == "quality"]
+    assert f"the live version's is {check.value:.4g}" in check.note  # of the same checkpoint
+    assert publisher.last.version.manifest["gate"][-1]["name"] == "quality"
+    assert torch.equal(torch.get_rng_state(), before)  # which dropout draws from beside it

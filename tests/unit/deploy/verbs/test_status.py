@@ -148,3 +148,21 @@ def test_a_half_written_manifest_is_left_out(run, tmp_path):
 def test_positions_are_offsets_or_offset_and_row():
     assert checkpoint_offsets({"positions": {"0": [5, 2], "3": 7}}) == {0: 5, 3: 7}
     assert checkpoint_offsets({}) == {}
+
+
+def test_the_gates_of_the_last_version_are_shown_with_their_bounds_and_why_one_was_refused(
+    run, tmp_path, progress_record
+):
+    check = {"name": "recall", "value": 0.9, "bound": 0.95, "passed": False, "note": ""}
+    record = progress_record(time_s=time.time(), index={"gate": {"checks": [check]}})
+    (tmp_path / "progress.json").write_text(json.dumps(record))
+    aside = tmp_path / "index" / "v00000007"
+    aside.mkdir()
+    why = "recall is 0.9, below the bound 0.95 (index.min_recall)"
+    (aside / "manifest.json").write_text(json.dumps({"format": 1, "files": [], "refused": why}))
+    out = io.StringIO()
+    print_status(Terminal(file=out, width=300), collect_status(run))
+    shown = out.getvalue()
+    assert "FAILED recall 0.9 (at least 0.95)" in shown
+    assert f"v00000007 was refused: {why}" in shown
+    assert "v00000006, v00000007 (refused); live: v00000006" in shown

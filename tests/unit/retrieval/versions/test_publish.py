@@ -66,7 +66,7 @@ def test_recall_below_the_gate_keeps_the_live_version_and_says_why(store, put, c
     assert report.version is None
     assert failed(report) == ["recall"]
     assert store.current() == first.version
-    assert store.names() == ["v00000001"]
+    assert store.names() == ["v00000001", report.refused.name]
     assert "index.min_recall" in caplog.text
 
 

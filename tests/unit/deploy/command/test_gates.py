@@ -1,0 +1,14 @@
+from deploy.command.gates import gates_text
+
+
+def check(name, value, bound, passed):
+    return {"name": name, "value": value, "bound": bound, "passed": passed}
+
+
+def test_each_gate_is_told_with_its_value_and_bound_and_what_failed_comes_first():
+    checks = [check("recall", 0.98123, 0.95, True), check("imbalance", 20.0, 16.0, False)]
+    assert gates_text(checks) == "FAILED imbalance 20 (at most 16), recall 0.9812 (at least 0.95)"
+
+
+def test_a_version_without_checks_has_none():
+    assert gates_text([]) == "none"
