@@ -5,8 +5,8 @@
     a thread of each rank         tells the others its recent queries and append times, then builds: itself where the
                                   catalogue is small, else by a process beside the worker (`builder_process.py`)
 
-What is live is so always a state that a restarted run goes on from. Storage that fails and a builder that is lost cost
-the version, not the run.
+So the live version is always a state that a restarted run resumes from. Storage that fails and a builder that is lost
+cost the version, not the run.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Publisher:
         self.last: PublishReport | None = None
         self.published = 0
         self.error: BaseException | None = None
-        """What is no matter of storage; `wait` raises it."""
+        """An error that is not the storage's; `wait` raises it."""
         self._comm, self._config, self._check = comm.beside(_PATIENCE), config, check
         self._device, self._towers = device, new_towers(config, device)
         self._covered, self._covering = UnpublishedAppends(), threading.Lock()
@@ -106,7 +106,7 @@ class Publisher:
         self._cover(self.unpublished.drain())
 
     def start(self, checkpoint: Checkpoint | None, queries: Sequence[Float32Array], items: int) -> None:
-        """Collective. Build a version of a checkpoint while training goes on.
+        """Collective. Build a version of a checkpoint while training continues.
 
         Args:
             checkpoint: the newest one; on rank 0.
@@ -128,7 +128,7 @@ class Publisher:
         self._trouble.failed(problem)
 
     def wait(self) -> None:
-        """Until the version in progress is live, refused or given up; raises what is no matter of storage."""
+        """Wait until the version in progress is live, refused or given up; raises errors other than the storage's."""
         if self._thread is not None:
             self._thread.join()
         if self.error is not None:

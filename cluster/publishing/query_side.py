@@ -156,8 +156,8 @@ def _ids_in(batches: Sequence[pa.RecordBatch]) -> tuple[Int64Array, Int64Array]:
     lists = [batch.column(name) for batch in batches for name in (ITEMS, NEGATIVES)]
     items = [column.flatten().to_numpy() for column in lists]
     users = [batch.column(USER_ID).to_numpy() for batch in batches]
-    nobody = np.zeros(0, np.int64)
-    return np.unique(np.concatenate([nobody, *items])), np.unique(np.concatenate([nobody, *users]))
+    none = np.zeros(0, np.int64)
+    return np.unique(np.concatenate([none, *items])), np.unique(np.concatenate([none, *users]))
 
 
 def describe(folder: Path, config: FreshetConfig) -> None:

@@ -1,7 +1,7 @@
 """When a run publishes an index version: of a checkpoint that holds what there is when the version is due.
 
 due ──► the last checkpoint holds it ─────────────────────► build
-    ──► one is on its way, or begins now ──► committed ───► build
+    ──► one is in progress, or begins now ─► committed ───► build
                                          └─► given up ────► no version; the next one is due at its time
 """
 

@@ -150,7 +150,7 @@ class Worker:
         return TrainingRun.create(self.config, mine, self.comm, self.device)
 
     def _open(self) -> None:
-        """Bring the run to where it goes on from, and open its stream and catalogue."""
+        """Bring the run to the state to resume from, and open its stream and catalogue."""
         own = self._resume()
         if own is not None:
             self._served.go_on_from(self.progress.served_before)
@@ -271,7 +271,7 @@ class Worker:
         self.progress.checkpoint_problem = ""
 
     def _stop(self, decision: Decision) -> dict[str, Any]:
-        """As somebody asked: a last checkpoint of what came since the one before; no version, which may take long."""
+        """Stop on request: a last checkpoint of everything since the previous one; no version, which may take long."""
         error = ""
         try:
             if self.comm.exchange(np.array([float(self._since.unsaved)]))[0, 0]:
