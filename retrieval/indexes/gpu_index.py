@@ -139,6 +139,9 @@ class GpuIvfBuilder(IvfBuilder):
         for part in self._parts:
             part.reserveMemory(-(-items // len(cards)))  # or its lists would grow by copies
 
+    def reserve(self, length_L: Int64Array) -> None:
+        """See IvfBuilder: there is room already."""
+
     def _append(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
         rows_N = np.arange(self.size, self.size + vectors_ND.shape[0])
         shares = (np.array_split(array, len(self._parts)) for array in (vectors_ND, rows_N, assigned_N))

@@ -15,7 +15,7 @@ from retrieval.arrays import Float32Array, Int64Array
 from retrieval.indexes.ivf import IndexInputError
 from retrieval.storage.durable import PRIVATE_FILE, naming
 
-_SLICE_BYTES = 32 << 20
+_SLICE_BYTES = 16 << 20
 """Of the vectors that a reader has in memory at a time."""
 
 
@@ -126,10 +126,11 @@ def read_parts(paths: Sequence[Path]) -> tuple[Int64Array, Float32Array]:
 
 def read_ids(path: Path) -> Int64Array:
     """The ids of one part, int64 (N,), without reading its vectors into memory."""
-    only_ids = pa.ipc.IpcReadOptions(included_fields=[0])
     with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source, options=only_ids).read_all()
-        return np.array(table["item_id"].to_numpy(), np.int64)
+        # Not `included_fields`: with it pyarrow 26 reads whole batches into memory.
+        reader = pa.ipc.open_file(source)
+        batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        return np.concatenate([np.zeros(0, np.int64), *(batch.column(0).to_numpy() for batch in batches)])
 
 
 def refuse_twins(ascending: Int64Array) -> None:

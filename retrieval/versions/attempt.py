@@ -109,10 +109,15 @@ class AttemptFiles:
         self, centroid_LD: Float32Array, empty: UInt8Array, config: IndexConfig
     ) -> tuple[IvfIndex, Int64Array]:
         """This rank's items in the lists of an empty index (see `empty_index`), and their ids int64 (N,)."""
-        ids = read_ids(self.items)
+        ids, part = read_ids(self.items), Part(self.items)
+        list_N, start = np.empty(ids.shape[0], np.int64), 0
+        for _, vectors_SD in part.slices():
+            list_N[start : start + vectors_SD.shape[0]] = assign_lists(vectors_SD, centroid_LD, config)
+            start += vectors_SD.shape[0]
         builder = builder_for(empty, config, ids.shape[0])
-        for _, vectors_SD in Part(self.items).slices():
-            builder.add(vectors_SD, assign_lists(vectors_SD, centroid_LD, config))
+        builder.reserve(np.bincount(list_N, minlength=centroid_LD.shape[0]))
+        for _, vectors_SD in part.slices():
+            builder.add(vectors_SD, list_N[builder.size : builder.size + vectors_SD.shape[0]])
         return builder.index(), ids
 
     def for_version(self) -> list[Path]:
