@@ -1,4 +1,4 @@
-"""How long the stages of a publish took."""
+"""Measures the duration of a publish's stages."""
 
 from __future__ import annotations
 

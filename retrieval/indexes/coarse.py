@@ -1,11 +1,11 @@
-"""The coarse quantizer: centroids of the inverted lists, and which list an item belongs to.
+"""The coarse quantizer: centroids of the inverted lists, and the assignment of items to lists.
 
 Shape letters: N items, L lists, D columns.
 
-Unit vectors: spherical k-means by inner product. Others: k-means by L2 distance, and an item goes to its nearest
-centroid, while queries choose lists by inner product all the same. Measured at recall@10 .97 on 20,000 synthetic
-vectors in clusters, with log-normal norms (sigma .7) and a common offset: L2 scans 2.4 % of the items, spherical
-17.7 %, k-means by inner product 81.5 %. The more even the norms, the smaller the difference.
+Unit vectors use spherical k-means by inner product. Other vectors use k-means by L2 distance, and an item goes to its
+nearest centroid, while queries still choose lists by inner product. Measured at recall@10 .97 on 20,000 synthetic
+vectors in clusters, with log-normal norms (sigma .7) and a common offset: L2 scans 2.4 % of the items, spherical 17.7
+%, k-means by inner product 81.5 %. The more equal the norms, the smaller the difference.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def train_centroids(
 def assign_lists(vectors_ND: Float32Array, centroid_LD: Float32Array, config: IndexConfig) -> Int64Array:
     """The list of each item, int64 (N,).
 
-    Among centroids of norm 1 the nearest is the one of the largest inner product, which is found faster.
+    Among centroids of norm 1, the nearest is the one with the largest inner product, which is found faster.
     """
     flat = _flat(vectors_ND.shape[1], is_unit(centroid_LD), config)
     flat.add(centroid_LD)
@@ -68,7 +68,7 @@ def assign_lists(vectors_ND: Float32Array, centroid_LD: Float32Array, config: In
 
 
 def _flat(dim: int, by_inner_product: bool, config: IndexConfig) -> Any:
-    """Exact search over centroids, in which nearly all of a build's time is spent."""
+    """Exact search over centroids, which takes nearly all of a build's time."""
     flat = faiss.IndexFlatIP(dim) if by_inner_product else faiss.IndexFlatL2(dim)
     if not config.on_gpu():
         return flat

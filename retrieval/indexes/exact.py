@@ -15,9 +15,9 @@ _GPU_SLICE_BYTES = 2 << 30
 
 
 def exact_top_k(query_QD: Float32Array, item_ND: Float32Array, k: int, gpu: int | None = None) -> Int64Array:
-    """Row numbers of the k largest inner products of each query, int64 (Q, K), -1 where there are fewer.
+    """Row numbers of the k largest inner products of each query, int64 (Q, K), padded with -1.
 
-    On a GPU if one is given: it takes the items in slices, so they need not fit there.
+    With a GPU, the items are processed in slices, so they need not fit there.
     """
     by_inner_product = faiss.METRIC_INNER_PRODUCT
     if gpu is None or k > MOST_RESULTS:
@@ -39,7 +39,7 @@ def recall_at_k(found_QK: Int64Array, wanted_QK: Int64Array) -> float:
     total = int(wanted.sum())
     if total == 0:
         return 1.0
-    # One comparison per pair of columns: K is small, Q may be large.
+    # One comparison per pair of columns, because K is small and Q may be large.
     hit_QK = np.zeros(wanted_QK.shape, np.bool_)
     for column in range(found_QK.shape[1]):
         hit_QK |= found_QK[:, column : column + 1] == wanted_QK

@@ -18,8 +18,8 @@ class Exclusions:
     """Item ids that each query must not get, ascending and distinct.
 
     Attributes:
-        ids: int64, of each query; empty for none of any query.
-        longest: the most that one query has.
+        ids: int64, for each query; empty if no query has any.
+        longest: maximum number of ids of a query.
     """
 
     ids: Sequence[Int64Array]
@@ -27,7 +27,7 @@ class Exclusions:
 
     @staticmethod
     def of(exclude: Sequence[Int64Array]) -> Exclusions:
-        """Ids in any order and any number of times."""
+        """From ids in any order, with repetitions."""
         ids = [np.sort(some) for some in exclude]
         if not ids:
             return NO_EXCLUSIONS
@@ -37,7 +37,7 @@ class Exclusions:
         return Exclusions(ids, max(some.shape[0] for some in ids))
 
     def of_queries(self, numbers: Int64Array) -> Exclusions:
-        """Those of some queries."""
+        """The exclusions of some queries."""
         if not self.longest:
             return self
         ids = [self.ids[q] for q in numbers]
@@ -46,11 +46,11 @@ class Exclusions:
     def first_kept(
         self, ids_QF: Int64Array, scores_QF: Float32Array, k: int
     ) -> tuple[Int64Array, Float32Array]:
-        """The first k of each query's results that it may get, int64 and float32 (Q, K), padded with -1 and -inf.
+        """The first k allowed results of each query, int64 and float32 (Q, K), padded with -1 and -inf.
 
         Args:
             ids_QF: int64, item ids, best first.
-            scores_QF: float32, -inf behind the last result of a query.
+            scores_QF: float32, -inf after the last result of a query.
             k: K.
         """
         kept_QF = np.ones(ids_QF.shape, np.bool_)

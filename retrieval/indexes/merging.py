@@ -1,6 +1,6 @@
-"""One index from several: shards with the same centroids and codes, built on several ranks.
+"""Merges shards with the same centroids and codes, built on several ranks, into one index.
 
-Rows are numbered on from shard to shard.
+Row numbers continue from shard to shard.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from retrieval.indexes.kinds import finer_of, ivf_of, replace_lists
 
 
 def merge_into_first(shards: Sequence[Any], *, renumber: bool = True) -> Any:
-    """The first shard, with the items of all behind its own.
+    """The first shard, with the items of all others appended.
 
-    Not `merge_from`, which grows each list by doubling, so that the merged index takes up to twice its size.
+    This does not use `merge_from`, which grows each list by doubling, so that the merged index takes up to twice its
+    size.
 
     Args:
         shards: stored indexes that come from the same `trained_empty`; the others are left as they are.
-        renumber: number rows on from shard to shard; without, they keep their numbers.
+        renumber: continue row numbers from shard to shard; otherwise rows keep their numbers.
     Raises:
-        ValueError: they do not.
+        ValueError: the shards differ in lists, columns or codes.
     """
     ivfs = [ivf_of(shard) for shard in shards]
     first = ivfs[0]

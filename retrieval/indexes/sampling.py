@@ -1,4 +1,4 @@
-"""Which items k-means learns from: chosen by a hash of their ids, so the sample is the same for any number of ranks.
+"""Samples the items that k-means is trained on by a hash of their ids, so any number of ranks gives the same sample.
 
 Shape letters: N items.
 """
@@ -12,13 +12,13 @@ from retrieval.arrays import Int64Array
 
 
 def in_sample(item_ids: Int64Array, wanted: int, total: int, seed: int) -> npt.NDArray[np.bool_]:
-    """Which items are in a sample of about `wanted`, bool (N,); all of them if there are no more than that.
+    """Whether each item is in a sample of about `wanted`, bool (N,); all are, if there are no more than that.
 
     Args:
         item_ids: int64, of one rank.
         wanted: size of the whole sample.
         total: items of all ranks.
-        seed: another one gives another sample.
+        seed: selects the sample.
     """
     if wanted >= total:
         return np.ones(item_ids.shape[0], np.bool_)

@@ -1,4 +1,4 @@
-"""An index whose shards are spread over ranks, while a version is built: every answer is that of all ranks together.
+"""An index whose shards are spread over ranks while a version is built; results are those of all ranks together.
 
 Every rank calls the same methods in the same order, with the same arguments. Row numbers continue from rank to rank.
 
@@ -22,16 +22,16 @@ from retrieval.ranks import Ranks, gather_results
 
 Float64Array = npt.NDArray[np.float64]
 _SPARE = 8
-"""Candidates beyond K, since a scan of many items and one product of two vectors round differently."""
+"""Candidates in addition to K, because a scan of many items rounds differently than a single inner product."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Results of queries, best first; items with the same score by their ids, so that ranks change nothing.
+    """Results of queries, best first; ties are ordered by item id, so they do not depend on the ranks.
 
     Attributes:
         row_QK: int64, row numbers over all ranks, -1 padded.
-        id_QK: int64, item ids; -1 where padded, which is an id too.
+        id_QK: int64, item ids; -1 in the padding (but -1 can also be an id).
         score_QK: float64, inner products; -inf where padded.
     """
 
@@ -55,7 +55,7 @@ class ShardedSearch:
 
     Args:
         ranks: that hold the shards.
-        shards: of this rank, perhaps none; each an index, and the item id int64 of each of its rows.
+        shards: this rank's, possibly none; each is an index and the int64 item ids of its rows.
     """
 
     def __init__(self, ranks: Ranks, shards: Sequence[tuple[IvfIndex, Int64Array]]) -> None:
@@ -87,7 +87,7 @@ class ShardedSearch:
     def search_excluding(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array], nprobe: int
     ) -> tuple[Int64Array, Float32Array]:
-        """Ids int64 (Q, K) and scores float32 (Q, K), the items that a `Searcher` would find; -inf where padded."""
+        """Ids int64 (Q, K) and scores float32 (Q, K) that a `Searcher` would return; -inf in the padding."""
         unwanted = Exclusions.of(exclude)
         nprobe += -(-4 * unwanted.longest * self.nlist // max(1, self.size))
         id_QK = np.full((query_QD.shape[0], k), -1, np.int64)
@@ -105,7 +105,7 @@ class ShardedSearch:
 
 
 class ShardedIndex(ShardedSearch):
-    """What is built: one shard a rank, to be tuned and gated.
+    """The candidate: one shard per rank, to be tuned and gated.
 
     Args:
         ranks: that hold the shards.
@@ -122,7 +122,7 @@ class ShardedIndex(ShardedSearch):
         return self.shard.centroids()
 
     def on_cpu(self) -> ShardedIndex:
-        """The index that the files of the shards give; this one if all of them are on the CPU."""
+        """The index as read from the shards' files; this object if all shards are on the CPU."""
         moved = self._ranks.gather_objects(self.shard.on_cpu() is not self.shard)
         return ShardedIndex(self._ranks, self.shard.on_cpu(), self._ids) if any(moved) else self
 
@@ -145,11 +145,11 @@ class ShardedIndex(ShardedSearch):
         return lists
 
     def scanned(self, query_QD: Float32Array, nprobe: int) -> float:
-        """Items that a search of one of these queries compares with, on average."""
+        """Mean number of items that a search for one of these queries scans."""
         return float(sum(gather_results(self._ranks, lambda: self.shard.scanned(query_QD, nprobe))))
 
     def exact(self, query_QD: Float32Array, k: int, part: Part, gpu: int | None) -> Found:
-        """The k best of all items, whatever their lists.
+        """The k best of all items, regardless of lists.
 
         Args:
             query_QD: float32.
@@ -178,7 +178,7 @@ def _found(
     first_row: int,
     unwanted: Exclusions = NO_EXCLUSIONS,
 ) -> Found:
-    """Results by rows of some items, which number from `first_row`."""
+    """Results as rows of some items, whose numbers start at `first_row`."""
     id_QK = ids[np.maximum(row_QK, 0)]
     drop_QK = row_QK < 0
     for q, excluded in enumerate(unwanted.ids if unwanted.longest else ()):
@@ -196,7 +196,7 @@ def _nothing(queries: int) -> Found:
 
 
 def _products(query_QD: Float32Array, vectors_SD: Float32Array, row_QC: Int64Array) -> Float64Array:
-    """Inner products float64 (Q, C), the same bits for two vectors whatever stands around them."""
+    """Inner products float64 (Q, C), bit-identical for two vectors whatever the other rows are."""
     queries, score_QC = query_QD.astype(np.float64), np.empty(row_QC.shape, np.float64)
     for column in range(row_QC.shape[1]):
         score_QC[:, column] = np.einsum("qd,qd->q", queries, vectors_SD[row_QC[:, column]].astype(np.float64))

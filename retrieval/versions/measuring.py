@@ -1,4 +1,4 @@
-"""What a candidate shows before it may go live: nprobe and recall on recent queries, and its gates.
+"""Measures a candidate before it may go live: nprobe and recall on recent queries, and its gates.
 
 Shape letters: Q queries, K results, D columns.
 """
@@ -54,7 +54,7 @@ def tune(
     """
     nprobe, recall = choose_nprobe(index, query_QD, wanted_QK, config)
     committed = index.on_cpu()
-    if committed is not index:  # tuned on a GPU; what is committed is what is measured
+    if committed is not index:  # tuned on a GPU; the index that is committed must be the one that is measured
         recall = recall_at_k(committed.search(query_QD, wanted_QK.shape[1], nprobe)[0], wanted_QK)
     return committed, nprobe, recall
 
@@ -69,16 +69,16 @@ def check_gates(
     live: LiveSearch | None,
     quality: Quality | None,
 ) -> Measurement:
-    """Collective. Hold a tuned candidate against its bounds and against the live version.
+    """Collective. Check a tuned candidate against its bounds and the live version.
 
     Args:
         index: the candidate.
-        query_QD: float32, those that it was tuned on.
+        query_QD: float32, the queries that it was tuned on.
         nprobe: lists that a search will read.
         recall: recall@k at this nprobe.
         coverage: items indexed / items known.
         config: the bounds.
-        live: what it is compared with.
+        live: the version that it is compared with.
         quality: events to compare on.
     """
     scanned = index.scanned(query_QD, nprobe)

@@ -67,10 +67,10 @@ class LoadedVersion:
         return ids, scores
 
     def _nprobe_for(self, excluded: int) -> int:
-        """Lists to search. nprobe is tuned on plain queries, and the excluded items are the nearest of all.
+        """Number of lists to search. nprobe is tuned without exclusions, and the excluded items are often the nearest.
 
-        Room for four times as many items: at a user's 300 nearest of 1,700 items excluded, recall@10 of the rest is
-        .04 with plain nprobe.
+        Adds lists for four times the number of excluded items: with a user's nearest 300 of 1,700 items excluded,
+        recall@10 of the rest is .04 with plain nprobe.
         """
         nprobe = int(self.version.manifest["nprobe"])
         return nprobe + -(-4 * excluded * self.index.nlist // self.index.size) if excluded else nprobe
@@ -78,7 +78,7 @@ class LoadedVersion:
     def _search(
         self, query_QD: Float32Array, k: int, nprobe: int, unwanted: Exclusions
     ) -> tuple[Int64Array, Float32Array, Int64Array]:
-        """Ids and scores as `search`, and the numbers of the queries that too few items were found for."""
+        """Ids and scores as in `search`, and the indices of queries with too few results."""
         fetched = min(k + unwanted.longest, self.index.size)
         rows, scores = self.index.search(query_QD, fetched, nprobe)
         ids = self.item_ids[rows]  # the id of the last item where the row is missing, -1
@@ -94,15 +94,15 @@ class LoadedVersion:
 
 
 class Searcher:
-    """The live version of a store; `refresh` swaps it, a search in progress keeps the one it began with.
+    """The live version of a store; `refresh` swaps it, and a search in progress keeps the version it began with.
 
     `close`, or the end of its block, stops threads that follow and releases the version's memory and files.
 
     Args:
         location: of the store, a folder or a URI.
         gpu: search on this GPU, or with the items divided among several; the CPU keeps a copy, which serves while a
-            new version goes up.
-        cache: for copies of what lies in an object store; by default the user's.
+            new version is copied to the GPU.
+        cache: for copies of files in an object store; by default the user's.
     """
 
     def __init__(
@@ -114,12 +114,12 @@ class Searcher:
 
     @property
     def loaded(self) -> LoadedVersion | None:
-        """What is searched now; None before the first version."""
+        """The version in memory, with its index; None before the first version."""
         return self._follower.current
 
     @property
     def version(self) -> Version | None:
-        """The version that is searched now; None before the first one."""
+        """The version in memory; None before the first one."""
         loaded = self.loaded
         return loaded.version if loaded is not None else None
 
@@ -149,13 +149,12 @@ class Searcher:
         """The best items of each query.
 
         Args:
-            query_QD: float32, made by the query tower of this very version.
-            k: how many.
-            exclude: item ids, int64, that each query must not get; more lists are searched and more items fetched,
-                and as many lists again as it takes to fill k.
+            query_QD: float32, encoded by the query tower of the same version.
+            k: number of results per query.
+            exclude: for each query, int64 item ids that it must not get. More lists are searched and more items fetched
+                for them, until there are k results or no more lists.
         Returns:
-            Item ids int64 (Q, k) and inner products float32 (Q, k), best first; where there are fewer, id -1 and
-            score -inf.
+            Item ids int64 (Q, k) and inner products float32 (Q, k), best first, padded with id -1 and score -inf.
         Raises:
             VersionError: no version is live, or the searcher was closed.
             IndexInputError: queries of another width, k below 1, or another number of `exclude` than of queries.

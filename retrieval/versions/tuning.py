@@ -18,7 +18,7 @@ _SLICE_BYTES = 32 << 20
 
 
 class Tuned(Protocol):
-    """What is asked of an index, whole or sharded; row numbers and lists are as in `IvfIndex`."""
+    """The interface of an index, whole or sharded; row numbers and lists are as in `IvfIndex`."""
 
     @property
     def nlist(self) -> int:
@@ -39,15 +39,15 @@ def choose_nprobe(
 ) -> tuple[int, float]:
     """nprobe and its recall@k.
 
-    A search finds a wanted item only if it probes that item's list, so the lists' ranks bound the recall of every
-    nprobe from above without a search. Most often the first nprobe that the bound allows is the answer, and one
-    search confirms it; rounding in the lists may ask for a few more.
+    A search finds a wanted item only if it probes that item's list, so the lists' ranks give an upper bound of every
+    nprobe's recall without a search. Usually the first nprobe that the bound allows is the answer, and one search
+    confirms it; rounding in the lists may require a few more.
 
     Args:
-        index: to be searched, as it was built: one that was read from a file does not know its items' lists.
+        index: as it was built, because an index read from a file does not know its items' lists.
         query_QD: float32, recent queries, at least one.
         wanted_QK: int64, exact results as row numbers, -1 padded.
-        config: `nprobe` fixes it; else at most `max_probe_fraction` of the lists, and that many if even they do not
+        config: `nprobe` fixes it; otherwise at most `max_probe_fraction` of the lists, and that many if they do not
             reach `recall_target`.
     """
 
@@ -63,7 +63,7 @@ def choose_nprobe(
     reached = recall(low)
     if reached >= config.recall_target or low == most:
         return low, reached
-    # Lists that round vectors lose about as much at every nprobe, so the bound less that loss is near the truth.
+    # Lists that round vectors lose about the same recall at every nprobe, so the bound minus that loss is accurate.
     high, best = low, reached
     while best < config.recall_target and high < most:
         low, loss = high + 1, float(bound[high - 1]) - best

@@ -1,4 +1,4 @@
-"""The process that answers: questions as an Arrow stream on stdin, one line of JSON for each on stdout.
+"""The answering process: reads questions as an Arrow stream on stdin, and writes one line of JSON for each on stdout.
 
 It ends with its stdin and with the thread that started it (`answering_process.py`).
 """
@@ -22,12 +22,12 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Answer until stdin ends."""
-    # Before the imports, which take seconds: a trainer that is killed leaves nothing behind.
+    # Before the imports, which take seconds, so that a killed trainer leaves no process behind.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which ends this process
-    os.nice(10)  # training comes first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and ends this process
+    os.nice(10)  # training has priority
     says = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not stand between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     settings = sys.stdin.buffer.readline()
     if settings:
         answers = _live_answers(json.loads(settings))

@@ -1,4 +1,4 @@
-"""A process of its own for answers: loading a version and encoding must not hold up training's interpreter."""
+"""Runs answering in a separate process, so that loading a version and encoding do not delay training's interpreter."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _END_S = 5.0
 
 
 class Answering(Protocol):
-    """Answers questions, one after the other."""
+    """Answers questions one after the other."""
 
     def ask(self, batch: pa.RecordBatch, step: int) -> Answer:
-        """Wait for the answer; OSError if there will be none."""
+        """Return the answer; raises OSError if there will be none."""
 
     def close(self) -> None:
         """Stop; an `ask` that waits in another thread fails with OSError."""
 
 
 class AnsweringProcess:
-    """Runs `answering.py` until `close`; on one thread of the CPU, at a lower priority than training.
+    """Runs `answering.py` until `close`, on one CPU thread, at a lower priority than training.
 
     Args:
         config: the run's settings.
@@ -68,7 +68,7 @@ class AnsweringProcess:
         return Answer(**json.loads(self._read()))
 
     def close(self) -> None:
-        """See Answering. Nothing of the process is worth waiting for."""
+        """See Answering. The process is killed without waiting for it to finish its work."""
         self._process.terminate()
         try:
             self._process.wait(_END_S)

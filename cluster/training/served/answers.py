@@ -1,4 +1,4 @@
-"""Sampled events as requests to the live version: what a user would have got just before each of them.
+"""Sampled events as requests to the live version: the results that a user would have got just before each event.
 
 Shape letters: E events, S scored events, K results, D columns.
 """
@@ -23,11 +23,11 @@ class Answer:
 
     Attributes:
         version: name of the version that answered; empty if none did.
-        sample: events that were scored.
-        hits: those of them whose item was in the top k.
+        sample: number of scored events.
+        hits: number of those whose item was in the top k.
         unanswered: events that no version could answer.
         problem: why the live version cannot be used; empty if it can.
-        cpu_s: CPU seconds that answers have cost so far, loading versions included.
+        cpu_s: CPU seconds that answers have cost so far, including loading versions.
     """
 
     version: str = ""
@@ -39,7 +39,7 @@ class Answer:
 
 
 class LiveAnswers:
-    """Answers from the version that is live at the moment of each question.
+    """Answers from the version that is live at the time of each question.
 
     Args:
         models: follows the live version.
@@ -52,7 +52,7 @@ class LiveAnswers:
     def answer(self, batch: pa.RecordBatch, step: int) -> Answer:
         """Answer all events of a batch in TRAINING_BATCH_SCHEMA, which were trained on in this step (from 0).
 
-        A version that was trained on the events themselves cannot answer them any more.
+        A version that was trained on the events themselves can no longer answer them.
         """
         events = len(batch.column("offset").flatten())
         try:
@@ -62,7 +62,7 @@ class LiveAnswers:
                 return Answer(unanswered=events)
             sample, hits = count_hits(model, batch, self._top_k)
             return Answer(model.version.name, sample, hits)
-        except Exception as error:  # such as a version with other user attributes: the next one may do
+        except Exception as error:  # for example a version with other user attributes; the next one may work
             return Answer(unanswered=events, problem=described(error))
 
 
@@ -88,5 +88,5 @@ def _had_before(runs: Runs) -> list[Int64Array]:
 
 
 def _steps_in(model: ServedModel) -> int:
-    """How many steps the version was trained on, as far as it says."""
+    """Number of steps that the version was trained on, if its manifest has it."""
     return int(model.version.manifest.get("step") or 0)

@@ -1,11 +1,11 @@
-"""Served progressive validation: sampled events answered by the live version, as their users got it.
+"""Served progressive validation: sampled events answered by the live version, as for their users.
 
-Rank 0 asks about those of its own events that the hash sample holds, of the step that was just trained: partitions are
-spread over the ranks by user, so its users are a fair part of all. Training hands a question over and never waits;
-a thread passes it to a process that holds the live version. Answers may cost a set share of the training thread's CPU
-time. What exceeds it, or comes while another question waits, is dropped and counted.
+Rank 0 asks about its own sampled events of the step that was just trained; partitions are spread over ranks by user, so
+its users are a representative part of all. Training passes on a question and never waits; a thread sends it to a
+process that holds the live version. Answers may use a set share of the training thread's CPU time. Questions beyond it,
+or that arrive while another one waits, are dropped and counted.
 
-Which version was live depends on the clock, so no figure of this enters a checkpoint.
+Which version was live depends on the clock, so these figures are not in checkpoints.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Question:
 
     Attributes:
         batch: the events, in TRAINING_BATCH_SCHEMA.
-        events: how many there are.
-        step: in which they were trained on, from 0.
-        events_before: how many events had been trained on before the step.
+        events: their number.
+        step: the step, from 0, in which they were trained on.
+        events_before: number of events trained on before the step.
     """
 
     batch: pa.RecordBatch
@@ -57,12 +57,12 @@ class Question:
 
 
 class ServedValidation:
-    """Asks, counts and keeps the curve. `offer` is called by the training thread alone.
+    """Asks, counts and keeps the curve. Only the training thread calls `offer`.
 
     Args:
         config: settings; `served_cpu_share` 0 turns it off.
         is_live: whether any version is live; may read storage.
-        answering: starts what answers.
+        answering: starts the answering process.
         cpu_s: CPU seconds of the thread that calls `offer`.
     """
 
@@ -89,9 +89,9 @@ class ServedValidation:
         """Ask about the sampled events of this batch, if a version is live and the budget allows it; never waits.
 
         Args:
-            batch: what was trained on, in TRAINING_BATCH_SCHEMA.
-            step: in which, from 0.
-            events_before: how many events had been trained on before it.
+            batch: the trained events, in TRAINING_BATCH_SCHEMA.
+            step: their step, from 0.
+            events_before: number of events trained on before it.
         """
         if not self._on:
             return
@@ -117,7 +117,7 @@ class ServedValidation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As `progress.json` holds it."""
+        """The figures for `progress.json`."""
         with self._lock:
             said: dict[str, Any] = {
                 "kind": SERVED,
@@ -127,7 +127,7 @@ class ServedValidation:
             return {**said, **self._curve.to_json()}
 
     def go_on_from(self, saved: Mapping[str, Any] | None) -> None:
-        """Add to what `to_json` said in an earlier attempt of the run."""
+        """Continue from `to_json` of an earlier attempt of the run."""
         if saved and saved.keys() >= {"dropped", *self._curve.to_json()}:
             with self._lock:
                 self._curve.load_json(saved)
@@ -139,7 +139,7 @@ class ServedValidation:
         return self._spent_s
 
     def close(self) -> None:
-        """End thread and process, whatever they do."""
+        """End thread and process, whatever they are doing."""
         self._ended.set()
         with self._starting:
             if self._answering is not None:
@@ -148,7 +148,7 @@ class ServedValidation:
             self._thread.join(_END_S)  # it may be waiting for storage
 
     def _affordable(self) -> bool:
-        """Whether what answers have cost is within their share of what training has cost since the first question."""
+        """Whether the cost of answers is within its share of training's cost since the first question."""
         now_s = self._cpu_s()
         if self._first_cpu_s is None:
             self._first_cpu_s = now_s
@@ -212,7 +212,7 @@ class ServedValidation:
 
 
 def served_validation(config: FreshetConfig, rank: int) -> ServedValidation:
-    """Of a rank of a run: rank 0 asks, the others do not."""
+    """The served validation of a rank; only rank 0 asks."""
     share = config.progressive.served_cpu_share if rank == 0 else 0.0
     store = version_store(config)
     return ServedValidation(
