@@ -1,6 +1,6 @@
 """From a committed checkpoint to a live index version, beside training.
 
-    snapshot of a checkpoint      what was trained until now is in it (`cover`)
+    snapshot of a checkpoint      everything trained until now is in it (`cover`)
     its commit                    ► `start`, at the same step on every rank; one at a time
     a thread of each rank         tells the others its recent queries and append times, then builds: itself where the
                                   catalogue is small, else by a process beside the worker (`builder_process.py`)
@@ -38,14 +38,14 @@ from retrieval.versions.publish import PublishReport
 from streaming.arrays import Float32Array, Int64Array
 
 _PATIENCE = timedelta(minutes=10)
-"""How long a rank's thread waits for those of the others: for rank 0's part of a small catalogue."""
+"""How long a rank's thread waits for the others, for example for rank 0's part of a small catalogue."""
 _CLOSE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Share:
-    """What a rank tells the others; the checkpoint is rank 0's to say."""
+    """A rank's message to the others; only rank 0 names the checkpoint."""
 
     append_ms: Int64Array
     location: str = ""
@@ -62,7 +62,7 @@ class Publisher:
         device: that encodes.
         check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
 
-    Making one draws from torch's default generator.
+    Creating one draws from torch's default generator.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Publisher:
     ) -> None:
         self.store = version_store(config)
         self.unpublished = UnpublishedAppends()
-        """When the events were appended that were trained since the last snapshot of a checkpoint."""
+        """Append times of the events trained since the last snapshot of a checkpoint."""
         self.events = RecentEvents()
-        """What this rank sampled last, for the quality gate."""
+        """The last events that this rank sampled, for the quality gate."""
         self.freshness = Freshness()
         self.last: PublishReport | None = None
         self.published = 0
@@ -93,7 +93,7 @@ class Publisher:
 
     @property
     def busy(self) -> bool:
-        """A version is being built."""
+        """Whether a version is being built."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -102,7 +102,7 @@ class Publisher:
         return self._trouble.problem
 
     def cover(self) -> None:
-        """A snapshot for a checkpoint is taken: it has what was trained until now."""
+        """Record that a snapshot for a checkpoint is taken; it has everything trained until now."""
         self._cover(self.unpublished.drain())
 
     def start(self, checkpoint: Checkpoint | None, queries: Sequence[Float32Array], items: int) -> None:
@@ -111,7 +111,7 @@ class Publisher:
         Args:
             checkpoint: the newest one; on rank 0.
             queries: float32 (n, D) each, the recent query vectors of this rank.
-            items: how many are known; on rank 0.
+            items: number of known items; on rank 0.
         """
         if self._thread is not None:
             self._thread.join()  # of another rank it may be a moment behind
@@ -124,7 +124,7 @@ class Publisher:
         self._thread.start()
 
     def give_up(self, problem: str) -> None:
-        """No checkpoint could be committed for a version (rank 0); said once."""
+        """Record that no checkpoint could be committed for a version (rank 0); logged once."""
         self._trouble.failed(problem)
 
     def wait(self) -> None:
@@ -135,7 +135,7 @@ class Publisher:
             raise self.error
 
     def close(self) -> None:
-        """End the process that builds versions, whatever it is building; a thread gets a moment."""
+        """End the process that builds versions, even if it is building; a thread gets a short time to finish."""
         self._closed = True
         if self._process is not None:
             self._process.close()
@@ -153,7 +153,9 @@ class Publisher:
             shares: list[_Share] = self._comm.gather_objects(share)
             everyones = np.concatenate([share.append_ms for share in shares])
             outcome = self._agreed(self._build(shares[0], questions))
-        except Exception as error:  # the thread must not die in silence: `wait` and the worker loop raise it
+        except (
+            Exception
+        ) as error:  # the thread must not die silently: `wait` and the worker loop raise the error
             lost = self._comm.broken or self._comm.explains(error)
             outcome = Outcome(problem=str(error)) if lost else Outcome(error=error)
         self._settle(outcome, appends, everyones)
@@ -169,7 +171,7 @@ class Publisher:
             return Outcome(problem=str(error), lost=True)
 
     def _builder(self) -> BuilderProcess:
-        """Collective. The process of this rank; where one of them is gone, all are started again.
+        """Collective. The process of this rank; if any rank's is gone, all are started again.
 
         Raises:
             BuilderLost, OSError: one of them does not start, or does not find the others; on every rank.
@@ -208,7 +210,7 @@ class Publisher:
             self._process = None
 
     def _agreed(self, mine: Outcome) -> Outcome:
-        """Collective. What came of it on all ranks together."""
+        """Collective. The outcome of all ranks together."""
         own = mine.error is not None and not isinstance(mine.error, OtherRankError)
         told = self._comm.gather_objects((mine.problem, str(mine.error) if own else "", mine.lost))
         if any(lost for _, _, lost in told):
@@ -224,7 +226,7 @@ class Publisher:
             return
         report = outcome.report
         if report is None or report.version is None:
-            self._cover(mine)  # the next version has it
+            self._cover(mine)  # the next version has these events
         if outcome.error is not None:
             _log.error("publishing failed", exc_info=outcome.error)
             self.error = outcome.error

@@ -1,9 +1,9 @@
-"""What the quality gate asks: recent events, as queries of a candidate and of the live version.
+"""The data of the quality gate: recent events as queries of a candidate and of the live version.
 
-A trainer keeps the last events that it sampled. A refresh has none, so it holds out the last event of some users.
+A trainer keeps the last events that it sampled. A refresh has none, so it uses the last event of some users.
 
-The candidate may have been trained on these events already and the live version not, so the gate finds candidates that
-are broken, not small losses.
+Unlike the live version, the candidate may have been trained on these events, so the gate detects broken candidates, not
+small losses.
 
 Shape letters: Q users.
 """
@@ -32,12 +32,12 @@ from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from streaming.histories.history import UserStore
 
 MOST_EVENTS = 1024
-"""Events of each rank."""
+"""Number of events per rank."""
 _log = logging.getLogger(__name__)
 
 
 class RecentEvents:
-    """The last events that were sampled, at least `most` of them once there have been so many."""
+    """The last sampled events, at least `most` once there have been that many."""
 
     def __init__(self, most: int = MOST_EVENTS) -> None:
         self._most, self._kept = most, 0
@@ -109,7 +109,7 @@ def quality_of(
 
     Args:
         batches: events of this rank, in TRAINING_BATCH_SCHEMA.
-        candidate: the towers, rows and catalogue that the candidate is built of; its rows need no messages.
+        candidate: the towers, rows and catalogue of the candidate; its rows need no messages.
         store: of the versions.
         config: of the run.
         comm: the ranks.

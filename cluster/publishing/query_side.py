@@ -1,6 +1,6 @@
-"""What turns a user into a query vector: towers, rows and catalogue of one state, and their form in an index version.
+"""The query side, which encodes users: towers, rows and catalogue of one state, and their form in an index version.
 
-A version holds them as a checkpoint does, without the optimizers, and in `model.json` the settings that describe them.
+A version holds them like a checkpoint, without optimizer state, plus the settings that describe them in `model.json`.
 
 Shape letters: E events (queries), D columns.
 """
@@ -72,7 +72,7 @@ class QuerySide:
         """The query vector of each event, float32 (E, D).
 
         Args:
-            batch: in TRAINING_BATCH_SCHEMA, as `query_batch.py` makes it.
+            batch: in TRAINING_BATCH_SCHEMA, from `query_batch.py`.
         """
         if self.model.training:
             self.model.eval()
@@ -96,7 +96,7 @@ class QuerySide:
         stream: StreamConfig,
         batches: Sequence[pa.RecordBatch],
     ) -> QuerySide:
-        """The part of a checkpoint or version that some batches need, whatever its size.
+        """Read only the part of a checkpoint or version that some batches need.
 
         Args:
             saved: rows and catalogue.
@@ -116,13 +116,13 @@ class QuerySide:
     def load(
         version: Version, stream: StreamConfig, only: Sequence[pa.RecordBatch] | None = None
     ) -> QuerySide:
-        """Read the query side of a version, whatever the number of ranks that wrote it, onto the CPU.
+        """Read the query side of a version, written by any number of ranks, onto the CPU.
 
         Args:
             version: verified.
             stream: settings of the catalogue; the user attributes are those of the version.
-            only: all that will be encoded, if that is known; then only the part that it needs is read, and no random
-                number is drawn, so this may run beside training.
+            only: the batches that will be encoded, if known; then only the part that they need is read, and no random
+                numbers are drawn, so this can run during training.
         """
         described = json.loads(version.file(DESCRIPTION).read_text())
         known = {f.name for f in fields(ModelConfig)}
@@ -142,7 +142,7 @@ class QuerySide:
 
 
 def _empty_towers(config: ModelConfig, attributes: int) -> TwoTower:
-    """Towers of zeros, to be read into."""
+    """Towers of zeros, whose parameters are read afterwards."""
     with torch.device("meta"):
         model = cl_epidtn(config, attributes)
     model.to_empty(device="cpu")
@@ -152,7 +152,7 @@ def _empty_towers(config: ModelConfig, attributes: int) -> TwoTower:
 
 
 def _ids_in(batches: Sequence[pa.RecordBatch]) -> tuple[Int64Array, Int64Array]:
-    """Items and users of batches, int64, each once."""
+    """The distinct items and users of batches, int64."""
     lists = [batch.column(name) for batch in batches for name in (ITEMS, NEGATIVES)]
     items = [column.flatten().to_numpy() for column in lists]
     users = [batch.column(USER_ID).to_numpy() for batch in batches]
@@ -180,7 +180,7 @@ def save_query_side(
     config: FreshetConfig,
     comm: Collectives,
 ) -> None:
-    """Write what this rank adds to a version from the state of a run; every rank calls it."""
+    """Write this rank's share of a version from the state of a run; every rank calls it."""
     first = comm.rank == 0
     parts: list[ServedPart] = [
         TowerPart(model, writes=first),

@@ -1,4 +1,4 @@
-"""The steps of one rank: a batch is taken, trained on, and accounted for."""
+"""The steps of one rank: takes a batch, trains on it, and records it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Stepping:
         self.validation = np.zeros(4)
         """(sample, hits, popularity hits, co-occurrence hits) of this rank since `forget_validation`."""
         self.validated_at = 0
-        """How many events had been trained on before the last step."""
+        """Number of events trained on before the last step."""
         self._refused_in_a_row = 0
         self.last_step_s = time.monotonic()
 
@@ -85,17 +85,17 @@ class Stepping:
 
     @property
     def two_full(self) -> bool:
-        """Whether the same holds of the next two steps together, and this rank takes batches ahead."""
-        # Those in hand are taken already.
+        """Whether the same holds for the next two steps together, and this rank takes batches ahead."""
+        # A batch taken ahead is already taken.
         quota = self.quota if self.in_hand else 2 * self.quota
         return self._may_take_ahead and self._run.batcher.wait_full(quota, 0.0)
 
     def wait_full(self, timeout_s: float) -> bool:
-        """Wait until no partition could give more to a step, or until the time is up; whether none could."""
+        """Wait until no partition could give more to a step, or until time is up; returns whether none could."""
         return self._run.batcher.wait_full(self.quota, timeout_s)
 
     def forget_validation(self) -> None:
-        """All ranks' `validation` is in the curve now."""
+        """Reset `validation`, because all ranks' values are in the curve."""
         self.validation = np.zeros(4)
 
     def step(self, *, ahead: bool) -> None:
@@ -110,7 +110,7 @@ class Stepping:
                 taker.take_ahead(run.train_step)
 
         left: pa.RecordBatch | None = batch
-        while left is not None:  # once, except for events that can be trained on only in smaller steps
+        while left is not None:  # once, except for events that can only be trained on in smaller steps
             try:
                 outcome = guarded.train(left, run.step, meanwhile)
             except Exception as error:
@@ -132,7 +132,7 @@ class Stepping:
 
     @property
     def _may_take_ahead(self) -> bool:
-        """A CPU would only do the same work earlier; a run that counts rows must not take more than it counts."""
+        """Whether to take batches ahead: not on a CPU, where it is useless, nor in a run with a limit of rows."""
         return self._device.type != "cpu" and self._config.train.stop_after_rows == 0
 
     def _account_for(self, outcome: StepOutcome) -> None:
@@ -155,7 +155,7 @@ class Stepping:
         self._progress.stepped(outcome.losses, outcome.events)
 
     def _quarantine(self, quarantined: Quarantined) -> None:
-        """Nothing was learned from these events; every rank comes here for the same step."""
+        """Handle events that could not be trained on; every rank calls this for the same step."""
         run, topic = self._run, self._config.stream.dead_letters
         letters = quarantine_letters(quarantined, run.source, run.step)
         _log.error(

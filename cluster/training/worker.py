@@ -1,7 +1,7 @@
 """The loop of one rank: agree, publish, checkpoint, step. Knows nothing of Ray.
 
-Every rank runs the same loop and takes every decision from the same exchanged reports (`control.py`), so
-all of them make the same collective calls in the same order, with or without events of their own.
+Every rank runs the same loop and makes every decision from the same exchanged reports (`control.py`), so all ranks make
+the same collective calls in the same order, with or without events of their own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Worker:
             at=at,
         )
         self.publisher = Publisher(comm, config, device, self.checkpoints.check_claim)
-        join_run(self.checkpoints, run_id, comm)  # first of all: who was evicted writes nothing
+        join_run(
+            self.checkpoints, run_id, comm
+        )  # first of all, because an evicted run must not write anything
         self._intake = Intake(config, comm)
         self.run = self._new_run(self._intake.count_partitions())
         self._served = served_validation(config, comm.rank)
@@ -102,7 +104,7 @@ class Worker:
         self._publishing = Publishing(self.publisher, comm, self._saving, self._since, every_s)
 
     def train(self) -> dict[str, Any]:
-        """Run until the stream ends, `train.stop_after_rows`, or a stop is asked for; the last progress (rank 0)."""
+        """Run until the stream ends, `train.stop_after_rows`, or a stop request; returns the last progress (rank 0)."""
         self._open()
         try:
             while True:
@@ -112,7 +114,7 @@ class Worker:
                     self.publisher.wait()
                     raise RuntimeError("publishing failed on another rank; see its log")
                 if self._stepping.in_hand and not decision.only_a_step:
-                    self._step(ahead=False)  # whatever else is done finds every batch that was taken trained
+                    self._step(ahead=False)  # before anything else, every batch that was taken is trained
                     decision = replace(decision, step=False)
                 if decision.catalogue:
                     self._intake.apply_catalogue(self.run)
@@ -161,7 +163,7 @@ class Worker:
         self._stepping.attach(self.run)
 
     def _resume(self) -> Checkpoint | None:
-        """Bring the run into the state of its newest checkpoint, which is returned; without one, of where it starts."""
+        """Restore the run from its newest checkpoint, which is returned; without one, from its starting point."""
         own = self._agreed(self.checkpoints.newest, self.checkpoints)
         if own is not None:
             spread_over = int(saved_stream(own.manifest)["partitions"])
@@ -178,7 +180,7 @@ class Worker:
     def _agreed(
         self, find: Callable[[], Checkpoint | None], store: CheckpointStore | None = None
     ) -> Checkpoint | None:
-        """Rank 0 looks and verifies, so that every rank restores the same checkpoint."""
+        """The newest checkpoint, found and verified by rank 0, so that every rank restores the same one."""
         found = find() if self.comm.rank == 0 else None
         told = self.comm.gather_objects((found.storage.location(), found.name) if found else None)[0]
         if told is None or found is not None:
@@ -186,9 +188,9 @@ class Worker:
         return (store or CheckpointStore(told[0])).open(told[1])
 
     def _grow(self, partitions: int) -> None:
-        """Users move to where they belong now: by a checkpoint of this instant, which is then read again.
+        """Move users to their new partitions by committing a checkpoint now and reading it again.
 
-        If the storage does not take it, on whichever rank, the next turn of the loop tries again.
+        If the storage fails on any rank, the next iteration of the loop tries again.
         """
         old = self.run
         try:
@@ -232,7 +234,7 @@ class Worker:
         return report
 
     def _add_wishes(self, report: Report) -> None:
-        """What rank 0 alone asks for."""
+        """The requests that only rank 0 makes."""
         now = time.monotonic()
         report.linger_over = float(now - self._stepping.last_step_s >= self.config.train.linger_s)
         report.catalogue_waiting = float(self._intake.catalogue_waiting(now))
@@ -253,7 +255,7 @@ class Worker:
         self._stepping.step(ahead=ahead)
 
     def _finish(self, decision: Decision) -> dict[str, Any]:
-        """The last checkpoint and the last version hold everything that was read."""
+        """Commit the last checkpoint and publish the last version, which have everything that was read."""
         letters = "stream.broker_patience_s", self.config.stream.broker_patience_s
         self._commit_last(decision, letters, self.config.train.storage_patience_s)
         self._publishing.publish_last(self.run)

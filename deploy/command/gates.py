@@ -1,4 +1,4 @@
-"""The gates of an index version in words."""
+"""The gates of an index version as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def gates_text(checks: Sequence[Mapping[str, Any]]) -> str:
     """Each check with its value and its bound, those that failed first and marked.
 
     Args:
-        checks: `name`, `value`, `bound` and `passed` of each, as a manifest, a report, or progress.json has them.
+        checks: `name`, `value`, `bound` and `passed` of each, from a manifest, a report, or progress.json.
     """
     in_order = sorted(checks, key=lambda check: bool(check["passed"]))
     return ", ".join(map(_text, in_order)) or "none"

@@ -1,4 +1,4 @@
-"""The verbs `index list`, `verify`, `promote`, and `rollback`: all versions, whole or not, and which one is live."""
+"""The verbs `index list`, `verify`, `promote`, and `rollback`: all versions, their integrity, and the live one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ app = typer.Typer(help="Inspect the index versions of a run, and choose the live
 
 
 class NoSuchVersion(CommandError):
-    """There is no index version, or none of that name; names the place and the setting."""
+    """There is no index version, or none of that name; names the location and the setting."""
 
 
 class RefusedVersion(CommandError):
-    """A gate refused the version; says which one and how to serve it all the same."""
+    """A gate refused the version; names the gate and how to serve the version nevertheless."""
 
 
 ToOption = Annotated[

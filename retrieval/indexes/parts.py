@@ -16,7 +16,7 @@ from retrieval.indexes.ivf import IndexInputError
 from retrieval.storage.durable import PRIVATE_FILE, naming
 
 _SLICE_BYTES = 16 << 20
-"""Of the vectors that a reader has in memory at a time."""
+"""Size of the vectors that a reader has in memory at a time."""
 
 
 def write_part(path: Path, item_ids: Int64Array, vectors_ND: Float32Array) -> None:
@@ -29,7 +29,7 @@ def write_part(path: Path, item_ids: Int64Array, vectors_ND: Float32Array) -> No
 
 
 def write_slices(path: Path, slices: Iterable[tuple[Int64Array, Float32Array]]) -> None:
-    """As `write_part`, of items that come in slices: ids int64 (S,), vectors float32 (S, D); at least one slice.
+    """Like `write_part`, for items in slices: ids int64 (S,), vectors float32 (S, D); at least one slice.
 
     Raises:
         IndexInputError: another number of ids than vectors, or slices of different widths.
@@ -53,7 +53,7 @@ def write_slices(path: Path, slices: Iterable[tuple[Int64Array, Float32Array]]) 
 
 
 class Part:
-    """Reads what `write_part` or `write_slices` wrote, a slice at a time; nothing is mapped.
+    """Reads a file of `write_part` or `write_slices` in slices, without mapping it.
 
     Args:
         path: of the file.
@@ -134,10 +134,10 @@ def read_ids(path: Path) -> Int64Array:
 
 
 def refuse_twins(ascending: Int64Array) -> None:
-    """See that no id is there twice.
+    """Check that ids are distinct.
 
     Raises:
-        IndexInputError: one is; names it.
+        IndexInputError: an id occurs twice; names it.
     """
     twin = np.flatnonzero(ascending[1:] == ascending[:-1])
     if twin.shape[0]:

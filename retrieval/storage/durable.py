@@ -1,4 +1,4 @@
-"""Files that survive a power cut and that only their owner can read, and what a manifest says of them."""
+"""Writes files that survive a power cut and that only their owner can read, and computes their manifest entries."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
-"""Modes of what holds histories or comes from them, whatever the umask."""
+"""Modes of files and folders that hold histories or are derived from them, regardless of the umask."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file as its writer saw it."""
+    """One file's name, size and checksum, as recorded by its writer."""
 
     name: str
     size: int
@@ -27,18 +27,18 @@ class FileEntry:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner can enter, and its missing parents alike; one that exists keeps its mode."""
+    """Create a folder that only its owner can enter, with its missing parents; existing folders keep their modes."""
     if not folder.is_dir():
         make_private(folder.parent)
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
 
 
 def open_to_others(folder: Path, names: Collection[str] = ()) -> list[Path]:
-    """Files below a folder that other users of this machine can read: no folder from this one on keeps them out.
+    """Files below a folder that other users of this machine can read, judged by the modes from this folder down.
 
     Args:
-        folder: where to look; the folders above it are not looked at.
-        names: only these files and folders in it; none: all.
+        folder: the top; folders above it are not checked.
+        names: only these files and folders in it; if empty, all.
     """
     found: list[Path] = []
     for path, folders, files in os.walk(folder):
@@ -61,7 +61,7 @@ def _lets_in(path: Path, group: int, others: int) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the block that name no file name this one: a write to a full disk says only that the disk is full.
+    """Add this file's name to errors of the block that name none, such as those of a write to a full disk.
 
     Raises:
         OSError: of the same number, with the path.
@@ -77,7 +77,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEntry:
-    """Write and fsync one file; with `private=False` the umask says who can read it."""
+    """Write and fsync one file; with `private=False`, its mode follows the umask."""
     if private:
         path.touch(PRIVATE_FILE)
     with naming(path), path.open("wb") as file:
@@ -89,9 +89,9 @@ def write_durably(path: Path, payload: bytes, *, private: bool = True) -> FileEn
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written in the block; it takes the place of `path` if the block ends well.
+    """A temporary file beside `path` to write in the block, which replaces `path` if the block ends without an error.
 
-    A reader finds the old content or the new one. Nothing is fsynced, and nothing is left of the temporary file.
+    A reader finds the old content or the new one. Nothing is fsynced, and the temporary file is always removed.
     """
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
@@ -120,12 +120,12 @@ def seal(path: Path) -> FileEntry:
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name out of a manifest stays in the manifest's folder: not a path, not absolute, not `..`."""
+    """Whether a name in a manifest stays in the manifest's folder: not a path, not absolute, not `..`."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def is_plain_file(path: Path) -> bool:
-    """Whether it is a file itself: no symbolic link, no pipe, no device.
+    """Whether it is a regular file rather than a symbolic link, a pipe or a device.
 
     Raises:
         FileNotFoundError: there is none.
@@ -134,7 +134,7 @@ def is_plain_file(path: Path) -> bool:
 
 
 def manifest_checksum(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without its own `checksum`: what it says is as precious as the files that it names."""
+    """SHA-256 of a manifest without its own `checksum`, which protects its content like that of the files it names."""
     unsigned = {name: value for name, value in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()
 

@@ -1,6 +1,6 @@
-"""What each rank does to the files of an attempt: its items, its share of the sample, its shard.
+"""Each rank's files of an attempt: its items, its share of the sample, its shard.
 
-The attempt's folder is seen by all ranks. Hidden files in it are not part of the version.
+The attempt's folder is visible to all ranks. Hidden files in it are not part of the version.
 
 Shape letters: N items, S items of a slice, M items of the sample, D columns.
 """
@@ -26,13 +26,13 @@ from retrieval.versions.shards import ShardFiles
 
 @dataclass
 class ItemsOfRank:
-    """What one rank has written.
+    """The items that one rank has written.
 
     Attributes:
-        items: how many.
+        items: their number.
         width: D, 0 if nothing was written.
-        finite, nonzero: how many vectors have only finite numbers, and how many are not of length zero.
-        bad_ids: of a few that are not finite.
+        finite, nonzero: number of vectors with only finite numbers, and number whose length is not zero.
+        bad_ids: ids of a few vectors that are not finite.
     """
 
     items: int = 0
@@ -56,7 +56,7 @@ class AttemptFiles:
     Args:
         folder: of the attempt.
         rank: of this process.
-        world: how many ranks there are.
+        world: number of ranks.
     """
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
@@ -67,10 +67,10 @@ class AttemptFiles:
         self._samples = [_sample_file(folder, other) for other in range(world)]
 
     def write_items(self, slices: Iterator[tuple[Int64Array, Float32Array]]) -> ItemsOfRank:
-        """Write this rank's items as they come.
+        """Write this rank's items, in order.
 
         Raises:
-            IndexInputError: an id is there twice, or a slice does not fit the others.
+            IndexInputError: an id occurs twice, or a slice does not fit the others.
         """
         written, first = ItemsOfRank(), next(slices, None)
 
@@ -101,7 +101,7 @@ class AttemptFiles:
         """The sample of all ranks, float32 (M, D), in the order of item ids.
 
         Raises:
-            IndexInputError: an item is there twice.
+            IndexInputError: an item occurs twice.
         """
         return read_parts(self._samples)[1]
 

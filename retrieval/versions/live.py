@@ -1,6 +1,6 @@
-"""What a new version takes from the live one: its centroids to start from, and its answers to compare with.
+"""The parts of the live version that a new one uses: centroids to start from, and results to compare with.
 
-A live version that is damaged must not block its successor: it is then logged and not used.
+A damaged live version must not block its successor; it is logged and not used.
 """
 
 from __future__ import annotations

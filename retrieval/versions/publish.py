@@ -1,7 +1,7 @@
 """Item vectors to a live version, by all ranks together: write, sample, train, add, tune, gate, commit, promote.
 
-Each rank holds one shard: its own items, in lists that are the same on all ranks. What can fail on one rank fails on
-all of them at the end of its stage. Vectors are read in slices from the files that become part of the version.
+Each rank holds one shard: its own items, in lists that are the same on all ranks. An error on one rank is raised on all
+ranks at the end of the stage. Vectors are read in slices from the files that become part of the version.
 
 Shape letters: Q queries, L lists, D columns.
 """
@@ -38,15 +38,15 @@ __all__ = ["PublishReport", "publish"]
 
 _MOST_QUERIES = 2048
 _SAME_SIZE = 1.25
-"""The live version's number of lists is kept while it is this near to what the number of items asks for."""
+"""The live version's number of lists is kept while it is this close to the number that suits the number of items."""
 _OF_THE_LISTS = {"recall", "imbalance"}
-"""Gates that an index may fail because of the centroids that it was started from."""
+"""Gates that an index may fail because of the centroids from which it was started."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What came of one attempt, the same on every rank.
+    """The outcome of one attempt, the same on every rank.
 
     Attributes:
         version: None if a gate refused it; the live version is then the old one.
@@ -57,7 +57,7 @@ class PublishReport:
         nprobe: lists that a search reads.
         recall: recall@k against exact search, at this nprobe.
         gate: all checks.
-        scanned: how many items a search compares with, on average.
+        scanned: mean number of items that a search scans.
         seconds: wall time by stage.
     """
 
@@ -103,16 +103,17 @@ def publish(
     """Collective. Build a version beside the live one and promote it if it passes its gates, or keep it aside.
 
     Args:
-        store: where versions live.
-        folder: of this attempt, seen by all ranks. What lies in it becomes part of the version (towers, rows,
-            catalogue) and is moved there; hidden files and what is left after a failure are the caller's to remove.
-        items: ids int64 (S,) and vectors float32 (S, D) of this rank's items, in slices; taken once. Every item is one
-            rank's.
+        store: of the versions.
+        folder: of this attempt, visible to all ranks. Its files (towers, rows, catalogue) become part of the version
+            and
+            are moved there; the caller removes hidden files and leftovers of a failure.
+        items: ids int64 (S,) and vectors float32 (S, D) of this rank's items, in slices; iterated once. Every item
+            belongs to one rank.
         query_QD: float32, recent query vectors of the same model; recall is tuned and gated on them (on a sample
-            if they are many). Without any, on item vectors. Those of rank 0 count.
+            if they are many). Without any, on item vectors. Only rank 0's are used.
         config: index kind, sizes, gates.
         ranks: that build the version together; by default this process alone.
-        metadata: goes into the manifest (`known_items` is what coverage is measured against).
+        metadata: goes into the manifest (coverage is measured relative to `known_items`).
         seed: of k-means and of the samples.
         before_commit: called on rank 0 once the gates have decided; if it raises, nothing is committed.
         quality: recent events on which the candidate is compared with the live version, the same on every rank.
@@ -136,7 +137,7 @@ def publish(
 
 
 class _Attempt:
-    """One attempt, as one rank sees it; its methods are collective."""
+    """One rank's part of an attempt; its methods are collective."""
 
     def __init__(
         self, store: VersionStore, folder: Path, config: IndexConfig, ranks: Ranks, seed: int
@@ -224,7 +225,7 @@ class _Attempt:
         return _check_vectors(written, queries), queries
 
     def _warm_start(self) -> tuple[Float32Array | None, int]:
-        """Centroids of the live version to start from, and how many; None and 0 to train from scratch."""
+        """Centroids of the live version to start from, and their number; None and 0 to train from scratch."""
         centroids = live_centroids(self._store) if self._config.warm_start_iterations else None
         if centroids is None or centroids.shape[1] != self.width:
             return None, 0
@@ -240,7 +241,7 @@ class _Attempt:
         coverage: float,
         quality: Quality | None,
     ) -> PublishReport:
-        """Build, tune and measure with so many lists."""
+        """Build, tune and measure with a number of lists."""
         config, ranks = self._config, self.ranks
 
         def train() -> tuple[Float32Array, UInt8Array, Float32Array]:
@@ -268,7 +269,7 @@ class _Attempt:
 
 
 def _sample(query_QD: Float32Array, seed: int) -> Float32Array:
-    """At most 2,048 queries, from all of them alike: they come rank by rank."""
+    """At most 2,048 queries, drawn from all of them, because they are ordered by rank."""
     if query_QD.ndim != 2:
         raise IndexInputError(f"queries have shape {query_QD.shape} instead of two dimensions")
     if query_QD.shape[0] > _MOST_QUERIES:
@@ -302,7 +303,7 @@ def _committed(store: VersionStore, files: list[Path], described: Mapping[str, A
 
 
 def _prune(store: VersionStore, config: IndexConfig) -> None:
-    """Old versions that cannot be removed are no reason to call the new one, which is live, a failure."""
+    """Remove old versions; a failure is only logged, because the new version is already live."""
     try:
         store.prune(config.versions_to_keep, config.refused_versions_to_keep)
     except OSError as error:

@@ -68,7 +68,7 @@ class AnsweringProcess:
         return Answer(**json.loads(self._read()))
 
     def close(self) -> None:
-        """See Answering. The process is killed without waiting for it to finish its work."""
+        """See Answering. The process is terminated; unfinished work is dropped."""
         self._process.terminate()
         try:
             self._process.wait(_END_S)
