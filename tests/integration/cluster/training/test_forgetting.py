@@ -198,9 +198,9 @@ def test_tombstones_reach_a_live_run_and_what_retention_leaves_of_it_holds_the_i
     assert seen[-1] == ((True, True), (False, False))
 
     # Older checkpoints and versions hold them until retention drops those: a full one and the newest version stay.
-    assert {"items-0000.arrow", "catalogue-users.arrow"} <= _files_with(tmp_path, RARE_USER) | _files_with(
-        tmp_path, RARE_ITEM
-    )
+    held_in = _files_with(tmp_path, RARE_USER) | _files_with(tmp_path, RARE_ITEM)
+    assert "catalogue-users.arrow" in held_in
+    assert held_in & {"items-0000.arrow", "items-0001.arrow"}
     produce(stream, events(40, first=400))
     last = copy.deepcopy(config)
     last.train.bounded, last.train.stop_after_rows, last.train.publish_every_s = True, 0, 0
