@@ -13,6 +13,8 @@ import pytest
 from streaming.config import StreamConfig
 from streaming.local_broker.broker import LocalBroker
 
+pytest_plugins = ["tests.support.cpu_seconds"]
+
 StreamFactory = Callable[..., StreamConfig]
 
 # OpenMP reads this when torch is imported, which is later. The models of the tests are so small that further threads
