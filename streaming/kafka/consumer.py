@@ -10,6 +10,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.config import LostPosition, StreamConfig, client_arguments
+from streaming.kafka.clients import open_client
 from streaming.kafka.fetching import bound_fetches
 from streaming.kafka.record_headers import accept_any_header_key
 from streaming.kafka.topics import BrokerRefused, BrokerUnavailable, unavailable
@@ -101,7 +102,7 @@ def open_consumer(config: StreamConfig) -> KafkaConsumer:
     }
     accept_any_header_key()
     try:
-        consumer = KafkaConsumer(**arguments)
+        consumer = open_client(KafkaConsumer, **arguments)
     except KafkaError as error:
         raise unavailable(config, error) from error
     bound_fetches(consumer, config)

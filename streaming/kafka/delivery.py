@@ -16,6 +16,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from streaming.config import StreamConfig, client_arguments
+from streaming.kafka.clients import open_client
 from streaming.kafka.fetching import bound_fetches
 from streaming.kafka.record_headers import accept_any_header_key
 from streaming.kafka.topics import is_permanent
@@ -290,7 +291,9 @@ class Delivery:
 
     def _consumer(self) -> KafkaConsumer:
         accept_any_header_key()
-        consumer = KafkaConsumer(**client_arguments(self._config), allow_auto_create_topics=False)
+        consumer = open_client(
+            KafkaConsumer, **client_arguments(self._config), allow_auto_create_topics=False
+        )
         bound_fetches(consumer, self._config)
         return consumer
 

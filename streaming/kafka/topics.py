@@ -24,6 +24,7 @@ from kafka.errors import (
 )
 
 from streaming.config import StreamConfig, client_arguments
+from streaming.kafka.clients import open_client
 
 VISIBLE_TIMEOUT_S = 15.0
 POLL_S = 0.05
@@ -138,7 +139,7 @@ def admin_client(config: StreamConfig) -> Iterator[KafkaAdminClient]:
         BrokerRefused: a broker refused permanently.
     """
     try:
-        admin = KafkaAdminClient(**client_arguments(config))
+        admin = open_client(KafkaAdminClient, **client_arguments(config))
     except KafkaError as error:
         raise unavailable(config, error) from error
     try:

@@ -20,6 +20,7 @@ from typing import IO, Self
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from streaming.kafka.clients import open_client
 from streaming.local_broker.jars import Progress, kafka_class_path
 from streaming.local_broker.process import (
     StorageError,
@@ -236,8 +237,11 @@ class LocalBroker:
         level = client_log.level
         client_log.setLevel(logging.CRITICAL)
         try:
-            with KafkaAdminClient(
-                bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=2000, request_timeout_ms=2000
+            with open_client(
+                KafkaAdminClient,
+                bootstrap_servers=self.bootstrap_servers,
+                bootstrap_timeout_ms=2000,
+                request_timeout_ms=2000,
             ) as admin:
                 return bool(admin.describe_cluster()["brokers"])
         except KafkaError:
