@@ -123,7 +123,7 @@ class ShardedIndex(ShardedSearch):
 
     def on_cpu(self) -> ShardedIndex:
         """The index as read from the shards' files; this object if all shards are on the CPU."""
-        moved = self._ranks.gather_objects(self.shard.on_cpu() is not self.shard)
+        moved = gather_results(self._ranks, lambda: self.shard.on_cpu() is not self.shard)
         return ShardedIndex(self._ranks, self.shard.on_cpu(), self._ids) if any(moved) else self
 
     def search(self, query_QD: Float32Array, k: int, nprobe: int) -> tuple[Int64Array, Float64Array]:
