@@ -167,7 +167,7 @@ class Trainer:
 
     def steps(self, count: int) -> Stretch:
         """So many steps and nothing else."""
-        left = [None] * count
+        left = [None] * (count + 1)
         return self._while(lambda: bool(left), lambda: left.pop() is None, lambda: "")
 
     def published(self) -> Stretch:
