@@ -1,15 +1,18 @@
 """Training while an index version is published against training while none is, in one run of one worker.
 
     python tests/benchmarks/publish.py [--json FILE] [--items N] [--users N] [--batch-events N] [--runs N] [--touched N]
+        [--nlist N]
 
 A worker in memory with default settings, 64 columns, rows and titles of every item, and histories of every user.
 Windows alternate: steps while a version is published (a full checkpoint is committed, then a process beside the worker
 builds, gates, and promotes a version of it), and as many steps without. `ratio` is the examples per CPU second of the
 worker's own process with a publish over those without: the median of the pairs. `pauses_ms` is how long a step waits
 for the publish, the longest pauses first; `pause_share` is their sum over the publish's wall time. `delta` has the same
-of a checkpoint without a version that holds `--touched` changed rows.
+of a checkpoint without a version that holds `--touched` changed rows. Nothing is trained long enough for the recall
+gate, which is off.
 """
 
+import json
 import os
 import statistics
 import sys
@@ -36,6 +39,7 @@ from cluster.training.state.run import TrainingRun
 from cluster.training.state.worker_state import checkpointer_of
 from model.config import ModelConfig
 from model.features import ITEM
+from retrieval.config import IndexConfig
 from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from streaming.events.partitioner import key_hashes_of_users
@@ -58,10 +62,11 @@ def main() -> int:
     parser.add_argument("--batch-events", type=int, default=256)
     parser.add_argument("--runs", type=int, default=2, help="pairs of windows")
     parser.add_argument("--touched", type=int, default=300_000, help="rows that the delta holds")
+    parser.add_argument("--nlist", type=int, default=0, help="lists of the index; 0 = by the number of items")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(folder, arguments.items, arguments.users, arguments.batch_events)
+        trainer = Trainer(folder, arguments.items, arguments.users, arguments.batch_events, arguments.nlist)
         try:
             result = measure(trainer, arguments.runs, min(arguments.touched, arguments.items))
         finally:
@@ -139,12 +144,13 @@ class Stretch:
 class Trainer:
     """What a worker does between and in its steps, without a broker."""
 
-    def __init__(self, folder: str, items: int, users: int, batch_events: int) -> None:
+    def __init__(self, folder: str, items: int, users: int, batch_events: int, nlist: int = 0) -> None:
         self.config = FreshetConfig(
             stream=StreamConfig(user_attributes=["a", "b", "c"]),
             model=ModelConfig(dim=64),
             train=TrainConfig(batch_events=batch_events, publish_in_thread_items=0),
             progressive=ProgressiveConfig(sample_fraction=0.0),
+            index=IndexConfig(nlist=nlist, min_recall=0.0),
             device="cpu",
             storage_path=folder,
         )
@@ -206,7 +212,9 @@ class Trainer:
             what = between()
             if not what:
                 begin()
-        return Stretch(clock.read(examples), steps, pauses)
+        stretch = Stretch(clock.read(examples), steps, pauses)
+        print(json.dumps(stretch.figures()), file=sys.stderr, flush=True)
+        return stretch
 
     def _begin(self) -> None:
         self.checkpointer.begin(self.run.step)
