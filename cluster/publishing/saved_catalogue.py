@@ -17,6 +17,7 @@ from cluster.checkpoints.part import FileHere, Saved
 from cluster.checkpoints.parts.catalogue import ITEMS, USERS
 from cluster.tables.buckets import buckets_of, owners_of
 from model.features import ITEM
+from retrieval.storage.durable import naming
 from streaming.arrays import Int64Array
 from streaming.catalogue.catalogue import Catalogue, padded
 from streaming.catalogue.records import CatalogueUpdate
@@ -88,14 +89,19 @@ class SavedCatalogue:
     def write(self, folder: Path) -> None:
         """Put the catalogue into an index version that is being built."""
         items, users = self._files
-        shutil.copyfile(items.path, folder / ITEMS)
+        _copy(items.path, folder / ITEMS)
         if self.attributes.changed:
             write_table(folder / USERS, self._as_now(self.users))
         else:
-            shutil.copyfile(users.path, folder / USERS)
+            _copy(users.path, folder / USERS)
 
     def _as_now(self, users: pa.Table) -> pa.Table:
         return self.attributes.of_users(users) if self.attributes.changed else users
+
+
+def _copy(source: Path, target: Path) -> None:
+    with naming(target):
+        shutil.copyfile(source, target)
 
 
 def _owned(items: pa.Table, rank: int, world: int, width: int) -> tuple[Int64Array, Int64Array]:

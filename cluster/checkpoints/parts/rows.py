@@ -28,7 +28,7 @@ from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.frozen_rows import REMOVED, FrozenRows, RowSettings, RowWidthError, Wanted
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.key_index import KeyIndex
-from retrieval.storage.durable import PRIVATE_FILE, FileEntry
+from retrieval.storage.durable import PRIVATE_FILE, FileEntry, naming
 from streaming.arrays import Int16Array, Int64Array
 
 PREFIX = "rows-"
@@ -233,7 +233,7 @@ def write_frozen_rows(folder: Path, rows: FrozenRows, rank: int, world: int) -> 
     schema = pa.schema([("table", pa.int16()), ("id", pa.int64()), ("value", value)])
     path = folder / f"{PREFIX}{low:04d}-{high:04d}.arrow"
     path.touch(PRIVATE_FILE)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for tables, ids, values_KD in rows.slices((low, high)):
             column = pa.FixedSizeListArray.from_arrays(pa.array(values_KD.reshape(-1)), rows.dim)
             writer.write_batch(

@@ -20,7 +20,10 @@ from cluster.checkpoints.hold import Holds
 from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
 from cluster.publishing.quality import last_events
+from cluster.publishing.served_model import follow_models
+from retrieval.storage.owned_folder import OwnedFolders
 from retrieval.versions.searcher import Searcher
+from retrieval.versions.store import VersionCorrupt
 from tests.support.checkpointing import save_checkpoint
 from tests.support.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
 from tests.support.unit_runs import CPU, small_run, train_steps
@@ -311,3 +314,46 @@ def test_the_events_that_were_sampled_last_are_asked_of_the_candidate_and_of_the
     assert f"the live version's is {check.value:.4g}" in check.note  # of the same checkpoint
     assert publisher.last.version.manifest["gate"][-1]["name"] == "quality"
     assert torch.equal(torch.get_rng_state(), before)  # which dropout draws from beside it
+
+
+def test_each_file_of_a_version_that_finds_no_room_is_named_and_costs_only_the_version(trained, monkeypatch):
+    publisher, make = trained.publisher(), OwnedFolders.make
+    trained.attempt(publisher)
+    names = trained.live.files()
+    assert len(names) >= 7
+    for name in names:
+
+        def full(folders, name=name):
+            made = make(folders)
+            (made.path / name).symlink_to("/dev/full")
+            return made
+
+        with monkeypatch.context() as disk:
+            disk.setattr(OwnedFolders, "make", full)
+            trained.attempt(publisher)
+        assert "No space left on device" in publisher.problem
+        assert name in publisher.problem
+        assert trained.live.name == "v00000001"
+        assert list((trained.folder / ".publish").glob("attempt-*")) == []
+    trained.attempt(publisher)
+    assert publisher.problem == ""
+    assert trained.live == publisher.last.version
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_damage_to_any_file_of_a_version_is_named_and_the_one_in_memory_goes_on_serving(trained, how):
+    publisher = trained.publisher()
+    trained.attempt(publisher)
+    served = follow_models(trained.run.config)
+    assert served.refresh()
+    trained.attempt(publisher)
+    for path in sorted(trained.live.path.iterdir()):
+        content = path.read_bytes()
+        changed = bytearray(content)
+        changed[len(content) // 2] ^= 4
+        path.write_bytes(content[:-1] if how == "truncated" else bytes(changed))
+        with pytest.raises(VersionCorrupt, match=f"v00000002 is damaged: .*{path.name}"):
+            served.refresh()
+        assert served.current.version.name == "v00000001"
+        path.write_bytes(content)
+    assert served.refresh()
