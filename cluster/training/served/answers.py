@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from cluster.publishing.new_events import NewEvents
 from cluster.publishing.served_model import ServedModel
-from cluster.training.steps.candidates import Runs
 from retrieval.versions.follower import VersionFollower
-from streaming.arrays import Int64Array
 from streaming.events.quoting import described
 
 
@@ -68,23 +67,12 @@ class LiveAnswers:
 
 def count_hits(model: ServedModel, batch: pa.RecordBatch, top_k: int) -> tuple[int, int]:
     """(scored events, hits). An item that the user has had before is not scored; one not in the version is a miss."""
-    runs = Runs.of(batch)
-    had = _had_before(runs)
-    new = [e for e, item in enumerate(runs.targets_E.tolist()) if item not in had[e]]
-    if not new:
+    new = NewEvents.of(batch)
+    if not new.had:
         return 0, 0
-    query_SD = np.ascontiguousarray(model.encode(batch)[new])
-    found_SK, _ = model.search(query_SD, top_k, exclude=[had[e] for e in new])
-    return len(new), int((found_SK == runs.targets_E[new][:, None]).any(axis=1).sum())
-
-
-def _had_before(runs: Runs) -> list[Int64Array]:
-    """Of each event: the items that its user had before it."""
-    had, first_E = [], runs.item_offsets_N1[runs.run_E]
-    for run, first, place in zip(runs.run_E, first_E, runs.target_places, strict=True):
-        seen = runs.seen[runs.seen_offsets_N1[run] : runs.seen_offsets_N1[run + 1]]
-        had.append(np.concatenate([seen, runs.items[first:place]]))
-    return had
+    query_SD = np.ascontiguousarray(model.encode(batch)[new.event_S])
+    found_SK, _ = model.search(query_SD, top_k, exclude=new.had)
+    return len(new.had), int((found_SK == new.target_S[:, None]).any(axis=1).sum())
 
 
 def _steps_in(model: ServedModel) -> int:
