@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from streaming.arrays import Int64Array
+from streaming.arrays import BoolArray, Int64Array
 from streaming.batches.selection import event_rows
 from streaming.events.schema import CONTEXT_LENGTH, ITEMS, OFFSET, SEEN
 
@@ -47,6 +47,11 @@ class NewEvents:
                 had.append(before)
         event_S = np.array(events, np.int64)
         return NewEvents(event_S, items[place_E[event_S]], had)
+
+    def where(self, keep_S: BoolArray) -> NewEvents:
+        """Those of them that are to be kept, bool (S,)."""
+        kept = np.flatnonzero(keep_S)
+        return NewEvents(self.event_S[kept], self.target_S[kept], [self.had[s] for s in kept.tolist()])
 
 
 def _ragged(column: pa.ListArray) -> tuple[Int64Array, Int64Array]:

@@ -116,7 +116,7 @@ def quality_of(
     Returns:
         None if the gate is off, there are too few events, or no version is live that can answer them.
     """
-    new = [(batch, found) for batch in batches if (found := NewEvents.of(batch)).had]
+    new = [(batch, found) for batch in batches if (found := _findable(batch, candidate)).had]
     events = int(comm.exchange(np.array([float(sum(len(found.had) for _, found in new))])).sum())
     if config.index.max_quality_loss >= 1 or events < config.index.min_quality_events:
         return None
@@ -141,6 +141,12 @@ def quality_of(
         seen=[had for part in parts for had in part.seen],
         top_k=config.progressive.top_k,
     )
+
+
+def _findable(batch: pa.RecordBatch, candidate: QuerySide) -> NewEvents:
+    """Without deleted items: the live version may still find them, and the candidate must not."""
+    new = NewEvents.of(batch)
+    return new.where(~candidate.catalogue.is_deleted(new.target_S))
 
 
 def _queries(batch: pa.RecordBatch, new: NewEvents, candidate: QuerySide, live: QuerySide) -> Quality:

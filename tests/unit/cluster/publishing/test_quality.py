@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster.collectives import Collectives
@@ -12,7 +13,9 @@ from cluster.publishing.query_batch import query_batch
 from cluster.publishing.query_side import QuerySide
 from retrieval.versions.store import VersionStore
 from streaming.batches.selection import select_events
-from streaming.events.schema import TRAINING_BATCH_SCHEMA
+from streaming.catalogue.catalogue import Catalogue
+from streaming.catalogue.records import CatalogueUpdate
+from streaming.events.schema import ITEM_SCHEMA, TRAINING_BATCH_SCHEMA, USER_SCHEMA
 from streaming.histories.history import UserStore
 from tests.support.index_versions import publish_run
 from tests.support.unit_runs import QUOTA, small_run, train_steps
@@ -145,6 +148,17 @@ def test_both_versions_are_asked_the_same_events_each_with_its_own_tower(run, si
     assert quality.top_k == published.progressive.top_k
     np.testing.assert_allclose(quality.query_QD, side.encode(events)[new.event_S], atol=1e-6)
     np.testing.assert_allclose(quality.live_query_QD, quality.query_QD, atol=1e-5)  # of the same rows
+
+
+def test_a_deleted_item_is_not_asked_for_so_that_its_removal_is_no_loss(run, side, published):
+    quality, _ = asked(run, side, published)
+    gone = quality.target_Q[0]
+    catalogue = Catalogue(run.config.stream)
+    record = {"item_id": [gone], "title": [""], "categories": [[]], "deleted": [True]}
+    catalogue.apply(CatalogueUpdate(pa.table(record, ITEM_SCHEMA), USER_SCHEMA.empty_table()))
+    left, _ = asked(run, replace(side, catalogue=catalogue), published)
+    np.testing.assert_array_equal(left.target_Q, quality.target_Q[quality.target_Q != gone])
+    assert len(left.seen) == len(left.query_QD) == len(left.live_query_QD) == len(left.target_Q)
 
 
 def test_without_a_live_version_without_the_gate_and_with_few_events_nothing_is_asked(
