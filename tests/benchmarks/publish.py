@@ -117,6 +117,8 @@ class Stretch:
     timing: Timing
     steps: int
     pauses_s: list[tuple[float, str]] = field(default_factory=list)
+    cpu_pauses_s: list[float] = field(default_factory=list)
+    """CPU time of the thread that steps: what of a pause is its own work, on a machine that does other things too."""
 
     @property
     def pauses_ms(self) -> list[float]:
@@ -137,6 +139,7 @@ class Stretch:
             "cpu_s": self.timing.cpu_s,
             "examples_per_cpu_s": self.timing.examples_per_cpu_s,
             "pauses_ms": worst,
+            "longest_cpu_pause_ms": 1e3 * max(self.cpu_pauses_s, default=0.0),
             "pause_share": self.pause_share,
         }
 
@@ -200,19 +203,20 @@ class Trainer:
     def _while(
         self, goes_on: Callable[[], bool], begin: Callable[[], object], between: Callable[[], str]
     ) -> Stretch:
-        clock, examples, steps, pauses = Clock(), 0, 0, []
+        clock, examples, steps, pauses, cpu = Clock(), 0, 0, [], []
         self._done = False
-        started, what = time.perf_counter(), "begin"
+        started, cpu_started, what = time.perf_counter(), time.thread_time(), "begin"
         begin()
         while goes_on():
             pauses.append((time.perf_counter() - started, what))
+            cpu.append(time.thread_time() - cpu_started)
             examples += self._step()
             steps += 1
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.thread_time()
             what = between()
             if not what:
                 begin()
-        stretch = Stretch(clock.read(examples), steps, pauses)
+        stretch = Stretch(clock.read(examples), steps, pauses, cpu)
         print(json.dumps(stretch.figures()), file=sys.stderr, flush=True)
         return stretch
 
