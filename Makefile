@@ -2,7 +2,7 @@
 # Settings: PYTHON=python3.12  TORCH=cpu (no CUDA libraries)  FAISS=gpu  ARGS="…"  NAME=step
 
 BIN := .venv/bin
-# The stamp's name says how .venv was installed: what was chosen once stays chosen.
+# The stamp's name records how .venv was installed, so that a choice is kept.
 CHOSEN := $(subst -, ,$(notdir $(wildcard .venv/.installed-*)))
 PYTHON ?= python3
 FAISS ?= $(or $(word 2,$(CHOSEN)),cpu)
@@ -12,7 +12,7 @@ NAME ?=
 KILLS ?= 500
 ROUNDS ?= 16
 MODE ?=
-# Test processes side by side, each with a Kafka broker of its own (350 MB); 0: one after another in this one.
+# Number of test processes, each with its own Kafka broker (350 MB); 0: run in this process.
 JOBS ?= 3
 REPORT ?= chaos.json
 
@@ -20,9 +20,9 @@ FRESHET := $(BIN)/freshet
 STAMP := .venv/.installed-$(FAISS)-$(TORCH)
 OTHER_FAISS := $(if $(filter gpu,$(FAISS)),faiss-cpu,faiss-gpu)
 BENCHMARKS := tests/benchmarks
-# Files start in the order of tests/conftest.py: by itself xdist leaves those with the fewest tests, which take longest, to the end.
+# Files start in the order of tests/conftest.py: xdist would start those with the fewest tests, which take longest, last.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
-# Without bytecode every process would compile the project and rewrite the tests' assertions again.
+# Without bytecode, every process would compile the project and rewrite the tests' assertions again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""An IVF index on GPUs: built, tuned and searched there, written as the CPU's, so that a version serves anywhere.
+"""An IVF index on GPUs: built, tuned and searched there, and written in the CPU's form, so any machine can serve it.
 
 Shape letters: N items, Q queries, K results, D columns, L lists.
 
@@ -30,11 +30,11 @@ _log = logging.getLogger(__name__)
 
 
 class GpuIvfIndex(IvfIndex):
-    """The same index on one GPU, or its items divided among several.
+    """The same index on one GPU, or with its items divided among several.
 
     Faiss's GPU indexes serve one thread at a time, so searches wait for each other. A search for more than 2,048
-    results or in more than 2,048 lists goes to the copy on the CPU. Faiss ignores selectors on a GPU: what is excluded
-    must be fetched and left out.
+    results or in more than 2,048 lists goes to the copy on the CPU. Faiss ignores selectors on a GPU, so excluded items
+    must be fetched and removed.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GpuIvfIndex(IvfIndex):
     ) -> None:
         super().__init__(
             parts[0], kind, scratch, list_N
-        )  # parts use their resources for as long as they live
+        )  # parts use their resources for as long as they exist
         self._parts = list(parts)
         self.size = sum(int(part.ntotal) for part in parts)
         self._on_cpu = on_cpu
@@ -56,7 +56,7 @@ class GpuIvfIndex(IvfIndex):
 
     @staticmethod
     def copy_of(index: IvfIndex, gpus: int | Sequence[int]) -> GpuIvfIndex:
-        """An index of the CPU, copied to GPUs; the CPU's stays for searches that a GPU cannot do.
+        """A CPU index copied to GPUs; the CPU's is kept for searches that a GPU cannot do.
 
         Raises:
             IndexDeviceError: Faiss has no such GPU.
@@ -116,12 +116,12 @@ class GpuIvfIndex(IvfIndex):
 
 
 class GpuIvfBuilder(IvfBuilder):
-    """As `IvfBuilder`, on the cards of the settings: each slice is divided among them.
+    """Like `IvfBuilder`, on the GPUs of the settings: each slice is divided among them.
 
     Args:
         empty: from `empty_index`.
         config: kind, gpu, gpus.
-        items: about how many will be added.
+        items: approximate number that will be added.
     Raises:
         IndexDeviceError: Faiss has no such GPU.
     """
@@ -131,16 +131,16 @@ class GpuIvfBuilder(IvfBuilder):
         cards = config.cards()
         for card in cards:
             require_gpu(card)
-        # Several cards work at once, and threads must not share scratch memory.
+        # Several GPUs work at once, and threads must not share scratch memory.
         self._scratch = [resources()] if len(cards) == 1 else [new_resources() for _ in cards]
         self._parts = [
             _on_card(scratch, card, self._stored) for scratch, card in zip(self._scratch, cards, strict=True)
         ]
         for part in self._parts:
-            part.reserveMemory(-(-items // len(cards)))  # or its lists would grow by copies
+            part.reserveMemory(-(-items // len(cards)))  # otherwise lists would grow by copying
 
     def reserve(self, length_L: Int64Array) -> None:
-        """See IvfBuilder: there is room already."""
+        """See IvfBuilder; memory is already reserved."""
 
     def _append(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
         rows_N = np.arange(self.size, self.size + vectors_ND.shape[0])
@@ -156,7 +156,7 @@ class GpuIvfBuilder(IvfBuilder):
 
 
 def searched_on_gpu(kind: str) -> bool:
-    """Whether Faiss has this kind on GPUs; says once in a process where it is searched instead, if not."""
+    """Whether Faiss has this kind on GPUs; if not, logs once per process that it is searched on the CPU."""
     if kind not in GPU_KINDS:
         _say_on_cpu(kind)
     return kind in GPU_KINDS
@@ -168,7 +168,9 @@ def _say_on_cpu(kind: str) -> None:
 
 
 def builder_for(empty: UInt8Array, config: IndexConfig, items: int) -> IvfBuilder:
-    """On the GPU with index.device=cuda, and with `auto` where Faiss sees one; else, and for other kinds, on the CPU.
+    """A builder on the GPU with index.device=cuda, or `auto` if Faiss sees a GPU; otherwise on the CPU.
+
+    Kinds that Faiss does not have on GPUs are always built on the CPU.
 
     Args:
         empty: from `empty_index`.
@@ -189,7 +191,7 @@ def build_index(
     seed: int,
     warm_start_LD: Float32Array | None = None,
 ) -> IvfIndex:
-    """As `IvfIndex.build`, where `builder_for` says."""
+    """Like `IvfIndex.build`, on the device that `builder_for` chooses."""
     return build_on(builder_for, vectors_ND, config, seed=seed, warm_start_LD=warm_start_LD)
 
 
@@ -200,7 +202,7 @@ def _on_card(scratch: Any, card: int, index: Any) -> Any:
 
 
 def _divided(index: Any, parts: int) -> list[Any]:
-    """The items of a CPU's index by row number, each part with all centroids."""
+    """Divides a CPU index by row number; each part has all centroids."""
     divided = [without_items(index) for _ in range(parts)]
     for number, part in enumerate(divided):
         index.copy_subset_to(part, gpu_faiss.InvertedLists.SUBSET_TYPE_ID_MOD, parts, number)

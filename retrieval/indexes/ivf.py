@@ -2,8 +2,8 @@
 
 Shape letters: N items, Q queries, K results, D columns, P probed lists, L lists.
 
-Never searched while it is added to, and nprobe travels with each search, so an index is read by any number of threads.
-`IvfBuilder` makes one in slices, or a shard of one; `IvfIndex.build` from a whole matrix.
+An index is not searched while items are added, and nprobe is passed with each search, so any number of threads can
+search it. `IvfBuilder` builds an index or a shard of one in slices, `IvfIndex.build` from a whole matrix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from retrieval.storage.durable import PRIVATE_FILE, naming
 
 _ITEMS_PER_LIST = 30
 _WRITE_BYTES = 1 << 20
-# A scan of so few costs no more than choosing lists does, and cannot miss anything.
+# Scanning this few items costs no more than choosing lists, and cannot miss any.
 _TOO_FEW_FOR_LISTS = 1000
 _NO_LISTS = np.empty(0, np.int32)
 
@@ -46,7 +46,7 @@ def lists_for(items: int, config: IndexConfig) -> int:
 class IvfIndex:
     """Rows of a matrix of item vectors behind inverted lists.
 
-    Results are row numbers, not item ids: Faiss marks a missing result with -1, which is an id like any other to us.
+    Results are row numbers, not item ids: Faiss marks a missing result with -1, which is a valid item id here.
 
     Attributes:
         kind: index.kind.
@@ -67,11 +67,11 @@ class IvfIndex:
         """See `build`, `load` and `IvfBuilder`.
 
         Args:
-            stored: the index as a file holds it, or one of a GPU.
+            stored: the index in the form of files, or one of a GPU.
             kind: index.kind.
-            owner: what must live as long as `stored`.
-            list_N: int32, the list of each row, where it is known.
-            release: it is only searched from now on, never saved or merged, which may save memory.
+            owner: an object that must exist as long as `stored`.
+            list_N: int32, the list of each row, if known.
+            release: it will only be searched, never saved or merged, which may save memory.
         """
         self._index, self._through = searchable(stored, release)
         self._stored = stored if self._through is stored or not release else None
@@ -107,7 +107,7 @@ class IvfIndex:
         return np.asarray(self._index.quantizer.reconstruct_n(0, self.nlist), np.float32)
 
     def scanned(self, query_QD: Float32Array, nprobe: int) -> float:
-        """Items that a search of one of these queries compares with, on average."""
+        """Mean number of items that a search for one of these queries scans."""
         _, list_QP = self._index.quantizer.search(query_QD, max(1, min(nprobe, self.nlist)))
         return float(self.list_lengths()[list_QP].sum(axis=1).mean()) if query_QD.shape[0] else 0.0
 
@@ -118,13 +118,13 @@ class IvfIndex:
     def lists_of(self, rows: Int64Array) -> Int64Array:
         """The list of each row, int64 in the shape of `rows`; 0 for the -1 of a missing result.
 
-        Only of an index as it was built: a file does not say it.
+        Only for an index that was built here; files do not have it.
         """
         assert self._list_N is not None, "an index that was read from a file does not know its rows' lists"
         return np.where(rows >= 0, self._list_N[rows], 0).astype(np.int64)
 
     def on_cpu(self) -> IvfIndex:
-        """The index that a file of this one gives."""
+        """The index as read back from a file of this one."""
         return self
 
     def search(self, query_QD: Float32Array, k: int, nprobe: int) -> tuple[Int64Array, Float32Array]:
@@ -146,8 +146,8 @@ class IvfIndex:
         """Write it to a local file that only its owner can read.
 
         Raises:
-            OSError: it could not be written whole. Faiss's own file writer only prints what goes wrong when it closes
-                the file, so a full disk would leave an index cut short, sealed as if it were whole.
+            OSError: it could not be written completely. Faiss's own file writer only prints errors when it closes the
+                file, so on a full disk a truncated index would be committed.
         """
         path.touch(PRIVATE_FILE)
         with naming(path), path.open("wb") as file:
@@ -157,31 +157,31 @@ class IvfIndex:
 
     @staticmethod
     def load(path: Path | Sequence[Path], kind: str, *, mapped: bool = False) -> IvfIndex:
-        """Read what `save` wrote: one file, or all shards of an index, whose rows are numbered on from shard to shard.
+        """Read files of `save`: one file, or all shards of an index, with row numbers continuing from shard to shard.
 
         Args:
             path: of the file or files.
             kind: index.kind.
-            mapped: leave the lists of one file on the disk and read there what a search needs.
+            mapped: leave the lists of one file on the disk, and read from there during searches.
         Raises:
             ValueError: the shards are not of one index.
         """
         paths = [path] if isinstance(path, Path) else path
-        # Lists of shards are copied out of their files: memory holds the merged ones only.
+        # Lists of shards are copied from their files, so memory only holds the merged ones.
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped or len(paths) > 1 else 0
         owners = [faiss.read_index(str(one), flags) for one in paths]
-        # The downcast is a view: the memory goes with the object that was read.
+        # The downcast is a view; the memory is freed with the object that was read.
         stored = merge_into_first([faiss.downcast_index(owner) for owner in owners])
         return IvfIndex(stored, kind, owners[0], release=True)
 
 
 def empty_index(config: IndexConfig, centroid_LD: Float32Array, sample_SD: Float32Array) -> UInt8Array:
-    """An index without items as bytes, uint8 (B,): shards that begin from the same ones can be merged.
+    """An index without items as bytes, uint8 (B,); shards that are built from the same bytes can be merged.
 
     Args:
         config: kind and its settings.
         centroid_LD: float32, see `train_centroids`.
-        sample_SD: float32, items to train the codes on; at least one, at most some 65,536 are of use.
+        sample_SD: float32, items to train the codes on; at least one, and more than about 65,536 do not help.
     """
     return np.asarray(faiss.serialize_index(trained_empty(centroid_LD, sample_SD, config)), np.uint8)
 
@@ -204,16 +204,17 @@ class IvfBuilder:
         self.size = 0
 
     def reserve(self, length_L: Int64Array) -> None:
-        """Make room for so many items in each list, int64 (L,), or lists would grow by doubling, which takes half as
-        much memory again.
+        """Make room for a number of items in each list, int64 (L,).
+
+        Otherwise lists grow by doubling, which takes half as much memory again.
         """
         lists = ivf_of(self._stored).invlists
         for number, length in enumerate(length_L.tolist()):
             lists.resize(number, length)
-            lists.resize(number, 0)  # keeps its room
+            lists.resize(number, 0)  # keeps the reserved memory
 
     def add(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
-        """Append items, the rows after those there are.
+        """Append items after the existing rows.
 
         Args:
             vectors_ND: float32, finite.
@@ -228,7 +229,7 @@ class IvfBuilder:
         add(self._stored, vectors_ND, assigned_N)
 
     def index(self) -> IvfIndex:
-        """The index; nothing is added to it afterwards."""
+        """The index; nothing may be added afterwards."""
         return IvfIndex(self._stored, self._kind, self._owner, self._list_of_each())
 
     def _list_of_each(self) -> npt.NDArray[np.int32]:
@@ -243,7 +244,7 @@ def build_on(
     seed: int,
     warm_start_LD: Float32Array | None = None,
 ) -> IvfIndex:
-    """As `IvfIndex.build`, with a builder for an empty index, the settings and a number of items."""
+    """Like `IvfIndex.build`, with a builder created from an empty index, the settings and a number of items."""
     require_usable(vectors_ND)
     items = vectors_ND.shape[0]
     lists = lists_for(items, config)
@@ -259,7 +260,7 @@ def _cpu_builder(empty: UInt8Array, config: IndexConfig, items: int) -> IvfBuild
 
 
 def merged(shards: Sequence[IvfIndex]) -> IvfIndex:
-    """One index of all items, numbered on from shard to shard; the first shard becomes part of it.
+    """One index of all items, with row numbers continuing from shard to shard; the first shard becomes part of it.
 
     Args:
         shards: built from the same `empty_index`, not loaded from files (`IvfIndex.load` takes several of these).
@@ -273,7 +274,7 @@ def merged(shards: Sequence[IvfIndex]) -> IvfIndex:
 
 
 def require_usable(vectors_ND: Float32Array) -> None:
-    """See that an index can be built of these.
+    """Check that an index can be built of these vectors.
 
     Raises:
         IndexInputError: there are no items, or numbers that are not finite.
@@ -286,5 +287,5 @@ def require_usable(vectors_ND: Float32Array) -> None:
 
 
 def finite_rows(vectors_ND: Float32Array) -> npt.NDArray[np.bool_]:
-    """Which rows hold only finite numbers, bool (N,)."""
+    """Whether each row has only finite numbers, bool (N,)."""
     return np.asarray(np.isfinite(vectors_ND).all(axis=1), np.bool_)

@@ -2,9 +2,9 @@
 
 Shape letters: N items, S sampled items, L lists, D columns.
 
-A stored index is what a file holds and what shards are merged from. `ivf_pqfs` is stored as lists of plain codes beside
-finer ones and is packed for the fast scan when it is opened: Faiss 1.15.1 merges packed lists without an error, but
-wrongly (half of the results of a merged index differed).
+A stored index is the form in files, and the form in which shards are merged. `ivf_pqfs` is stored as lists of plain
+codes with finer codes beside them, and packed for the fast scan when it is opened: Faiss 1.15.1 merges packed lists
+without an error but incorrectly (half of the results of a merged index differed).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ CODES = {
     "fp16": faiss.ScalarQuantizer.QT_fp16,
     "sq8": faiss.ScalarQuantizer.QT_8bit,
 }
-"""How Faiss stores a number, of the kinds that do not keep it, and of `index.refine`."""
+"""Faiss's code for a number, for kinds that do not store float32, and for `index.refine`."""
 GPU_KINDS = frozenset(("ivf_flat", "ivf_fp16", "ivf_sq8"))
-"""What Faiss has a class for on GPUs; other kinds are built and searched on the CPU."""
+"""Kinds for which Faiss has a class on GPUs; others are built and searched on the CPU."""
 _BY_INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
 _MOST_SAMPLED = 65_536
 _BITS, _CENTROIDS = 4, 16
@@ -68,10 +68,12 @@ def _refined(
     quantizer: faiss.Index, centroid_LD: Float32Array, sample_SD: Float32Array, config: IndexConfig
 ) -> faiss.Index:
     lists, dim = centroid_LD.shape
-    sample = np.resize(sample_SD, (max(sample_SD.shape[0], _CENTROIDS), dim))  # repeats a few items
+    sample = np.resize(
+        sample_SD, (max(sample_SD.shape[0], _CENTROIDS), dim)
+    )  # repeats items if there are few
     ivf = faiss.IndexIVFPQ(quantizer, dim, lists, sub_vectors(dim), _BITS, _BY_INNER_PRODUCT)
     ivf.pq.cp.min_points_per_centroid = 1
-    # Not `train`: it would take each item's list by inner product, and items go to the nearest centroid.
+    # Not `train`, which would assign lists by inner product, while items go to the nearest centroid.
     assigned = assign_lists(sample, centroid_LD, config)
     residual = np.ascontiguousarray(sample - centroid_LD[assigned])
     residual[0] += 0.0 if residual.any() else _NUDGE  # see `search`
@@ -85,7 +87,7 @@ def _refined(
 
 
 def sub_vectors(dim: int) -> int:
-    """Into how many parts of 4 bits each a vector is cut: one for two columns, or one a column if they are odd."""
+    """Number of 4-bit parts of a vector: one per two columns, or one per column if their number is odd."""
     return dim // 2 if dim % 2 == 0 else dim
 
 
@@ -96,12 +98,12 @@ def ivf_of(stored: Any) -> Any:
 
 
 def finer_of(stored: Any) -> Any:
-    """The finer codes that a stored index ranks with, by row; None if it ranks by its lists' own."""
+    """The finer codes that a stored index ranks with, by row; None if it ranks by those in its lists."""
     return faiss.downcast_index(stored.refine_index) if isinstance(stored, faiss.IndexRefine) else None
 
 
 def add(stored: Any, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
-    """Append items to a stored index, as the rows after those that it has.
+    """Append items to a stored index, after its existing rows.
 
     Args:
         stored: from `trained_empty`.
@@ -118,11 +120,11 @@ def add(stored: Any, vectors_ND: Float32Array, assigned_N: Int64Array) -> None:
 
 
 def searchable(stored: Any, release: bool) -> tuple[Any, Any]:
-    """What to search: the inverted lists, and the index that a search goes through.
+    """The searchable form: the inverted lists, and the index through which they are searched.
 
     Args:
-        stored: whole; not added to afterwards.
-        release: give up the stored lists where packed ones replace them: `stored` can then not be saved or merged.
+        stored: complete; nothing may be added afterwards.
+        release: free the stored lists if packed ones replace them; then `stored` cannot be saved or merged.
     """
     if not isinstance(stored, faiss.IndexRefine):
         return stored, stored
@@ -160,8 +162,8 @@ def search(through: Any, query_QD: Float32Array, k: int, nprobe: int) -> tuple[I
     Args:
         through: from `searchable`, or an index of a GPU.
         query_QD: float32, C-contiguous.
-        k: how many results.
-        nprobe: how many lists; not the index's own, which threads share.
+        k: number of results.
+        nprobe: number of lists; not the index's own setting, which threads share.
     """
     settings = parameters(through, k, nprobe)
     scores_QK, rows_QK = through.search(query_QD, k, params=settings)
@@ -169,7 +171,7 @@ def search(through: Any, query_QD: Float32Array, k: int, nprobe: int) -> tuple[I
         return rows_QK, scores_QK
     lost = np.flatnonzero(rows_QK[:, 0] < 0)
     if lost.shape[0]:
-        # The fast scan divides by the span of a query's products with the codes and finds nothing where that is 0.
+        # The fast scan divides by the range of a query's products with the codes, and finds nothing if that is 0.
         moved = query_QD[lost] + _NUDGE * np.abs(query_QD[lost]).max(axis=1, keepdims=True, initial=1.0)
         scores_QK[lost], rows_QK[lost] = through.search(moved, k, params=settings)
     return rows_QK, np.where(rows_QK >= 0, scores_QK, -np.inf)
@@ -177,7 +179,7 @@ def search(through: Any, query_QD: Float32Array, k: int, nprobe: int) -> tuple[I
 
 @lru_cache(maxsize=64)
 def _parameters(nprobe: int, refine_factor: float | None) -> Any:
-    """Faiss's parameters of one search, which it only reads, so threads may share them."""
+    """Faiss's parameters of one search; Faiss only reads them, so threads can share them."""
     probes = faiss.SearchParametersIVF()
     probes.nprobe = nprobe
     if refine_factor is None:
@@ -189,8 +191,8 @@ def _parameters(nprobe: int, refine_factor: float | None) -> Any:
 
 
 def parameters(through: Any, k: int, nprobe: int) -> Any:
-    """Faiss's parameters of a search for k results in so many lists."""
+    """Faiss's parameters of a search for k results in `nprobe` lists."""
     if not isinstance(through, faiss.IndexRefine):
         return _parameters(nprobe, None)
-    # More than there are would only be padded.
+    # More results than items would only be padded.
     return _parameters(nprobe, max(1.0, min(through.k_factor, through.ntotal / k)))
