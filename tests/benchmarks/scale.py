@@ -7,7 +7,7 @@ Two runs train on the same events, of users and items among the first 10,000, in
 knows 10,000 items and users with their rows, categories, attributes and histories, the other as many items, or users,
 as asked for. Settings are the defaults, but that neither ranks events among all items, which
 `progressive.exact_max_items` would end in the large run alone. Sampled events are answered by a live version of the
-run's own items, and what that costs counts to the step; reading the version is told apart, as `version_cpu_s`.
+run's own items, and what that costs after the first answer counts to the step.
 
 `ratio` is the CPU seconds of the small run over those of the large one: the median over steps and the mean of the
 answers, the smallest of the sizes.
@@ -109,8 +109,6 @@ def measure(items: int, users: int, events: int, steps: int) -> dict[str, Any]:
                 "baseline_answers_share": small.answers_s / sum(few),
                 "answered": large.answered,
                 "baseline_answered": small.answered,
-                "version_cpu_s": large.version_s,
-                "baseline_version_cpu_s": small.version_s,
             }
         finally:
             small.close()
@@ -140,24 +138,21 @@ class _Scene:
         self._batcher = Batcher(stream, source, self._run.users, self._run.catalogue, NoDeadLetters())
         self._run._opened = (source, self._batcher, None)
         published = publish_version(self._run, storage, _INDEX)
-        self._trained_s = self._credit_s = 0.0
+        self._trained_s = 0.0
         self._served = ServedValidation(
             published.progressive,
             lambda: True,
             lambda: AnsweringProcess(published),
             # Of this run's steps alone: the other run's are on the same thread.
-            lambda: self._trained_s + self._credit_s,
+            lambda: self._trained_s,
         )
-        self.version_s = 0.0
 
     def begin_answers(self) -> None:
-        """Have the version read; it is paid for when this returns."""
+        """Wait for the first one."""
         deadline = time.monotonic() + 300
         while self.answered == 0:
             assert time.monotonic() < deadline, "no answer from the live version"
             time.sleep(0.05)
-        self.version_s = self._served.spent_s
-        self._credit_s = self.version_s / ProgressiveConfig.served_cpu_share
 
     def step(self, step: int) -> None:
         started, run = time.thread_time(), self._run
@@ -172,7 +167,7 @@ class _Scene:
     @property
     def answers_s(self) -> float:
         """CPU seconds of the answers after the first one."""
-        return self._served.spent_s - self.version_s
+        return self._served.spent_s
 
     @property
     def answered(self) -> int:

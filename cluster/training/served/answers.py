@@ -26,7 +26,7 @@ class Answer:
         hits: number of those whose item was in the top k.
         unanswered: events that no version could answer.
         problem: why the live version cannot be used; empty if it can.
-        cpu_s: CPU seconds that answers have cost so far, including loading versions.
+        cpu_s: CPU seconds that answers have cost since the first one, including loading versions.
     """
 
     version: str = ""
