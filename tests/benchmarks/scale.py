@@ -1,7 +1,7 @@
 """CPU time of a step with 10 k known items and users against one with millions: a step must not know their number.
 
     python tests/benchmarks/scale.py [--json FILE] [--items N [N ...]] [--users N [N ...]] [--steps N]
-                                     [--batch-events N [N ...]]
+                                     [--batch-events N [N ...]] [--table N [N ...]]
 
 Two runs train on the same events, of users and items among the first 10,000, in turns, step by step, on one thread: one
 knows 10,000 items and users with their rows, categories, attributes and histories, the other as many items, or users,
@@ -11,6 +11,9 @@ run's own items, and what that costs after the first answer counts to the step.
 
 `ratio` is the CPU seconds of the small run over those of the large one: the median over steps and the mean of the
 answers, the smallest of the sizes.
+
+A table on standard error says what a step, a checkpoint, a resume, and a refresh cost at each size of `--table`, each
+measured in a process of its own (`support/scale_costs.py`).
 """
 
 import os
@@ -37,6 +40,7 @@ from retrieval.config import IndexConfig
 from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.command import benchmark_parser, finish
+from tests.benchmarks.support.scale_costs import as_table, costs_of
 from tests.benchmarks.support.synthetic import Population
 from tests.support.index_versions import publish_version
 from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
@@ -57,6 +61,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, nargs="*", default=[2_000_000])
     parser.add_argument("--batch-events", type=int, nargs="+", default=[256, 4096])
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--table", type=int, nargs="*", default=[SMALL, 1_000_000])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sizes = [(items, SMALL) for items in arguments.items] + [(SMALL, users) for users in arguments.users]
@@ -65,6 +70,9 @@ def main() -> int:
         for items, users in sizes
         for events in arguments.batch_events
     ]
+    table = [costs_of(items) for items in arguments.table]
+    if table:
+        print(as_table(table), file=sys.stderr)
     worst = min(row["ratio"] for row in rows)
     result = {
         "name": "scale",
@@ -73,6 +81,7 @@ def main() -> int:
         "required": REQUIRED_RATIO,
         "passed": worst >= REQUIRED_RATIO,
         "steps": rows,
+        "table": table,
     }
     return finish(result, arguments.json)
 

@@ -10,11 +10,12 @@ import gc
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,39 @@ _BUSY_ITEMS = 10_000
 _STEPS, _WARMUP = 10, 3
 _STEP_S = 0.002
 _CPU = torch.device("cpu")
+
+
+def costs_of(items: int) -> dict[str, Any]:
+    """`costs` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(items)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def as_table(found: Sequence[dict[str, Any]]) -> str:
+    """The costs in Markdown, a row for each number of items."""
+    lines = [
+        "| items | step | full checkpoint | delta checkpoint | resume | refresh |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in found:
+        full, delta, resume, refresh = (
+            one[name] for name in ("full_checkpoint", "delta_checkpoint", "resume", "refresh")
+        )
+        cells = (
+            f"{one['items']:,}",
+            f"{one['step']['cpu_s'] * 1e3:.0f} ms",
+            *(
+                f"{saved['cpu_s']:.2f} s, {saved['bytes'] / 1e6:,.0f} MB, "
+                f"longest pause {saved['longest_pause_s'] * 1e3:.0f} ms"
+                for saved in (full, delta)
+            ),
+            *(f"{read['cpu_s']:.2f} s, +{read['peak_bytes'] / 1e6:,.0f} MB" for read in (resume, refresh)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "Seconds are CPU seconds; + is anonymous memory at its peak."])
 
 
 def costs(items: int, dim: int, events: int) -> dict[str, Any]:
