@@ -42,7 +42,8 @@ from streaming.local_broker.broker import LocalBroker
 from streaming.producing.producer import EventProducer
 from tests.chaos.faults import Fault, plan
 from tests.chaos.group import drive, is_alive, read_status, wait_until_gone
-from tests.chaos.verdict import FINISHED, DiedOfItself, read_ended, struck
+from tests.chaos.verdict import FINISHED, DiedOfItself, Ended, read_ended, struck
+from tests.chaos.versions import leftovers, require_whole
 from tests.support.state_digests import digests
 
 EVENTS, USERS, ITEMS = 4000, 60, 80
@@ -138,8 +139,11 @@ class Campaign:
         fill_topics(self._stream, seed)
         self._faults = plan(seed, world)
         self._next = next(self._faults)
+        self._refreshes = count(1)
         # A broker that comes back ends no group, so no group could resume with another number of ranks.
-        self._changes = (f for f in plan([seed, max(SIZES)], max(SIZES)) if f.target != "broker")
+        self._changes = (
+            f for f in plan([seed, max(SIZES)], max(SIZES)) if f.target not in ("broker", "refresh")
+        )
         self._next_change = next(self._changes)
         self._sizes = np.random.default_rng([seed, 0])
 
@@ -154,7 +158,7 @@ class Campaign:
             self.report.finished = self.report.kills >= kills and self.report.rank_changes >= rank_changes
             after_run(self.report)
 
-        config = self._config("undisturbed")
+        config = self._undisturbed = self._config("undisturbed")
         assert self._attempt(config, 0, None, self._world).finished, f"see {config.storage_path}/rank-*.log"
         undisturbed = read_state(_store(config).newest())
         self._expected = digests(undisturbed)
@@ -199,16 +203,36 @@ class Campaign:
 
     def _strike_until_finished(self, config: FreshetConfig, kills: int) -> None:
         for attempt in count():
+            while self._next.target == "refresh" and self.report.kills < kills:
+                self._strike_refresh(self._next)
+                self._struck()
             fault = self._next if self.report.kills < kills else None
             ending = self._attempt(config, attempt, fault, self._world)
             if ending.struck:
-                self.report.kills += 1
-                self.report.by_target[self._next.name] += 1
-                self._next = next(self._faults)
+                self._struck()
             elif not ending.finished:
                 self._next = _later(self._next)
             if ending.finished:
+                assert leftovers(config) == []
                 return
+
+    def _struck(self) -> None:
+        self.report.kills += 1
+        self.report.by_target[self._next.name] += 1
+        self._next = next(self._faults)
+
+    def _strike_refresh(self, fault: Fault) -> None:
+        """A refresh of the undisturbed run, which changes nothing of its state, is killed; the next one is clean."""
+        config, live = self._undisturbed, require_whole(self._undisturbed)
+        ended = self._group(config, next(self._refreshes), fault, self._world, refreshes=True)
+        assert struck(fault, ended), f"{fault} has not struck a refresh: {ended}"
+        assert require_whole(config) == live or fault.point == "refresh prune"
+        number = next(self._refreshes)
+        ended = self._group(config, number, None, self._world, refreshes=True)
+        assert ended.outcome == FINISHED, f"a refresh after {fault} failed: {ended}"
+        version = json.loads(Path(config.storage_path, f"refresh-{number}.json").read_text())["version"]
+        assert require_whole(config) == version != live
+        assert leftovers(config) == []
 
     def _change_until_finished(self, config: FreshetConfig, changes: int) -> None:
         for attempt in count():
@@ -231,12 +255,30 @@ class Campaign:
 
     def _attempt(self, config: FreshetConfig, number: int, fault: Fault | None, ranks: int) -> Ending:
         """One group and one fault."""
+        if fault is not None and fault.target == "publish":
+            config = replace(config, train=replace(config.train, publish_every_s=0.05))
+        before = _store(config).names()
+        ended = self._group(config, number, fault, ranks)
+        folder = Path(config.storage_path)
+        try:
+            has_struck = struck(fault, ended)
+        except DiedOfItself as bug:
+            raise DiedOfItself(f"attempt {number} with {fault}: {bug}; see {folder}/rank-*.log") from bug
+        require_whole(config)
+        resumed = bool(before) and "resumed from" in _said(folder, number)
+        self.report.resumed += resumed
+        if fault is not None and has_struck and fault.target in ("truncate", "bitflip"):
+            has_struck = self._damage(config, fault)
+        return Ending(resumed, has_struck, ended.outcome == FINISHED)
+
+    def _group(
+        self, config: FreshetConfig, number: int, fault: Fault | None, ranks: int, refreshes: bool = False
+    ) -> Ended:
         folder = Path(config.storage_path)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "status.json").unlink(missing_ok=True)
-        before = _store(config).names()
         started = time.monotonic()
-        driver = self._context.Process(target=drive, args=(config, ranks, folder, number, fault))
+        driver = self._context.Process(target=drive, args=(config, ranks, folder, number, fault, refreshes))
         driver.start()
         struck_at_s = self._from_outside(fault, folder, number, started)
         while driver.is_alive() and time.monotonic() - started < _ATTEMPT_TIMEOUT_S:
@@ -244,16 +286,7 @@ class Campaign:
         if driver.is_alive():
             os.kill(driver.pid, signal.SIGKILL)
             raise AssertionError(f"attempt {number} with {fault} hangs; see {folder}/rank-*.log")
-        ended = read_ended(folder, number, read_status(folder), struck_at_s)
-        try:
-            has_struck = struck(fault, ended)
-        except DiedOfItself as bug:
-            raise DiedOfItself(f"attempt {number} with {fault}: {bug}; see {folder}/rank-*.log") from bug
-        resumed = bool(before) and "resumed from" in _said(folder, number)
-        self.report.resumed += resumed
-        if fault is not None and has_struck and fault.target in ("truncate", "bitflip"):
-            has_struck = self._damage(config, fault)
-        return Ending(resumed, has_struck, ended.outcome == FINISHED)
+        return read_ended(folder, number, read_status(folder), struck_at_s)
 
     def _from_outside(self, fault: Fault | None, folder: Path, number: int, started: float) -> float | None:
         """Strike targets that are struck by time; returns the time, or None if there was nothing left to strike."""

@@ -20,6 +20,20 @@ COMMIT_POINTS = [
     ("offsets", 0),
     ("prune", 0),
 ]
+# The steps of a publication (tests/chaos/versions.py), and whether every rank takes them.
+PUBLISH_POINTS = [
+    ("attempt", False),
+    ("rows", True),
+    ("items", True),
+    ("shard", True),
+    ("save", True),
+    ("begin", False),
+    ("commit", False),
+    ("manifest", False),
+    ("promote", False),
+    ("pointer", False),
+    ("prune", False),
+]
 
 
 @dataclass(frozen=True)
@@ -27,8 +41,10 @@ class Fault:
     """One fault.
 
     Attributes:
-        target: `worker`, `all`, `driver`, `broker`, `commit` (a worker inside one), `enospc`, `truncate`, `bitflip`.
-        point: where the rank kills itself (or its disk is full): `step` or a step of the commit; empty: by time.
+        target: `worker`, `all`, `driver`, `broker`, `commit`, `publish` (a worker inside one), `refresh` (a rank of
+            one), `enospc`, `truncate`, `bitflip`.
+        point: where the rank kills itself (or its disk is full): `step` or a step of the commit or of the publication;
+            empty: by time.
         rank: the rank that it strikes.
         occurrence: number of the visit of the point, from 1.
         delay_s: for faults from outside, seconds after the group was started.
@@ -50,11 +66,21 @@ class Fault:
     @property
     def name(self) -> str:
         """For the report."""
-        return f"commit {self.point}" if self.target == "commit" else self.target
+        return (
+            f"commit {self.point}"
+            if self.target == "commit"
+            else self.point
+            if self._of_version
+            else self.target
+        )
+
+    @property
+    def _of_version(self) -> bool:
+        return self.target in ("publish", "refresh")
 
 
 def plan(seed: int | Sequence[int], world: int) -> Iterator[Fault]:
-    """An endless sequence of faults, in rounds of 45, each in a new order."""
+    """An endless sequence of faults, in rounds of 67, each in a new order."""
     rng = np.random.default_rng(seed)
     while True:
         round_ = _round(rng, world)
@@ -83,4 +109,10 @@ def _round(rng: np.random.Generator, world: int) -> list[Fault]:
     damages = [
         Fault(t, "step", rank(), 3 + few(6), seed=chance()) for t in ("truncate", "bitflip") for _ in (0, 1)
     ]
-    return [*commits, *steps, *timed, *groups, *disks, *damages, Fault("broker", delay_s=soon())]
+    # Where every rank takes a step, one is killed in it by a publication and the other one by a refresh.
+    versions = [
+        Fault(target, f"{target} {point}", at % world if of_all else 0)
+        for at, target in enumerate(("publish", "refresh"))
+        for point, of_all in PUBLISH_POINTS
+    ]
+    return [*commits, *versions, *steps, *timed, *groups, *disks, *damages, Fault("broker", delay_s=soon())]

@@ -21,14 +21,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.training.refresh import refresh_from
 from cluster.training.state.run import TrainingRun
 from cluster.training.worker import Worker
 from retrieval.storage.base import Hook
 from tests.chaos.faults import Fault
 from tests.chaos.table_watch import TableWatch
 from tests.chaos.verdict import FAILED, FINISHED
+from tests.chaos.versions import watch_steps
 from tests.support.unit_runs import QUOTA, small_run
 
 _PR_SET_PDEATHSIG = 1
@@ -37,11 +40,18 @@ _COLLECTIVES = "cluster/collectives.py"
 _LINGER_S = 2.0
 
 
-def drive(config: FreshetConfig, world: int, folder: Path, number: int, fault: Fault | None) -> None:
-    """Run one group until it finishes or loses its first rank; `status.json` says which rank, and how."""
+def drive(
+    config: FreshetConfig,
+    world: int,
+    folder: Path,
+    number: int,
+    fault: Fault | None,
+    refreshes: bool = False,
+) -> None:
+    """Run a group that trains or refreshes until it ends or loses its first rank; `status.json` says which, and how."""
     _die_with_parent()
     os.setsid()
-    pids = [_fork_rank(rank, world, config, folder, number, fault) for rank in range(world)]
+    pids = [_fork_rank(rank, world, config, folder, number, fault, refreshes) for rank in range(world)]
     _write(folder / "status.json", {"attempt": number, "pids": pids, "driver": os.getpid()})
     first = _wait(pids)
     ended = {"attempt": number, "pids": [], "outcome": FAILED if first else FINISHED, "first": first}
@@ -115,7 +125,13 @@ if os.environ.get("FRESHET_CHAOS_WARM"):
 
 
 def _fork_rank(
-    rank: int, world: int, config: FreshetConfig, folder: Path, number: int, fault: Fault | None
+    rank: int,
+    world: int,
+    config: FreshetConfig,
+    folder: Path,
+    number: int,
+    fault: Fault | None,
+    refreshes: bool,
 ) -> int:
     pid = os.fork()
     if pid:
@@ -127,7 +143,7 @@ def _fork_rank(
         os.dup2(log, 1)
         os.dup2(log, 2)
         print(f"--- attempt {number}, {fault}", flush=True)
-        _run_rank(rank, world, config, folder, number, fault)
+        _run_rank(rank, world, config, folder, number, fault, refreshes)
         status = 0
     except BaseException as error:
         traceback.print_exc()
@@ -141,7 +157,13 @@ def _fork_rank(
 
 
 def _run_rank(
-    rank: int, world: int, config: FreshetConfig, folder: Path, number: int, fault: Fault | None
+    rank: int,
+    world: int,
+    config: FreshetConfig,
+    folder: Path,
+    number: int,
+    fault: Fault | None,
+    refreshes: bool,
 ) -> None:
     import logging
 
@@ -153,6 +175,14 @@ def _run_rank(
         "gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
     strike = Strike(fault, rank, lambda name: _write(folder / f"{name}-{number}.json", time.monotonic()))
+    watch_steps(strike, "refresh" if refreshes else "publish")
+    if refreshes:
+        newest = CheckpointStore(config.checkpoint_location).newest()
+        report = folder / f"refresh-{number}.json"
+        refresh_from(
+            config, Collectives(), torch.device("cpu"), checkpoint_path=newest.location, report_path=report
+        )
+        return
     worker = StruckWorker(config, Collectives(), torch.device("cpu"), at=strike)
     worker.train()
     _write(folder / f"limits-{number}-{rank}.json", worker.table_watch.removed)

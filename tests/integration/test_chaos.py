@@ -1,4 +1,4 @@
-"""The chaos campaign in short, without Ray: the worker loop and its process groups, a real broker, 45 faults of all
+"""The chaos campaign in short, without Ray: the worker loop and its process groups, a real broker, 67 faults of all
 kinds, and 8 that change the number of ranks. Run by the command itself, like `make chaos`."""
 
 import json
@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.chaos.campaign import SIZES, Campaign, _kill, main
-from tests.chaos.faults import COMMIT_POINTS, Fault
+from tests.chaos.faults import COMMIT_POINTS, PUBLISH_POINTS, Fault
 from tests.chaos.verdict import DiedOfItself
 
 pytestmark = pytest.mark.timeout(900)
@@ -17,21 +17,22 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     told = tmp_path_factory.mktemp("chaos") / "report.json"
-    assert main(["--kills", "45", "--rank-changes", "8", "--seed", "7", "--report", str(told)]) == 0
+    assert main(["--kills", "67", "--rank-changes", "8", "--seed", "7", "--report", str(told)]) == 0
     return json.loads(told.read_text())
 
 
 def test_whatever_is_killed_and_whenever_the_state_at_the_end_is_that_of_an_undisturbed_run(report):
-    assert report["kills"] == sum(report["by_target"].values()) == 45
+    assert report["kills"] == sum(report["by_target"].values()) == 67
     assert report["digests_equal"], report["differences"]
     struck = {f"commit {point}" for point, _ in COMMIT_POINTS}
+    struck |= {f"{target} {point}" for target in ("publish", "refresh") for point, _ in PUBLISH_POINTS}
     struck |= {"worker", "all", "driver", "broker", "enospc", "truncate", "bitflip"}
     assert set(report["by_target"]) == struck
 
 
 def test_a_group_that_goes_on_with_another_number_of_ranks_has_the_histories_of_an_undisturbed_run(report):
     assert report["rank_changes"] == 8
-    assert report["resumed"] >= 30 + 8
+    assert report["resumed"] >= 40 + 8
     assert report["log_parts_equal"], report["differences"]
     assert {size for change in report["by_sizes"] for size in change.split(" to ")} == set(map(str, SIZES))
 
