@@ -103,12 +103,15 @@ def build_version(
             "known_items": candidate.catalogue.item_count,
             **metadata,
         }
+        index = with_room(index_settings(config), candidate.catalogue.item_count, config.model.dim)
+        items = candidate.items()
+        del candidate  # the index of its rows goes with the last item, before a shard needs the room
         report = publish(
             version_store(config),
             folder,
-            candidate.items(),
+            items,
             queries,
-            with_room(index_settings(config), candidate.catalogue.item_count, config.model.dim),
+            index,
             ranks=comm,
             metadata=described,
             seed=config.seed,

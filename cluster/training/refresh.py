@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from cluster.checkpoints.attribute_change import AttributeChange
@@ -24,6 +25,7 @@ from streaming.events.schema import USER_ID
 from streaming.histories.history import UserStore
 
 _QUERY_USERS = 2048
+_ENCODED_AT_ONCE = 128
 
 
 def refresh_from(
@@ -80,7 +82,12 @@ def _questions(config: FreshetConfig, saved: Saved, comm: Collectives) -> Questi
     user_Q = table[USER_ID].to_numpy()
     attributes = SavedCatalogue.open(saved).only(user_Q[:0], user_Q, stream)
     arguments = (user_Q, users, attributes, stream.history_length)
-    return Questions(users=[query_batch(*arguments)], events=[last_events(*arguments)])
+    return Questions(users=_in_slices(query_batch(*arguments)), events=_in_slices(last_events(*arguments)))
+
+
+def _in_slices(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """What the towers hold of a slice while they encode it does not depend on the number of users."""
+    return [batch.slice(start, _ENCODED_AT_ONCE) for start in range(0, batch.num_rows, _ENCODED_AT_ONCE)]
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

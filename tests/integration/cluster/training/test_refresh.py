@@ -9,11 +9,15 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
 from cluster.publishing.item_encoding import encode_owned_items
 from cluster.serving.recommender import Recommender
 from cluster.training.refresh import refresh_from
 from cluster.training.state.worker_state import checkpointer_of
+from model.config import ModelConfig
 from retrieval.versions.item_vectors import read_item_vectors
+from tests.support.anonymous_memory import AnonymousPeak
+from tests.support.large_checkpoint import write_large_checkpoint
 from tests.support.ranks import run_on_ranks
 from tests.support.unit_runs import open_run, small_config, train_steps
 
@@ -50,6 +54,36 @@ def _chain(config):
     writer.close()
     assert len(checkpoint.links) == 3
     return run, checkpoint
+
+
+def _large(folder, items):
+    config = FreshetConfig(model=ModelConfig(dim=64), device="cpu", storage_path=str(folder))
+    # So few lists that neither their training nor a search of them grows with the items.
+    config.index.nlist, config.index.nprobe = 32, 4
+    config.index.min_recall, config.index.max_imbalance = 0.0, 1e9
+    return config, write_large_checkpoint(config, items).location
+
+
+def _refresh_and_measure(rank, config, place):
+    """The peak of anonymous memory in bytes, above that before."""
+    with AnonymousPeak() as peak:
+        _refresh(rank, config, place)
+    return peak.bytes
+
+
+def test_a_rank_needs_no_more_memory_than_its_shard_and_512_mb_for_ten_million_items(tmp_path):
+    """Of two sizes, the difference is what each item of a rank takes: 5 million such items must fit in 512 MB."""
+    few, many, dim, owned_of_ten_million = 100_000, 500_000, 64, 5_000_000
+    peaks = []
+    for items in (few, many):
+        config, place = _large(tmp_path / str(items), items)
+        peaks.append(run_on_ranks(_refresh_and_measure, 2, config, place))
+    shard_bytes = 2 * dim + 8  # ivf_fp16 and the id
+    an_item = max(more - less for less, more in zip(*peaks, strict=True)) / ((many - few) / 2)
+    allowed = shard_bytes + 512e6 / owned_of_ten_million
+    assert an_item <= allowed, (an_item, allowed, peaks)
+    assert max(peaks[1]) <= shard_bytes * many / 2 + 512e6
+    print(an_item, allowed, peaks)
 
 
 def _vectors(config):
