@@ -92,20 +92,20 @@ def build_version(
     clock = _Clock()
     saved = Saved(checkpoint, AttributeChange.since(checkpoint.manifest, config.stream.user_attributes))
     with _attempt(comm, config, check) as folder:
-        candidate = keep_result(comm, lambda: _Candidate.open(comm, config, saved, model))
-        keep_result(comm, lambda: candidate.write(folder))
+        # The index of the rows goes with the last item, before a shard needs the room.
+        known_items, items = keep_result(
+            comm, lambda: _Candidate.open(comm, config, saved, model).write(folder)
+        )
         clock.lap("rows_s")
         queries, quality = _ask(comm, config, saved, model, questions)
         clock.lap("queries_s")
         described: dict[str, object] = {
             "step": checkpoint.step,
             "events_trained": int(checkpoint.manifest["events_trained"]),
-            "known_items": candidate.catalogue.item_count,
+            "known_items": known_items,
             **metadata,
         }
-        index = with_room(index_settings(config), candidate.catalogue.item_count, config.model.dim)
-        items = candidate.items()
-        del candidate  # the index of its rows goes with the last item, before a shard needs the room
+        index = with_room(index_settings(config), known_items, config.model.dim)
         report = publish(
             version_store(config),
             folder,
@@ -152,19 +152,20 @@ class _Candidate:
         rows = frozen_rows(saved, _row_settings(config), wanted=mine)
         return _Candidate(comm, config, model, rows, SavedCatalogue.open(saved))
 
-    def write(self, folder: Path) -> None:
-        """Write everything of the version except items and index."""
+    def write(self, folder: Path) -> tuple[int, Iterator[tuple[Int64Array, Float32Array]]]:
+        """Write everything of the version but items and index.
+
+        Returns:
+            How many items are known; ids and vectors of this rank's items, in slices.
+        """
         write_frozen_rows(folder, self.rows, self.comm.rank, self.comm.world)
         if self.comm.rank == 0:
             TowerPart(self.model).publish(folder)
             self.catalogue.write(folder)
             describe(folder, self.config)
-
-    def items(self) -> Iterator[tuple[Int64Array, Float32Array]]:
-        """Ids and vectors of this rank's items."""
         width = self.config.stream.max_categories
         owned = self.catalogue.owned_items(self.comm.rank, self.comm.world, width, SLICE_ITEMS)
-        return encode_items(self.model, self.rows, owned)
+        return self.catalogue.item_count, encode_items(self.model, self.rows, owned)
 
 
 def _row_settings(config: FreshetConfig) -> RowSettings:

@@ -1,27 +1,36 @@
-"""`freshet submit train` and plain `ray job submit`, on a real local cluster that `ray start --head` made."""
+"""`freshet submit` and plain `ray job submit`, on a real local cluster of two nodes that `ray start` made."""
 
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from ray.job_submission import JobSubmissionClient
 
 from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
 from cluster.observability.progress_file import read_progress
+from cluster.training.state.compatibility import flat
 from deploy.command.children import Child
+from retrieval.versions.store import VersionStore
 from streaming.kafka.topics import create_topics
 from streaming.producing.producer import EventProducer
-from tests.support.local_ray import free_port
+from tests.support.checkpointing import save_checkpoint
+from tests.support.local_ray import free_port, wait_until
+from tests.support.unit_runs import open_run, small_config, train_steps
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -33,13 +42,14 @@ TOKEN = secrets.token_hex(32)
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The job server's address of a Ray cluster of two CPUs, ended with the module."""
+    """The job server's address of a Ray cluster of two nodes with two CPUs and one, ended with the module."""
     port, agent_port = free_port(), free_port()
     # Ray's sockets lie below its temporary folder, and their paths must be short.
     with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        gcs_port = str(free_port())
         command = [
             *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true"),
-            *("--port", str(free_port()), "--dashboard-port", str(port), "--temp-dir", folder),
+            *("--port", gcs_port, "--dashboard-port", str(port), "--temp-dir", folder),
             *("--ray-client-server-port", str(free_port()), "--disable-usage-stats"),
             # The agent runs the jobs; on its usual port it would collide with another Ray on this machine.
             *("--dashboard-agent-listen-port", str(agent_port)),
@@ -49,7 +59,13 @@ def cluster():
             address = f"http://127.0.0.1:{port}"
             wait_until_ready(f"{address}/api/version", head)
             wait_until_ready(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz", head)
-            yield address
+            joining = [
+                *(str(BIN / "ray"), "start", "--block", "--address", f"127.0.0.1:{gcs_port}", "--num-cpus=1"),
+                *("--dashboard-agent-listen-port", str(free_port())),
+            ]
+            with Child("ray", joining, Path(folder) / "node.log", environment) as node:
+                wait_until(lambda: "Ray runtime started." in node.log_path.read_text(), node, 180)
+                yield address
 
 
 def wait_until_ready(url: str, head: Child) -> None:
@@ -165,6 +181,55 @@ def test_ray_job_stop_lets_a_live_run_commit_all_that_it_has_read(cluster, strea
     assert CheckpointStore(str(storage / "checkpoints")).newest().manifest["rows_read"] == EVENTS
     assert "Traceback" not in (log := jobs.get_job_logs(job)), log[-4000:]
     until(lambda: not Path(f"/proc/{worker}").exists(), jobs, job)
+
+
+ITEMS = 200_000
+
+
+def test_a_submitted_refresh_runs_on_both_nodes_and_a_killed_worker_is_started_again(cluster, tmp_path):
+    """Three workers of one CPU each need both nodes. The kill comes when all of them have begun."""
+    config = replace(small_config(), storage_path=str(tmp_path / "run"))
+    config.train = replace(config.train, workers=3)
+    trained = open_run(config)
+    trained.catalogue.add_items(np.arange(1000, 1000 + ITEMS))
+    train_steps(trained, 3)
+    save_checkpoint(trained, CheckpointStore(config.checkpoint_location), Collectives())
+    attempts, log, report = tmp_path / "run" / ".publish", tmp_path / "submit.log", tmp_path / "job.json"
+    submit = ["submit", "refresh", "--address", cluster, "--json", str(report), *changed(config)]
+    store = VersionStore(config.index_location)
+    with Child(
+        "freshet submit", [sys.executable, "-m", "deploy", *submit], log, {"RAY_AUTH_TOKEN": TOKEN}
+    ) as job:
+        wait_until(lambda: len(owners_of(attempts)) == 3, job, 300)
+        os.kill(owners_of(attempts)[0], signal.SIGKILL)
+        assert store.names() == []
+        wait_until(lambda: job.exit_status() is not None, job, 300)
+        assert job.exit_status() == 0, log.read_text()[-4000:]
+    assert json.loads(report.read_text())["status"] == "SUCCEEDED"
+    version = store.verify("v00000001")
+    assert (store.names(), store.live_name()) == (["v00000001"], "v00000001")
+    assert version.manifest["items"] == trained.catalogue.item_count
+    assert list(attempts.glob("attempt-*")) == []
+
+
+def changed(config: FreshetConfig) -> list[str]:
+    """What differs from the defaults, as `key=value`."""
+    ours, usual = flat(asdict(config)), flat(asdict(FreshetConfig()))
+    differing = [f"{name}={json.dumps(value)}" for name, value in ours.items() if value != usual[name]]
+    return [*differing, "device=cpu", f"storage_path={config.storage_path}"]
+
+
+def owners_of(attempts: Path) -> list[int]:
+    """The processes that own the folder of an attempt together."""
+    owners = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # processes end, and files are closed
+            for descriptor in os.listdir(process / "fd"):
+                with suppress(OSError):
+                    opened = (process / "fd" / descriptor).readlink()
+                    if opened.name == ".lock" and opened.parent.parent == attempts:
+                        owners.add(int(process.name))
+    return sorted(owners)
 
 
 def until(holds, jobs, job, timeout_s=180):
