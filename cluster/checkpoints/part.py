@@ -215,11 +215,3 @@ class Part(ABC):
     @abstractmethod
     def restore(self, saved: Saved) -> None:
         """Read what this rank owns now, whichever rank wrote it."""
-
-
-class ServedPart(Part):
-    """A part that is also in index versions, because query vectors are computed from it."""
-
-    @abstractmethod
-    def publish(self, folder: Path) -> None:
-        """Write this rank's share to a version that is being built; `restore` reads it from there."""

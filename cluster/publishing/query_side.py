@@ -19,16 +19,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cluster.checkpoints.part import Saved, ServedPart
+from cluster.checkpoints.part import Saved
 from cluster.checkpoints.parts.catalogue import CataloguePart
-from cluster.checkpoints.parts.rows import RowPart, frozen_rows
+from cluster.checkpoints.parts.rows import frozen_rows
 from cluster.checkpoints.parts.towers import TowerPart
-from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.saved_catalogue import SavedCatalogue
 from cluster.tables.config import TableConfig
 from cluster.tables.frozen_rows import RowSettings, of_keys
-from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
@@ -170,24 +168,3 @@ def describe(folder: Path, config: FreshetConfig) -> None:
         "seed": config.seed,
     }
     write_durably(folder / DESCRIPTION, json.dumps(described).encode())
-
-
-def save_query_side(
-    folder: Path,
-    model: TwoTower,
-    table: ShardedEmbedding,
-    catalogue: Catalogue,
-    config: FreshetConfig,
-    comm: Collectives,
-) -> None:
-    """Write this rank's share of a version from the state of a run; every rank calls it."""
-    first = comm.rank == 0
-    parts: list[ServedPart] = [
-        TowerPart(model, writes=first),
-        RowPart(table, comm.rank, comm.world),
-        CataloguePart(catalogue, writes=first),
-    ]
-    for part in parts:
-        part.publish(folder)
-    if first:
-        describe(folder, config)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.checkpoints.arrays import read_table, write_table
+from cluster.checkpoints.arrays import read_table
 from cluster.checkpoints.checkpoint import Checkpoint
-from cluster.checkpoints.part import Copies, Saved, ServedPart
-from retrieval.storage.durable import FileEntry
+from cluster.checkpoints.part import Copies, Part, Saved
 from retrieval.versions.store import Version
 from streaming.catalogue.catalogue import Catalogue
 from streaming.catalogue.records import CatalogueUpdate
@@ -19,7 +17,7 @@ ITEMS = "catalogue-items.arrow"
 USERS = "catalogue-users.arrow"
 
 
-class CataloguePart(ServedPart):
+class CataloguePart(Part):
     """The catalogue. All ranks have the same, so one writes."""
 
     names = ("catalogue-",)
@@ -41,21 +39,11 @@ class CataloguePart(ServedPart):
             found = replace(found, users=saved.attributes.of_users(found.users))
         self._catalogue.apply(found)
 
-    def publish(self, folder: Path) -> None:
-        """See ServedPart."""
-        if self._writes:
-            save_catalogue(folder, self._catalogue)
-
 
 def catalogue_tables(catalogue: Catalogue) -> dict[str, pa.Table]:
     """Items, in the order in which they became known, and users, by file name."""
     everything = catalogue.snapshot()
     return {ITEMS: everything.items, USERS: everything.users}
-
-
-def save_catalogue(directory: Path, catalogue: Catalogue) -> list[FileEntry]:
-    """Write them into a folder."""
-    return [write_table(directory / name, table) for name, table in catalogue_tables(catalogue).items()]
 
 
 def read_catalogue(source: Version | Checkpoint) -> CatalogueUpdate:

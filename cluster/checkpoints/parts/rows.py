@@ -22,7 +22,7 @@ import torch
 from cluster.checkpoints.arrays import StoredContent, read_table, write_table
 from cluster.checkpoints.attribute_change import UNCHANGED, AttributeChange
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
-from cluster.checkpoints.part import Saved, ServedPart
+from cluster.checkpoints.part import Part, Saved
 from cluster.checkpoints.parts.row_copies import RowCopies
 from cluster.tables.buckets import bucket_range, buckets_of
 from cluster.tables.frozen_rows import REMOVED, FrozenRows, RowSettings, RowWidthError, Wanted
@@ -37,7 +37,7 @@ _SLICE_BYTES, _LEAST_ROWS = 1 << 22, 256
 RowFile = Path | StoredContent
 
 
-class RowPart(ServedPart):
+class RowPart(Part):
     """The rows of one rank.
 
     Args:
@@ -109,10 +109,6 @@ class RowPart(ServedPart):
             attributes=saved.attributes,
             advice=saved.advice,
         )
-
-    def publish(self, folder: Path) -> None:
-        """See ServedPart; training cannot continue from these rows."""
-        save_rows(folder, self._table, self._rank, self._world, state=False)
 
 
 def row_columns(table: ShardedEmbedding, local: Int64Array, *, state: bool = True) -> pa.Table:

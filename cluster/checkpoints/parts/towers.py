@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cluster.checkpoints.arrays import StoredContent, read_tensors, write_tensors
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
-from cluster.checkpoints.part import Copies, Saved, ServedPart
+from cluster.checkpoints.part import Copies, Part, Saved
 from model.attribute_columns import EarlierColumns, earlier_columns
 from model.tower_optimizer import TowerOptimizer
 from model.two_tower import TwoTower
@@ -23,7 +23,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _log = logging.getLogger(__name__)
 
 
-class TowerPart(ServedPart):
+class TowerPart(Part):
     """The towers. All ranks have the same, so one writes.
 
     Args:
@@ -53,7 +53,7 @@ class TowerPart(ServedPart):
         load_towers(saved.file(FILE), self._model, self._optimizer, columns=columns, advice=saved.advice)
 
     def publish(self, folder: Path) -> None:
-        """See ServedPart."""
+        """Write the parameters into an index version that is being built; `restore` reads them from there."""
         if self._writes:
             save_towers(folder, self._model, None)
 
