@@ -22,6 +22,8 @@ BIN = Path(sys.executable).parent
 _STARTED = "Ray runtime started."
 _START_TIMEOUT_S = 180.0
 _LOOPBACK = "127.0.0.1"
+# Ray would start a worker a CPU before it knows the environment that a run's workers have; they stay idle.
+NO_SPARE_WORKERS = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
 
 
 class LocalRay:
@@ -39,6 +41,7 @@ class LocalRay:
             "RAY_ADDRESS": f"{_LOOPBACK}:{self._port}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            **NO_SPARE_WORKERS,
         }
 
     def __enter__(self) -> Self:
