@@ -40,6 +40,7 @@ class RayInstance:
         self._shared = shared
         self._essential = [process for process in processes if process.name in _ESSENTIAL]
         self._others = {process.pid for process in descendants(os.getpid())} - {p.pid for p in processes}
+        self._seen: list[Process] = []
 
     @staticmethod
     def present() -> RayInstance:
@@ -94,8 +95,14 @@ class RayInstance:
         kill_all(self._processes())
 
     def _processes(self) -> list[Process]:
+        """What an own instance has started; also what is no longer below this process, because its parent has ended.
+
+        While one thread is in `ray.shutdown`, which ends the raylet, another may call `kill`.
+        """
         below = descendants(os.getpid()) if self.own else []
-        return [process for process in below if process.pid not in self._others]
+        found = [process for process in below if process.pid not in self._others]
+        self._seen = list(dict.fromkeys([*self._seen, *found]))
+        return self._seen
 
 
 def _end_without_delay() -> None:
