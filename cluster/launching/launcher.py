@@ -25,7 +25,7 @@ from cluster.config import FreshetConfig, TrainConfig, worker_range
 from cluster.device import device_of_group, process_group_backend, resolve_device
 from cluster.launching import ray_logging
 from cluster.launching.driver import Driver
-from cluster.launching.group import GroupTrainer, OneMachineTorchConfig
+from cluster.launching.group import GroupTrainer, OneMachineConfig
 from cluster.launching.ray_instance import RayInstance
 from cluster.launching.stopping import StopWatcher, stop_is_asked
 from cluster.observability.progress_file import ProgressFile
@@ -292,13 +292,13 @@ def _fit(
 
     def fit() -> None:
         device = _device_of_workers(config)
-        group = TorchConfig if joins else OneMachineTorchConfig
+        group = TorchConfig if joins else OneMachineConfig
         with _controller_named():
             GroupTrainer(
                 function,
                 train_loop_config={"config": replace(config, device=device), **extra},
                 scaling_config=_scaling(train, device == "cuda"),
-                torch_config=group(
+                backend_config=group(
                     backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
                 ),
                 run_config=ray.train.RunConfig(

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
+from ray._private.node import Node
 
 from cluster.launching import ray_logging
 from cluster.launching.processes import Process, descendants, kill_all
@@ -64,12 +65,20 @@ class RayInstance:
         wanted["env_vars"] = {**loopback_variables(), **wanted.get("env_vars", {})}
         before = {process.pid for process in descendants(os.getpid())}
         quietly = ray_logging.starting_own_instance()
-        with _without_signals(), _own_handlers(), _unreachable_from_outside(), quietly:
+        with (
+            _without_signals(),
+            _own_handlers(),
+            _unreachable_from_outside(),
+            _without_unused_servers(),
+            quietly,
+        ):
             ray.init(
                 address="local",  # otherwise it would try to join what a `ray start` on this machine has recorded
                 num_cpus=max(os.cpu_count() or 1, cpus),
                 include_dashboard=False,
                 runtime_env=wanted,
+                # Ray would start a worker a CPU before it knows the environment that a run's workers have.
+                _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
                 _node_ip_address=LOOPBACK,
                 **arguments,
             )
@@ -140,6 +149,20 @@ def _unreachable_from_outside() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _without_unused_servers() -> Iterator[None]:
+    """Without the autoscaler and the head of a dashboard that is off, each a process of 100 MB."""
+    names = ("start_monitor", "start_api_server")
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda node, **arguments: None)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
 
 
 @contextmanager
