@@ -1,1 +1,1 @@
-"""Publishing: item vectors, index versions, and the served model."""
+"""From a committed checkpoint to a live index version: item vectors, gates, builders beside training."""

@@ -32,9 +32,9 @@ from cluster.config import FreshetConfig
 from cluster.publishing.index_device import index_settings, with_room
 from cluster.publishing.item_encoding import SLICE_ITEMS, encode_items
 from cluster.publishing.quality import quality_of
-from cluster.publishing.query_side import QuerySide, describe
-from cluster.publishing.saved_catalogue import SavedCatalogue
-from cluster.publishing.version_store import version_store
+from cluster.queries.query_side import QuerySide, describe
+from cluster.queries.saved_catalogue import SavedCatalogue
+from cluster.queries.version_store import version_store
 from cluster.tables.buckets import bucket_range
 from cluster.tables.frozen_rows import FrozenRows, RowSettings, of_buckets
 from model.cl_epidtn import cl_epidtn

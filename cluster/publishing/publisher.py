@@ -30,7 +30,7 @@ from cluster.publishing.attempt import Attempt, Outcome, make_version
 from cluster.publishing.builder_process import BuilderLost, BuilderProcess
 from cluster.publishing.building import Questions, new_towers
 from cluster.publishing.quality import RecentEvents
-from cluster.publishing.version_store import version_store
+from cluster.queries.version_store import version_store
 from cluster.storage_trouble import StorageTrouble
 from retrieval.ranks import OtherRankError
 from retrieval.storage.owned_folder import OwnedFolder, OwnedFolders

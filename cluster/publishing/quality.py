@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.new_events import NewEvents
-from cluster.publishing.query_side import QuerySide
+from cluster.queries.new_events import NewEvents
+from cluster.queries.query_side import QuerySide
 from retrieval.versions.gate import Quality
 from retrieval.versions.store import Version, VersionError, VersionStore
 from streaming.arrays import Int64Array

@@ -14,8 +14,8 @@ from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.checkpoints.hold import holding
 from cluster.checkpoints.parts.users import load_users, partitions_in
 from cluster.config import FreshetConfig
-from cluster.publishing.query_batch import history_batch
-from cluster.publishing.served_model import ServedModel, follow_models
+from cluster.queries.query_batch import history_batch
+from cluster.queries.served_model import ServedModel, follow_models
 from retrieval.versions.following import Following
 from streaming.arrays import Int64Array
 from streaming.events.ids import integer_ids

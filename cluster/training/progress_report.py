@@ -14,8 +14,8 @@ from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.collectives import Collectives
 from cluster.observability.figures import EXACT, summed_record
 from cluster.observability.progress_file import ProgressFile
-from cluster.publishing.live_index import LiveIndex
 from cluster.publishing.publisher import Publisher
+from cluster.queries.live_index import LiveIndex
 from cluster.training.control import Report
 from cluster.training.served.validation import ServedValidation
 from cluster.training.state.run import TrainingRun

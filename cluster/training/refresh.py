@@ -17,9 +17,9 @@ from cluster.config import FreshetConfig
 from cluster.device import compute_deterministically
 from cluster.publishing.building import Questions, build_version, new_towers
 from cluster.publishing.quality import last_events
-from cluster.publishing.query_batch import query_batch
-from cluster.publishing.sampled_users import sampled_users
-from cluster.publishing.saved_catalogue import SavedCatalogue
+from cluster.queries.query_batch import query_batch
+from cluster.queries.sampled_users import sampled_users
+from cluster.queries.saved_catalogue import SavedCatalogue
 from retrieval.storage.durable import PRIVATE_FILE, replacing
 from streaming.events.schema import USER_ID
 from streaming.histories.history import UserStore

@@ -22,7 +22,7 @@ from cluster.checkpoints.parts.stream import saved_stream
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.publisher import Publisher
-from cluster.publishing.version_store import version_store
+from cluster.queries.version_store import version_store
 from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
 from cluster.training.intake.intake import Intake
 from cluster.training.intake.joining import join_run

@@ -171,7 +171,7 @@ def make_live(config: FreshetConfig, name: str, *, refused: bool = False) -> dic
 
 
 def _store(config: FreshetConfig) -> VersionStore:
-    from cluster.publishing.version_store import version_store
+    from cluster.queries.version_store import version_store
 
     return version_store(config)
 

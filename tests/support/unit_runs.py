@@ -8,8 +8,8 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
-from cluster.publishing.query_batch import query_batch
-from cluster.publishing.query_side import QuerySide
+from cluster.queries.query_batch import query_batch
+from cluster.queries.query_side import QuerySide
 from cluster.training.state.run import TrainingRun
 from cluster.training.state.starting_point import start_from
 from cluster.training.state.worker_state import restore_checkpoint

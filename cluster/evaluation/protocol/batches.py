@@ -15,7 +15,7 @@ import pyarrow as pa
 from cluster.evaluation.config import OfflineConfig
 from cluster.evaluation.protocol.interactions import Interactions
 from cluster.evaluation.protocol.protocols import Queries, Split, Stage
-from cluster.publishing.query_batch import AFTER_ALL_MS
+from cluster.queries.query_batch import AFTER_ALL_MS
 from streaming.arrays import Int64Array
 from streaming.events.schema import TRAINING_BATCH_SCHEMA
 

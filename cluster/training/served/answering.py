@@ -57,7 +57,7 @@ def _answer_all(answers: LiveAnswers, say: Any) -> None:
 def _live_answers(settings: dict[str, Any]) -> LiveAnswers:
     from functools import partial
 
-    from cluster.publishing.served_model import ServedModel
+    from cluster.queries.served_model import ServedModel
     from cluster.training.served.answers import LiveAnswers
     from retrieval.storage.cache import FileCache
     from retrieval.versions.follower import VersionFollower

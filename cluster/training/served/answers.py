@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cluster.publishing.new_events import NewEvents
-from cluster.publishing.served_model import ServedModel
+from cluster.queries.new_events import NewEvents
+from cluster.queries.served_model import ServedModel
 from retrieval.versions.follower import VersionFollower
 from streaming.events.quoting import described
 

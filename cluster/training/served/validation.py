@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from cluster.config import FreshetConfig, ProgressiveConfig
 from cluster.observability.figures import SERVED
-from cluster.publishing.version_store import version_store
+from cluster.queries.version_store import version_store
 from cluster.training.served.answering_process import Answering, AnsweringProcess
 from cluster.training.served.answers import Answer
 from cluster.training.steps.progressive import Curve, sample_bits

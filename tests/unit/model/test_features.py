@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.publishing.query_batch import history_batch
+from cluster.queries.query_batch import history_batch
 from model.config import ModelConfig
 from model.features import (
     ACTIVITY,

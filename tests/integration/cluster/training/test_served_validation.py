@@ -13,7 +13,7 @@ import torch
 
 from cluster.audit.state import read_state
 from cluster.collectives import Collectives
-from cluster.publishing.served_model import follow_models
+from cluster.queries.served_model import follow_models
 from cluster.training.served.answering_process import AnsweringProcess
 from cluster.training.served.answers import LiveAnswers
 from cluster.training.worker import Worker

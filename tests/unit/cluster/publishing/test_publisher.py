@@ -20,7 +20,7 @@ from cluster.checkpoints.hold import Holds
 from cluster.collectives import Collectives
 from cluster.publishing.publisher import Publisher
 from cluster.publishing.quality import last_events
-from cluster.publishing.served_model import follow_models
+from cluster.queries.served_model import follow_models
 from retrieval.storage.owned_folder import OwnedFolders
 from retrieval.versions.searcher import Searcher
 from retrieval.versions.store import VersionCorrupt

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 
 from cluster.collectives import Collectives
-from cluster.publishing.new_events import NewEvents
 from cluster.publishing.quality import RecentEvents, last_events, quality_of
-from cluster.publishing.query_batch import query_batch
-from cluster.publishing.query_side import QuerySide
+from cluster.queries.new_events import NewEvents
+from cluster.queries.query_batch import query_batch
+from cluster.queries.query_side import QuerySide
 from retrieval.versions.store import VersionStore
 from streaming.batches.selection import select_events
 from streaming.catalogue.catalogue import Catalogue

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster.publishing.query_batch import query_batch
-from cluster.publishing.served_model import ServedModel
-from cluster.publishing.version_store import version_store
+from cluster.queries.query_batch import query_batch
+from cluster.queries.served_model import ServedModel
+from cluster.queries.version_store import version_store
 from cluster.serving.recommender import NothingToServe, Recommender
 from retrieval.versions.store import Version, VersionCorrupt, VersionStore
 from streaming.catalogue.records import CatalogueUpdate

@@ -8,7 +8,7 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig
-from cluster.publishing.served_model import follow_models
+from cluster.queries.served_model import follow_models
 from cluster.training.served.answers import Answer, LiveAnswers
 from cluster.training.state.run import TrainingRun
 from model.config import ModelConfig

@@ -24,7 +24,7 @@ from cluster.checkpoints.parts.catalogue import CataloguePart
 from cluster.checkpoints.parts.rows import frozen_rows
 from cluster.checkpoints.parts.towers import TowerPart
 from cluster.config import FreshetConfig
-from cluster.publishing.saved_catalogue import SavedCatalogue
+from cluster.queries.saved_catalogue import SavedCatalogue
 from cluster.tables.config import TableConfig
 from cluster.tables.frozen_rows import RowSettings, of_keys
 from model.cl_epidtn import cl_epidtn

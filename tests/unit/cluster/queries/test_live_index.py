@@ -1,6 +1,6 @@
 """The live version is read from the pointer, no matter which process moved it."""
 
-from cluster.publishing.live_index import LiveIndex
+from cluster.queries.live_index import LiveIndex
 from retrieval.versions.store import VersionStore
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cluster.publishing.query_batch import AFTER_ALL_MS, history_batch, query_batch
+from cluster.queries.query_batch import AFTER_ALL_MS, history_batch, query_batch
 from cluster.training.steps.candidates import Runs
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs

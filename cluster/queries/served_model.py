@@ -12,8 +12,8 @@ from functools import partial
 import pyarrow as pa
 
 from cluster.config import FreshetConfig
-from cluster.publishing.query_side import QuerySide
-from cluster.publishing.version_store import version_store
+from cluster.queries.query_side import QuerySide
+from cluster.queries.version_store import version_store
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.searcher import LoadedVersion
 from retrieval.versions.store import Version

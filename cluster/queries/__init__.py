@@ -1,0 +1,1 @@
+"""Users and events as query vectors, and the model of a live version that answers them."""
