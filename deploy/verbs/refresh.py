@@ -27,13 +27,15 @@ def refresh(
 ) -> None:
     """Embed the whole catalogue again from a checkpoint, across the cluster, and publish it as a version.
 
-    A version that fails a gate (recall, coverage, …) is refused: it is kept but not promoted, the live one stays, and
-    the reason is printed.
+    A version that fails a gate (recall, coverage, …) is refused: it is kept but not promoted, the live one stays, the
+    reason is printed, and the status is 1.
     Ctrl-C ends it with status 130, SIGTERM with 143, and leaves the live version as it is.
     """
     result = run_refresh(settings(config, overrides), checkpoint)
     write_json(json, result)
     print_fields({**result, "gates": gates_text(result["gate"])} if "gate" in result else result)
+    if "refused" in result:
+        raise typer.Exit(1)
 
 
 def run_refresh(config: FreshetConfig, checkpoint: str = "") -> dict[str, Any]:
