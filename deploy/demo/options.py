@@ -27,7 +27,7 @@ class DemoOptions:
     overrides: Overrides = field(default_factory=list)
     config_file: ConfigOption = None
     json_path: JsonOption = None
-    seconds: SecondsOption = 100
+    seconds: SecondsOption = 160
     events: EventsOption = 0
     chaos: Annotated[bool, typer.Option("--chaos", help="SIGKILL a worker after the first checkpoint.")] = (
         False

@@ -55,7 +55,7 @@ def config_on(broker, storage):
             checkpoint_every_s=0.3,
             max_restarts=1,  # fewer than groups die: a group that has committed a checkpoint earns it anew
         ),
-        progressive=ProgressiveConfig(sample_fraction=0.3, bin_events=200),
+        progressive=ProgressiveConfig(sample_fraction=0.3, bin_events=200, served_cpu_share=0.0),
         device="cpu",
         storage_path=str(storage),
     )
