@@ -31,7 +31,7 @@ import torch.distributed as dist
 
 from cluster.collectives import Collectives
 from cluster.publishing.attempt import Attempt, Outcome, make_version
-from cluster.publishing.building import new_towers
+from cluster.queries.towers import new_towers
 from cluster.queries.version_store import version_store
 from retrieval.ranks import OtherRankError
 

@@ -12,7 +12,6 @@ the same time. Its ranks own it together, and the next attempt removes it once n
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.checkpoint import Checkpoint
@@ -37,10 +35,9 @@ from cluster.queries.saved_catalogue import SavedCatalogue
 from cluster.queries.version_store import version_store
 from cluster.tables.buckets import bucket_range
 from cluster.tables.frozen_rows import FrozenRows, RowSettings, of_buckets
-from model.cl_epidtn import cl_epidtn
-from model.precision import use_precision
 from model.two_tower import TwoTower
 from retrieval.ranks import keep_result, on_first_rank
+from retrieval.stages import Stages
 from retrieval.storage.owned_folder import OwnedFolder, OwnedFolders, share_folder
 from retrieval.versions.gate import Quality
 from retrieval.versions.publish import PublishReport, publish
@@ -89,16 +86,16 @@ def build_version(
         OSError, VersionError: the storage failed on some rank; on every rank.
         CheckpointError: the checkpoint does not fit the settings, or one of its files is missing or damaged.
     """
-    clock = _Clock()
+    stages = Stages()
     saved = Saved(checkpoint, AttributeChange.since(checkpoint.manifest, config.stream.user_attributes))
     with _attempt(comm, config, check) as folder:
-        # The index of the rows goes with the last item, before a shard needs the room.
-        known_items, items = keep_result(
-            comm, lambda: _Candidate.open(comm, config, saved, model).write(folder)
-        )
-        clock.lap("rows_s")
-        queries, quality = _ask(comm, config, saved, model, questions)
-        clock.lap("queries_s")
+        with stages.timed("rows"):
+            # The index of the rows goes with the last item, before a shard needs the room.
+            known_items, items = keep_result(
+                comm, lambda: _Candidate.open(comm, config, saved, model).write(folder)
+            )
+        with stages.timed("queries"):
+            queries, quality = _ask(comm, config, saved, model, questions)
         described: dict[str, object] = {
             "step": checkpoint.step,
             "events_trained": int(checkpoint.manifest["events_trained"]),
@@ -118,21 +115,10 @@ def build_version(
             before_commit=check,
             quality=quality,
         )
-    report = replace(report, seconds={**clock.laps, **report.seconds})
+    stages.seconds |= report.seconds
     if comm.rank == 0:
-        spent = ", ".join(
-            f"{name.removesuffix('_s')} {taken:.1f} s" for name, taken in report.seconds.items()
-        )
-        _log.info("%d items of %s were refreshed: %s", report.items, checkpoint.location, spent)
-    return report
-
-
-def new_towers(config: FreshetConfig, device: torch.device) -> TwoTower:
-    """Towers of these settings, as the seed makes them; draws from torch's default generator."""
-    torch.manual_seed(config.seed)
-    model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
-    use_precision(model, config.precision)
-    return model
+        _log.info("%d items of %s were refreshed: %s", report.items, checkpoint.location, stages)
+    return replace(report, seconds=stages.seconds)
 
 
 @dataclass(frozen=True)
@@ -210,13 +196,3 @@ def _attempt(comm: Collectives, config: FreshetConfig, check: Callable[[], None]
         finally:
             for folder in made:
                 folder.remove()
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name], self._last = now - self._last, now

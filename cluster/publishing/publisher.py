@@ -28,8 +28,9 @@ from cluster.config import FreshetConfig
 from cluster.observability.freshness import Freshness, UnpublishedAppends
 from cluster.publishing.attempt import Attempt, Outcome, make_version
 from cluster.publishing.builder_process import BuilderLost, BuilderProcess
-from cluster.publishing.building import Questions, new_towers
+from cluster.publishing.building import Questions
 from cluster.publishing.quality import RecentEvents
+from cluster.queries.towers import new_towers
 from cluster.queries.version_store import version_store
 from cluster.storage_trouble import StorageTrouble
 from retrieval.ranks import OtherRankError

@@ -21,14 +21,14 @@ import pyarrow as pa
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.queries.new_events import NewEvents
+from cluster.queries.query_batch import placed_batch
 from cluster.queries.query_side import QuerySide
 from retrieval.versions.gate import Quality
 from retrieval.versions.store import Version, VersionError, VersionStore
 from streaming.arrays import Int64Array
 from streaming.batches.batcher import UserAttributes
-from streaming.batches.selection import select_events
+from streaming.batches.selection import count_events, select_events
 from streaming.events.quoting import described
-from streaming.events.schema import TRAINING_BATCH_SCHEMA
 from streaming.histories.history import UserStore
 
 MOST_EVENTS = 1024
@@ -47,9 +47,9 @@ class RecentEvents:
         """Add events, in TRAINING_BATCH_SCHEMA."""
         if batch.num_rows:
             self._batches.append(batch)
-            self._kept += _events(batch)
-        while self._batches and self._kept - _events(self._batches[0]) >= self._most:
-            self._kept -= _events(self._batches.popleft())
+            self._kept += count_events(batch)
+        while self._batches and self._kept - count_events(self._batches[0]) >= self._most:
+            self._kept -= count_events(self._batches.popleft())
 
     def add_sampled(self, batch: pa.RecordBatch, sampled_E: npt.NDArray[np.bool_]) -> None:
         """Add some events of a batch."""
@@ -78,24 +78,15 @@ def last_events(
     is_older = np.ones(seen.shape[0], np.bool_)
     is_older[seen_Q1[1:] - 1] = False
     unwanted, unwanted_Q1 = users.negatives.last_items(user_Q, history_length)
-    attributes_QF = attributes.user_attributes(user_Q)
-    one_Q1, zeros_Q = np.arange(user_Q.shape[0] + 1), np.zeros(user_Q.shape[0], np.int64)
-    columns = [
-        pa.array(user_Q, pa.int64()),
-        _lists(offset_Q1, items, pa.int64()),
-        _lists(offset_Q1, times, pa.int64()),
-        pa.array(np.diff(offset_Q1) - 1, pa.int32()),
-        pa.array(users.counts(user_Q) - 1, pa.int64()),
-        _lists(one_Q1 * attributes_QF.shape[1], attributes_QF.reshape(-1), pa.int64()),
-        _lists(seen_Q1 - one_Q1, seen[is_older], pa.int64()),
-        pa.array(zeros_Q, pa.int32()),
-        _lists(one_Q1, zeros_Q, pa.int64()),
-        _lists(one_Q1, zeros_Q, pa.int32()),
-        _lists(one_Q1, zeros_Q, pa.int64()),
-        _lists(one_Q1, np.ones(user_Q.shape[0]), pa.float32()),
-        _lists(unwanted_Q1, unwanted, pa.int64()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=TRAINING_BATCH_SCHEMA)
+    one_Q1 = np.arange(user_Q.shape[0] + 1)
+    return placed_batch(
+        user_Q,
+        (items, times, offset_Q1),
+        users.counts(user_Q) - 1,
+        attributes.user_attributes(user_Q),
+        (seen[is_older], seen_Q1 - one_Q1),
+        (unwanted, unwanted_Q1),
+    )
 
 
 def quality_of(
@@ -177,11 +168,3 @@ def _live_queries(
 
 def _query_files(version: Version) -> list[str]:
     return [name for name in version.files() if not name.startswith(("index", "items"))]
-
-
-def _events(batch: pa.RecordBatch) -> int:
-    return len(batch.column("offset").flatten())
-
-
-def _lists(offsets: Int64Array, values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))

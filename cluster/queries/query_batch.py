@@ -53,33 +53,59 @@ def history_batch(
 
     `negatives` are the explicit negatives and their offsets (Q + 1,) by query; by default there are none.
     """
-    queries = user_Q.shape[0]
     ends = np.cumsum(length_Q)
-    with_place_Q1 = np.concatenate([[0], ends + np.arange(1, queries + 1)])
-    padded_items = np.insert(items, ends, 0)
-    padded_times = np.insert(times, ends, AFTER_ALL_MS)
-    one_Q1 = np.arange(queries + 1)
-    zeros_Q = np.zeros(queries, np.int64)
-    width = attributes_QF.shape[1]
-    unwanted, unwanted_Q1 = negatives or (np.zeros(0, np.int64), np.zeros(queries + 1, np.int64))
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array(user_Q, pa.int64()),
-            _lists(with_place_Q1, padded_items, pa.int64()),
-            _lists(with_place_Q1, padded_times, pa.int64()),
-            pa.array(length_Q, pa.int32()),
-            pa.array(count_Q, pa.int64()),
-            _lists(one_Q1 * width, attributes_QF.reshape(-1), pa.int64()),
-            _lists(np.concatenate([[0], ends]), items, pa.int64()),
-            pa.array(zeros_Q, pa.int32()),
-            _lists(one_Q1, zeros_Q, pa.int64()),
-            _lists(one_Q1, zeros_Q, pa.int32()),
-            _lists(one_Q1, zeros_Q, pa.int64()),
-            _lists(one_Q1, np.ones(queries), pa.float32()),
-            _lists(unwanted_Q1, unwanted, pa.int64()),
-        ],
-        schema=TRAINING_BATCH_SCHEMA,
+    nothing = np.zeros(0, np.int64), np.zeros(user_Q.shape[0] + 1, np.int64)
+    return placed_batch(
+        user_Q,
+        (
+            np.insert(items, ends, 0),
+            np.insert(times, ends, AFTER_ALL_MS),
+            np.concatenate([[0], ends + np.arange(1, user_Q.shape[0] + 1)]),
+        ),
+        count_Q,
+        attributes_QF,
+        (items, np.concatenate([[0], ends])),
+        negatives or nothing,
     )
+
+
+def placed_batch(
+    user_Q: Int64Array,
+    history: tuple[Int64Array, Int64Array, Int64Array],
+    before_Q: Int64Array,
+    attributes_QF: Int64Array,
+    seen: tuple[Int64Array, Int64Array],
+    negatives: tuple[Int64Array, Int64Array],
+) -> pa.RecordBatch:
+    """One row and one event per user in TRAINING_BATCH_SCHEMA: the last entry of each user's history is the event.
+
+    Args:
+        user_Q: int64 (Q,).
+        history: items and times of all users in turn, each user's event included, and offsets int64 (Q + 1,).
+        before_Q: int64 (Q,), events before the event.
+        attributes_QF: int64 (Q, F).
+        seen: items that the users had before the event, and offsets int64 (Q + 1,).
+        negatives: explicit ones, and offsets int64 (Q + 1,).
+    """
+    items, times, offset_Q1 = history
+    queries, width = attributes_QF.shape
+    one_Q1, zeros_Q = np.arange(queries + 1), np.zeros(queries, np.int64)
+    columns = [
+        pa.array(user_Q, pa.int64()),
+        _lists(offset_Q1, items, pa.int64()),
+        _lists(offset_Q1, times, pa.int64()),
+        pa.array(np.diff(offset_Q1) - 1, pa.int32()),
+        pa.array(before_Q, pa.int64()),
+        _lists(one_Q1 * width, attributes_QF.reshape(-1), pa.int64()),
+        _lists(seen[1], seen[0], pa.int64()),
+        pa.array(zeros_Q, pa.int32()),
+        _lists(one_Q1, zeros_Q, pa.int64()),
+        _lists(one_Q1, zeros_Q, pa.int32()),
+        _lists(one_Q1, zeros_Q, pa.int64()),
+        _lists(one_Q1, np.ones(queries), pa.float32()),
+        _lists(negatives[1], negatives[0], pa.int64()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=TRAINING_BATCH_SCHEMA)
 
 
 def _lists(offsets: Int64Array, values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.ListArray:

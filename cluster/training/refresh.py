@@ -15,11 +15,12 @@ from cluster.checkpoints.part import Saved
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import compute_deterministically
-from cluster.publishing.building import Questions, build_version, new_towers
+from cluster.publishing.building import Questions, build_version
 from cluster.publishing.quality import last_events
 from cluster.queries.query_batch import query_batch
 from cluster.queries.sampled_users import sampled_users
 from cluster.queries.saved_catalogue import SavedCatalogue
+from cluster.queries.towers import new_towers
 from retrieval.storage.durable import PRIVATE_FILE, replacing
 from streaming.events.schema import USER_ID
 from streaming.histories.history import UserStore

@@ -105,8 +105,7 @@ def publish(
     Args:
         store: of the versions.
         folder: of this attempt, visible to all ranks. Its files (towers, rows, catalogue) become part of the version
-            and
-            are moved there; the caller removes hidden files and leftovers of a failure.
+            and are moved there; the caller removes hidden files and leftovers of a failure.
         items: ids int64 (S,) and vectors float32 (S, D) of this rank's items, in slices; iterated once. Every item
             belongs to one rank.
         query_QD: float32, recent query vectors of the same model; recall is tuned and gated on them (on a sample

@@ -36,6 +36,11 @@ def event_rows(batch: pa.RecordBatch) -> Int64Array:
     return np.repeat(np.arange(batch.num_rows), np.diff(batch.column(OFFSET).offsets.to_numpy()))
 
 
+def count_events(batch: pa.RecordBatch) -> int:
+    """How many events the rows of a training batch have together."""
+    return len(batch.column(OFFSET).flatten())
+
+
 def select_events(batch: pa.RecordBatch, keep_E: npt.NDArray[np.bool_]) -> pa.RecordBatch:
     """The kept events of a training batch; an event that is left out remains in the history of those after it.
 

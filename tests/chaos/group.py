@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def drive(
     """Run a group that trains or refreshes until it ends or loses its first rank; `status.json` says which, and how."""
     _die_with_parent()
     os.setsid()
-    pids = [_fork_rank(rank, world, config, folder, number, fault, refreshes) for rank in range(world)]
+    pids = []
+    for rank in range(world):
+        work = partial(_run_rank, rank, world, config, folder, number, fault, refreshes)
+        pids.append(_fork_rank(rank, folder, number, fault, work))
     _write(folder / "status.json", {"attempt": number, "pids": pids, "driver": os.getpid()})
     first = _wait(pids)
     ended = {"attempt": number, "pids": [], "outcome": FAILED if first else FINISHED, "first": first}
@@ -124,15 +128,7 @@ if os.environ.get("FRESHET_CHAOS_WARM"):
     _warm_up()
 
 
-def _fork_rank(
-    rank: int,
-    world: int,
-    config: FreshetConfig,
-    folder: Path,
-    number: int,
-    fault: Fault | None,
-    refreshes: bool,
-) -> int:
+def _fork_rank(rank: int, folder: Path, number: int, fault: Fault | None, work: Callable[[], None]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -143,7 +139,7 @@ def _fork_rank(
         os.dup2(log, 1)
         os.dup2(log, 2)
         print(f"--- attempt {number}, {fault}", flush=True)
-        _run_rank(rank, world, config, folder, number, fault, refreshes)
+        work()
         status = 0
     except BaseException as error:
         traceback.print_exc()

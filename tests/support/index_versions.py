@@ -8,7 +8,8 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
-from cluster.publishing.building import Questions, build_version, new_towers
+from cluster.publishing.building import Questions, build_version
+from cluster.queries.towers import new_towers
 from cluster.training.state.run import TrainingRun
 from retrieval.config import IndexConfig
 from retrieval.versions.publish import PublishReport

@@ -13,7 +13,7 @@ from cluster.checkpoints.parts.catalogue import ITEMS, USERS
 from cluster.checkpoints.parts.towers import FILE as TOWERS
 from cluster.checkpoints.parts.towers import tower_tensors
 from cluster.config import FreshetConfig
-from cluster.publishing.building import new_towers
+from cluster.queries.towers import new_towers
 from model.features import ITEM
 from streaming.events.schema import HISTORY_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from cluster.queries.new_events import NewEvents
 from cluster.queries.served_model import ServedModel
 from retrieval.versions.follower import VersionFollower
+from streaming.batches.selection import count_events
 from streaming.events.quoting import described
 
 
@@ -53,7 +54,7 @@ class LiveAnswers:
 
         A version that was trained on the events themselves can no longer answer them.
         """
-        events = len(batch.column("offset").flatten())
+        events = count_events(batch)
         try:
             self._models.refresh()
             model = self._models.current

@@ -16,13 +16,12 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.device import compute_deterministically
 from cluster.ledger import Ledger
+from cluster.queries.towers import new_towers
 from cluster.tables.row_optimizer import row_optimizer
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from cluster.training.state.stream_state import Epoch, StreamState
 from cluster.training.steps.progressive import Curve, ProgressiveValidation
 from cluster.training.steps.train_step import TrainStep
-from model.cl_epidtn import cl_epidtn
-from model.precision import use_precision
 from model.two_tower import TwoTower
 from streaming.batches.admission import Admission
 from streaming.batches.batcher import Batcher
@@ -76,9 +75,7 @@ class TrainingRun:
     ) -> TrainingRun:
         """Collective. A new run; towers are initialized from the seed, the same on every rank."""
         compute_deterministically(device)
-        torch.manual_seed(config.seed)
-        model = cl_epidtn(config.model, len(config.stream.user_attributes)).to(device)
-        use_precision(model, config.precision)
+        model = new_towers(config, device)
         seed_dropout(config.seed, comm.rank)
         table = ShardedEmbedding(
             config.model.dim,

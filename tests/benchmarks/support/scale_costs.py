@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from model.features import ITEM
 from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from tests.benchmarks.support.synthetic import Population
+from tests.support.anonymous_memory import AnonymousPeak
 from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
 
 _BUSY_ITEMS = 10_000
@@ -174,29 +174,14 @@ def _commit(run: TrainingRun, checkpointer: Checkpointer) -> dict[str, Any]:
 @contextmanager
 def _measured(found: dict[str, Any], name: str) -> Iterator[None]:
     """CPU and wall seconds, and by how many bytes anonymous memory rose above what it was before."""
-    done, before = threading.Event(), _anonymous_bytes()
-    peak = [before]
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], _anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     started, cpu = time.perf_counter(), time.process_time()
-    try:
+    with AnonymousPeak() as peak:
         yield
-    finally:
-        found[name] = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - started}
-        done.set()
-        watcher.join()
-        found[name]["peak_bytes"] = max(peak[0], _anonymous_bytes()) - before
-
-
-def _anonymous_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
+    found[name] = {
+        "cpu_s": time.process_time() - cpu,
+        "wall_s": time.perf_counter() - started,
+        "peak_bytes": peak.bytes,
+    }
 
 
 if __name__ == "__main__":
