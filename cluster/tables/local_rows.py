@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.tables.change_log import ChangeLog
 from cluster.tables.row_optimizer import RowOptimizer
 from model.embedding import initial_rows
 from model.key_index import KeyIndex
@@ -50,6 +51,8 @@ class LocalRows:
         self.dim, self.seed, self.init_std = dim, seed, init_std
         self.device, self.optimizer = device, optimizer
         self.index = KeyIndex()
+        self.log: ChangeLog | None = None
+        """Records changes for deltas of the live version, beside those for checkpoints; None: not recorded."""
         most = machine_bytes() // (4 * dim)
         shapes = optimizer.state_shapes(dim)
         self._memory = {
@@ -95,6 +98,8 @@ class LocalRows:
             self._make_room(self.index.top)
             self.last_seen_ms_C[new] = time_ms
             self.changed_C[new] = _CHANGED | _NEW
+            if self.log is not None:
+                self.log.touch(new)
         return local, FreshRows(torch.from_numpy(new), self.initial(tables[made], ids[made]))
 
     def fill(self, fresh: FreshRows) -> None:
@@ -110,6 +115,8 @@ class LocalRows:
             return 0
         known = self.changed_C[gone] & _NEW == 0
         self._removed.append((tables[had][known], ids[had][known]))
+        if self.log is not None:
+            self.log.remove(gone, tables[had], ids[had])
         where = torch.from_numpy(gone).to(self.device)
         for tensor in (self.values_CD, *self.state.values()):
             tensor.index_fill_(0, where, 0)
@@ -180,6 +187,8 @@ class LocalRows:
     def mark_changed(self, rows: Int64Array) -> None:
         """Mark rows whose value, state, frequency or last-seen time has changed."""
         self.changed_C[rows] |= _CHANGED
+        if self.log is not None:
+            self.log.touch(rows)
 
     def initial(self, tables: Int16Array, ids: Int64Array) -> Tensor:
         """Initial values of these keys' rows, float32 (K, D), on the CPU."""
