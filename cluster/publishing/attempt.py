@@ -18,7 +18,7 @@ from cluster.config import FreshetConfig
 from cluster.publishing.building import Questions, build_version
 from model.two_tower import TwoTower
 from retrieval.ranks import on_first_rank
-from retrieval.versions.publish import PublishReport
+from retrieval.versions.publish import NothingToIndex, PublishReport
 from retrieval.versions.store import VersionError
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Outcome:
 
     Attributes:
         report: it was built; its gates may have refused it.
-        problem: a failure that costs only the version: of the storage, or a lost builder.
+        problem: a failure that costs only the version: of the storage, a lost builder, a checkpoint without items.
         error: any other failure, which ends the run.
         lost: whether the ranks' connection is no longer usable.
     """
@@ -82,7 +82,7 @@ def make_version(comm: Collectives, attempt: Attempt, towers: TwoTower, check: C
                 check=check,
             )
             comm.gather_objects(None)  # the hold ends once every rank has read
-    except (OSError, VersionError, CheckpointError) as error:
+    except (OSError, VersionError, CheckpointError, NothingToIndex) as error:
         return Outcome(problem=str(error))
     except Exception as error:
         if comm.broken or comm.explains(error):

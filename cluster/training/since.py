@@ -22,9 +22,12 @@ class Since:
         self._saved: _Mark | None = None
         self._published: _Mark | None = None
 
-    def seen(self, step: int, totals: Report) -> None:
-        """Record a step; `totals` are those of all ranks."""
+    def trained(self, step: int) -> None:
+        """Record the number of steps; before anything is decided, so that no older checkpoint passes for current."""
         self._step = step
+
+    def seen(self, totals: Report) -> None:
+        """Record what all ranks have read."""
         self._read = tuple(totals.figures[name] for name in _READ)
 
     def catalogue_changed(self) -> None:

@@ -219,6 +219,7 @@ class Worker:
 
     def _report(self) -> Report:
         run, steps = self.run, self._stepping
+        self._since.trained(run.step)
         report = Report(
             ready_rows=steps.ready_rows,
             batch_full=float(steps.batch_full),
@@ -247,7 +248,7 @@ class Worker:
     def _absorb(self, decision: Decision) -> None:
         self.run.curve.add(self._stepping.validated_at, decision.validation)
         self._stepping.forget_validation()
-        self._since.seen(self.run.step, decision.totals)
+        self._since.seen(decision.totals)
         self.progress.checkpoint_problem = self._saving.problem
         self.progress.update(self.run, decision.totals, self.publisher)
 

@@ -34,7 +34,7 @@ from retrieval.versions.measuring import check_gates, live_to_compare, tune
 from retrieval.versions.shards import WHOLE_INDEX, WHOLE_ITEMS
 from retrieval.versions.store import Version, VersionStore
 
-__all__ = ["PublishReport", "publish"]
+__all__ = ["NothingToIndex", "PublishReport", "publish"]
 
 _MOST_QUERIES = 2048
 _SAME_SIZE = 1.25
@@ -42,6 +42,10 @@ _SAME_SIZE = 1.25
 _OF_THE_LISTS = {"recall", "imbalance"}
 """Gates that an index may fail because of the centroids from which it was started."""
 _log = logging.getLogger(__name__)
+
+
+class NothingToIndex(IndexInputError):
+    """There are no items: none have arrived yet, or all of them were deleted."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ def publish(
         before_commit: called on rank 0 once the gates have decided; if it raises, nothing is committed.
         quality: recent events on which the candidate is compared with the live version, the same on every rank.
     Raises:
+        NothingToIndex: no rank has an item; raised on every rank.
         IndexInputError: the items do not make an index, or the queries do not fit them.
         OSError, VersionError: the storage failed.
         OtherRankError, OtherRankStorageError: another rank failed.
@@ -212,7 +217,7 @@ class _Attempt:
         assert queries is not None
         self.items = sum(of_rank.items for of_rank in written)
         if self.items == 0:
-            raise IndexInputError("there are no items to index")
+            raise NothingToIndex("there are no items to index")
         widths = sorted({of_rank.width for of_rank in written if of_rank.width})
         if len(widths) > 1:
             raise IndexInputError(f"the ranks have vectors of widths {widths}")

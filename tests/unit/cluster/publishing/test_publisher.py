@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -24,6 +25,8 @@ from cluster.queries.served_model import follow_models
 from retrieval.storage.owned_folder import OwnedFolders
 from retrieval.versions.searcher import Searcher
 from retrieval.versions.store import VersionCorrupt
+from streaming.catalogue.records import CatalogueUpdate
+from streaming.events.schema import DELETED
 from tests.support.checkpointing import save_checkpoint
 from tests.support.full_disk import FULL, READ_ONLY, files_of_at_most, refusing
 from tests.support.unit_runs import CPU, small_run, train_steps
@@ -191,6 +194,21 @@ def test_a_checkpoint_that_is_gone_costs_the_version(trained):
     shutil.rmtree(trained.checkpoint.path)
     trained.attempt(publisher)
     assert trained.checkpoint.name in publisher.problem
+    assert publisher.store.names() == []
+
+
+def test_a_checkpoint_without_items_costs_the_version(tmp_path):
+    run = small_run()
+    train_steps(run, 2)
+    known = run.catalogue.snapshot()
+    gone = pa.array(np.ones(known.items.num_rows, np.bool_))
+    items = known.items.set_column(known.items.column_names.index(DELETED), DELETED, gone)
+    run.catalogue.apply(CatalogueUpdate(items, known.users))
+    assert run.catalogue.item_count == 0
+    trained = Trained(run, tmp_path)
+    publisher = trained.publisher()
+    trained.attempt(publisher)
+    assert publisher.problem == "index versions cannot be written: there are no items to index"
     assert publisher.store.names() == []
 
 

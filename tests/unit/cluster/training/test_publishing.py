@@ -56,8 +56,9 @@ class Life:
 
     def wait(self, seconds):
         self.now += seconds
-        self.since.seen(self.run.step, Report(figures={"rows_read": self.run.step}))
+        self.since.trained(self.run.step)
         self.publishing.consider(self.run, self.now)
+        self.since.seen(Report(figures={"rows_read": self.run.step}))
 
     def snapshot(self):
         self.since.saving()
@@ -117,6 +118,17 @@ def test_a_checkpoint_that_holds_everything_is_used_again(life):
     life.publish()
     life.wait(EVERY_S)
     assert not life.publishing.ready  # an idle run makes no more of them
+
+
+def test_the_empty_checkpoint_of_a_new_group_is_not_used_for_a_version_that_is_due_after_the_first_step(life):
+    life.wait(EVERY_S)
+    life.snapshot()
+    life.commit()  # of no step: it has no items
+    life.step()
+    assert (life.publishing.wants_checkpoint, life.publishing.ready) == (True, False)
+    life.snapshot()
+    life.commit()
+    assert life.publishing.ready
 
 
 def test_a_checkpoint_on_its_way_when_the_version_is_due_is_used(life):

@@ -8,11 +8,13 @@ def test_an_idle_run_makes_one_checkpoint_and_one_version_of_what_there_is():
     since = Since()
     assert since.unsaved
     assert since.unpublished
-    since.seen(3, Report(figures={"rows_read": 10}))
+    since.trained(3)
+    since.seen(Report(figures={"rows_read": 10}))
     since.saving()
     since.saved()
     since.published()
-    since.seen(3, Report(ready_rows=2, figures={"rows_read": 10, "lag_messages": 7}))
+    since.trained(3)
+    since.seen(Report(ready_rows=2, figures={"rows_read": 10, "lag_messages": 7}))
     assert not since.unsaved
     assert not since.unpublished
 
@@ -28,12 +30,13 @@ def test_a_step_a_row_without_a_step_and_a_change_of_the_catalogue_are_each_some
         assert not since.unpublished
 
     up_to_date()
-    since.seen(1, Report(figures={"rows_read": 5}))
+    since.trained(1)
+    since.seen(Report(figures={"rows_read": 5}))
     assert since.unsaved
     assert since.unpublished
     up_to_date()
     # A negative: nothing was trained, but histories and positions moved.
-    since.seen(1, Report(figures={"rows_read": 6}))
+    since.seen(Report(figures={"rows_read": 6}))
     assert since.unsaved
     assert not since.unpublished
     up_to_date()
@@ -44,9 +47,11 @@ def test_a_step_a_row_without_a_step_and_a_change_of_the_catalogue_are_each_some
 
 def test_a_checkpoint_that_was_not_committed_leaves_what_it_was_to_hold_unsaved():
     since = Since()
-    since.seen(1, Report(figures={"rows_read": 5}))
+    since.trained(1)
+    since.seen(Report(figures={"rows_read": 5}))
     since.saving()
     assert since.unsaved
-    since.seen(2, Report(figures={"rows_read": 9}))
+    since.trained(2)
+    since.seen(Report(figures={"rows_read": 9}))
     since.saved()
     assert since.unsaved
