@@ -24,9 +24,11 @@ from cluster.checkpoints.parts.catalogue import CataloguePart
 from cluster.checkpoints.parts.rows import frozen_rows
 from cluster.checkpoints.parts.towers import TowerPart
 from cluster.config import FreshetConfig
+from cluster.queries.changes import Changes
 from cluster.queries.saved_catalogue import SavedCatalogue
 from cluster.tables.config import TableConfig
-from cluster.tables.frozen_rows import RowSettings, of_keys
+from cluster.tables.frozen_rows import FrozenRows, RowSettings, of_keys
+from cluster.tables.overlaid_rows import OverlaidRows
 from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
@@ -36,6 +38,7 @@ from retrieval.storage.durable import write_durably
 from retrieval.versions.store import Version
 from streaming.arrays import Int16Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
+from streaming.catalogue.overlaid import OverlaidCatalogue, ReadCatalogue
 from streaming.config import StreamConfig
 from streaming.events.schema import ITEMS, NEGATIVES, USER_ID
 
@@ -62,8 +65,25 @@ class QuerySide:
 
     model: TwoTower
     rows: Rows
-    catalogue: Catalogue
+    catalogue: ReadCatalogue
     config: ModelConfig
+
+    def advance(self, changes: Changes) -> QuerySide:
+        """The query side after the changes of a delta; it shares the towers and all that did not change with this one.
+
+        Raises:
+            RowWidthError, ValueError: the changes are of a model with other settings.
+        """
+        rows, catalogue = self.rows, self.catalogue
+        if isinstance(rows, FrozenRows):
+            rows = OverlaidRows(rows)
+        if isinstance(catalogue, Catalogue):
+            catalogue = OverlaidCatalogue(catalogue)
+        assert isinstance(rows, OverlaidRows), "only frozen rows can be advanced"
+        assert isinstance(catalogue, OverlaidCatalogue), "only the catalogue of a version can be advanced"
+        return replace(
+            self, rows=rows.with_changes(changes.rows), catalogue=catalogue.with_update(changes.catalogue)
+        )
 
     @torch.no_grad()
     def encode(self, batch: pa.RecordBatch) -> npt.NDArray[np.float32]:

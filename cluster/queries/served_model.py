@@ -18,7 +18,7 @@ from retrieval.versions.follower import VersionFollower
 from retrieval.versions.searcher import LoadedVersion
 from retrieval.versions.store import Version
 from streaming.arrays import Float32Array, Int64Array
-from streaming.catalogue.catalogue import Catalogue
+from streaming.catalogue.overlaid import ReadCatalogue
 from streaming.config import StreamConfig
 
 
@@ -49,7 +49,7 @@ class ServedModel:
         return self.items.version
 
     @property
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> ReadCatalogue:
         """The version's titles, categories and attributes."""
         return self.queries.catalogue
 

@@ -72,6 +72,20 @@ class RowSettings:
     has_shared_rows: bool
 
 
+class PlacedRows(Protocol):
+    """Rows of their own that some keys have: `FrozenRows`, or rows laid over them."""
+
+    @property
+    def settings(self) -> RowSettings:
+        """The values of the other keys."""
+
+    def find(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
+        """The place of the own row of each key, int64 (K,), -1 without one."""
+
+    def gather(self, place_K: Int64Array, out_KD: Float32Array) -> None:
+        """Copy the rows at places from `find` into their rows of `out_KD`; -1 leaves its row as it is."""
+
+
 @dataclass
 class _Index:
     """Location of each key's row: the file above `_OFFSET_BITS`, below it the first float32 in the file."""
@@ -114,7 +128,7 @@ class FrozenRows:
         rekey: Rekey | None = None,
         wanted: Wanted | None = None,
     ) -> None:
-        self._settings, self._rekey, self._wanted = settings, rekey, wanted
+        self.settings, self._rekey, self._wanted = settings, rekey, wanted
         self._index = _Index()
         self._files = list(files)
         self._floats: list[Float32Array] = []
@@ -128,7 +142,7 @@ class FrozenRows:
     @property
     def dim(self) -> int:
         """Columns."""
-        return self._settings.dim
+        return self.settings.dim
 
     def rows_of(self, tables: Int16Array, ids: Int64Array) -> Tensor:
         """The rows of unique keys, float32 (1 + K, D), on the CPU; row 0 is the zero padding row.
@@ -137,24 +151,20 @@ class FrozenRows:
             tables: int16 (K,).
             ids: int64 (K,).
         """
+        return rows_or_defaults(self, tables, ids)
+
+    def find(self, tables: Int16Array, ids: Int64Array) -> Int64Array:
+        """The place of the own row of each key, int64 (K,), -1 without one."""
         assert self._covers(tables, ids).all(), "keys that were not wanted when the files were opened"
-        place_K = self._index.find(tables, ids)
-        if self._settings.has_shared_rows:
-            waits = np.flatnonzero((place_K < 0) & np.isin(tables, ENDLESS))
-            if waits.shape[0]:
-                tables, ids = tables.copy(), ids.copy()
-                tables[waits], ids[waits] = shared_keys(tables[waits], ids[waits])
-                place_K[waits] = self._index.find(tables[waits], ids[waits])
-        out = np.empty((1 + ids.shape[0], self.dim), np.float32)
-        out[0] = 0
-        missing = np.flatnonzero(place_K < 0)
-        if missing.shape[0]:
-            settings = self._settings
-            out[1 + missing] = initial_rows(
-                tables[missing], ids[missing], self.dim, settings.seed, settings.init_std
-            )
-        self._gather(place_K, out[1:])
-        return torch.from_numpy(out)
+        return self._index.find(tables, ids)
+
+    def gather(self, place_K: Int64Array, out_KD: Float32Array) -> None:
+        """Copy the rows at places from `find` into their rows of `out_KD`; -1 leaves its row as it is."""
+        file_K = place_K >> _OFFSET_BITS
+        for number in np.unique(file_K):
+            if number >= 0:
+                at = np.flatnonzero(file_K == number)
+                _copy_rows(self._floats[number], place_K[at] & ((1 << _OFFSET_BITS) - 1), at, out_KD)
 
     def slices(self, buckets: tuple[int, int]) -> Iterator[tuple[Int16Array, Int64Array, Float32Array]]:
         """The distinct rows of a range of buckets, in the order of the files: tables (n,), ids (n,), values (n, D).
@@ -173,7 +183,7 @@ class FrozenRows:
                     some = start + np.flatnonzero(mine[start : start + _SLICE_ROWS])
                     if some.shape[0]:
                         values_KD = np.empty((some.shape[0], self.dim), np.float32)
-                        self._gather(place_K[some], values_KD)
+                        self.gather(place_K[some], values_KD)
                         yield tables[some], ids[some], values_KD
 
     def _read(self, file: RowFile) -> None:
@@ -214,18 +224,30 @@ class FrozenRows:
         )
         return (np.int64(number) << _OFFSET_BITS) + start + self.dim * np.arange(batch.num_rows)
 
-    def _gather(self, place_K: Int64Array, out_KD: Float32Array) -> None:
-        """Copy the rows at these locations; -1 means none."""
-        file_K = place_K >> _OFFSET_BITS
-        for number in np.unique(file_K):
-            if number >= 0:
-                at = np.flatnonzero(file_K == number)
-                _copy_rows(self._floats[number], place_K[at] & ((1 << _OFFSET_BITS) - 1), at, out_KD)
-
     def _require_width(self, file: RowFile, schema: pa.Schema) -> None:
         width = schema.field("value").type.list_size
         if width != self.dim:
             raise RowWidthError(f"{file} holds rows of dimension {width}, but model.dim is {self.dim}")
+
+
+def rows_or_defaults(rows: PlacedRows, tables: Int16Array, ids: Int64Array) -> Tensor:
+    """The rows of unique keys as training would see them, float32 (1 + K, D); row 0 is the zero padding row."""
+    settings, place_K = rows.settings, rows.find(tables, ids)
+    if settings.has_shared_rows:
+        waits = np.flatnonzero((place_K < 0) & np.isin(tables, ENDLESS))
+        if waits.shape[0]:
+            tables, ids = tables.copy(), ids.copy()
+            tables[waits], ids[waits] = shared_keys(tables[waits], ids[waits])
+            place_K[waits] = rows.find(tables[waits], ids[waits])
+    out = np.empty((1 + ids.shape[0], settings.dim), np.float32)
+    out[0] = 0
+    missing = np.flatnonzero(place_K < 0)
+    if missing.shape[0]:
+        out[1 + missing] = initial_rows(
+            tables[missing], ids[missing], settings.dim, settings.seed, settings.init_std
+        )
+    rows.gather(place_K, out[1:])
+    return torch.from_numpy(out)
 
 
 def of_buckets(buckets: tuple[int, int]) -> Wanted:

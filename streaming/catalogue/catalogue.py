@@ -44,6 +44,7 @@ class Catalogue:
     """
 
     def __init__(self, config: StreamConfig) -> None:
+        self._config = config
         self._items, self._users = IdIndex(), IdIndex()
         self._categories_NC = np.zeros((_FIRST_ROOM, config.max_categories), np.int64)
         self._title_N = np.full(_FIRST_ROOM, None, object)
@@ -108,6 +109,20 @@ class Catalogue:
     def user_attributes(self, user_Q: Int64Array) -> Int64Array:
         """int64 (q, f): the attribute ids of each user, 0 where unknown."""
         return _rows(self._attributes_UF, self._users.find(user_Q))
+
+    def knows_user(self, user_Q: Int64Array) -> npt.NDArray[np.bool_]:
+        """bool (q,): whether each user has a record and the last one is not a tombstone."""
+        at_Q = self._users.find(user_Q)
+        return (at_Q >= 0) & ~self._deleted_U[at_Q]
+
+    def is_deleted_user(self, user_Q: Int64Array) -> npt.NDArray[np.bool_]:
+        """bool (q,): whether the last record of each user was a tombstone."""
+        at_Q = self._users.find(user_Q)
+        return (at_Q >= 0) & self._deleted_U[at_Q]
+
+    def empty(self) -> Catalogue:
+        """A catalogue of the same settings without items and users."""
+        return Catalogue(self._config)
 
     def titles(self, item_Q: Int64Array) -> list[str]:
         """The title of each item, empty where there is none."""
