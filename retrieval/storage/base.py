@@ -81,6 +81,7 @@ class Kind:
 
 CHECKPOINTS = Kind("step-", "checkpoints", "train.checkpoint_path", repeats=True)
 VERSIONS = Kind("v", "index versions", "train.index_path", repeats=False)
+DELTAS = Kind("d", "deltas", "train.index_path", repeats=False)
 
 
 def nothing(step: str) -> None:
@@ -141,6 +142,14 @@ class Storage(Protocol):
             The name.
         """
 
+    def commit_as(self, folder: OwnedFolder, name: str, describe: Describe) -> None:
+        """Like `commit_next`, under a name that the only writer of these sets chose.
+
+        Raises:
+            FileExistsError: there is a set of this name.
+            OSError: the storage failed; the set may be committed nevertheless.
+        """
+
     def exclusive(self) -> AbstractContextManager[None]:
         """On a disk, keep other processes out of `build`, `commit_next` and this; an object store has no locks."""
 
@@ -165,6 +174,9 @@ class Storage(Protocol):
             name: of the set.
             unless: called once the set can no longer be opened; if it returns true, the set is restored.
         """
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder that is not a set, with the sets of another storage in it, if it exists."""
 
     def discard(self, name: str) -> None:
         """Remove a set that will not be committed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -105,16 +106,28 @@ class LocalStorage:
 
     def commit_next(self, folder: OwnedFolder, describe: Describe) -> str:
         """See Storage: the files are fsynced before the rename."""
-        entries = [seal(path) for path in sorted(folder.path.iterdir()) if path.name != LOCK]
+        entries = _sealed(folder)
         with self.exclusive():
             name = self.kind.name_of(max(map(self._number, self.names()), default=0) + 1)
-            write_durably(folder.path / MANIFEST, describe(name, entries))
-            (folder.path / LOCK).unlink()
-            fsync_directory(folder.path)
-            folder.path.rename(self.root / name)
-            fsync_directory(self.root)
+            self._put_in_place(folder, name, describe(name, entries))
         folder.lock.close()
         return name
+
+    def commit_as(self, folder: OwnedFolder, name: str, describe: Describe) -> None:
+        """See Storage."""
+        entries = _sealed(folder)
+        with self.exclusive():
+            if (self.root / name).exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.root / name))
+            self._put_in_place(folder, name, describe(name, entries))
+        folder.lock.close()
+
+    def _put_in_place(self, folder: OwnedFolder, name: str, manifest: bytes) -> None:
+        write_durably(folder.path / MANIFEST, manifest)
+        (folder.path / LOCK).unlink()
+        fsync_directory(folder.path)
+        folder.path.rename(self.root / name)
+        fsync_directory(self.root)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """See Storage: a lock beside the sets, which ends with its process."""
@@ -146,6 +159,13 @@ class LocalStorage:
         going = self.root / f".removing-{name}-{uuid.uuid4().hex}"
         (self.root / name).rename(going)
         shutil.rmtree(going, ignore_errors=True)  # `begin` or `build` removes the rest
+
+    def remove_folder(self, name: str) -> None:
+        """See Storage; hidden first, as in `remove`."""
+        going = self.root / f".removing-{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):
+            (self.root / name).rename(going)
+            shutil.rmtree(going, ignore_errors=True)
 
     def discard(self, name: str) -> None:
         """See Storage."""
@@ -193,3 +213,7 @@ class LocalStorage:
 
     def _unfinished(self, name: str) -> Path:
         return self.root / f".writing-{name}"
+
+
+def _sealed(folder: OwnedFolder) -> list[FileEntry]:
+    return [seal(path) for path in sorted(folder.path.iterdir()) if path.name != LOCK]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 import shutil
 import uuid
@@ -103,22 +105,38 @@ class ObjectStorage:
     def commit_next(self, folder: OwnedFolder, describe: Describe) -> str:
         """See Storage: reserves a name, puts the files, then the manifest, which is the commit."""
         name, reservation = self._reserve()
+
+        def still_reserved() -> None:
+            if self._files.get_file_info(reservation).type != fs.FileType.File:
+                raise OSError(f"{self.where}/{name} was removed while it was written; it took too long")
+
+        self._put_all(folder, name, describe, still_reserved)
+        with suppress(OSError):
+            self._files.delete_file(reservation)
+        folder.remove()
+        return name
+
+    def commit_as(self, folder: OwnedFolder, name: str, describe: Describe) -> None:
+        """See Storage."""
+        if self._files.get_file_info(self._object(name, MANIFEST)).type == fs.FileType.File:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{self.where}/{name}")
+        self._put_all(folder, name, describe, lambda: None)
+        folder.remove()
+
+    def _put_all(
+        self, folder: OwnedFolder, name: str, describe: Describe, before_manifest: Callable[[], None]
+    ) -> None:
         try:
             entries = [
                 self._upload(name, path) for path in sorted(folder.path.iterdir()) if path.name != LOCK
             ]
-            if self._files.get_file_info(reservation).type != fs.FileType.File:
-                raise OSError(f"{self.where}/{name} was removed while it was written; it took too long")
+            before_manifest()
             self.commit(name, describe(name, entries), nothing)
         except Exception:
             with suppress(OSError):  # a later writer removes it
                 self.remove(name)  # the manifest may have been put nevertheless
                 self.discard(name)
             raise
-        with suppress(OSError):
-            self._files.delete_file(reservation)
-        folder.remove()
-        return name
 
     def exclusive(self) -> AbstractContextManager[None]:
         """See Storage: nothing is locked; `remove` checks again, and names are reserved."""
@@ -163,6 +181,10 @@ class ObjectStorage:
         if marker.type == fs.FileType.Directory:
             with suppress(FileNotFoundError):  # the other process was first
                 self._files.delete_dir(f"{self._prefix}/{name}")
+
+    def remove_folder(self, name: str) -> None:
+        """See Storage."""
+        self.discard(name)
 
     def path(self, name: str) -> Path | None:
         """See Storage."""

@@ -6,25 +6,34 @@
     promote `CURRENT` replaced as a whole: by an atomic rename, or by the put of one object
     refuse  a version that failed a gate is committed too, with the reason in its manifest, and not promoted
 A crash at any point leaves the old pointer to an intact version; a later writer removes the unfinished one. Rolling
-back means promoting an older version. Checkpoints use the same storage (`retrieval.storage`).
+back means promoting an older version. Checkpoints use the same storage (`retrieval.storage`). The live version can have
+deltas (`retrieval.deltas`), which are dropped when another one is promoted.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retrieval.storage.base import MANIFEST, POINTER, VERSIONS, DamagedFile, LocalCopy, NotAFile, Storage
+from retrieval.deltas.chain import remove_deltas
+from retrieval.storage.base import POINTER, VERSIONS, Storage
 from retrieval.storage.cache import FileCache
-from retrieval.storage.durable import FileEntry, is_plain_name, manifest_checksum
-from retrieval.storage.files import file_problem
+from retrieval.storage.committed import (
+    CommittedSet,
+    check_manifest,
+    manifest_path,
+    read_manifest,
+    sealed_manifest,
+)
+from retrieval.storage.durable import FileEntry
 from retrieval.storage.opening import open_storage
 from retrieval.storage.owned_folder import OwnedFolder
 
+_log = logging.getLogger(__name__)
 FORMAT = 2
 """Format 1 had no checksum of the manifest itself; its versions are still read."""
 
@@ -42,13 +51,12 @@ class VersionCorrupt(VersionError):
 
 
 @dataclass(frozen=True)
-class Version:
+class Version(CommittedSet):
     """A committed version; copies of its files are kept while this object exists."""
 
-    name: str
-    manifest: Mapping[str, Any]
-    storage: Storage = field(compare=False, repr=False)
-    _copies: dict[str, LocalCopy] = field(default_factory=dict, init=False, compare=False, repr=False)
+    def damaged(self, what: str) -> VersionCorrupt:
+        """See CommittedSet."""
+        return _corrupt(self.name, what)
 
     @property
     def path(self) -> Path:
@@ -62,28 +70,6 @@ class Version:
             raise VersionError(f"{self.storage.where}/{self.name} is not a folder on this machine")
         return path
 
-    def file(self, name: str) -> Path:
-        """One of its files, on this machine; from an object store it is copied once, and checked.
-
-        Raises:
-            VersionCorrupt: its manifest does not list the file, so it cannot be verified; or the file to be copied
-                does not match the manifest.
-        """
-        if name not in self._copies:
-            entry = next((entry for entry in self.entries if entry["name"] == name), None)
-            if entry is None:
-                raise VersionCorrupt(
-                    f"index version {self.name} is damaged: its manifest does not list {name}"
-                )
-            try:
-                copy = self.storage.copy_here(self.name, FileEntry(name, entry["size"], entry["sha256"]))
-            except FileNotFoundError as error:
-                raise VersionCorrupt(f"index version {self.name} is damaged: {name} is missing") from error
-            except DamagedFile as error:
-                raise VersionCorrupt(f"index version {self.name} is damaged: {error}") from error
-            self._copies[name] = copy
-        return self._copies[name].path
-
     @property
     def refused(self) -> str:
         """Why its gates refused it, as a text; empty if it passed them."""
@@ -93,16 +79,6 @@ class Version:
     def has_index(self) -> bool:
         """Whether it can be searched; no index is built of vectors that are not finite."""
         return bool(self.manifest.get("has_index", True))
-
-    def files(self, prefix: str = "") -> list[str]:
-        """The names of its files with this prefix, sorted."""
-        return sorted(entry["name"] for entry in self.entries if entry["name"].startswith(prefix))
-
-    @property
-    def entries(self) -> Sequence[Mapping[str, Any]]:
-        """The manifest's entry for each file: `name`, `size`, `sha256`."""
-        entries: Sequence[Mapping[str, Any]] = self.manifest["files"]
-        return entries
 
 
 class VersionStore:
@@ -115,6 +91,7 @@ class VersionStore:
 
     def __init__(self, location: str | Path, cache: FileCache | None = None) -> None:
         self.storage = open_storage(location, VERSIONS, cache)
+        self.cache = cache
 
     @property
     def where(self) -> str:
@@ -141,10 +118,7 @@ class VersionStore:
         """Commit the files under a new name; the version is not live yet."""
 
         def describe(name: str, files: Sequence[FileEntry]) -> bytes:
-            manifest = {**described, "format": FORMAT, "version": name, "files": [vars(f) for f in files]}
-            # As it will be read back: a tuple comes back as a list.
-            manifest = json.loads(json.dumps(manifest))
-            return json.dumps(manifest | {"checksum": manifest_checksum(manifest)}, indent=1).encode()
+            return sealed_manifest({**described, "format": FORMAT, "version": name}, files)
 
         return self.open(self.storage.commit_next(building, describe))
 
@@ -165,12 +139,16 @@ class VersionStore:
         _require_servable(self.open(name), refused)
         with self.storage.exclusive():
             version, before = self.open(name), self.live_name()
+            if before != name:  # it may have been live earlier
+                remove_deltas(self.storage, name)
             self.storage.notes.put(POINTER, name.encode())
             try:
                 self.open(name)
             except VersionError:
                 self._point_back(name, before)
                 raise
+        if before != name:
+            self._drop_deltas(before)
         return version
 
     def rollback(self, name: str, *, refused: bool = False) -> Version:
@@ -182,7 +160,7 @@ class VersionStore:
         """
         version = self.open(name)
         _require_servable(version, refused)
-        _require_whole(version)
+        version.require_stored()
         return self.promote(name, refused=refused)
 
     def live_name(self) -> str | None:
@@ -238,11 +216,7 @@ class VersionStore:
             VersionCorrupt: names the first file that does not match.
         """
         version = self.open(name)
-        wanted = frozenset(version.files() if only is None else only)
-        if self.storage.path(name) is not None:
-            _require_whole(version, wanted)
-        for file in sorted(wanted.intersection(version.files())):
-            version.file(file)
+        version.require_whole(only)
         return version
 
     def prune(self, keep: int, refused: int = 2) -> None:
@@ -259,6 +233,7 @@ class VersionStore:
             for name in passed[: -max(keep, 1)] + failed[: -max(refused, 1)]:
                 if not self._is_live(name):
                     self.storage.remove(name, unless=partial(self._is_live, name))
+                    remove_deltas(self.storage, name)
 
     def _is_refused(self, name: str) -> bool:
         try:
@@ -268,6 +243,14 @@ class VersionStore:
 
     def _is_live(self, name: str) -> bool:
         return self.live_name() == name
+
+    def _drop_deltas(self, left: str | None) -> None:
+        """Remove the deltas of the version that is left; nobody reads them, so a failure is only logged."""
+        try:
+            if left is not None:
+                remove_deltas(self.storage, left)
+        except OSError as error:
+            _log.warning("the deltas of index version %s in %s were not removed: %s", left, self.where, error)
 
     def _point_back(self, name: str, before: str | None) -> None:
         if self.live_name() != name:
@@ -284,38 +267,20 @@ def _require_servable(version: Version, refused: bool) -> None:
         raise VersionRefused(f"index version {version.name} was refused: {without}{version.refused}")
 
 
-def _require_whole(version: Version, only: frozenset[str] | None = None) -> None:
-    for entry in version.entries:
-        if only is None or entry["name"] in only:
-            problem = file_problem(version.storage, version.name, entry)
-            if problem:
-                raise VersionCorrupt(f"index version {version.name} is damaged: {entry['name']} {problem}")
-
-
 def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
-    place = f"{storage.where}/{name}"
-    path = f"{place}/{MANIFEST}"
+    damaged, path = partial(_corrupt, name), manifest_path(storage, name)
     try:
-        manifest = json.loads(storage.read(name, MANIFEST).to_pybytes())
-        written_as = manifest["format"]
-    except NotAFile as error:
-        raise VersionCorrupt(f"index version {name} is damaged: {path} is not a file but a link") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VersionCorrupt(f"index version {name} is damaged: {path}: {error!r}") from error
+        manifest = read_manifest(storage, name, damaged)
+    except FileNotFoundError as error:
+        raise damaged(f"{path}: {error!r}") from error
+    written_as = manifest["format"]
     if written_as not in (1, FORMAT):
-        raise VersionError(f"{place} has version format {written_as!r}; this version reads 1 and {FORMAT}")
-    unsigned = written_as == 1 and "checksum" not in manifest
-    if not unsigned and manifest.get("checksum") != manifest_checksum(manifest):
-        raise VersionCorrupt(f"index version {name} is damaged: {path} does not match its own checksum")
-    files = manifest.get("files")
-    if not isinstance(files, list) or not all(map(_is_entry, files)):
-        raise VersionCorrupt(
-            f"index version {name} is damaged: {path} lists files that are not names in its folder"
+        raise VersionError(
+            f"{storage.where}/{name} has version format {written_as!r}; this version reads 1 and {FORMAT}"
         )
-    return dict(manifest)
+    check_manifest(manifest, path, damaged, signed=written_as != 1 or "checksum" in manifest)
+    return manifest
 
 
-def _is_entry(entry: object) -> bool:
-    return (
-        isinstance(entry, dict) and {"name", "size", "sha256"} <= set(entry) and is_plain_name(entry["name"])
-    )
+def _corrupt(name: str, what: str) -> VersionCorrupt:
+    return VersionCorrupt(f"index version {name} is damaged: {what}")

@@ -1,0 +1,1 @@
+"""Deltas: what changed since a version was built, in numbered sets of files that follow the version."""
