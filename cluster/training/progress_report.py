@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.collectives import Collectives
+from cluster.observability.delta_figures import DeltaFigures
 from cluster.observability.figures import EXACT, summed_record
 from cluster.observability.progress_file import ProgressFile
 from cluster.publishing.publisher import Publisher
@@ -51,6 +52,8 @@ class ProgressReporter:
         versions: VersionStore | None = None,
         served: ServedValidation | None = None,
     ) -> None:
+        self.deltas = DeltaFigures()
+        """Filled in by what makes deltas."""
         self.last: dict[str, Any] = {}
         self.checkpoint_problem = ""
         """Why checkpoints cannot be written at present; empty if they can."""
@@ -140,6 +143,7 @@ class ProgressReporter:
             "served": self._served.to_json() if self._served is not None else None,
             "checkpoint": self._checkpoint,
             "index": self._index(publisher),
+            "deltas": self.deltas.to_json(),
             "freshness": publisher.freshness.figures(),
         }
         self._file.write(self.last)

@@ -62,6 +62,9 @@ class DemoFigures:
     index_items: int = 0
     freshness_p50_s: float = math.nan
     freshness_p99_s: float = math.nan
+    deltas: int = 0
+    delta_freshness_p50_s: float = math.nan
+    delta_freshness_p99_s: float = math.nan
     checkpoint_step: int | None = None
     restarts: int = 0
     chaos: bool = False
@@ -94,6 +97,9 @@ class DemoFigures:
         self.index_recall, self.index_items = _known(index.get("recall")), int(index.get("items") or 0)
         self.freshness_p50_s = _known(progress.freshness.get("run_p50_s"))
         self.freshness_p99_s = _known(progress.freshness.get("run_p99_s"))
+        self.deltas = int(progress.deltas.get("published") or 0)
+        self.delta_freshness_p50_s = _known(progress.deltas.get("run_p50_s"))
+        self.delta_freshness_p99_s = _known(progress.deltas.get("run_p99_s"))
         self.checkpoint_step = progress.checkpoint_step
 
     def take_accounting(self, accounting: Mapping[str, Any]) -> None:

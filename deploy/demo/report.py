@@ -50,7 +50,12 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
         (
             "freshness",
             f"p50 {number(f.freshness_p50_s, 1)} s, p99 {number(f.freshness_p99_s, 1)} s "
-            "from append to servable, over the run",
+            "from append to servable by a version, over the run",
+        ),
+        (
+            "  by deltas",
+            f"p50 {number(f.delta_freshness_p50_s, 1)} s, p99 {number(f.delta_freshness_p99_s, 1)} s, "
+            f"{counted(f.deltas, 'delta')}",
         ),
         ("time", f"{f.wall_s:.0f} s, of it {number(f.stream_s)} s of stream"),
     ]

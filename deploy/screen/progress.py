@@ -83,6 +83,7 @@ class Progress:
     served: ServedCurve = field(default_factory=ServedCurve)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
+    deltas: Mapping[str, Any] = field(default_factory=dict)
     freshness: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     notice: str = ""
@@ -110,7 +111,8 @@ def parse_progress(record: Mapping[str, Any] | None) -> Progress:
     """A `Progress` from the parsed file; keys that are missing or null keep their defaults."""
     record = record or {}
     read = {name: value for name, value in scalars(record).items() if name in Progress.__dataclass_fields__}
-    parts = {name: record[name] for name in ("loss", "checkpoint", "index", "freshness") if record.get(name)}
+    objects = ("loss", "checkpoint", "index", "deltas", "freshness")
+    parts = {name: record[name] for name in objects if record.get(name)}
     return Progress(
         **read,
         **parts,

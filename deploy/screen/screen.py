@@ -160,12 +160,28 @@ def _short(version: str) -> str:
     return f"v{int(digits)}" if digits else ""
 
 
-def freshness_text(progress: Progress) -> str:
-    """From the broker's append to servable, in seconds: of the versions of the last minutes, and of all."""
-    freshness = progress.freshness
-    minutes = float(freshness.get("window_s") or 300.0) / 60
-    late = _percentiles(freshness.get("p50_s"), freshness.get("p99_s"))
-    whole = _percentiles(freshness.get("run_p50_s"), freshness.get("run_p99_s"))
+def deltas_text(progress: Progress) -> str:
+    """The newest delta of the live version, its age, and how many were made."""
+    deltas = progress.deltas
+    if deltas.get("problem"):
+        return f"none at present: {deltas['problem']}"
+    if not deltas.get("version"):
+        return "none yet"
+    newest = f"d{int(deltas.get('number') or 0)} of {_short(str(deltas['version']))}"
+    age, share = number(deltas.get("age_s"), 1), rate(deltas.get("share"))
+    return f"{newest}, {age} s old, {share} of its items; {int(deltas.get('published') or 0):,} in all"
+
+
+def freshness_text(figures: Mapping[str, Any], window_s: float | None = None) -> str:
+    """From the broker's append to servable, in seconds: in the last minutes, and since the start.
+
+    Args:
+        figures: `freshness` (of versions) or `deltas` of a record.
+        window_s: of the last minutes, unless it is among the figures.
+    """
+    minutes = float(figures.get("window_s") or window_s or 300.0) / 60
+    late = _percentiles(figures.get("p50_s"), figures.get("p99_s"))
+    whole = _percentiles(figures.get("run_p50_s"), figures.get("run_p99_s"))
     return f"{late} in {minutes:.0f} min, {whole} since the start"
 
 
@@ -182,13 +198,20 @@ def lag_text(progress: Progress) -> str:
 
 def _index_panel(progress: Progress) -> RenderableType:
     step = progress.checkpoint_step
+    window_s = progress.freshness.get("window_s")
     rows = [
         ("live", index_text(progress)),
-        ("published", f"{counted(progress.index_versions, 'version')}, {progress.index.get('kind') or '–'}"),
-        ("freshness", freshness_text(progress)),
-        ("checkpoint", "none yet" if step is None else f"step {step:,}"),
+        ("newest", deltas_text(progress)),
+        ("versions", freshness_text(progress.freshness)),
+        ("deltas", freshness_text(progress.deltas, window_s)),
     ]
-    return panel(_grid(rows, ("left", "left")), "index, checkpoint, freshness (from append to servable)")
+    published = f"{counted(progress.index_versions, 'version')}, {progress.index.get('kind') or '–'}"
+    checkpoint = "none yet" if step is None else f"step {step:,}"
+    return panel(
+        _grid(rows, ("left", "left")),
+        "index, freshness (from append to servable)",
+        f"{published}; checkpoint: {checkpoint}",
+    )
 
 
 def render(view: DemoView) -> RenderableType:
@@ -230,7 +253,9 @@ def plain_line(view: DemoView) -> str:
         f"co-occurrence {rate(curve.rate(curve.cooccurrence_hits))}), "
         f"served {rate(served.rate(served.hits))} ({served.dropped:,} dropped)",
         f"index {index_text(progress)}",
-        f"fresh {freshness_text(progress)}",
+        f"fresh {freshness_text(progress.freshness)}",
+        f"deltas {deltas_text(progress)}",
+        f"fresh by deltas {freshness_text(progress.deltas, progress.freshness.get('window_s'))}",
     ]
     if progress.restarts:
         parts.append(f"restarts {progress.restarts}")

@@ -19,7 +19,15 @@ from deploy.command.output import write_json
 from deploy.command.terminal import Terminal
 from deploy.command.times import ago, local_time
 from deploy.screen.progress import Progress, parse_progress
-from deploy.screen.screen import counted, freshness_text, number, rate, served_text, set_aside_text
+from deploy.screen.screen import (
+    counted,
+    deltas_text,
+    freshness_text,
+    number,
+    rate,
+    served_text,
+    set_aside_text,
+)
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -207,7 +215,10 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         ("index", f"{', '.join(versions) or 'no versions'}; live: {status['index_current'] or 'none'}"),
         ("live index", _live_text(status)),
         ("gates", _gates_text(status)),
-        ("freshness", freshness_text(progress)),
+        ("deltas", deltas_text(progress)),
+        ("last refresh", str(progress.deltas.get("refresh") or "by the clock")),
+        ("freshness", f"of versions: {freshness_text(progress.freshness)}"),
+        ("", f"of deltas: {freshness_text(progress.deltas, progress.freshness.get('window_s'))}"),
         ("lag", _lag_text(status)),
     ]
 

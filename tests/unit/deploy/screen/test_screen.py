@@ -172,3 +172,11 @@ def test_on_a_terminal_the_panels_are_drawn():
         display.say("checkpoint committed at step 1")
     assert "HR@10 on 0 events, exact" in out.getvalue()
     assert "checkpoint committed at step 1" in out.getvalue()
+
+
+def test_why_there_are_no_deltas_is_on_the_screen(progress_record):
+    deltas = {"version": None, "number": 0, "problem": "deltas cannot be written: No space left on device"}
+    text = screen_text(DemoView(produced=1, progress=parse_progress(progress_record(deltas=deltas))))
+    assert "none at present: deltas cannot be written" in text
+    text = screen_text(DemoView(produced=1, progress=parse_progress(progress_record(deltas=None))))
+    assert "newest   none yet" in text
