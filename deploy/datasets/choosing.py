@@ -29,12 +29,18 @@ def fetch_dataset(
 
 def first_events(dataset: Dataset, events: int) -> Dataset:
     """The data set with only its first `events` interactions in time order; all of them for 0."""
-    if not 0 < events < dataset.interactions.num_rows:
-        return dataset
+    return split_events(dataset, events)[0] if events > 0 else dataset
+
+
+def split_events(dataset: Dataset, events: int) -> tuple[Dataset, Dataset]:
+    """The data set with only its first `events` interactions in time order, and with only the others."""
     # A stable sort, so that the choice among events of one second does not depend on the machine.
-    times_ms = dataset.interactions["timestamp_ms"].to_numpy()
-    kept = np.sort(np.argsort(times_ms, kind="stable")[:events])
-    return replace(dataset, interactions=dataset.interactions.take(pa.array(kept)))
+    order = np.argsort(dataset.interactions["timestamp_ms"].to_numpy(), kind="stable")
+    first, rest = (
+        replace(dataset, interactions=dataset.interactions.take(pa.array(np.sort(kept))))
+        for kept in (order[:events], order[events:])
+    )
+    return first, rest
 
 
 def recent_users(dataset: Dataset, count: int, at_least: int = 20) -> list[int]:

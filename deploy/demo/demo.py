@@ -132,16 +132,16 @@ class Demo:
 
     def _stream(self, stack: ExitStack, config: FreshetConfig, dataset: Dataset, trainer: Child) -> None:
         self.display.stage("streaming and training")
-        started = time.monotonic()
         replay = stack.enter_context(ReplayThread(config.stream, dataset, self.options.seconds, config.seed))
         while not trainer.check():
             self.display.view.produced = replay.produced
             replay.check()
             if replay.finished and self.figures.stream_s != self.figures.stream_s:  # NaN: not recorded yet
-                self.figures.stream_s = time.monotonic() - started
+                self.figures.stream_s = replay.seconds
                 self.display.say(f"all {replay.produced:,} events are in the topic")
                 self.display.stage("training on the rest")
-            self._tick(config, trainer)
+            if self._tick(config, trainer).step > 0:
+                replay.release()
             time.sleep(POLL_S)
         replay.check()
         self.figures.events_produced = self.display.view.produced = replay.produced

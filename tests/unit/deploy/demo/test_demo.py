@@ -79,7 +79,8 @@ def world(monkeypatch, progress_record):
         lambda *arguments: SimpleNamespace(items=1682, users=943),
     )
     monkeypatch.setattr(
-        "streaming.producing.replay.replay", lambda *arguments, **options: SimpleNamespace(events=EVENTS)
+        "streaming.producing.replay.replay",
+        lambda stream, dataset, **options: SimpleNamespace(events=dataset.interactions.num_rows),
     )
     monkeypatch.setattr("cluster.audit.exactly_once.verify_exactly_once", lambda config, path: accounting)
     return world
