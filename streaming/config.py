@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from streaming.field_paths import problem_of_paths
 from streaming.setting import require_declared, setting
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 LostPosition = Literal["fail", "earliest", "latest"]
 TimeAxis = Literal["broker", "event"]
+TimestampUnit = Literal["ms", "s", "us", "ns", "iso8601"]
 SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
 
 
@@ -21,6 +23,10 @@ _TALKATIVE = ("kafka.protocol.parser", "kafka.net.connection")
 _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 1.2e-38, 3.4e38
 # About 30,000 years: in milliseconds this is far below the limit of int64.
 _LONGEST_S = 1e12
+
+EVENT_FIELDS = ("user_id", "item_id", "timestamp_ms", "action", "weight", "value", "event_id")
+ITEM_FIELDS = ("item_id", "title", "categories")
+USER_FIELDS = ("user_id", "attributes")
 
 
 class StreamSettingError(ValueError):
@@ -43,6 +49,27 @@ class StreamConfig:
     dead_letter_topic: str = setting(
         "",
         "Topic for rows that cannot be used. Empty: the interactions topic's name with .dead-letters appended.",
+    )
+    fields: list[str] = setting(
+        [],
+        "Where the fields of an event are, as ours=theirs entries with dots for nested ones, for example "
+        "user_id=visitor.id and timestamp_ms=occurred_at. A field that is not listed is read under its own name.",
+    )
+    timestamp_unit: TimestampUnit = setting(
+        "ms",
+        "Unit of event times that are numbers; iso8601 if they are texts like 2026-01-31T06:00:00Z. Timestamp columns "
+        "of Arrow and Parquet have their own unit.",
+    )
+    default_action: str = setting("", "Action of events that have none. Empty: they have none.")
+    item_fields: list[str] = setting(
+        [],
+        "The same as stream.fields for the items topic: item_id, title, and categories, for example title=name and "
+        "categories=tags.label.",
+    )
+    user_fields: list[str] = setting(
+        [],
+        "The same for the users topic: user_id, attributes (the object that holds them; a dot if they are in the "
+        "record itself), or a name of stream.user_attributes for one of them.",
     )
     security_protocol: SecurityProtocol = setting("PLAINTEXT", "Kafka's security protocol.")
     sasl_mechanism: SaslMechanism = setting("", "SASL mechanism. Required with SASL_PLAINTEXT and SASL_SSL.")
@@ -222,6 +249,11 @@ class StreamConfig:
         unique = len(set(self.user_attributes)) == len(self.user_attributes)
         self._require("user_attributes", unique, "must not name an attribute twice")
         self._require_signals()
+        mapped = {"fields": EVENT_FIELDS, "item_fields": ITEM_FIELDS}
+        mapped["user_fields"] = tuple(dict.fromkeys((*USER_FIELDS, *self.user_attributes)))
+        for name, known in mapped.items():
+            rule = problem_of_paths(getattr(self, name), known)
+            self._require(name, not rule, f"must {rule}")
         needs_sasl = self.security_protocol.startswith("SASL")
         rule = "goes together with stream.security_protocol=SASL_*"
         self._require("sasl_mechanism", bool(self.sasl_mechanism) == needs_sasl, rule)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from streaming.catalogue.records import CatalogueRecord, CatalogueUpdate, parse_items, parse_users
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.mapping import FieldMapping
 from streaming.events.position import Position
 from streaming.events.quoting import described
 from streaming.events.row_json import as_json, row_json
@@ -51,12 +52,19 @@ class ParquetCatalogue:
             ParquetUnusable: a file cannot be read; names it.
         """
         names = self._config.user_attributes
-        items = self._read(ITEMS_FILE, [ITEM_ID, TITLE, CATEGORIES], item_documents, parse_items, ITEM_SCHEMA)
+        of_items, of_users = FieldMapping.of_items(self._config), FieldMapping.of_users(self._config)
+        items = self._read(
+            ITEMS_FILE,
+            of_items.names if of_items else [ITEM_ID, TITLE, CATEGORIES],
+            item_documents,
+            lambda records: parse_items(records, of_items),
+            ITEM_SCHEMA,
+        )
         users = self._read(
             USERS_FILE,
-            [USER_ID, *names],
-            user_documents,
-            lambda records: parse_users(records, names),
+            of_users.names if of_users else [USER_ID, *names],
+            pa.Table.to_pylist if of_users else user_documents,
+            lambda records: parse_users(records, names, of_users),
             USER_SCHEMA,
         )
         return CatalogueUpdate(items, users)

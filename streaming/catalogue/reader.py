@@ -16,6 +16,7 @@ from streaming.catalogue.records import CatalogueUpdate, parse_items, parse_user
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.ids import ids_of_texts
+from streaming.events.mapping import FieldMapping
 from streaming.events.position import Position
 from streaming.events.schema import DELETED, ITEM_SCHEMA, USER_ID, USER_SCHEMA
 from streaming.kafka.consumer import known_partitions, open_consumer, unavailable
@@ -56,6 +57,7 @@ class CatalogueReader:
         self._config = config
         self.dead_letters: list[DeadLetter] = []
         self._tombstones: dict[tuple[str, int], str] = {}
+        self._of_items, self._of_users = FieldMapping.of_items(config), FieldMapping.of_users(config)
         self._consumer = open_consumer(config)
         try:
             self._next = self._open(positions or {}, ids or {})
@@ -85,8 +87,10 @@ class CatalogueReader:
             records[at.topic] += found
             self._next[at] = found[-1].offset + 1
         self._note_tombstones(records)
-        items, dead_items = parse_items(records[self._config.items_topic])
-        users, dead_users = parse_users(records[self._config.users_topic], self._config.user_attributes)
+        items, dead_items = parse_items(records[self._config.items_topic], self._of_items)
+        users, dead_users = parse_users(
+            records[self._config.users_topic], self._config.user_attributes, self._of_users
+        )
         ids = self.ids
         self.dead_letters += [replace(d, topic_id=ids.get(d.topic, "")) for d in dead_items + dead_users]
         return CatalogueUpdate(items, users)

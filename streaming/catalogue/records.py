@@ -17,6 +17,7 @@ from streaming.codecs.json_events import loads
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.hashing import feature_ids
 from streaming.events.ids import integer_ids, problem_of_id, text_of_id
+from streaming.events.mapping import FieldMapping
 from streaming.events.quoting import described, quoted
 from streaming.events.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 from streaming.events.unreadable import Unreadable
@@ -86,9 +87,11 @@ class _Usable:
     dead: list[DeadLetter] = field(default_factory=list)
 
 
-def parse_items(records: Sequence[CatalogueRecord]) -> tuple[pa.Table, list[DeadLetter]]:
+def parse_items(
+    records: Sequence[CatalogueRecord], mapping: FieldMapping | None = None
+) -> tuple[pa.Table, list[DeadLetter]]:
     """Records of the items topic as ITEM_SCHEMA, and those that cannot be used."""
-    usable = _parse(records, ITEM_ID, _problem_of_item)
+    usable = _parse(records, ITEM_ID, _problem_of_item, mapping)
     categories = [_categories(entry) for entry in usable.entries]
     flat = pa.array([name for names in categories for name in names], pa.string())
     offset_R = np.concatenate([[0], np.cumsum([len(names) for names in categories])]).astype(np.int32)
@@ -101,12 +104,14 @@ def parse_items(records: Sequence[CatalogueRecord]) -> tuple[pa.Table, list[Dead
     return pa.table(columns, schema=ITEM_SCHEMA), usable.dead
 
 
-def parse_users(records: Sequence[CatalogueRecord], names: list[str]) -> tuple[pa.Table, list[DeadLetter]]:
+def parse_users(
+    records: Sequence[CatalogueRecord], names: list[str], mapping: FieldMapping | None = None
+) -> tuple[pa.Table, list[DeadLetter]]:
     """Records of the users topic as USER_SCHEMA with these attributes, and those that cannot be used.
 
     Attributes of other names may be anything.
     """
-    usable = _parse(records, USER_ID, lambda entry: _problem_of_user(entry, names))
+    usable = _parse(records, USER_ID, lambda entry: _problem_of_user(entry, names), mapping)
     values = [(entry.get(ATTRIBUTES) or {}).get(name) for entry in usable.entries for name in names]
     texts = [f"{name}={value}" for name, value in zip(names * len(usable.ids), values, strict=True)]
     ids = feature_ids(pa.array(texts, pa.string()))
@@ -121,13 +126,17 @@ def parse_users(records: Sequence[CatalogueRecord], names: list[str]) -> tuple[p
 
 
 def _parse(
-    records: Sequence[CatalogueRecord], id_name: str, problem_of: Callable[[dict[str, Any]], str]
+    records: Sequence[CatalogueRecord],
+    id_name: str,
+    problem_of: Callable[[dict[str, Any]], str],
+    mapping: FieldMapping | None,
 ) -> _Usable:
     usable = _Usable()
     for record in records:
         try:
-            identifier, entry, problem = _entry(record, id_name)
+            identifier, entry, problem = _entry(record, id_name, mapping)
             problem = problem or problem_of(entry)
+            problem = mapping.explained(problem) if mapping and problem else problem
         except Exception as error:  # an exception costs only the record that raised it
             problem = f"cannot be read: {described(error)}"
             _log.warning("the record at %s/%d/%d %s", record.topic, record.partition, record.offset, problem)
@@ -141,7 +150,9 @@ def _parse(
     return usable
 
 
-def _entry(record: CatalogueRecord, id_name: str) -> tuple[Any, dict[str, Any], str]:
+def _entry(
+    record: CatalogueRecord, id_name: str, mapping: FieldMapping | None
+) -> tuple[Any, dict[str, Any], str]:
     """The id, the decoded value (empty for a tombstone), and what is wrong with either."""
     if isinstance(record.value, Unreadable):
         return None, {}, record.value.reason
@@ -153,11 +164,12 @@ def _entry(record: CatalogueRecord, id_name: str) -> tuple[Any, dict[str, Any], 
         except UnicodeDecodeError:
             return None, {}, f"the key of a tombstone must be the id as UTF-8, got {quoted(record.key)}"
     try:
-        entry = loads(record.value, _FIELDS)
+        entry = loads(record.value, mapping.names if mapping else _FIELDS)
     except orjson.JSONDecodeError as error:
         return None, {}, f"not JSON: {error}"
     if type(entry) is not dict:
         return None, {}, f"a record must be a JSON object, not {type(entry).__name__}"
+    entry = mapping.record(entry) if mapping else entry
     identifier: Any = entry.get(id_name)
     problem = problem_of_id(id_name, identifier)
     if not problem and record.key is not None and record.key != text_of_id(identifier).encode():

@@ -15,6 +15,7 @@ from streaming.arrays import Int8Array, Int32Array
 from streaming.codecs.arrow_limits import require_declared, require_decodable
 from streaming.events.columns import EXPECTED, cast
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.mapping import FieldMapping
 from streaming.events.partitioner import key_hashes_of_users
 from streaming.events.quoting import described
 from streaming.events.row_json import row_json, shown
@@ -34,29 +35,43 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     """Concatenates the messages' events; messages that cannot be read become dead letters."""
     good: list[Message] = []
     originals: list[pa.RecordBatch] = []
+    named: list[pa.RecordBatch] = []
     dead: list[DeadLetter] = []
     for message in messages:
         value = message.value or b""
         try:
             batch = _read(value, place)
-            _require_columns(batch.schema.names)
+            columns = _named(batch, place)
+            _require_columns(columns.schema.names)
         except (pa.ArrowException, ValueError, OSError) as error:
             reason = f"not a usable Arrow message: {described(error)}"
             dead.append(place.dead(reason, message.offset, 0, value))
             continue
         good.append(message)
         originals.append(batch)
-    return _parsed(good, originals), dead
+        named.append(columns)
+    return _parsed(good, originals, named, place.mapping), dead
 
 
-def parse_rows(batch: pa.RecordBatch, message: Message) -> ParsedEvents:
+def _named(batch: pa.RecordBatch, place: Place) -> pa.RecordBatch:
+    """The batch with Freshet's names; texts that rows share in nested columns are checked as `_read` checks others."""
+    if place.mapping is None:
+        return batch
+    columns = place.mapping.columns(batch)
+    require_decodable(columns, place.max_decoded_bytes)
+    return columns
+
+
+def parse_rows(batch: pa.RecordBatch, message: Message, mapping: FieldMapping | None = None) -> ParsedEvents:
     """The rows of a batch that was not read from a message, in the same form.
 
     Raises:
         ValueError: a column that is required is missing, or one occurs twice.
     """
-    _require_columns(batch.schema.names)
-    return _parsed([message], [_checked(batch)])
+    batch = _checked(batch)
+    columns = batch if mapping is None else mapping.columns(batch)
+    _require_columns(columns.schema.names)
+    return _parsed([message], [batch], [columns], mapping)
 
 
 def rows_json(value: bytes, rows: Iterable[int]) -> Mapping[int, bytes]:
@@ -176,10 +191,15 @@ def _event_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.select([n for n in EVENT_SCHEMA.names if n in names]).replace_schema_metadata(None)
 
 
-def _parsed(messages: list[Message], originals: list[pa.RecordBatch]) -> ParsedEvents:
+def _parsed(
+    messages: list[Message],
+    originals: list[pa.RecordBatch],
+    named: list[pa.RecordBatch],
+    mapping: FieldMapping | None,
+) -> ParsedEvents:
     count_M = np.array([batch.num_rows for batch in originals], np.int64)
     start_M = np.cumsum(count_M) - count_M
-    read = list(_cast_together(originals))
+    read = list(_cast_together(named))
     whole = pa.concat_batches([one.events for one in read]) if read else empty_batch(EVENT_SCHEMA)
     unfit_N = None
     if any(one.unfit_N is not None for one in read):
@@ -198,7 +218,8 @@ def _parsed(messages: list[Message], originals: list[pa.RecordBatch]) -> ParsedE
         assert unfit_N is not None
         name = EVENT_SCHEMA.names[unfit_N[n] - 1]
         batch, row = place_of(n)
-        return f"{name} must be {EXPECTED[name]}, got {shown(batch.column(name), row)}"
+        column = batch.column(name) if mapping is None else mapping.column(batch, name)
+        return f"{name} must be {EXPECTED[name]}, got {shown(column, row)}"
 
     return ParsedEvents(
         whole,

@@ -35,10 +35,13 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     good: list[Message] = []
     events: list[dict[str, Any]] = []
     dead: list[DeadLetter] = []
+    mapping = place.mapping
+    names = EVENT_SCHEMA.names if mapping is None else mapping.names
     for message in messages:
         value = message.value or b""
         try:
-            event = orjson.loads(value) if len(value) < _LARGE_BYTES else loads(value, EVENT_SCHEMA.names)
+            event = orjson.loads(value) if len(value) < _LARGE_BYTES else loads(value, names)
+            event = event if mapping is None else mapping.event(event)
             problem = problem_of_event(event)
         except orjson.JSONDecodeError as error:
             problem = f"not JSON: {error}" if value else "the message is empty"

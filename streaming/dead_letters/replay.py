@@ -22,6 +22,7 @@ from streaming.codecs.codec import decode_messages
 from streaming.config import StreamConfig, client_arguments
 from streaming.events.dead_letter import REPLAYED
 from streaming.events.ids import problem_of_id, text_of_id
+from streaming.events.mapping import FieldMapping
 from streaming.events.partitioner import partition_of_texts
 from streaming.events.quoting import described, quoted
 from streaming.events.schema import EVENT_ID, ITEM_ID, USER_ID
@@ -226,28 +227,36 @@ def _message(
         return None, "the original is not JSON: provide the event in a file (--from)"
     is_event = topic == config.interactions_topic
     id_name = ITEM_ID if topic == config.items_topic else USER_ID
-    if type(entry) is not dict or (problem := problem_of_id(id_name, entry.get(id_name))):
-        what = "an event" if is_event else "a record"
-        return None, problem if type(
-            entry
-        ) is dict else f"{what} must be an object, not {type(entry).__name__}"
-    if is_event and not entry.get(EVENT_ID):
-        entry = {**entry, EVENT_ID: f"dead-letter:{letter.key}"}
+    if type(entry) is not dict:
+        return None, f"{'an event' if is_event else 'a record'} must be an object, not {type(entry).__name__}"
+    mapping = _mapping(config, topic)
+    found = entry if mapping is None else mapping.event(entry) if is_event else mapping.record(entry)
+    if problem := problem_of_id(id_name, found.get(id_name)):
+        return None, mapping.explained(problem) if mapping else problem
+    if is_event and not found.get(EVENT_ID):
+        event_id = f"dead-letter:{letter.key}"
+        entry = mapping.edited(entry, EVENT_ID, event_id) if mapping else {**entry, EVENT_ID: event_id}
     try:
-        value, key = orjson.dumps(entry), text_of_id(entry[id_name]).encode()
+        value, key = orjson.dumps(entry), text_of_id(found[id_name]).encode()
     except (TypeError, UnicodeEncodeError) as error:  # orjson.JSONEncodeError is a TypeError
         return None, f"it cannot be written as JSON: {described(error)}"
     home = int(partition_of_texts(pa.array([key.decode()], pa.string()), partitions)[0])
     record = _Record(topic, key, value, home, timestamp=int(time.time() * 1000))
     if topic == config.items_topic:
-        dead = parse_items([record])[1]
+        dead = parse_items([record], mapping)[1]
     elif topic == config.users_topic:
-        dead = parse_users([record], config.user_attributes)[1]
+        dead = parse_users([record], config.user_attributes, mapping)[1]
     else:
         dead = decode_messages([record], Place.of(config, topic, home, partitions)).dead
     if dead:
         return None, dead[0].reason
     return _Message(topic, home, key, value, letter.key), ""
+
+
+def _mapping(config: StreamConfig, topic: str) -> FieldMapping | None:
+    if topic == config.items_topic:
+        return FieldMapping.of_items(config)
+    return FieldMapping.of_users(config) if topic == config.users_topic else FieldMapping.of_events(config)
 
 
 def _letter(record: Any) -> StoredLetter:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from streaming.arrays import Float32Array, Int8Array, Int32Array, Int64Array
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.mapping import FieldMapping
 from streaming.events.schema import (
     ACTION,
     DECODED_SCHEMA,
@@ -76,6 +77,7 @@ class Place:
         max_weight: maximum of an event's weight, before and after multiplication by its action's.
         max_value: maximum absolute value of its value.
         weight_of_action: factors of the weights, by action.
+        mapping: where the fields of an event are; None: under their own names.
     """
 
     topic: str
@@ -91,6 +93,7 @@ class Place:
     max_weight: float = math.inf
     max_value: float = math.inf
     weight_of_action: Mapping[str, float] = field(default_factory=dict)
+    mapping: FieldMapping | None = None
 
     @classmethod
     def of(cls, config: StreamConfig, topic: str, partition: int, partitions: int) -> Self:
@@ -107,10 +110,12 @@ class Place:
             max_weight=config.max_weight,
             max_value=config.max_value,
             weight_of_action=config.weight_of_action,
+            mapping=FieldMapping.of_events(config),
         )
 
     def dead(self, reason: str, offset: int, row: int, value: bytes) -> DeadLetter:
         """A dead letter of this partition."""
+        reason = self.mapping.explained(reason) if self.mapping else reason
         return DeadLetter(reason, self.topic, self.partition, offset, row, value, self.topic_id)
 
 

@@ -25,6 +25,7 @@ from streaming.codecs.codec import concatenate
 from streaming.codecs.parquet_limits import read_row_group
 from streaming.config import StreamConfig
 from streaming.events.columns import cast
+from streaming.events.mapping import FieldMapping
 from streaming.events.position import Gap, Position, RowPlace
 from streaming.events.schema import TIMESTAMP_MS
 from streaming.events.times import implausible, time_column, times_in_ms
@@ -85,6 +86,7 @@ class ParquetSource:
         self._queues = {p: RowQueue(start.get(p, Position(0, 0))) for p in sorted(partitions)}
         self._watermark_ms = dict(watermark_ms or {})
         self._needed = 1
+        self._mapping = FieldMapping.of_events(config)
         self._kept: OrderedDict[int, ParsedEvents] = OrderedDict()
         self._sizes: dict[int, int] = {}
         self._warned: set[Path] = set()
@@ -207,7 +209,7 @@ class ParquetSource:
             table = table.combine_chunks()
             batches = table.to_batches()
             batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-            parsed = arrow_events.parse_rows(batch, group)
+            parsed = arrow_events.parse_rows(batch, group, self._mapping)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise ParquetUnusable(
                 f"{group.file} holds no events: {error} (setting: stream.parquet)"
@@ -218,13 +220,19 @@ class ParquetSource:
             del self._sizes[oldest]
         return parsed
 
+    @property
+    def _maps_times(self) -> bool:
+        return self._mapping is not None and (
+            TIMESTAMP_MS in self._mapping.mapped or self._mapping.unit != "ms"
+        )
+
     def _keeps_too_much(self) -> bool:
         return len(self._kept) > _BLOCKS_KEPT or sum(self._sizes.values()) > self._config.max_row_group_bytes
 
     def _with_times(self, table: pa.Table, group: _RowGroup) -> pa.Table:
         """The table with a column `timestamp_ms` in milliseconds, whatever its time column is."""
         name = time_column(table.column_names)
-        if name is None:
+        if name is None or self._maps_times:
             return table
         # A column of this name is cast row by row with the other columns; floats are rounded first.
         as_it_is = name == TIMESTAMP_MS and not pa.types.is_floating(table[name].type)
