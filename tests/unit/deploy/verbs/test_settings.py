@@ -2,6 +2,7 @@
 
 import io
 import json
+from operator import attrgetter
 
 import pytest
 from typer.testing import CliRunner
@@ -17,13 +18,8 @@ KEYS = [setting.key for setting in describe_settings()]
 
 
 def _values(*overrides):
-    values = {}
-    for key in KEYS:
-        value = load_offline_config(None, list(overrides))
-        for name in key.split("."):
-            value = getattr(value, name)
-        values[key] = value
-    return values
+    config = load_offline_config(None, list(overrides))
+    return {key: attrgetter(key)(config) for key in KEYS}
 
 
 def _screen(draw, width):
