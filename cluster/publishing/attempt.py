@@ -6,9 +6,11 @@ The same function runs in a thread of each worker and in a process beside it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.hold import holding
@@ -58,7 +60,13 @@ class Outcome:
     lost: bool = False
 
 
-def make_version(comm: Collectives, attempt: Attempt, towers: TwoTower, check: Callable[[], None]) -> Outcome:
+def make_version(
+    comm: Collectives,
+    attempt: Attempt,
+    towers: TwoTower,
+    check: Callable[[], None],
+    new_events: Callable[[], Sequence[pa.RecordBatch]],
+) -> Outcome:
     """Collective. Build, gate and promote a version; does not raise.
 
     Args:
@@ -66,6 +74,7 @@ def make_version(comm: Collectives, attempt: Attempt, towers: TwoTower, check: C
         attempt: the same on every rank.
         towers: see `build_version`.
         check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
+        new_events: see `build_version`.
     """
     store, first = CheckpointStore(attempt.location), comm.rank == 0
     try:
@@ -80,6 +89,7 @@ def make_version(comm: Collectives, attempt: Attempt, towers: TwoTower, check: C
                 {"checkpoint": checkpoint.location},
                 model=towers,
                 check=check,
+                new_events=new_events,
             )
             comm.gather_objects(None)  # the hold ends once every rank has read
     except (OSError, VersionError, CheckpointError, NothingToIndex) as error:

@@ -3,6 +3,8 @@
     worker                      builder
     start ─── its group ──────► joins the other ranks' builders (gloo; they meet in a file)
     build ─── an Attempt ─────► make_version
+          ◄── new events? ───── what the worker sampled since the checkpoint's snapshot, for the quality gate
+          ─── batches ────────►
           ◄── may I commit? ─── rank 0, before the version goes live
           ─── a refusal, or "" ►
           ◄── an Outcome ──────
@@ -19,13 +21,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -40,7 +43,7 @@ _PATIENCE = timedelta(hours=1)
 _JOIN = timedelta(minutes=2)
 _NICENESS = 10
 _MAIN = f"from {__name__} import main; main()"  # not as __main__, whose classes would be different ones
-_MAY_I = "may I commit?"
+_MAY_I, _NEW_EVENTS = "may I commit?", "new events?"
 _log = logging.getLogger(__name__)
 
 
@@ -113,15 +116,23 @@ class BuilderProcess:
         if problem:
             raise BuilderLost(f"the builders of the ranks did not find each other: {problem}")
 
-    def build(self, attempt: Attempt, check: Callable[[], None]) -> Outcome:
-        """Let it build; `check` is called in this process, the worker.
+    def build(
+        self,
+        attempt: Attempt,
+        check: Callable[[], None],
+        new_events: Callable[[], Sequence[pa.RecordBatch]],
+    ) -> Outcome:
+        """Let it build; `check` and `new_events` are called in this process, the worker.
 
         Raises:
             BuilderLost: it has died.
         """
         self._send(attempt)
         refused: Exception | None = None
-        while (message := self._receive()) == _MAY_I:
+        while (message := self._receive()) in (_MAY_I, _NEW_EVENTS):
+            if message == _NEW_EVENTS:
+                self._send(list(new_events()))
+                continue
             refused = _refusal(check)
             self._send(str(refused) if refused is not None else "")
         assert isinstance(message, _Built)
@@ -191,7 +202,7 @@ def serve(link: Connection) -> None:
         attempt = link.recv()
         assert isinstance(attempt, Attempt)
         towers = new_towers(attempt.config, group.device)
-        outcome = make_version(comm, attempt, towers, lambda: _ask(link))
+        outcome = make_version(comm, attempt, towers, lambda: _ask(link), lambda: _new_events(link))
         link.send(_described(outcome))
 
 
@@ -200,6 +211,12 @@ def _ask(link: Connection) -> None:
     refused = link.recv()
     if refused:
         raise RuntimeError(refused)
+
+
+def _new_events(link: Connection) -> Sequence[pa.RecordBatch]:
+    link.send(_NEW_EVENTS)
+    batches: list[pa.RecordBatch] = link.recv()
+    return batches
 
 
 def _described(outcome: Outcome) -> _Built:

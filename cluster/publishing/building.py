@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.index_device import index_settings, with_room
 from cluster.publishing.item_encoding import SLICE_ITEMS, encode_items
-from cluster.publishing.quality import quality_of
+from cluster.publishing.quality import enough_events, quality_of
 from cluster.queries.query_side import QuerySide, describe
 from cluster.queries.saved_catalogue import SavedCatalogue
 from cluster.queries.version_store import version_store
@@ -53,7 +54,7 @@ class Questions:
     Attributes:
         query_QD: float32, recent query vectors of about the same towers, for tuning and for the recall gate.
         users: the same as batches in TRAINING_BATCH_SCHEMA, to be encoded by the checkpoint's own towers.
-        events: recent events in TRAINING_BATCH_SCHEMA, for the quality gate.
+        events: recent events in TRAINING_BATCH_SCHEMA, for the quality gate if there are too few new ones.
     """
 
     query_QD: Float32Array | None = None
@@ -70,6 +71,7 @@ def build_version(
     *,
     model: TwoTower,
     check: Callable[[], None] = lambda: None,
+    new_events: Callable[[], Sequence[pa.RecordBatch]] = tuple,
 ) -> PublishReport:
     """Collective. Build a version from a checkpoint and promote it if it passes its gates.
 
@@ -82,6 +84,7 @@ def build_version(
         model: towers of these settings (`new_towers`), on the device that encodes; gets the checkpoint's parameters.
             The caller creates them, so that this draws from no generator during training.
         check: called on rank 0 before a version is begun and before it goes live; raises if it must not.
+        new_events: called once the candidate is ready; this rank's events since the checkpoint, for the quality gate.
     Raises:
         OSError, VersionError: the storage failed on some rank; on every rank.
         CheckpointError: the checkpoint does not fit the settings, or one of its files is missing or damaged.
@@ -95,7 +98,7 @@ def build_version(
                 comm, lambda: _Candidate.open(comm, config, saved, model).write(folder)
             )
         with stages.timed("queries"):
-            queries, quality = _ask(comm, config, saved, model, questions)
+            queries = _queries(comm, config, saved, model, questions)
         described: dict[str, object] = {
             "step": checkpoint.step,
             "events_trained": int(checkpoint.manifest["events_trained"]),
@@ -113,7 +116,7 @@ def build_version(
             metadata=described,
             seed=config.seed,
             before_commit=check,
-            quality=quality,
+            quality=lambda: _quality(comm, config, saved, model, new_events, questions.events),
         )
     stages.seconds |= report.seconds
     if comm.rank == 0:
@@ -158,21 +161,40 @@ def _row_settings(config: FreshetConfig) -> RowSettings:
     return RowSettings(config.model.dim, config.seed, config.model.init_std, config.table.has_shared_rows)
 
 
-def _ask(
+def _queries(
     comm: Collectives, config: FreshetConfig, saved: Saved, model: TwoTower, questions: Questions
-) -> tuple[Float32Array, Quality | None]:
-    """Collective. The query vectors of all ranks, in rank order, and what the quality gate asks."""
+) -> Float32Array:
+    """Collective. The query vectors of all ranks, in rank order."""
 
-    def encoded() -> tuple[QuerySide, Float32Array]:
-        batches = [*questions.users, *questions.events]
-        side = QuerySide.of(saved, model, _row_settings(config), config.stream, batches)
+    def encoded() -> Float32Array:
+        side = QuerySide.of(saved, model, _row_settings(config), config.stream, questions.users)
         given = [questions.query_QD] if questions.query_QD is not None else []
         own = [side.encode(batch) for batch in questions.users]
-        return side, np.concatenate([np.zeros((0, config.model.dim), np.float32), *given, *own])
+        return np.concatenate([np.zeros((0, config.model.dim), np.float32), *given, *own])
 
-    side, mine = keep_result(comm, encoded)
-    query_QD = np.ascontiguousarray(np.concatenate(comm.gather_objects(mine)))
-    return query_QD, quality_of(questions.events, side, version_store(config), config, comm)
+    return np.ascontiguousarray(np.concatenate(comm.gather_objects(keep_result(comm, encoded))))
+
+
+def _quality(
+    comm: Collectives,
+    config: FreshetConfig,
+    saved: Saved,
+    model: TwoTower,
+    new_events: Callable[[], Sequence[pa.RecordBatch]],
+    events: Sequence[pa.RecordBatch],
+) -> Quality | None:
+    """Collective. The data of the quality gate: new events, or recent ones if there are too few new ones."""
+
+    def read(trained_on: bool) -> tuple[Sequence[pa.RecordBatch], QuerySide]:
+        batches = events if trained_on else new_events()
+        return batches, QuerySide.of(saved, model, _row_settings(config), config.stream, batches)
+
+    for trained_on in (False, True):
+        batches, side = keep_result(comm, partial(read, trained_on))
+        if enough_events(batches, side, config, comm):
+            quality = quality_of(batches, side, version_store(config), config, comm)
+            return replace(quality, trained_on=trained_on) if quality is not None else None
+    return None
 
 
 @contextmanager

@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint
@@ -86,6 +88,7 @@ class Publisher:
         self._comm, self._config, self._check = comm.beside(_PATIENCE), config, check
         self._device, self._towers = device, new_towers(config, device)
         self._covered, self._covering = UnpublishedAppends(), threading.Lock()
+        self._events_covered = 0
         self._trouble = StorageTrouble("index versions cannot be written")
         self._meetings = OwnedFolders(Path(config.storage_path) / ".publish", "builders-")
         self._thread: threading.Thread | None = None
@@ -104,6 +107,7 @@ class Publisher:
 
     def cover(self) -> None:
         """Record that a snapshot for a checkpoint is taken; it has everything trained until now."""
+        self._events_covered = self.events.added
         self._cover(self.unpublished.drain())
 
     def start(self, checkpoint: Checkpoint | None, queries: Sequence[Float32Array], items: int) -> None:
@@ -120,7 +124,8 @@ class Publisher:
             appends = self._covered.drain()
         chosen = [np.zeros((0, self._config.model.dim), np.float32), *queries]
         questions = Questions(np.concatenate(chosen), events=self.events.batches())
-        arguments = (checkpoint, questions, appends, items)
+        new_events = partial(self.events.since, self._events_covered)
+        arguments = (checkpoint, questions, new_events, appends, items)
         self._thread = threading.Thread(target=self._run, args=arguments, name="publish")
         self._thread.start()
 
@@ -144,7 +149,12 @@ class Publisher:
             self._thread.join(_CLOSE_S)
 
     def _run(
-        self, checkpoint: Checkpoint | None, questions: Questions, appends: Int64Array, items: int
+        self,
+        checkpoint: Checkpoint | None,
+        questions: Questions,
+        new_events: Callable[[], Sequence[pa.RecordBatch]],
+        appends: Int64Array,
+        items: int,
     ) -> None:
         everyones = appends
         try:
@@ -153,7 +163,7 @@ class Publisher:
                 share = _Share(appends, checkpoint.storage.where, checkpoint.name, items)
             shares: list[_Share] = self._comm.gather_objects(share)
             everyones = np.concatenate([share.append_ms for share in shares])
-            outcome = self._agreed(self._build(shares[0], questions))
+            outcome = self._agreed(self._build(shares[0], questions, new_events))
         except (
             Exception
         ) as error:  # the thread must not die silently: `wait` and the worker loop raise the error
@@ -161,13 +171,15 @@ class Publisher:
             outcome = Outcome(problem=str(error)) if lost else Outcome(error=error)
         self._settle(outcome, appends, everyones)
 
-    def _build(self, first: _Share, questions: Questions) -> Outcome:
+    def _build(
+        self, first: _Share, questions: Questions, new_events: Callable[[], Sequence[pa.RecordBatch]]
+    ) -> Outcome:
         attempt = Attempt(self._config, first.location, first.checkpoint, questions)
         if first.items <= self._config.train.publish_in_thread_items:
-            return make_version(self._comm, attempt, self._towers, self._check)
+            return make_version(self._comm, attempt, self._towers, self._check, new_events)
         try:
             process = self._builder()
-            return process.build(attempt, self._check)
+            return process.build(attempt, self._check, new_events)
         except (BuilderLost, OSError) as error:
             return Outcome(problem=str(error), lost=True)
 

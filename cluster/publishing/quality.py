@@ -1,9 +1,9 @@
 """The data of the quality gate: recent events as queries of a candidate and of the live version.
 
-A trainer keeps the last events that it sampled. A refresh has none, so it uses the last event of some users.
-
-Unlike the live version, the candidate may have been trained on these events, so the gate detects broken candidates, not
-small losses.
+A trainer keeps the last events that it sampled. Those after the snapshot of the candidate's checkpoint are new to both
+versions. A candidate has been trained on the others, so its hit rate is too high there: they are used only if the new
+ones are too few, and then the gate detects broken candidates, not small losses. A refresh has no new events. It uses
+the last event of some users.
 
 Shape letters: Q users.
 """
@@ -11,6 +11,7 @@ Shape letters: Q users.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -37,19 +38,29 @@ _log = logging.getLogger(__name__)
 
 
 class RecentEvents:
-    """The last sampled events, at least `most` once there have been that many."""
+    """The last sampled events, at least `most` once there have been that many.
+
+    One thread adds them; any thread may read.
+
+    Attributes:
+        added: number of batches so far.
+    """
 
     def __init__(self, most: int = MOST_EVENTS) -> None:
         self._most, self._kept = most, 0
         self._batches: deque[pa.RecordBatch] = deque()
+        self._lock = threading.Lock()
+        self.added = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Add events, in TRAINING_BATCH_SCHEMA."""
-        if batch.num_rows:
-            self._batches.append(batch)
-            self._kept += count_events(batch)
-        while self._batches and self._kept - count_events(self._batches[0]) >= self._most:
-            self._kept -= count_events(self._batches.popleft())
+        with self._lock:
+            if batch.num_rows:
+                self._batches.append(batch)
+                self._kept += count_events(batch)
+                self.added += 1
+            while self._batches and self._kept - count_events(self._batches[0]) >= self._most:
+                self._kept -= count_events(self._batches.popleft())
 
     def add_sampled(self, batch: pa.RecordBatch, sampled_E: npt.NDArray[np.bool_]) -> None:
         """Add some events of a batch."""
@@ -58,7 +69,14 @@ class RecentEvents:
 
     def batches(self) -> list[pa.RecordBatch]:
         """All of them, oldest first."""
-        return list(self._batches)
+        with self._lock:
+            return list(self._batches)
+
+    def since(self, added: int) -> list[pa.RecordBatch]:
+        """Those that were added after so many, oldest first."""
+        with self._lock:
+            new = self.added - added
+            return list(self._batches)[-new:] if new else []
 
 
 def last_events(
@@ -107,10 +125,9 @@ def quality_of(
     Returns:
         None if the gate is off, there are too few events, or no version is live that can answer them.
     """
-    new = [(batch, found) for batch in batches if (found := _findable(batch, candidate)).had]
-    events = int(comm.exchange(np.array([float(sum(len(found.had) for _, found in new))])).sum())
-    if config.index.max_quality_loss >= 1 or events < config.index.min_quality_events:
+    if not enough_events(batches, candidate, config, comm):
         return None
+    new = [(batch, found) for batch in batches if (found := _findable(batch, candidate)).had]
     live, problem = _live_queries(store, config, comm, [batch for batch, _ in new])
     mine: list[Quality] = []
     failure: Exception | None = None
@@ -132,6 +149,15 @@ def quality_of(
         seen=[had for part in parts for had in part.seen],
         top_k=config.progressive.top_k,
     )
+
+
+def enough_events(
+    batches: Sequence[pa.RecordBatch], candidate: QuerySide, config: FreshetConfig, comm: Collectives
+) -> bool:
+    """Collective. Whether the gate is on and the events of all ranks are enough; arguments as of `quality_of`."""
+    mine = float(sum(len(_findable(batch, candidate).had) for batch in batches))
+    events = int(comm.exchange(np.array([mine])).sum())
+    return config.index.max_quality_loss < 1 and events >= config.index.min_quality_events
 
 
 def _findable(batch: pa.RecordBatch, candidate: QuerySide) -> NewEvents:

@@ -18,6 +18,20 @@ def gates_text(checks: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(map(_text, in_order)) or "none"
 
 
+def verdict_text(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Whether a version passed its gates, with its quality, or with what it failed; empty if there are no checks."""
+    failed = [_against_bound(check) for check in checks if not check["passed"]]
+    if failed:
+        return f"last refused: {', '.join(failed)}"
+    quality = [_against_bound(check) for check in checks if check["name"] == "quality"]
+    return ", ".join(["gates passed", *quality]) if checks else ""
+
+
+def _against_bound(check: Mapping[str, Any]) -> str:
+    sign = ("≤", ">") if check["name"] in _UPPER_BOUNDS else ("≥", "<")
+    return f"{check['name']} {_number(check['value'])} {sign[not check['passed']]} {_number(check['bound'])}"
+
+
 def _text(check: Mapping[str, Any]) -> str:
     limit = "at most" if check["name"] in _UPPER_BOUNDS else "at least"
     failed = "" if check["passed"] else "FAILED "

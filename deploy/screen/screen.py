@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cluster.observability.figures import BY_NAME, EXACT, LOSS_TERMS, SERVED
+from deploy.command.gates import verdict_text
 from deploy.command.terminal import line, panel, stacked
 from deploy.command.times import duration
 from deploy.screen.progress import Progress, ServedCurve
@@ -196,6 +197,12 @@ def lag_text(progress: Progress) -> str:
     return "lag not yet known" if lag is None else f"lag {'about ' if lag else ''}{lag:,} events"
 
 
+def _index_title(progress: Progress) -> str:
+    """With the verdict of the gates on this run's last version."""
+    verdict = verdict_text((progress.index.get("gate") or {}).get("checks") or ())
+    return f"index ({verdict}), from append to servable" if verdict else "index, from append to servable"
+
+
 def _index_panel(progress: Progress) -> RenderableType:
     step = progress.checkpoint_step
     window_s = progress.freshness.get("window_s")
@@ -209,7 +216,7 @@ def _index_panel(progress: Progress) -> RenderableType:
     checkpoint = "none yet" if step is None else f"step {step:,}"
     return panel(
         _grid(rows, ("left", "left")),
-        "index, freshness (from append to servable)",
+        _index_title(progress),
         f"{published}; checkpoint: {checkpoint}",
     )
 

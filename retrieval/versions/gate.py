@@ -91,6 +91,7 @@ class Quality:
         target_Q: int64, the item of each event.
         seen: int64 each, the items that the user had before the event; as in serving, they are not recommended.
         top_k: K of the hit rate HR@K.
+        trained_on: whether the candidate may have been trained on these events. Its hit rate is then too high.
     """
 
     query_QD: Float32Array
@@ -98,6 +99,7 @@ class Quality:
     target_Q: Int64Array
     seen: Sequence[Int64Array]
     top_k: int
+    trained_on: bool = False
 
 
 def hits(ids_QK: Int64Array, score_QK: Float32Array, target_Q: Int64Array) -> npt.NDArray[np.bool_]:
@@ -120,7 +122,11 @@ def check_version(measured: Measured, config: IndexConfig) -> GateReport:
 
 
 def check_quality(
-    hit_Q: npt.NDArray[np.bool_], live_hit_Q: npt.NDArray[np.bool_], config: IndexConfig
+    hit_Q: npt.NDArray[np.bool_],
+    live_hit_Q: npt.NDArray[np.bool_],
+    config: IndexConfig,
+    *,
+    trained_on: bool = False,
 ) -> Check | None:
     """Hold the candidate's hit rate against the live version's on the same events.
 
@@ -133,6 +139,7 @@ def check_quality(
         hit_Q: whether the candidate found the item of each event.
         live_hit_Q: the same of the live version.
         config: `max_quality_loss` (1 = off) and `min_quality_events`.
+        trained_on: see `Quality`.
     Returns:
         None if the gate is off or there are too few events.
     """
@@ -143,9 +150,9 @@ def check_quality(
     live = float(live_hit_Q.mean())
     error = float(np.std(hit_Q - kept * live_hit_Q, ddof=1)) / math.sqrt(events)
     rate, bound = float(hit_Q.mean()), max(0.0, kept * live - _STANDARD_ERRORS * error)
-    return Check(
-        "quality", rate, bound, rate >= bound, f"the live version's is {live:.4g} on {events:,} events"
-    )
+    which = "that the candidate may have been trained on" if trained_on else "after both were trained"
+    note = f"the live version's is {live:.4g} on {events:,} events {which}"
+    return Check("quality", rate, bound, rate >= bound, note)
 
 
 def check_vectors(finite: float, nonzero: float) -> GateReport:

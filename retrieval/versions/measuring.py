@@ -119,5 +119,6 @@ def _quality(
     k, seen = quality.top_k, quality.seen
     found = index.search_excluding(quality.query_QD, k, seen, nprobe)
     found_live = live.search_excluding(quality.live_query_QD, k, seen, live.nprobe)
-    check = check_quality(hits(*found, quality.target_Q), hits(*found_live, quality.target_Q), config)
+    hit_Q, live_hit_Q = hits(*found, quality.target_Q), hits(*found_live, quality.target_Q)
+    check = check_quality(hit_Q, live_hit_Q, config, trained_on=quality.trained_on)
     return [check] if check is not None else []

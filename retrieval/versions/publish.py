@@ -102,7 +102,7 @@ def publish(
     metadata: Mapping[str, object],
     seed: int,
     before_commit: Callable[[], None] = lambda: None,
-    quality: Quality | None = None,
+    quality: Callable[[], Quality | None] = lambda: None,
 ) -> PublishReport:
     """Collective. Build a version beside the live one and promote it if it passes its gates, or keep it aside.
 
@@ -119,7 +119,8 @@ def publish(
         metadata: goes into the manifest (coverage is measured relative to `known_items`).
         seed: of k-means and of the samples.
         before_commit: called on rank 0 once the gates have decided; if it raises, nothing is committed.
-        quality: recent events on which the candidate is compared with the live version, the same on every rank.
+        quality: collective; recent events on which the candidate is compared with the live version, the same on every
+            rank. Called when the candidate is ready, so that there can be events that it was not trained on.
     Raises:
         NothingToIndex: no rank has an item; raised on every rank.
         IndexInputError: the items do not make an index, or the queries do not fit them.
@@ -157,7 +158,7 @@ class _Attempt:
         items: Iterator[tuple[Int64Array, Float32Array]],
         query_QD: Float32Array,
         metadata: Mapping[str, object],
-        quality: Quality | None,
+        quality: Callable[[], Quality | None],
     ) -> PublishReport:
         """Everything up to the gates."""
         with self.stages.timed("items"):
@@ -243,7 +244,7 @@ class _Attempt:
         lists: int,
         start_LD: Float32Array | None,
         coverage: float,
-        quality: Quality | None,
+        quality: Callable[[], Quality | None],
     ) -> PublishReport:
         """Build, tune and measure with a number of lists."""
         config, ranks = self._config, self.ranks
@@ -265,8 +266,9 @@ class _Attempt:
         with self.stages.timed("tune"):
             self._index, nprobe, recall = tune(index, query_QD, wanted_QK, config)
         with self.stages.timed("gate"):
-            live = live_to_compare(self._store, ranks, config, quality)
-            measured = check_gates(self._index, query_QD, nprobe, recall, coverage, config, live, quality)
+            asked = quality()
+            live = live_to_compare(self._store, ranks, config, asked)
+            measured = check_gates(self._index, query_QD, nprobe, recall, coverage, config, live, asked)
         return PublishReport(
             None, index.size, config.kind, lists, nprobe, recall, measured.gate, measured.scanned
         )

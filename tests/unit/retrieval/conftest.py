@@ -49,7 +49,7 @@ def put(store, tmp_path) -> Callable[..., PublishReport]:
             config or IndexConfig(),
             metadata=metadata,
             seed=1,
-            quality=quality,
+            quality=lambda: quality,
         )
 
     return put

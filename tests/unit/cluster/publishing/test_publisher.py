@@ -44,14 +44,18 @@ class Trained:
         self.store = CheckpointStore(run.config.checkpoint_location)
         self.checkpoint = save_checkpoint(run, self.store, Collectives())
 
-    def publisher(self, check=lambda: None, **train):
-        config = replace(self.run.config, train=replace(self.run.config.train, **train))
+    def publisher(self, check=lambda: None, min_quality_events=200, **train):
+        config = self.run.config
+        index = replace(config.index, min_quality_events=min_quality_events)
+        config = replace(config, index=index, train=replace(config.train, **train))
         return Publisher(Collectives(), config, CPU, check)
 
-    def attempt(self, publisher):
-        """A version as the worker makes it."""
+    def attempt(self, publisher, *new_events):
+        """A version as the worker makes it, and events that were sampled after the checkpoint's snapshot."""
         publisher.unpublished.add(np.array([1], np.int64))
         publisher.cover()
+        for batch in new_events:
+            publisher.events.add(batch)
         self.start(publisher)
         publisher.wait()
 
@@ -260,9 +264,10 @@ def test_a_builder_process_that_is_killed_costs_the_version_and_the_next_one_has
         if len(checks) == kills.get("at"):
             os.kill(publisher._process.pid, signal.SIGKILL)
 
-    publisher = trained.publisher(check, publish_in_thread_items=0)
+    publisher = trained.publisher(check, publish_in_thread_items=0, min_quality_events=3)
     trained.attempt(publisher)
-    trained.attempt(publisher)
+    trained.attempt(publisher, trained.sampled)
+    assert "after both were trained" in publisher.last.gate.checks[-1].note  # the worker was asked for them
     first = publisher._process.pid
     assert set(checks) == {first}  # it is kept
     assert os.getpriority(os.PRIO_PROCESS, first) > os.getpriority(os.PRIO_PROCESS, 0)
@@ -320,9 +325,7 @@ def test_a_builder_process_ends_with_its_worker_though_that_was_killed(trained, 
 
 
 def test_the_events_that_were_sampled_last_are_asked_of_the_candidate_and_of_the_live_version(trained):
-    index = replace(trained.run.config.index, min_quality_events=3)
-    config = replace(trained.run.config, index=index)
-    publisher = Publisher(Collectives(), config, CPU)
+    publisher = trained.publisher(min_quality_events=3)
     publisher.events.add(trained.sampled)
     before = torch.get_rng_state()
     trained.attempt(publisher)

@@ -124,6 +124,10 @@ def test_the_last_events_are_kept_in_bounds():
     assert kept == batches[-len(kept) :]
     lengths = [len(batch["offset"].flatten()) for batch in kept]
     assert sum(lengths[1:]) < 3 * QUOTA <= sum(lengths)
+    assert recent.added == 8
+    assert recent.since(6) == batches[6:]
+    assert recent.since(8) == []
+    assert recent.since(0) == kept  # of those that are still there
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-from deploy.command.gates import gates_text
+from deploy.command.gates import gates_text, verdict_text
 
 
 def check(name, value, bound, passed):
@@ -12,3 +12,14 @@ def test_each_gate_is_told_with_its_value_and_bound_and_what_failed_comes_first(
 
 def test_a_version_without_checks_has_none():
     assert gates_text([]) == "none"
+
+
+def test_a_verdict_has_the_quality_or_what_failed():
+    recall, quality = check("recall", 0.9, 0.95, True), check("quality", 0.1023, 0.0712, True)
+    assert verdict_text([]) == ""
+    assert verdict_text([recall]) == "gates passed"
+    assert verdict_text([recall, quality]) == "gates passed, quality 0.1023 ≥ 0.0712"
+    failed = [{**recall, "passed": False}, {**quality, "passed": False}]
+    assert verdict_text([recall, failed[1]]) == "last refused: quality 0.1023 < 0.0712"
+    assert verdict_text(failed) == "last refused: recall 0.9 < 0.95, quality 0.1023 < 0.0712"
+    assert verdict_text([check("imbalance", 20.0, 16.0, False)]) == "last refused: imbalance 20 > 16"

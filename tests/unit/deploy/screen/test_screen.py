@@ -40,6 +40,17 @@ def test_the_screen_fits_80_columns_and_24_lines_before_its_messages(progress_re
     assert len(lines) <= 24
 
 
+def test_the_screen_says_what_the_gates_said_of_the_last_version(progress_record):
+    def text(quality):
+        record = progress_record()
+        quality = {"name": "quality", "value": quality, "bound": 0.0712, "passed": quality > 0.0712}
+        index = {**record["index"], "gate": {"checks": [quality]}}
+        return screen_text(DemoView(progress=parse_progress({**record, "index": index})))
+
+    assert "index (gates passed, quality 0.1 ≥ 0.0712), from append to servable" in text(0.1)
+    assert "index (last refused: quality 0.01 < 0.0712), from append to servable" in text(0.01)
+
+
 def test_negatives_and_ignored_events_are_shown_where_there_are_some(progress_record):
     def view(**counts):
         return DemoView(progress=parse_progress(progress_record(**counts)))

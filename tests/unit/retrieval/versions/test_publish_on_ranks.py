@@ -85,7 +85,7 @@ def test_one_two_and_three_ranks_build_the_same_version_twice_in_a_row(tmp_path)
         for vectors in (VECTORS, drifted):
             folder = next(folders)
             (folder / "tower").write_bytes(b"weights")
-            work = lambda ranks: build(ranks, store, folder, vectors, quality=quality())  # noqa: B023, E731
+            work = lambda ranks: build(ranks, store, folder, vectors, quality=quality)  # noqa: B023, E731
             reports = on_threads(world, work)
             assert len({report.version.name for report in reports}) == 1
             assert all(replace(r, seconds={}) == replace(reports[0], seconds={}) for r in reports)

@@ -150,7 +150,15 @@ def test_the_hit_rates_of_several_ranks_are_those_of_one(store, put, tmp_path):
         mine = slice(ranks.rank, None, ranks.world)
         items = iter([(10 * np.arange(1200)[mine], VECTORS[mine])])
         return publish(
-            store, folder, items, QUERIES, IndexConfig(), ranks=ranks, metadata={}, seed=1, quality=asked
+            store,
+            folder,
+            items,
+            QUERIES,
+            IndexConfig(),
+            ranks=ranks,
+            metadata={},
+            seed=1,
+            quality=lambda: asked,
         )
 
     reports = on_threads(3, build)
