@@ -22,7 +22,7 @@ import numpy.typing as npt
 from retrieval.arrays import Float32Array, Int64Array, UInt8Array
 from retrieval.config import IndexConfig
 from retrieval.gpu import MOST_RESULTS, gpu_faiss, new_resources, require_gpu, resources
-from retrieval.indexes.ivf import IvfBuilder, IvfIndex, build_on
+from retrieval.indexes.ivf import IvfBuilder, IvfIndex, NearestLists, build_on
 from retrieval.indexes.kinds import GPU_KINDS, without_items
 from retrieval.indexes.merging import merge_into_first
 
@@ -89,6 +89,20 @@ class GpuIvfIndex(IvfIndex):
         """See IvfIndex."""
         with self._lock:
             return super().centroids()
+
+    def nearest_lists(self, query_QD: Float32Array, nprobe: int) -> NearestLists:
+        """See IvfIndex: chosen on the CPU, for lists that are there."""
+        return self.on_cpu().nearest_lists(query_QD, nprobe)
+
+    def search_in(
+        self, query_QD: Float32Array, k: int, nearest: NearestLists
+    ) -> tuple[Int64Array, Float32Array]:
+        """See IvfIndex: a GPU chooses its lists itself."""
+        return self.search(query_QD, k, nearest.list_QP.shape[1])
+
+    def beside(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> Any:
+        """See IvfIndex."""
+        return self.on_cpu().beside(vectors_ND, assigned_N)
 
     def scanned(self, query_QD: Float32Array, nprobe: int) -> float:
         """See IvfIndex."""

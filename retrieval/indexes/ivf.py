@@ -9,6 +9,7 @@ search it. `IvfBuilder` builds an index or a shard of one in slices, `IvfIndex.b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from retrieval.arrays import Float32Array, Int64Array, UInt8Array
 from retrieval.config import IndexConfig
 from retrieval.indexes.coarse import assign_lists, train_centroids
-from retrieval.indexes.kinds import add, codec_sample, ivf_of, search, searchable, trained_empty
+from retrieval.indexes.kinds import add, codec_sample, ivf_of, search, search_lists, searchable, trained_empty
 from retrieval.indexes.merging import merge_into_first
 from retrieval.storage.durable import PRIVATE_FILE, naming
 
@@ -41,6 +42,23 @@ def lists_for(items: int, config: IndexConfig) -> int:
     if items < _TOO_FEW_FOR_LISTS:
         return 1
     return min(int(4 * np.sqrt(items)), items // _ITEMS_PER_LIST)
+
+
+@dataclass(frozen=True)
+class NearestLists:
+    """The lists with the largest products of centroid and query.
+
+    Attributes:
+        list_QP: int64, nearest first.
+        closeness_QP: float32, the products.
+    """
+
+    list_QP: Int64Array
+    closeness_QP: Float32Array
+
+    def of_queries(self, numbers: Int64Array) -> NearestLists:
+        """Those of some queries."""
+        return NearestLists(self.list_QP[numbers], self.closeness_QP[numbers])
 
 
 class IvfIndex:
@@ -134,6 +152,32 @@ class IvfIndex:
         if k < 1:
             raise IndexInputError(f"k must be at least 1, got {k}")
         return self._search(self._through, query_QD, k, nprobe)
+
+    def nearest_lists(self, query_QD: Float32Array, nprobe: int) -> NearestLists:
+        """The lists in which `search` looks for each query."""
+        queries = np.ascontiguousarray(query_QD, np.float32)
+        closeness, lists = self._index.quantizer.search(queries, max(1, min(nprobe, self.nlist)))
+        return NearestLists(lists, closeness)
+
+    def search_in(
+        self, query_QD: Float32Array, k: int, nearest: NearestLists
+    ) -> tuple[Int64Array, Float32Array]:
+        """Like `search`, in lists of `nearest_lists`; packed lists choose theirs again."""
+        if self._through is not self._index:
+            return self.search(query_QD, k, nearest.list_QP.shape[1])
+        queries = np.ascontiguousarray(query_QD, np.float32)
+        return search_lists(self._index, queries, k, nearest.list_QP, nearest.closeness_QP)
+
+    def assigned(self, vectors_ND: Float32Array) -> Int64Array:
+        """The list that each vector belongs to, int64 (N,), as `assign_lists` assigns it."""
+        return assign_lists(np.ascontiguousarray(vectors_ND), self.centroids(), IndexConfig(device="cpu"))
+
+    def beside(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> Any:
+        """Vectors float32 (N, D) in lists with the same centroids, as a Faiss index of the CPU for `search_lists`."""
+        ivf = faiss.IndexIVFFlat(self._index.quantizer, self.dim, self.nlist, faiss.METRIC_INNER_PRODUCT)
+        vectors, assigned = np.ascontiguousarray(vectors_ND), np.ascontiguousarray(assigned_N)
+        add(ivf, vectors, assigned)
+        return ivf
 
     def _search(
         self, through: Any, query_QD: Float32Array, k: int, nprobe: int

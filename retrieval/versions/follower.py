@@ -1,13 +1,21 @@
-"""Follows the live version of a store: all that was loaded from a version is replaced by one assignment."""
+"""Follows the live version of a store and its deltas: all that was loaded is replaced by one assignment."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from retrieval.deltas.chain import DeltaChain
+from retrieval.deltas.delta import Delta, DeltaError, DeltasDropped
 from retrieval.versions.following import Following
 from retrieval.versions.store import Version, VersionError, VersionStore
+
+_log = logging.getLogger(__name__)
+_THOROUGHLY_EVERY = 10
+"""Looks of a thread for new deltas after which it also looks whether those it has still exist."""
 
 
 class LoadedFromVersion(Protocol):
@@ -21,32 +29,54 @@ class LoadedFromVersion(Protocol):
 Loaded = TypeVar("Loaded", bound=LoadedFromVersion)
 
 
+@dataclass(frozen=True)
+class _Place(Generic[Loaded]):
+    """What was loaded, and the last delta in it."""
+
+    loaded: Loaded
+    chain: DeltaChain
+    number: int
+    checksum: str
+
+
 class VersionFollower(Generic[Loaded]):
-    """Keeps the live version of a store in memory.
+    """Keeps the live version of a store in memory, with the deltas that follow it.
 
     A reader takes `current` once and answers from that object alone, so a swap never reaches a request that has begun.
 
     Args:
         store: of the versions.
         load: reads a verified version. It may yield several forms of the same version, each of which serves as soon as
-            it is there: the index on the CPU first, then its copy on a GPU.
+            it is there and has all deltas: the index on the CPU first, then its copy on a GPU.
+        advance: what was loaded, after one more verified delta; without it, deltas are not followed. A DeltaError of
+            it is a problem of that delta.
+    Attributes:
+        problem: why the next delta cannot be used; empty if nothing is known to be wrong. It is logged once.
+        closed: whether `close` was called.
     """
 
-    def __init__(self, store: VersionStore, load: Callable[[Version], Iterable[Loaded]]) -> None:
-        self._store, self._load = store, load
+    def __init__(
+        self,
+        store: VersionStore,
+        load: Callable[[Version], Iterable[Loaded]],
+        advance: Callable[[Loaded, Delta], Loaded] | None = None,
+    ) -> None:
+        self._store, self._load, self._advance = store, load, advance
         self._loading = threading.Lock()
-        self._current: Loaded | None = None
+        self._place: _Place[Loaded] | None = None
         self._followings: list[Following] = []
-        self.closed = False
+        self._looks = 0
+        self.problem, self.closed = "", False
 
     @property
     def current(self) -> Loaded | None:
         """What was loaded last; None before the first version and after `close`."""
-        return self._current
+        place = self._place
+        return place.loaded if place is not None else None
 
     def following(self, every_s: float) -> Following:
         """Calls `refresh` from a thread, every `every_s` seconds, while the block of the returned object runs."""
-        self._followings.append(Following(self.refresh, every_s))
+        self._followings.append(Following(self._look, every_s))
         return self._followings[-1]
 
     def close(self) -> None:
@@ -57,35 +87,81 @@ class VersionFollower(Generic[Loaded]):
         for following in self._followings:
             following.close()
         with self._loading:
-            self.closed, self._current = True, None
+            self.closed, self._place = True, None
 
-    def refresh(self) -> bool:
-        """Load the live version if it is not the one in memory; returns whether it changed.
+    def refresh(self, *, thorough: bool = True) -> bool:
+        """Load the live version if it is not the one in memory, and apply its new deltas; returns whether any is new.
 
-        If nothing is new, this reads the store's pointer and nothing else. All files of a version are verified before
-        it is loaded, so a damaged file of any part keeps the other parts out too.
+        If nothing is new, this reads the store's pointer and looks for the next delta. All files of a version or delta
+        are verified before it is used, so a damaged file of any part keeps the other parts out too. If the next delta
+        cannot be used, what is in memory stays, and `problem` says why. If the deltas in memory were dropped from the
+        store, the full version is loaded again.
 
+        Args:
+            thorough: if nothing is new, also look whether the last delta in memory still exists and none is missing.
         Raises:
             VersionError: the live version cannot be used, and the one in memory stays; or this was closed.
         """
-        if not self._is_new(self._store.live_name()):
+        place = self._place
+        if not self._is_new(self._store.live_name()) and (place is None or self._advance is None):
             return False
         with self._loading:
             if self.closed:
                 raise VersionError(f"following the index versions in {self._store.where} was closed")
             while True:
                 name = self._store.live_name()
-                if name is None or not self._is_new(name):
+                if name is None:
                     return False
                 try:
-                    for loaded in self._load(self._store.verify(name)):
-                        self._current = loaded
-                    return True
+                    if self._is_new(name):
+                        self._load_version(name)
+                        return True
+                    return self._apply_new(thorough)
+                except DeltasDropped:
+                    if self._store.live_name() == name:
+                        self._load_version(name)
+                        return True
                 except Exception:
                     # A version that was replaced while it was read may be pruned meanwhile: then read the new one.
                     if self._store.live_name() == name:
                         raise
 
+    def _look(self) -> bool:
+        self._looks += 1
+        return self.refresh(thorough=self._looks % _THOROUGHLY_EVERY == 0)
+
+    def _load_version(self, name: str) -> None:
+        version = self._store.verify(name)
+        chain = DeltaChain(self._store, version)
+        for loaded in self._load(version):
+            # With its deltas, because what they delete must not be served.
+            self._place = self._after_deltas(_Place(loaded, chain, 0, version.checksum))
+
+    def _apply_new(self, thorough: bool) -> bool:
+        before = self._place
+        assert before is not None
+        self._place = self._after_deltas(before, thorough)
+        return self._place is not before
+
+    def _after_deltas(self, place: _Place[Loaded], thorough: bool = True) -> _Place[Loaded]:
+        """After all deltas that follow, or after the last whole one."""
+        if self._advance is None:
+            return place
+        try:
+            for delta in place.chain.after(place.number, place.checksum, thorough=thorough):
+                loaded = self._advance(place.loaded, delta)
+                place = _Place(loaded, place.chain, delta.number, delta.checksum)
+        except DeltasDropped:
+            raise
+        except DeltaError as error:
+            if str(error) != self.problem:
+                self.problem = str(error)
+                _log.warning("the served index stays at delta %d: %s", place.number, self.problem)
+        else:
+            if thorough:
+                self.problem = ""
+        return place
+
     def _is_new(self, name: str | None) -> bool:
-        current = self._current
+        current = self.current
         return name is not None and (current is None or current.version.name != name)

@@ -1,4 +1,4 @@
-"""Looks for new versions from a thread, while searches use the version in memory."""
+"""Looks for new versions and deltas from a thread, while searches use the version in memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from retrieval.deltas.delta import DeltaError
 from retrieval.versions.store import VersionError
 
 _log = logging.getLogger(__name__)
 
 
 class Following:
-    """Loads each new version while its block runs; leaving the block waits for a load in progress.
+    """Loads each new version and delta while its block runs; leaving the block waits for a load in progress.
 
-    A version that cannot be used, or storage that cannot be read, is logged once and tried again; the version in
-    memory stays.
+    A version that cannot be used, or storage that cannot be read, is logged once and tried again; what is in memory
+    stays.
 
     Args:
-        refresh: loads the live version if it is new (`VersionFollower.refresh`).
-        every_s: seconds between two looks at the pointer.
+        refresh: loads what is new (`VersionFollower.refresh`).
+        every_s: seconds between two looks.
     """
 
     def __init__(self, refresh: Callable[[], bool], every_s: float) -> None:
@@ -50,7 +51,7 @@ class Following:
             try:
                 self._refresh()
                 problem = ""
-            except (OSError, VersionError) as error:
+            except (OSError, VersionError, DeltaError) as error:
                 if str(error) != problem:
                     problem = str(error)
                     _log.warning("the served index version stays: %s", problem)

@@ -14,6 +14,8 @@ from typing import Self
 import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array
+from retrieval.deltas.changed_items import ChangedItems
+from retrieval.deltas.delta import Delta
 from retrieval.indexes.exclusions import NO_EXCLUSIONS, Exclusions
 from retrieval.indexes.gpu_index import GpuIvfIndex, searched_on_gpu
 from retrieval.indexes.ivf import IndexInputError, IvfIndex
@@ -29,11 +31,21 @@ _NOTHING_FOUND = np.float32(-np.inf)
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """A version in memory; immutable, so any number of threads may search it."""
+    """A version in memory, after some of its deltas; immutable, so any number of threads may search it.
+
+    Attributes:
+        version: the full one.
+        index: of the full version.
+        item_ids: int64 (N,), the id of each of its rows.
+        delta: the last one that was applied; None before the first.
+        changed: the items after these deltas; None before the first.
+    """
 
     version: Version
     index: IvfIndex
     item_ids: Int64Array
+    delta: Delta | None = None
+    changed: ChangedItems | None = None
 
     @staticmethod
     def load(version: Version) -> LoadedVersion:
@@ -47,6 +59,40 @@ class LoadedVersion:
         yield loaded
         if gpu is not None and searched_on_gpu(loaded.index.kind):
             yield replace(loaded, index=GpuIvfIndex.copy_of(loaded.index, gpu))
+
+    @property
+    def size(self) -> int:
+        """Items."""
+        return self.changed.size if self.changed is not None else self.index.size
+
+    @property
+    def delta_number(self) -> int:
+        """Number of the last delta that was applied; 0 before the first."""
+        return self.delta.number if self.delta is not None else 0
+
+    def advance(self, delta: Delta) -> LoadedVersion:
+        """The version after its next delta; shares with this one all that the delta does not change.
+
+        Raises:
+            DeltaError: its items do not fit the version.
+        """
+        try:
+            return replace(self.with_items(*delta.items(), delta.deleted()), delta=delta)
+        except IndexInputError as error:
+            raise delta.damaged(str(error)) from error
+
+    def with_items(self, ids: Int64Array, vectors: Float32Array, deleted: Int64Array) -> LoadedVersion:
+        """The version with other items, as a delta would change them.
+
+        Args:
+            ids: int64 (N,), distinct.
+            vectors: float32 (N, D), of new items or instead of existing ones.
+            deleted: int64, ids of items that are deleted; other than `ids`.
+        Raises:
+            IndexInputError: vectors of another width than the version's, or an id twice.
+        """
+        before = self.changed or ChangedItems.none(self.index, self.item_ids)
+        return replace(self, changed=before.changed(ids, vectors, deleted))
 
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None
@@ -79,7 +125,12 @@ class LoadedVersion:
         self, query_QD: Float32Array, k: int, nprobe: int, unwanted: Exclusions
     ) -> tuple[Int64Array, Float32Array, Int64Array]:
         """Ids and scores as in `search`, and the indices of queries with too few results."""
-        fetched = min(k + unwanted.longest, self.index.size)
+        fetched = min(k + unwanted.longest, max(1, self.size))
+        if self.changed is not None:
+            ids, scores = self.changed.search(query_QD, fetched, nprobe)
+            if unwanted.longest or fetched < k:
+                ids, scores = unwanted.first_kept(ids, scores, k)
+            return ids, scores, self._too_few(scores, k)
         rows, scores = self.index.search(query_QD, fetched, nprobe)
         ids = self.item_ids[rows]  # the id of the last item where the row is missing, -1
         some_missing = rows[:, -1].min(initial=0) < 0
@@ -90,11 +141,15 @@ class LoadedVersion:
             ids, scores = unwanted.first_kept(ids, scores, k)
         elif not some_missing:
             return ids, scores, _NONE
-        return ids, scores, (scores[:, min(k, self.index.size) - 1] == _NOTHING_FOUND).nonzero()[0]
+        return ids, scores, self._too_few(scores, k)
+
+    def _too_few(self, scores_QK: Float32Array, k: int) -> Int64Array:
+        wanted = min(k, self.size)
+        return (scores_QK[:, wanted - 1] == _NOTHING_FOUND).nonzero()[0] if wanted else _NONE
 
 
 class Searcher:
-    """The live version of a store; `refresh` swaps it, and a search in progress keeps the version it began with.
+    """The live version of a store after its deltas; `refresh` swaps it, and a search in progress keeps what it has.
 
     `close`, or the end of its block, stops threads that follow and releases the version's memory and files.
 
@@ -109,7 +164,9 @@ class Searcher:
         self, location: str | Path, gpu: int | Sequence[int] | None = None, *, cache: FileCache | None = None
     ) -> None:
         self._store = VersionStore(location, cache)
-        self._follower = VersionFollower(self._store, lambda version: LoadedVersion.load_on(version, gpu))
+        self._follower = VersionFollower(
+            self._store, lambda version: LoadedVersion.load_on(version, gpu), LoadedVersion.advance
+        )
         self.refresh()
 
     @property
@@ -127,8 +184,8 @@ class Searcher:
         """See `VersionFollower.refresh`."""
         return self._follower.refresh()
 
-    def following(self, every_s: float = 1.0) -> Following:
-        """Follows new versions from a thread while the block runs, checking the pointer every `every_s` seconds."""
+    def following(self, every_s: float = 0.1) -> Following:
+        """Follows versions and deltas from a thread while the block runs, with a look every `every_s` seconds."""
         return self._follower.following(every_s)
 
     def close(self) -> None:
