@@ -59,6 +59,23 @@ class IndexConfig:
     min_quality_events: int = setting(
         200, "Gate: number of recent events below which the hit rate is not compared.", at_least=2
     )
+    max_delta_share: float = setting(
+        0.02,
+        "Share of the items that deltas may bring or delete before a full refresh is due.",
+        above=0,
+        at_most=1,
+    )
+    max_delta_drift: float = setting(
+        0.005,
+        "Drift of the vectors before a full refresh is due: mean of 1 - cosine between the moved items' vectors and "
+        "those in the version, times their share of all items.",
+        above=0,
+    )
+    max_delta_imbalance: float = setting(
+        1.5,
+        "Growth of the imbalance of the lists by the deltas' items before a full refresh is due (1 = none).",
+        at_least=1,
+    )
     versions_to_keep: int = setting(
         5, "Number of versions to keep; the live version is never removed.", at_least=1
     )

@@ -51,7 +51,7 @@ class ChangedItems:
 
     @property
     def share(self) -> float:
-        """Items that deltas brought or deleted / items of the full version."""
+        """Items of the deltas, or rows that they superseded, whichever are more, / items of the full version."""
         return max(self.new.size, self.superseded.size) / self.index.size
 
     def changed(self, ids: Int64Array, vectors: Float32Array, deleted: Int64Array) -> ChangedItems:

@@ -98,11 +98,19 @@ class NewItems:
         """Items."""
         return int(self.ids.shape[0]) + (int(self.listed.kept.sum()) if self.listed is not None else 0)
 
+    def items(self) -> Results:
+        """Ids int64 (N,) and vectors float32 (N, D) of all of them."""
+        if self.listed is None:
+            return self.ids, self.vectors
+        kept = self.listed.kept
+        return (
+            np.concatenate([self.listed.ids[kept], self.ids]),
+            np.concatenate([self.listed.vectors[kept], self.vectors]),
+        )
+
     def list_lengths(self) -> Int64Array:
-        """Items that each list of the version would get, int64 (L,)."""
-        lists = self.base.assigned(self.vectors) if self.ids.shape[0] else np.empty(0, np.int64)
-        if self.listed is not None:
-            lists = np.concatenate([lists, self.listed.list_N[self.listed.kept]])
+        """How many of them are in each list, int64 (L,); recent ones are in none."""
+        lists = self.listed.list_N[self.listed.kept] if self.listed is not None else np.empty(0, np.int64)
         return np.bincount(lists, minlength=self.base.nlist)
 
     def changed(self, ids: Int64Array, vectors: Float32Array, deleted: Int64Array) -> NewItems:
@@ -142,10 +150,8 @@ class NewItems:
         return found
 
     def _all_listed(self) -> NewItems:
-        ids, vectors, list_N = self.ids, self.vectors, self.base.assigned(self.vectors)
+        ids, vectors = self.items()
+        list_N = self.base.assigned(self.vectors)
         if self.listed is not None:
-            kept = self.listed.kept
-            ids = np.concatenate([self.listed.ids[kept], ids])
-            vectors = np.concatenate([self.listed.vectors[kept], vectors])
-            list_N = np.concatenate([self.listed.list_N[kept], list_N])
+            list_N = np.concatenate([self.listed.list_N[self.listed.kept], list_N])
         return replace(NewItems.none(self.base), listed=ListedItems.of(self.base, ids, vectors, list_N))

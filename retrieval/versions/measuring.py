@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array
+from retrieval.checks import Check, GateReport
 from retrieval.config import IndexConfig
 from retrieval.indexes.exact import recall_at_k
 from retrieval.indexes.sharded_index import ShardedIndex
 from retrieval.ranks import Ranks
 from retrieval.versions.gate import (
-    Check,
-    GateReport,
     Measured,
     Quality,
     check_quality,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array, UInt8Array
+from retrieval.checks import GateReport
 from retrieval.config import IndexConfig
 from retrieval.indexes.coarse import train_centroids
 from retrieval.indexes.ivf import IndexInputError, empty_index, finite_rows, lists_for
@@ -28,7 +29,7 @@ from retrieval.ranks import OneRank, Ranks, gather_results, keep_result, on_firs
 from retrieval.stages import Stages
 from retrieval.storage.base import MANIFEST
 from retrieval.versions.attempt import AttemptFiles, ItemsOfRank
-from retrieval.versions.gate import GateReport, Quality, check_vectors
+from retrieval.versions.gate import Quality, check_vectors
 from retrieval.versions.live import live_centroids
 from retrieval.versions.measuring import check_gates, live_to_compare, tune
 from retrieval.versions.shards import WHOLE_INDEX, WHOLE_ITEMS

@@ -13,7 +13,7 @@ from cluster.observability.progress_file import read_progress
 from cluster.training.control import Report
 from cluster.training.progress_report import ProgressReporter, rank_figures
 from cluster.training.served.validation import served_validation
-from retrieval.versions.gate import GateReport
+from retrieval.checks import GateReport
 from retrieval.versions.store import VersionStore
 from tests.support.unit_runs import small_run, train_steps
 
