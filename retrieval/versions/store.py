@@ -245,7 +245,7 @@ class VersionStore:
         return self.live_name() == name
 
     def _drop_deltas(self, left: str | None) -> None:
-        """Remove the deltas of the version that is left; nobody reads them, so a failure is only logged."""
+        """Remove the deltas of the version that is left; no one reads them, so a failure is only logged."""
         try:
             if left is not None:
                 remove_deltas(self.storage, left)
