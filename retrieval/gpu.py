@@ -46,9 +46,16 @@ def require_gpu(gpu: int) -> None:
 
 def resources() -> Any:
     """This thread's scratch memory on GPUs, allocated once: Faiss shares it between calls, not between threads."""
+    return resources_for(1)[0]
+
+
+def resources_for(cards: int) -> list[Any]:
+    """The same for several GPUs that work at once."""
     if not hasattr(_of_thread, "resources"):
-        _of_thread.resources = new_resources()
-    return _of_thread.resources
+        _of_thread.resources = []
+    made: list[Any] = _of_thread.resources
+    made += [new_resources() for _ in range(cards - len(made))]
+    return made[:cards]
 
 
 def new_resources() -> Any:

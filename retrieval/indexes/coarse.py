@@ -17,7 +17,7 @@ import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
-from retrieval.gpu import gpu_faiss, require_gpu, resources
+from retrieval.gpu import gpu_faiss, require_gpu, resources, resources_for
 
 
 def is_unit(vectors_ND: Float32Array) -> bool:
@@ -72,5 +72,10 @@ def _flat(dim: int, by_inner_product: bool, config: IndexConfig) -> Any:
     flat = faiss.IndexFlatIP(dim) if by_inner_product else faiss.IndexFlatL2(dim)
     if not config.on_gpu():
         return flat
-    require_gpu(config.gpu)
-    return gpu_faiss.index_cpu_to_gpu(resources(), config.gpu, flat)
+    cards = config.cards()
+    for card in cards:
+        require_gpu(card)
+    if len(cards) == 1:
+        return gpu_faiss.index_cpu_to_gpu(resources(), cards[0], flat)
+    # Each card has all centroids, and searches for its share of the vectors.
+    return gpu_faiss.index_cpu_to_gpu_multiple_py(resources_for(len(cards)), flat, gpus=cards)

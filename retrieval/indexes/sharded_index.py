@@ -148,21 +148,21 @@ class ShardedIndex(ShardedSearch):
         """Mean number of items that a search for one of these queries scans."""
         return float(sum(gather_results(self._ranks, lambda: self.shard.scanned(query_QD, nprobe))))
 
-    def exact(self, query_QD: Float32Array, k: int, part: Part, gpu: int | None) -> Found:
+    def exact(self, query_QD: Float32Array, k: int, part: Part, cards: Sequence[int]) -> Found:
         """The k best of all items, regardless of lists.
 
         Args:
             query_QD: float32.
             k: K.
             part: the vectors of the shard's items, in the order of its rows.
-            gpu: scan there.
+            cards: GPUs that scan, if any.
         """
 
         def scan() -> Found:
             best, start = _nothing(query_QD.shape[0]), 0
             for ids, vectors_SD in part.slices():
                 wanted = min(k + _SPARE, vectors_SD.shape[0])
-                rows = exact_top_k(query_QD, vectors_SD, wanted, gpu)
+                rows = exact_top_k(query_QD, vectors_SD, wanted, cards)
                 scores = _products(query_QD, vectors_SD, rows)
                 best = best_of([best, _found(rows, scores, ids, self._first_row + start)], k)
                 start += vectors_SD.shape[0]

@@ -262,8 +262,8 @@ class _Attempt:
             shard, ids = keep_result(ranks, lambda: self._files.build_shard(centroids, empty, config))
             index = ShardedIndex(ranks, shard, ids)
         with self.stages.timed("exact"):
-            k, gpu = min(config.recall_k, index.size), config.gpu if config.on_gpu() else None
-            wanted_QK = index.exact(query_QD, k, Part(self._files.items), gpu).row_QK
+            k, cards = min(config.recall_k, index.size), config.cards() if config.on_gpu() else ()
+            wanted_QK = index.exact(query_QD, k, Part(self._files.items), cards).row_QK
         with self.stages.timed("tune"):
             self._index, nprobe, recall = tune(index, query_QD, wanted_QK, config)
         with self.stages.timed("gate"):

@@ -302,7 +302,7 @@ def _index(rates: dict[str, float]) -> Iterator[Figure]:
     # Assignment compares every item with every centroid once.
     floor = 2 * INDEXED * index.nlist * DIM / rates["float32"]
     yield _figure(f"index of {INDEXED:,} x {DIM} built on the {device}", seconds, "s", floor, "assignment")
-    wanted = exact_top_k(queries, vectors, 10, 0 if gpus else None)
+    wanted = exact_top_k(queries, vectors, 10, [0] if gpus else ())
     sides = {device: index} if index.on_cpu() is index else {device: index, "cpu": index.on_cpu()}
     for side, searched in sides.items():
         for nprobe in (8, 32, 128):

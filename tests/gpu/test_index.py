@@ -46,7 +46,7 @@ def test_built_on_the_gpu_it_is_as_good_and_its_file_gives_the_same_neighbours(
         scale = np.random.default_rng(2).lognormal(0, 0.5, (vectors.shape[0], 1))
         vectors = np.ascontiguousarray(vectors * scale, np.float32)
     wanted = exact_top_k(queries, vectors, 10)
-    assert recall_at_k(exact_top_k(queries, vectors, 10, gpu=0), wanted) > 0.999
+    assert recall_at_k(exact_top_k(queries, vectors, 10, [0]), wanted) > 0.999
     there = build_index(vectors, IndexConfig(kind=kind, device="cuda"), seed=1)
     assert isinstance(there, GpuIvfIndex)
     there.save(tmp_path / "index")

@@ -77,13 +77,34 @@ def _to_gpu(resources, gpu, index, options=None):
     return GpuIvf(index, gpu)
 
 
+def _to_gpus(resources, index, co=None, gpus=None):
+    """Faiss's own replicas, which divide the vectors of a search."""
+    assert len({id(one) for one in resources}) == len(gpus), "cards that work at once share no scratch memory"
+    replicas = faiss.IndexReplicas(index.d)
+    copies = [faiss.clone_index(index) for _ in gpus]
+    for gpu, copy in zip(gpus, copies, strict=True):
+        replicas.addIndex(copy)
+        copied_to.append(gpu)
+    replicas.referenced_objects = copies  # type: ignore[attr-defined]
+    return replicas
+
+
+copied_to: list[int] = []
+"""Cards that got a copy of some centroids."""
+scanned_by: list[tuple[int, int]] = []
+"""Cards that answered exactly, and the number of queries."""
+
+
 def _knn(resources, queries, vectors, k, metric, device, vectorsMemoryLimit):
+    scanned_by.append((device, queries.shape[0]))
     return faiss.knn(queries, vectors, k, metric=metric)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, gpus: int = 1) -> None:
     """Let `faiss` have so many GPUs."""
     Resources.made = []
+    copied_to.clear()
+    scanned_by.clear()
     settings = lambda: SimpleNamespace(device=0, indicesOptions=None)  # noqa: E731
     for name, value in {
         "get_num_gpus": lambda: gpus,
@@ -91,6 +112,7 @@ def install(monkeypatch: pytest.MonkeyPatch, gpus: int = 1) -> None:
         "GpuClonerOptions": settings,
         "INDICES_32_BIT": 7,
         "index_cpu_to_gpu": _to_gpu,
+        "index_cpu_to_gpu_multiple_py": _to_gpus,
         "index_gpu_to_cpu": lambda index: faiss.clone_index(index.inner),
         "knn_gpu": _knn,
     }.items():

@@ -9,6 +9,8 @@ from retrieval import gpu
 from retrieval.config import IndexConfig
 from retrieval.gpu import IndexDeviceError
 from retrieval.indexes import gpu_index
+from retrieval.indexes.coarse import assign_lists, train_centroids
+from retrieval.indexes.exact import exact_top_k
 from retrieval.indexes.gpu_index import GpuIvfIndex, build_index
 from retrieval.indexes.ivf import IndexInputError, IvfIndex
 from retrieval.versions.searcher import Searcher
@@ -106,6 +108,26 @@ def test_divided_among_cards_it_finds_what_one_index_does_and_its_file_is_the_cp
         np.testing.assert_array_equal(index.list_lengths(), here.list_lengths())
         assert (index.size, index.scanned(queries, 5)) == (3000, here.scanned(queries, 5))
     np.testing.assert_array_equal(there.lists_of(np.arange(3000)), here.lists_of(np.arange(3000)))
+
+
+def test_several_cards_share_the_work_of_k_means_of_lists_and_of_exact_answers(two_gpus):
+    vectors, queries = clustered(3000)
+    here, there = IndexConfig(device="cpu"), IndexConfig(device="cuda", gpus=2)
+    centroids = train_centroids(vectors, 50, there, seed=1)
+    np.testing.assert_allclose(centroids, train_centroids(vectors, 50, here, seed=1), atol=1e-6)
+    np.testing.assert_array_equal(
+        assign_lists(vectors, centroids, there), assign_lists(vectors, centroids, here)
+    )
+    assert fake_gpu_faiss.copied_to == [0, 1] * 2
+    np.testing.assert_array_equal(
+        exact_top_k(queries[:101], vectors, 10, [0, 1]), exact_top_k(queries[:101], vectors, 10)
+    )
+    assert sorted(fake_gpu_faiss.scanned_by) == [(0, 51), (1, 50)]
+    np.testing.assert_array_equal(
+        exact_top_k(queries[:1], vectors, 10, [1, 0]), exact_top_k(queries[:1], vectors, 10)
+    )
+    assert fake_gpu_faiss.scanned_by[2:] == [(1, 1)]
+    assert len(fake_gpu_faiss.Resources.made) == 2
 
 
 def test_cards_with_fewer_items_than_are_wanted_fill_each_other_up(two_gpus):
