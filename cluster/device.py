@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch.utils import deterministic
+if TYPE_CHECKING:
+    import torch
 
+# torch takes seconds to import and is imported where it is used: a driver asks only for `device_of_group`.
 _log = logging.getLogger(__name__)
 
 
@@ -18,6 +19,8 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) 
     Raises:
         ValueError: `device=cuda` on a machine without CUDA.
     """
+    import torch
+
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ValueError(
@@ -36,6 +39,9 @@ def compute_deterministically(device: torch.device) -> None:
     """
     if device.type != "cuda":
         return
+    import torch
+    from torch.utils import deterministic
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses matrix products without it
     torch.use_deterministic_algorithms(True)
     # It would only cost time.

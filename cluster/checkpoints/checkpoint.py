@@ -30,12 +30,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
-from cluster.checkpoints.arrays import tensor_bytes
 from cluster.checkpoints.claim import Claim, join
 from cluster.checkpoints.hold import Holds
 from cluster.checkpoints.manifest import (
@@ -51,6 +49,9 @@ from retrieval.storage.durable import FileEntry, manifest_checksum
 from retrieval.storage.files import HashingSink, StoredFile, file_problem
 from retrieval.storage.location import split_location
 from retrieval.storage.opening import open_storage
+
+if TYPE_CHECKING:
+    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -342,6 +343,8 @@ class Writing:
 
     def write_tensors(self, file: str, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
         """A safetensors file."""
+        from cluster.checkpoints.arrays import tensor_bytes  # imports torch; reading manifests needs none
+
         return self.write(file, tensor_bytes(tensors))
 
 

@@ -1,4 +1,7 @@
-"""Starts the workers as a Ray Train job, on this machine or on the cluster that Ray finds."""
+"""Starts the workers as a Ray Train job, on this machine or on the cluster that Ray finds.
+
+The driver does not import torch, which takes three seconds of CPU time; its workers do (rank.py).
+"""
 
 from __future__ import annotations
 
@@ -14,36 +17,32 @@ from typing import Any, Literal
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig
+from ray.train.backend import BackendConfig
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
-from cluster.checkpoints.claim import Owner, StorageTaken, claimed_by_run, signs_of_life
+from cluster.checkpoints.claim import Owner, claimed_by_run
 from cluster.checkpoints.hold import holding
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, TrainConfig, worker_range
-from cluster.device import device_of_group, process_group_backend, resolve_device
+from cluster.device import device_of_group, process_group_backend
 from cluster.launching import ray_logging
 from cluster.launching.driver import Driver
 from cluster.launching.group import GroupTrainer, OneMachineConfig
+from cluster.launching.rank import refresh_on_rank, train_on_rank
 from cluster.launching.ray_instance import RayInstance
-from cluster.launching.stopping import StopWatcher, stop_is_asked
+from cluster.launching.stop_note import stop_reason
 from cluster.observability.progress_file import ProgressFile
 from cluster.stop_request import StopRequest
-from cluster.training.control import NoStop
 from cluster.training.state.compatibility import require_resumable, require_same, require_same_towers
 from cluster.training.state.starting_point import find_starting_point
-from cluster.training.steps.quarantine import PoisonedTraining
 from retrieval.storage.base import StorageLocationError
-from retrieval.storage.durable import make_private, replace_durably
+from retrieval.storage.durable import make_private
 from retrieval.storage.location import absolute_location
 from retrieval.storage.opening import open_storage
-from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost
 from streaming.kafka.outage import patiently
-from streaming.sources.kafka_source import BrokerRefused, PositionLost, TopicMissing, partitions_of
-from streaming.sources.parquet_source import ParquetSource, ParquetUnusable
+from streaming.sources.kafka_source import partitions_of
+from streaming.sources.parquet_source import ParquetSource
 
-STOP_FILE = "stopped.json"
 # Chosen by the time from SIGKILL to resumption; the default polls every 2 s.
 _RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -162,7 +161,7 @@ def _fit_while_it_moves_on(config: FreshetConfig, storage: Path, run_id: str, st
         )
         failure: ray.train.TrainingFailedError | None = None
         try:
-            _fit(driver, config, _train_on_worker, {"run_id": run_id}, max_failures=restarts)
+            _fit(driver, config, train_on_rank, {"run_id": run_id}, max_failures=restarts)
         except ray.train.TrainingFailedError as error:
             failure = error
         stopped = stop_reason(storage, run_id)
@@ -236,7 +235,7 @@ def _refresh(config: FreshetConfig, opened: Checkpoint, stop: StopRequest) -> di
         can_finish=lambda: False,
         stopped=lambda: False,
     )
-    ended = _fit(driver, config, _refresh_on_worker, extra, max_failures=config.train.max_restarts)
+    ended = _fit(driver, config, refresh_on_rank, extra, max_failures=config.train.max_restarts)
     return _take_report(report_path) if ended else None
 
 
@@ -292,14 +291,13 @@ def _fit(
 
     def fit() -> None:
         device = _device_of_workers(config)
-        group = TorchConfig if joins else OneMachineConfig
         with _controller_named():
             GroupTrainer(
                 function,
                 train_loop_config={"config": replace(config, device=device), **extra},
                 scaling_config=_scaling(train, device == "cuda"),
-                backend_config=group(
-                    backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
+                backend_config=_group_config(
+                    joins, process_group_backend(device), int(train.collective_timeout_s)
                 ),
                 run_config=ray.train.RunConfig(
                     storage_path=str(Path(config.storage_path) / "ray"),
@@ -308,6 +306,14 @@ def _fit(
             ).fit()
 
     return driver.run(fit)
+
+
+def _group_config(joins: bool, backend: str, timeout_s: int) -> BackendConfig:
+    if not joins:
+        return OneMachineConfig(backend=backend, timeout_s=timeout_s)
+    from ray.train.torch import TorchConfig  # imports torch
+
+    return TorchConfig(backend=backend, timeout_s=timeout_s)
 
 
 @contextmanager
@@ -363,89 +369,3 @@ def _start_ray(config: FreshetConfig) -> RayInstance:
     wanted = worker_range(config.train.workers)[0] * config.train.cpus_per_worker
     environment["worker_process_setup_hook"] = ray_logging.SETUP_HOOK
     return RayInstance.start(int(wanted + 0.999), runtime_env=environment, log_to_driver=True)
-
-
-def _train_on_worker(settings: dict[str, Any]) -> None:
-    ray_logging.quiet()  # before Faiss is imported; on a joined cluster, no setup hook ran
-    from cluster.training.worker import Worker
-
-    config: FreshetConfig = settings["config"]
-    storage, run_id = Path(config.storage_path), settings["run_id"]
-    if stop_reason(storage, run_id) is not None:
-        return  # Ray restarts the group after any failure; this failure would only repeat
-    if stop_is_asked(run_id):
-        return
-    comm = Collectives()
-    notice = StopWatcher(run_id) if comm.rank == 0 else NoStop()
-    try:
-        worker = Worker(
-            config,
-            comm,
-            resolve_device(config.device, ray.train.get_context().get_local_rank()),
-            run_id=run_id,
-            on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
-            stop=notice,
-        )
-        with ExitStack() as signs:
-            if comm.rank == 0:  # in addition to the driver's: the run is alive as long as either is
-                for place in config.claimed_locations:
-                    signs.enter_context(signs_of_life(open_storage(place), run_id))
-            worker.train()
-    except StorageTaken as error:
-        if error.by != run_id:  # a group of this run that was cut off ends; the run continues
-            _note_stop(storage, run_id, error)
-        ray_logging.quiet_traceback()
-        raise
-    except DeadLettersDelayed:
-        ray_logging.quiet_traceback()
-        raise  # unreachable brokers may come back
-    except (
-        BrokerRefused,
-        CheckpointError,
-        DeadLettersLost,
-        TopicMissing,
-        PositionLost,
-        PoisonedTraining,
-        ParquetUnusable,
-        ValueError,
-    ) as error:
-        # Without its process group, a rank would get a ValueError of torch that says nothing about the settings.
-        if not (comm.lost and isinstance(error, ValueError)):
-            _note_stop(storage, run_id, error)
-        ray_logging.quiet_traceback()
-        raise
-    except Exception as error:
-        if comm.explains(error):
-            ray_logging.quiet_traceback()
-        raise
-
-
-def _note_stop(storage: Path, run_id: str, error: Exception) -> None:
-    try:
-        make_private(storage)
-        replace_durably(storage / STOP_FILE, json.dumps({"run_id": run_id, "reason": str(error)}).encode())
-    except OSError as full:  # the error itself says why; without the note, Ray tries some useless restarts
-        _log.warning("%s was not written: %s", storage / STOP_FILE, full)
-
-
-def stop_reason(storage: Path, run_id: str) -> str | None:
-    """The reason that a worker of this run gave why a restart cannot help, if one did."""
-    try:
-        noted = json.loads((storage / STOP_FILE).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return str(noted["reason"]) if noted.get("run_id") == run_id else None
-
-
-def _refresh_on_worker(settings: dict[str, Any]) -> None:
-    ray_logging.quiet()
-    from cluster.training.refresh import refresh_from
-
-    config: FreshetConfig = settings["config"]
-    refresh_from(
-        config,
-        Collectives(),
-        resolve_device(config.device, ray.train.get_context().get_local_rank()),
-        checkpoint_path=settings["checkpoint"],
-        report_path=Path(settings["report"]),
-    )

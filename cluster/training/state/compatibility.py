@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-import torch
-
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.manifest import START_ANEW, CheckpointError
 from cluster.config import FreshetConfig
-from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -98,6 +95,10 @@ def _model_of(checkpoint: Checkpoint, ours: ModelConfig) -> ModelConfig:
 
 
 def _shapes(config: ModelConfig) -> Shapes:
+    import torch  # only where towers differ: a driver that resumes its own run needs no torch
+
+    from model.cl_epidtn import cl_epidtn
+
     with torch.device("meta"):  # no memory, no numbers
         return {name: tuple(value.shape) for name, value in cl_epidtn(config, 1).state_dict().items()}
 

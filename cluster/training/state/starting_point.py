@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.hold import holding
 from cluster.checkpoints.manifest import CheckpointError
-from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.state.compatibility import require_same, require_same_towers
-from cluster.training.state.run import TrainingRun
-from cluster.training.state.worker_state import restore_learnt
 from retrieval.storage.base import MANIFEST, StorageLocationError
+
+if TYPE_CHECKING:
+    from cluster.collectives import Collectives
+    from cluster.training.state.run import TrainingRun
 
 # The meaning of towers and rows depends on these; other settings of the model may differ between runs.
 _MUST_AGREE = (
@@ -57,6 +59,8 @@ def find_starting_point(config: FreshetConfig) -> Checkpoint | None:
 
 def start_from(run: TrainingRun, checkpoint: Checkpoint, comm: Collectives) -> None:
     """Collective. Every rank restores the towers and the rows that it owns, whichever rank wrote them."""
+    from cluster.training.state.worker_state import restore_learnt  # imports torch; a driver only looks
+
     # The trainer of that run may still remove old checkpoints while this reads.
     purpose = "train.init_from"
     with holding(checkpoint.storage, checkpoint.name, purpose) if comm.rank == 0 else nullcontext():

@@ -14,7 +14,7 @@ def train_and_note(settings: dict[str, Any]) -> None:
     """The product's own train function; the first step of each attempt is noted on every rank."""
     import ray.train
 
-    from cluster.launching import launcher
+    from cluster.launching.rank import train_on_rank
     from cluster.training.worker import Worker
 
     notes, rank = Path(settings["notes"]), ray.train.get_context().get_world_rank()
@@ -29,7 +29,7 @@ def train_and_note(settings: dict[str, Any]) -> None:
             Worker._step = step  # type: ignore[method-assign]
 
     Worker._step = noted_step  # type: ignore[method-assign]
-    launcher._train_on_worker(settings)
+    train_on_rank(settings)
 
 
 def run_and_note(settings: dict[str, Any]) -> None:

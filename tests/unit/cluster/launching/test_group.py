@@ -16,6 +16,11 @@ def test_what_the_controller_imports_of_a_run_leaves_torch_out():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_driver_leaves_torch_out():
+    code = "import sys, cluster.launching.launcher; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_no_process_is_started_for_ray_data_and_none_to_clean_up_after_the_controller():
     trainer = GroupTrainer(lambda: None, backend_config=OneMachineConfig())
     default = {type(callback).__name__ for callback in DataParallelTrainer._create_default_callbacks(trainer)}

@@ -24,6 +24,8 @@ from cluster.launching.launcher import (
     run_refresh,
     run_training,
 )
+from cluster.launching.rank import train_on_rank
+from cluster.launching.stop_note import stop_reason
 from deploy.command.errors import report
 from retrieval.storage.opening import open_storage
 from streaming.config import StreamConfig
@@ -128,11 +130,11 @@ def test_a_value_error_ends_the_run_unless_the_rank_has_lost_its_group(tmp_path,
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
         with pytest.raises(ValueError, match="group" if group_lost else "too large"):
-            launcher._train_on_worker(settings)
+            train_on_rank(settings)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    noted = launcher.stop_reason(tmp_path, "one")
+    noted = stop_reason(tmp_path, "one")
     assert noted == (None if group_lost else "train.batch_events is too large")
 
 
@@ -241,7 +243,7 @@ def test_only_their_owner_enters_the_folder_that_ray_keeps(tmp_path, monkeypatch
     monkeypatch.setattr(launcher, "_device_of_workers", lambda config: "cpu")
     driver = SimpleNamespace(run=lambda work: work())
     config = FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu")
-    launcher._fit(driver, config, launcher._train_on_worker, {}, max_failures=0)
+    launcher._fit(driver, config, train_on_rank, {}, max_failures=0)
     assert (tmp_path / "run" / "ray").stat().st_mode & 0o777 == 0o700
 
 
@@ -267,10 +269,10 @@ def test_what_the_brokers_refuse_for_good_ends_the_run_and_their_absence_does_no
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
         with pytest.raises(type(error), match=str(error)):
-            launcher._train_on_worker(settings)
+            train_on_rank(settings)
     finally:
         dist.destroy_process_group()
-    assert launcher.stop_reason(tmp_path, "one") == (str(error) if stops else None)
+    assert stop_reason(tmp_path, "one") == (str(error) if stops else None)
 
 
 def test_on_a_full_disk_a_worker_still_says_what_it_met(tmp_path, monkeypatch, caplog):
@@ -282,8 +284,8 @@ def test_on_a_full_disk_a_worker_still_says_what_it_met(tmp_path, monkeypatch, c
     monkeypatch.setattr(launcher.ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))  # type: ignore[attr-defined]
     settings = {"config": FreshetConfig(storage_path=str(tmp_path / "run"), device="cpu"), "run_id": "one"}
     with refusing("mkdir", below=tmp_path), pytest.raises(ValueError, match="batch_events is too large"):
-        launcher._train_on_worker(settings)
-    assert launcher.stop_reason(tmp_path / "run", "one") is None
+        train_on_rank(settings)
+    assert stop_reason(tmp_path / "run", "one") is None
     assert "stopped.json was not written" in caplog.text
 
 
