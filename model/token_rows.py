@@ -140,7 +140,7 @@ def row_width(length_N: Int64Array) -> int:
 
 
 def pack(token_T: Int64Array, length_N: Int64Array, width: int = 0) -> TokenRows:
-    """Pack sequences, longest first, into rows as long as the longest one (or 64); each row is filled before the next.
+    """Pack sequences, longest first, into rows as long as the longest one (or 64); each goes where it fits best.
 
     Args:
         token_T: int64, the sequences' tokens one after another.
@@ -168,15 +168,28 @@ def pack(token_T: Int64Array, length_N: Int64Array, width: int = 0) -> TokenRows
 
 @njit(cache=True, nogil=True)
 def _places(length_N: Int64Array, order_N: Int64Array, width: int) -> tuple[Int64Array, int]:
-    """Flat index of each sequence, and the number of rows; a sequence goes into the last row if it fits there."""
+    """Flat index of each sequence, and the number of rows; a sequence goes into the row with the least room for it."""
     start_N = np.zeros(length_N.shape[0], np.int64)
-    rows, used = 0, width
+    # Rows by the room that is left in them: the newest one, and for each row the one before it.
+    newest = np.full(width + 1, -1, np.int64)
+    before_R = np.full(length_N.shape[0], -1, np.int64)
+    rows = 0
     for n in order_N:
-        if length_N[n] == 0:
+        length = length_N[n]
+        if length == 0:
             continue
-        if used + length_N[n] > width:
+        room = length
+        while room < width and newest[room] < 0:
+            room += 1
+        row = newest[room]
+        if row < 0:
+            row = rows
             rows += 1
-            used = 0
-        start_N[n] = (rows - 1) * width + used
-        used += length_N[n]
+        else:
+            newest[room] = before_R[row]
+        start_N[n] = row * width + width - room
+        left = room - length
+        if left:
+            before_R[row] = newest[left]
+            newest[left] = row
     return start_N, rows
