@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array
-from retrieval.deltas.new_items import NewItems, Results
+from retrieval.deltas.new_items import NOTHING_FOUND, Found, NewItems, Results
 from retrieval.deltas.superseded import RowsById, RowSet
 from retrieval.indexes.ivf import IndexInputError, IvfIndex, NearestLists
 from retrieval.indexes.parts import refuse_twins
 
 _SPARE = 8
-_NOTHING_FOUND = np.float32(-np.inf)
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -94,34 +94,52 @@ class ChangedItems:
             )
         queries = np.ascontiguousarray(query_QD, np.float32)
         nearest = self.index.nearest_lists(queries, nprobe)
-        new = self.new.search(queries, k, nearest)
-        fetched = min(k + _SPARE + k // 8, self.index.size)
-        (ids, scores), short = self._merged(queries, k, fetched, nearest, new)
+        fetched = k + _SPARE + k // 8
+        ids, scores, short = self._merged(queries, k, fetched, nearest)
         while short.shape[0]:
-            fetched = min(4 * fetched, self.index.size)
-            of_short = [(i[short], s[short]) for i, s in new]
-            again, still = self._merged(queries[short], k, fetched, nearest.of_queries(short), of_short)
-            ids[short], scores[short] = again
-            short = short[still]
+            fetched *= 4
+            again = self._merged(queries[short], k, fetched, nearest.of_queries(short))
+            ids[short], scores[short] = again[:2]
+            short = short[again[2]]
         return ids, scores
 
     def _merged(
-        self, query_QD: Float32Array, k: int, fetched: int, nearest: NearestLists, new: list[Results]
-    ) -> tuple[Results, Int64Array]:
-        """The best k, and the indices of queries that may miss some because of superseded rows."""
+        self, query_QD: Float32Array, k: int, fetched: int, nearest: NearestLists
+    ) -> tuple[Int64Array, Float32Array, Int64Array]:
+        """The best k of what is fetched, and the indices of queries for which more must be fetched.
+
+        Few of the best items are new, so only as many of these are fetched as of the version beyond k.
+        """
+        found = [
+            self._of_version(query_QD, min(fetched, self.index.size), nearest),
+            *self.new.search(query_QD, min(k, fetched - k), nearest),
+        ]
+        ids, scores = _best([(one.ids, one.scores) for one in found], k)
+        # What was not fetched scores at most as much as the last that was.
+        cut = [one.worst for one in found if one.worst is not None]
+        last = scores[:, -1]
+        short = (last < (cut[0] if len(cut) == 1 else np.maximum.reduce(cut))).nonzero()[0] if cut else _NONE
+        return ids, scores, short
+
+    def _of_version(self, query_QD: Float32Array, fetched: int, nearest: NearestLists) -> Found:
         rows, scores = self.index.search_in(query_QD, fetched, nearest)
-        worst = np.where(rows[:, -1] >= 0, scores[:, -1], _NOTHING_FOUND)
-        scores[(rows < 0) | self.superseded.has(rows)] = _NOTHING_FOUND
-        ids = self.item_ids[rows]
-        ids, scores = (np.concatenate(half, axis=1) for half in zip((ids, scores), *new, strict=True))
-        best = np.argsort(-scores, axis=1)[:, :k]
-        ids, scores = np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
-        missing = k - scores.shape[1]
-        if missing > 0:
-            ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)
-            scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=_NOTHING_FOUND)
-        ids[scores == _NOTHING_FOUND] = -1
-        if fetched == self.index.size:
-            return (ids, scores), np.empty(0, np.int64)
-        # Everything that was not fetched scores at most as much as the last that was.
-        return (ids, scores), (scores[:, -1] < worst).nonzero()[0]
+        missing = rows < 0 if rows[:, -1].min(initial=0) < 0 else None
+        if missing is not None:
+            scores[missing] = NOTHING_FOUND
+        worst = scores[:, -1].copy() if fetched < self.index.size else None
+        scores[self.superseded.has(rows)] = NOTHING_FOUND
+        return Found(self.item_ids.take(rows, mode="wrap"), scores, worst)
+
+
+def _best(found: list[Results], k: int) -> Results:
+    """The k best of all columns, padded with -1 and -inf."""
+    ids, scores = (np.concatenate(half, axis=1) for half in zip(*found, strict=True))
+    if scores.shape[1] < k:
+        missing = ((0, 0), (0, k - scores.shape[1]))
+        ids, scores = np.pad(ids, missing), np.pad(scores, missing, constant_values=NOTHING_FOUND)
+    place = np.argsort(scores, axis=1)[:, : -k - 1 : -1]
+    place += np.arange(0, scores.size, scores.shape[1])[:, None]
+    ids, scores = ids.take(place), scores.take(place)
+    if scores[:, -1].min(initial=0) == NOTHING_FOUND:
+        ids[scores == NOTHING_FOUND] = -1
+    return ids, scores

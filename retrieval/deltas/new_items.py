@@ -22,7 +22,23 @@ from retrieval.indexes.kinds import search_lists
 _FEW = 1024
 """Comparing this many vectors with a query takes a few µs."""
 _SHARE_OF_LISTED = 16
+NOTHING_FOUND = np.float32(-np.inf)
 Results = tuple[Int64Array, Float32Array]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results of one part of the items.
+
+    Attributes:
+        ids: int64 (Q, F).
+        scores: float32 (Q, F), -inf where there is none.
+        worst: float32 (Q,), the score of the last result; None if the part has no more items.
+    """
+
+    ids: Int64Array
+    scores: Float32Array
+    worst: Float32Array | None
 
 
 @dataclass(frozen=True)
@@ -65,12 +81,14 @@ class ListedItems:
         only = selector(np.packbits(kept, bitorder="little"))
         return replace(self, kept=kept, only=only)
 
-    def search(self, query_QD: Float32Array, k: int, nearest: NearestLists) -> Results:
-        """Ids int64 (Q, K) and inner products float32 (Q, K), best first; -inf where there is none."""
+    def search(self, query_QD: Float32Array, k: int, nearest: NearestLists) -> Found:
+        """The best K items of each query in its lists, best first."""
         rows, scores = search_lists(
             self.ivf, query_QD, k, nearest.list_QP, nearest.closeness_QP, only=self.only
         )
-        return self.ids[rows], np.where(rows >= 0, scores, np.float32(-np.inf))
+        if rows[:, -1].min(initial=0) < 0:
+            scores[rows < 0] = NOTHING_FOUND
+        return Found(self.ids.take(rows, mode="wrap"), scores, scores[:, -1])
 
 
 @dataclass(frozen=True)
@@ -132,21 +150,22 @@ class NewItems:
         listed = self.listed.ids.shape[0] if self.listed is not None else 0
         return new if new.ids.shape[0] <= max(_FEW, listed // _SHARE_OF_LISTED) else new._all_listed()
 
-    def search(self, query_QD: Float32Array, k: int, nearest: NearestLists) -> list[Results]:
-        """Ids int64 (Q, ≤ K) and inner products float32, -inf where there is none, of each half, best first.
+    def search(self, query_QD: Float32Array, k: int, nearest: NearestLists) -> list[Found]:
+        """The best of each half, at most K, best first.
 
         Args:
             query_QD: float32, C-contiguous.
             k: K.
             nearest: the lists of each query.
         """
-        found = []
+        found, recent = [], self.ids.shape[0]
         if self.listed is not None:
             found.append(self.listed.search(query_QD, k, nearest))
-        if self.ids.shape[0]:
-            k = min(k, self.ids.shape[0])
-            scores, rows = faiss.knn(query_QD, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-            found.append((self.ids[rows], scores))
+        if recent:
+            scores, rows = faiss.knn(
+                query_QD, self.vectors, min(k, recent), metric=faiss.METRIC_INNER_PRODUCT
+            )
+            found.append(Found(self.ids.take(rows), scores, scores[:, -1] if k < recent else None))
         return found
 
     def _all_listed(self) -> NewItems:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from retrieval.arrays import Int64Array, UInt8Array
 
 Bools = npt.NDArray[np.bool_]
+_BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
 
 class RowsById:
@@ -61,9 +62,9 @@ class RowSet:
 
     def has(self, rows: Int64Array) -> Bools:
         """Whether each row is in the set, bool in the shape of `rows`; any value for -1."""
-        found: Bools = (self.bits[rows >> 3] & _bit(rows)) != 0
+        found: Bools = (self.bits.take(rows >> 3) & _bit(rows)).astype(np.bool_)
         return found
 
 
 def _bit(rows: Int64Array) -> UInt8Array:
-    return np.left_shift(np.uint8(1), (rows & 7).astype(np.uint8))
+    return _BITS.take(rows & 7)

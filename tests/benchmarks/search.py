@@ -27,22 +27,19 @@ import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
-from retrieval.indexes.coarse import assign_lists, train_centroids
 from retrieval.indexes.exact import exact_top_k, recall_at_k
-from retrieval.indexes.ivf import IvfBuilder, IvfIndex, empty_index, lists_for
-from retrieval.indexes.kinds import codec_sample, parameters
-from retrieval.indexes.parts import write_part
+from retrieval.indexes.ivf import IvfIndex
+from retrieval.indexes.kinds import parameters
 from retrieval.versions.searcher import Searcher
-from retrieval.versions.shards import WHOLE_INDEX, WHOLE_ITEMS
-from retrieval.versions.store import VersionStore
+from retrieval.versions.shards import WHOLE_INDEX
 from retrieval.versions.tuning import choose_nprobe
 from tests.benchmarks.support.clusters import Clusters
 from tests.benchmarks.support.command import benchmark_parser, finish
+from tests.benchmarks.support.index_version import centroids_of, index_of, publish_index
 
 REQUIRED_RATIO = 0.9
 REQUIRED_RECALL = 0.95
 K = 50
-_POINTS_PER_LIST = 64
 
 
 @dataclass(frozen=True)
@@ -77,9 +74,11 @@ def measure(case: Case) -> dict[str, Any]:
     seen = [rng.choice(row[: 4 * case.seen], case.seen, replace=False) for row in nearest]
     unseen = np.stack([row[~np.isin(row, some)][:K] for row, some in zip(nearest, seen, strict=True)])
     with tempfile.TemporaryDirectory() as folder:
-        index, config = _built(vectors, case)
+        config = _config(case.kind)
+        index = index_of(vectors, centroids_of(vectors, config), config)
         nprobe, recall = choose_nprobe(index, queries, nearest[:, :K], config)
-        searcher = _published(Path(folder), index, vectors, nprobe)
+        store = publish_index(Path(folder), index, np.arange(case.items), vectors, nprobe)
+        searcher = Searcher(store.root)
         loaded = searcher.loaded
         assert loaded is not None
         bare = IvfIndex.load(loaded.version.file(WHOLE_INDEX), case.kind)
@@ -93,19 +92,19 @@ def measure(case: Case) -> dict[str, Any]:
             bare._through.search(query_QD, k, params=parameters(bare._through, k, lists))
 
         timings = {
-            "batches": _paired(
+            "batches": paired_rates(
                 case,
                 case.batch,
                 lambda some: searcher.search(queries[some], K),
                 lambda some: bare_search(queries[some], K, nprobe),
             ),
-            "single queries": _paired(
+            "single queries": paired_rates(
                 case,
                 1,
                 lambda some: searcher.search(queries[some], K),
                 lambda some: bare_search(queries[some], K, nprobe),
             ),
-            "seen items excluded": _paired(
+            "seen items excluded": paired_rates(
                 case,
                 case.batch,
                 lambda some: searcher.search(queries[some], K, exclude=seen[some]),
@@ -139,30 +138,14 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def _built(vectors: Float32Array, case: Case) -> tuple[IvfIndex, IndexConfig]:
-    config = IndexConfig(
-        kind=case.kind,  # type: ignore[arg-type]
+def _config(kind: str) -> IndexConfig:
+    return IndexConfig(
+        kind=kind,  # type: ignore[arg-type]
         device="cpu",
         recall_k=K,
         recall_target=REQUIRED_RECALL + 0.01,
         build_iterations=4,
     )
-    lists = lists_for(case.items, config)
-    sample = np.random.default_rng(0).permutation(case.items)[: _POINTS_PER_LIST * lists]
-    centroids = train_centroids(np.ascontiguousarray(vectors[np.sort(sample)]), lists, config, seed=1)
-    builder = IvfBuilder(empty_index(config, centroids, codec_sample(vectors, case.kind)), case.kind)
-    builder.add(vectors, assign_lists(vectors, centroids, config))
-    return builder.index(), config
-
-
-def _published(folder: Path, index: IvfIndex, vectors: Float32Array, nprobe: int) -> Searcher:
-    store = VersionStore(folder / "index")
-    building = store.begin()
-    index.save(building.path / WHOLE_INDEX)
-    write_part(building.path / WHOLE_ITEMS, np.arange(vectors.shape[0]), vectors)
-    described = {"kind": index.kind, "nprobe": nprobe, "dim": vectors.shape[1]}
-    store.promote(store.commit(building, described).name)
-    return Searcher(store.root)
 
 
 def _require_equal(ours: Int64Array, theirs: Int64Array) -> None:
@@ -192,7 +175,7 @@ def _first(row: Int64Array) -> Int64Array:
     return np.pad(row[:K], (0, max(0, K - row.shape[0])), constant_values=-1)
 
 
-def _paired(
+def paired_rates(
     case: Case, batch: int, ours: Callable[[slice], object], theirs: Callable[[slice], object]
 ) -> list[tuple[float, float]]:
     """Queries per CPU second of both, run by run."""

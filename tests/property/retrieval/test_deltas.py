@@ -43,7 +43,7 @@ def histories(draw):
     kind=st.sampled_from(["ivf_flat", "ivf_fp16"]),
     nlist=st.integers(1, 20),
     few=st.sampled_from([0, 3, 1024]),
-    spare=st.sampled_from([0, 8]),
+    spare=st.sampled_from([1, 8]),
 )
 def test_after_any_deltas_a_search_of_all_lists_is_a_scan_of_the_items_that_are_left(
     case, kind, nlist, few, spare
