@@ -150,13 +150,18 @@ class Stretch:
 
 
 class Trainer:
-    """What a worker does between and in its steps, without a broker."""
+    """What a worker does between and in its steps, without a broker.
 
-    def __init__(self, folder: str, items: int, users: int, batch_events: int, nlist: int = 0) -> None:
+    Versions of more than `in_thread_items` items are built by a process, which takes seconds to start.
+    """
+
+    def __init__(
+        self, folder: str, items: int, users: int, batch_events: int, nlist: int = 0, in_thread_items: int = 0
+    ) -> None:
         self.config = FreshetConfig(
             stream=StreamConfig(user_attributes=["a", "b", "c"]),
             model=ModelConfig(dim=64),
-            train=TrainConfig(batch_events=batch_events, publish_in_thread_items=0),
+            train=TrainConfig(batch_events=batch_events, publish_in_thread_items=in_thread_items),
             progressive=ProgressiveConfig(sample_fraction=0.0),
             index=IndexConfig(nlist=nlist, min_recall=0.0),
             device="cpu",

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_benchmark_measures_pauses_and_examples_of_a_publish_and_of_a_large_delta(tmp_path, monkeypatch):
     monkeypatch.setattr("cluster.checkpoints.writing._AT_ONCE_BYTES", 1 << 16)
-    trainer = Trainer(str(tmp_path), items=400, users=300, batch_events=32)
+    trainer = Trainer(str(tmp_path), items=400, users=300, batch_events=32, in_thread_items=400)
     try:
         result = measure(trainer, pairs=1, touched=350)
     finally:
