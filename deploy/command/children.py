@@ -39,9 +39,11 @@ class Child:
         self.log_path = log_path
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._asked = False
 
     def start(self) -> Self:
         """Start it, with stdout and stderr going to the log."""
+        self._asked = False
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -88,11 +90,17 @@ class Child:
             )
         return True
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM and return at once; does nothing if it has ended, or was asked before."""
+        if not self._asked and self._process is not None and self._process.poll() is None:
+            self._asked = True
+            self._process.terminate()
+
     def stop(self, grace_s: float = 10.0) -> None:
         """Send SIGTERM, and after `grace_s` SIGKILL to its process group; does nothing if it has ended."""
+        self.ask_to_stop()
         if self._process is None or self._process.poll() is not None:
             return
-        self._process.terminate()
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:

@@ -133,6 +133,7 @@ class Demo:
     def _stream(self, stack: ExitStack, config: FreshetConfig, dataset: Dataset, trainer: Child) -> None:
         self.display.stage("streaming and training")
         replay = stack.enter_context(ReplayThread(config.stream, dataset, self.options.seconds, config.seed))
+        stack.callback(trainer.ask_to_stop)  # stops while the replay waits for its acknowledgements
         while not trainer.check():
             self.display.view.produced = replay.produced
             replay.check()

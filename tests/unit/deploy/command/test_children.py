@@ -50,6 +50,19 @@ def test_a_subprocess_that_ignores_sigterm_is_killed(tmp_path):
     assert child.exit_status() == -9
 
 
+def test_a_subprocess_that_was_asked_to_stop_is_not_asked_again(tmp_path):
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True)); "
+        "print(1, flush=True); [time.sleep(0.05) for _ in range(1200)]"
+    )
+    child = Child("x", python(code), tmp_path / "x.log").start()
+    wait_for(lambda: "1" in (tmp_path / "x.log").read_text())
+    child.ask_to_stop()
+    wait_for(lambda: "asked" in (tmp_path / "x.log").read_text())
+    child.stop(grace_s=0.2)
+    assert (tmp_path / "x.log").read_text() == "1\nasked\n"
+
+
 def test_a_subprocess_gets_the_environment_that_it_was_given(tmp_path):
     child = Child("x", python("import os; print(os.environ['A'])"), tmp_path / "x.log", {"A": "b"})
     with child:
