@@ -38,6 +38,7 @@ from cluster.storage_trouble import StorageTrouble
 from retrieval.ranks import OtherRankError
 from retrieval.storage.owned_folder import OwnedFolder, OwnedFolders
 from retrieval.versions.publish import PublishReport
+from retrieval.versions.store import VersionError
 from streaming.arrays import Float32Array, Int64Array
 
 _PATIENCE = timedelta(minutes=10)
@@ -163,7 +164,10 @@ class Publisher:
                 share = _Share(appends, checkpoint.storage.where, checkpoint.name, items)
             shares: list[_Share] = self._comm.gather_objects(share)
             everyones = np.concatenate([share.append_ms for share in shares])
+            before = self._live_name()
             outcome = self._agreed(self._build(shares[0], questions, new_events))
+            if outcome.problem:
+                outcome = self._unless_live(outcome, before, checkpoint)
         except (
             Exception
         ) as error:  # the thread must not die silently: `wait` and the worker loop raise the error
@@ -233,6 +237,37 @@ class Publisher:
         if errors:
             return mine if own else Outcome(error=RuntimeError(f"publishing failed on {errors[0]}"))
         return Outcome(problem=problems[0]) if problems else mine
+
+    def _unless_live(self, outcome: Outcome, before: str, checkpoint: Checkpoint | None) -> Outcome:
+        """Collective. The report of the version, if it went live before the problem, for example a lost builder.
+
+        Args:
+            outcome: with the problem.
+            before: the version that was live before the attempt; of rank 0.
+            checkpoint: of the attempt; of rank 0.
+        """
+        name = self._live_name()
+        if checkpoint is None or name in ("", before) or not self._is_of(name, checkpoint):
+            name = ""
+        name = self._comm.gather_objects(name)[0]
+        if not name:
+            return outcome
+        if self._comm.rank == 0:
+            _log.warning("index version %s is live, although afterwards %s", name, outcome.problem)
+        return Outcome(PublishReport.of(self.store.open(name)))
+
+    def _live_name(self) -> str:
+        """On rank 0; empty if there is none, or if the storage fails."""
+        try:
+            return (self.store.live_name() or "") if self._comm.rank == 0 else ""
+        except OSError:
+            return ""
+
+    def _is_of(self, name: str, checkpoint: Checkpoint) -> bool:
+        try:
+            return bool(self.store.open(name).manifest.get("checkpoint") == checkpoint.location)
+        except (OSError, VersionError):
+            return False
 
     def _settle(self, outcome: Outcome, mine: Int64Array, everyones: Int64Array) -> None:
         if self._closed:

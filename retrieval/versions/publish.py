@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.arrays import Float32Array, Int64Array, UInt8Array
-from retrieval.checks import GateReport
+from retrieval.checks import Check, GateReport
 from retrieval.config import IndexConfig
 from retrieval.indexes.coarse import train_centroids
 from retrieval.indexes.ivf import IndexInputError, empty_index, finite_rows, lists_for
@@ -76,6 +76,16 @@ class PublishReport:
     scanned: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     refused: Version | None = None
+
+    @staticmethod
+    def of(version: Version) -> PublishReport:
+        """The report of a version that passed its gates, from its manifest."""
+        about = version.manifest
+        gate = GateReport([Check(**check) for check in about["gate"]])
+        figures = {
+            name: about[name] for name in ("items", "kind", "nlist", "nprobe", "recall", "scanned", "seconds")
+        }
+        return PublishReport(version, gate=gate, **figures)
 
     def figures(self) -> dict[str, Any]:
         """The numbers, ready for JSON."""

@@ -19,6 +19,8 @@ from cluster.checkpoints.checkpoint import CheckpointStore
 from cluster.checkpoints.claim import StorageTaken
 from cluster.checkpoints.hold import Holds
 from cluster.collectives import Collectives
+from cluster.publishing import publisher as publishing
+from cluster.publishing.attempt import Outcome, make_version
 from cluster.publishing.publisher import Publisher
 from cluster.publishing.quality import last_events
 from cluster.queries.served_model import follow_models
@@ -288,6 +290,46 @@ def test_a_builder_process_that_is_killed_costs_the_version_and_the_next_one_has
     assert last != first
     publisher.close()
     assert not Path(f"/proc/{last}").exists()
+
+
+def test_a_builder_that_is_lost_after_its_version_went_live_costs_nothing(trained, monkeypatch, caplog):
+    make = make_version
+
+    def lost_at_the_end(*arguments):
+        outcome = make(*arguments)
+        assert outcome.report.version is not None
+        return Outcome(problem="its builder ended with -9", lost=True)
+
+    publisher = trained.publisher()
+    trained.attempt(publisher)
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing, "make_version", lost_at_the_end)
+        trained.attempt(publisher)
+    assert (publisher.problem, publisher.published, trained.live.name) == ("", 2, "v00000002")
+    assert publisher.last.version == trained.live
+    figures = {**publisher.last.figures(), "seconds": {}}
+    assert figures == {name: trained.live.manifest[name] for name in figures} | {"seconds": {}}
+    assert publisher.freshness.run.counts.sum() == 2
+    assert "index version v00000002 is live, although afterwards its builder ended with -9" in caplog.text
+
+
+def test_a_lost_builder_is_not_excused_by_a_version_of_another_checkpoint(trained, monkeypatch):
+    other = Trained(trained.run, trained.folder / "other")
+    elsewhere = replace(other.run.config, storage_path=str(other.folder))
+    elsewhere.train = replace(elsewhere.train, index_path=str(trained.folder / "index"))
+    beside = Publisher(Collectives(), elsewhere, CPU)
+
+    publisher = trained.publisher(index_path=str(trained.folder / "index"))
+
+    def lost(*arguments):
+        other.attempt(beside)
+        return Outcome(problem="its builder ended with -9", lost=True)
+
+    monkeypatch.setattr(publisher, "_build", lost)
+    trained.attempt(publisher)
+    assert beside.published == 1
+    assert publisher.problem.endswith("its builder ended with -9")
+    assert publisher.published == 0
 
 
 _WORKER = """
