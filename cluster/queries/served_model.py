@@ -1,4 +1,4 @@
-"""One version as one object: the query side that encodes users, and the index that is searched.
+"""One version, after some of its deltas, as one object: the query side that encodes users, and the index.
 
 Shape letters: E events (queries), Q queries, K results, D columns.
 """
@@ -12,8 +12,10 @@ from functools import partial
 import pyarrow as pa
 
 from cluster.config import FreshetConfig
+from cluster.queries.changes import read_changes
 from cluster.queries.query_side import QuerySide
 from cluster.queries.version_store import version_store
+from retrieval.deltas.delta import Delta
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.searcher import LoadedVersion
 from retrieval.versions.store import Version
@@ -24,7 +26,7 @@ from streaming.config import StreamConfig
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Towers, rows, catalogue and index of one version; immutable, so any number of threads can use it.
+    """Towers, rows, catalogue and index at one (version, delta); immutable, so any number of threads can use it.
 
     Attributes:
         queries: towers, rows and catalogue.
@@ -43,14 +45,38 @@ class ServedModel:
         for items in LoadedVersion.load_on(version, gpu):
             yield ServedModel(queries, items)
 
+    def advance(self, delta: Delta) -> ServedModel:
+        """The model after one more delta, which must be verified; shares everything that did not change with this one.
+
+        Raises:
+            DeltaError: the delta's changes cannot be read, or are of another model.
+        """
+        try:
+            changes = read_changes(delta)
+            queries = self.queries if changes is None else self.queries.advance(changes)
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise delta.damaged(f"its changed rows and records: {error}") from error
+        return ServedModel(queries, self.items.advance(delta))
+
     @property
     def version(self) -> Version:
-        """The version that all of it came from."""
+        """The full version that all of it came from."""
         return self.items.version
 
     @property
+    def delta(self) -> int:
+        """Number of the last delta that is in it; 0 before the first."""
+        return self.items.delta_number
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that it was trained on, as far as the manifests of its version and last delta have it."""
+        newest = self.items.delta or self.items.version
+        return int(newest.manifest.get("step") or self.version.manifest.get("step") or 0)
+
+    @property
     def catalogue(self) -> ReadCatalogue:
-        """The version's titles, categories and attributes."""
+        """Titles, categories and attributes."""
         return self.queries.catalogue
 
     def encode(self, batch: pa.RecordBatch) -> Float32Array:
@@ -65,6 +91,7 @@ class ServedModel:
 
 
 def follow_models(config: FreshetConfig) -> VersionFollower[ServedModel]:
-    """Follows the live version of a run; nothing is loaded before the first `refresh`."""
+    """Follows the live version of a run and its deltas; nothing is loaded before the first `refresh`."""
     gpu = config.index.cards() if config.index.device == "cuda" else None
-    return VersionFollower(version_store(config), partial(ServedModel.load, stream=config.stream, gpu=gpu))
+    load = partial(ServedModel.load, stream=config.stream, gpu=gpu)
+    return VersionFollower(version_store(config), load, ServedModel.advance)

@@ -1,4 +1,4 @@
-"""Recommendations from the live version: query tower, rows, catalogue and index of one version."""
+"""Recommendations from the live version and its deltas: query tower, rows, catalogue and index of one state."""
 
 from __future__ import annotations
 
@@ -45,18 +45,21 @@ class Answer:
 
     Attributes:
         version: name of the index version that everything in it came from.
+        delta: number of the last of its deltas that is in it; 0 for the full version.
         items: best first.
     """
 
     version: str
+    delta: int
     items: list[Recommendation]
 
 
 class Recommender:
     """Answers from the live index version and from the histories of the newest checkpoint.
 
-    It follows new versions by `refresh`, or from a thread inside `with recommender.following():`. Each request is
-    answered from the version that was in memory when it began. Histories are read once, from the newest checkpoint.
+    It follows new versions and deltas by `refresh`, or from a thread inside `with recommender.following():`. Each
+    request is answered from the state that was in memory when it began. Histories are read once, from the newest
+    checkpoint; that of a user whom a delta deletes is no longer used.
     `close`, or the end of its block, stops threads that follow and releases the version.
 
     Args:
@@ -80,7 +83,7 @@ class Recommender:
 
     @property
     def model(self) -> ServedModel:
-        """The version in memory. Keep the object for calls that must all use one version.
+        """The model in memory. Keep the object for calls that must all use one version and delta.
 
         Raises:
             NothingToServe: the recommender was closed.
@@ -96,7 +99,10 @@ class Recommender:
         return self.model.version.name
 
     def refresh(self) -> bool:
-        """Load the live version if it is not the one in memory; returns whether it changed. Cheap if nothing changed.
+        """Load the live version if it is not the one in memory, and its new deltas; returns whether anything changed.
+
+        Cheap if nothing changed. A delta costs what it changes, not what the version holds. If the next delta cannot be
+        used, the model in memory stays, and the log says why, once.
 
         Raises:
             VersionError: the live version cannot be used; the one in memory stays.
@@ -104,7 +110,7 @@ class Recommender:
         return self._models.refresh()
 
     def following(self, every_s: float = 0.1) -> Following:
-        """Follows new versions from a thread while the block runs, checking every `every_s` seconds."""
+        """Follows new versions and deltas from a thread while the block runs, checking every `every_s` seconds."""
         return self._models.following(every_s)
 
     def close(self) -> None:
@@ -145,17 +151,17 @@ class Recommender:
             k: number of items.
             exclude: more item ids that must not be recommended.
         Raises:
-            UnknownUser: the newest checkpoint has no history of the user, and none was given.
+            UnknownUser: none was given, and the newest checkpoint has none of the user, or a delta has deleted it.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k} (option -k)")
+        model = self.model  # the same state for everything below
         user = integer_ids([user_id if user_id is not None else -1])
-        past = integer_ids(list(history)) if history is not None else self._past(user)
+        past = integer_ids(list(history)) if history is not None else self._past(model, user)
         if history is None and past.shape[0] == 0:
             raise UnknownUser(
                 f"user {user_id} has no events in {self._config.storage_path}; give --history 1,2,3"
             )
-        model = self.model  # the same version for everything below
         unwanted = np.concatenate([past, integer_ids(list(exclude))])
         ids, scores = model.search(self._encode(model, user, past), k, exclude=[unwanted])
         found = np.isfinite(scores[0])
@@ -164,21 +170,25 @@ class Recommender:
             Recommendation(int(item), title, float(score))
             for item, title, score in zip(ids[0][found], titles, scores[0][found], strict=True)
         ]
-        return Answer(model.version.name, items)
+        return Answer(model.version.name, model.delta, items)
 
     def history_titles(self, user_id: int | str, n: int = 5) -> list[str]:
         """Titles of the user's last n items, newest first."""
-        return self.model.catalogue.titles(self._past(integer_ids([user_id]))[-n:][::-1])
+        model = self.model
+        return model.catalogue.titles(self._past(model, integer_ids([user_id]))[-n:][::-1])
 
     def user_ids(self) -> Int64Array:
-        """Users that the newest checkpoint knows, int64 (n,)."""
-        return self._users.users()
+        """Users that the newest checkpoint knows and no delta has deleted, int64 (n,)."""
+        users = self._users.users()
+        return users[~self.model.catalogue.is_deleted_user(users)]
 
     def _load_users(self, checkpoint: Checkpoint) -> None:
         with holding(checkpoint.storage, checkpoint.name, "freshet recommend"):
             load_users(checkpoint, self._users, partitions_in(checkpoint))
 
-    def _past(self, user: Int64Array) -> Int64Array:
+    def _past(self, model: ServedModel, user: Int64Array) -> Int64Array:
+        if model.catalogue.is_deleted_user(user)[0]:
+            return np.zeros(0, np.int64)
         return self._users.last(user, self._config.stream.seen_length)[0]
 
     def _encode(self, model: ServedModel, user: Int64Array, past: Int64Array) -> npt.NDArray[np.float32]:

@@ -38,7 +38,7 @@ def recommend(
     ] = "",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many items.")] = 10,
 ) -> None:
-    """The top items for a user, by title, from the live index version."""
+    """The top items for a user, by title, from the live index version and its deltas."""
 
     entries = entries_for(settings(config, overrides), user or [], history, k)
     write_json(json, entries)
@@ -49,17 +49,17 @@ def recommend(
 class RecommendsByTitle(Protocol):
     """The part of `cluster.serving.recommender.Recommender` that is used here."""
 
-    def recommend(
+    def answer(
         self, user_id: int | str | None = None, history: Sequence[int | str] | None = None, k: int = 10
-    ) -> Sequence[Any]:
-        """The k best items for a known user, or for a history of item ids, oldest first."""
+    ) -> Any:
+        """The k best items for a known user, or for a history of item ids, oldest first; with version and delta."""
 
     def history_titles(self, user_id: int | str, n: int = 5) -> Sequence[str]:
         """Titles of the user's last n items, newest first."""
 
 
 def recommend_to(config: FreshetConfig, user_ids: Sequence[int | str], k: int) -> list[dict[str, Any]]:
-    """For each user: `user_id`, `watched_last` (titles), `items` (item_id, title, score; best first)."""
+    """For each user: `user_id`, `watched_last` (titles), `version`, `delta`, and `items`, best first."""
     from cluster.serving.recommender import Recommender
 
     recommender = Recommender(config)
@@ -71,7 +71,7 @@ def user_entry(recommender: RecommendsByTitle, user_id: int | str, k: int) -> di
     return {
         "user_id": user_id,
         "watched_last": list(recommender.history_titles(user_id, HISTORY_SHOWN)),
-        "items": [_item(item) for item in recommender.recommend(user_id, k=k)],
+        **_answered(recommender.answer(user_id, k=k)),
     }
 
 
@@ -80,7 +80,15 @@ def history_entry(recommender: RecommendsByTitle, history: Sequence[int | str], 
     return {
         "user_id": None,
         "watched_last": [f"item {item}" for item in history[: -HISTORY_SHOWN - 1 : -1]],
-        "items": [_item(item) for item in recommender.recommend(history=list(history), k=k)],
+        **_answered(recommender.answer(history=list(history), k=k)),
+    }
+
+
+def _answered(answer: Any) -> dict[str, Any]:
+    return {
+        "version": answer.version,
+        "delta": answer.delta,
+        "items": [_item(item) for item in answer.items],
     }
 
 
@@ -149,6 +157,8 @@ def print_recommendations(console: Terminal, entry: dict[str, Any]) -> None:
     if entry.get("watched_last"):
         console.print("watched last: " + _titles(entry["watched_last"]), style="dim")
     console.print(table)
+    if entry.get("version"):
+        console.print(f"by {entry['version']}, delta {entry['delta']}", style="dim")
 
 
 def _titles(titles: Sequence[str]) -> str:

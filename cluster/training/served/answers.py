@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cluster.queries.new_events import NewEvents
 from cluster.queries.served_model import ServedModel
-from retrieval.versions.follower import VersionFollower
+from cluster.training.served.recent_models import RecentModels
 from streaming.batches.selection import count_events
 from streaming.events.quoting import described
 
@@ -39,26 +39,26 @@ class Answer:
 
 
 class LiveAnswers:
-    """Answers from the version that is live at the time of each question.
+    """Answers from the version and delta that are live at the time of each question.
 
     Args:
-        models: follows the live version.
+        models: follows the live version and its deltas.
         top_k: an item among this many results is a hit.
     """
 
-    def __init__(self, models: VersionFollower[ServedModel], top_k: int) -> None:
+    def __init__(self, models: RecentModels, top_k: int) -> None:
         self._models, self._top_k = models, top_k
 
     def answer(self, batch: pa.RecordBatch, step: int) -> Answer:
         """Answer all events of a batch in TRAINING_BATCH_SCHEMA, which were trained on in this step (from 0).
 
-        A version that was trained on the events themselves can no longer answer them.
+        A model that was trained on the events themselves cannot answer them; the one before its last deltas may.
         """
         events = count_events(batch)
         try:
             self._models.refresh()
-            model = self._models.current
-            if model is None or _steps_in(model) > step:
+            model = self._models.before(step)
+            if model is None:
                 return Answer(unanswered=events)
             sample, hits = count_hits(model, batch, self._top_k)
             return Answer(model.version.name, sample, hits)
@@ -74,8 +74,3 @@ def count_hits(model: ServedModel, batch: pa.RecordBatch, top_k: int) -> tuple[i
     query_SD = np.ascontiguousarray(model.encode(batch)[new.event_S])
     found_SK, _ = model.search(query_SD, top_k, exclude=new.had)
     return len(new.had), int((found_SK == new.target_S[:, None]).any(axis=1).sum())
-
-
-def _steps_in(model: ServedModel) -> int:
-    """Number of steps that the version was trained on, if its manifest has it."""
-    return int(model.version.manifest.get("step") or 0)

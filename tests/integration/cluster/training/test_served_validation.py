@@ -13,9 +13,10 @@ import torch
 
 from cluster.audit.state import read_state
 from cluster.collectives import Collectives
-from cluster.queries.served_model import follow_models
+from cluster.queries.version_store import version_store
 from cluster.training.served.answering_process import AnsweringProcess
 from cluster.training.served.answers import LiveAnswers
+from cluster.training.served.recent_models import RecentModels
 from cluster.training.worker import Worker
 from tests.support.index_versions import publish_version
 from tests.support.ranks import run_on_ranks
@@ -51,7 +52,8 @@ def test_the_process_answers_as_the_live_version_does_follows_the_next_one_and_e
 ):
     run = small_run()
     config = publish_version(run, tmp_path)
-    answering, here = AnsweringProcess(config), LiveAnswers(follow_models(config), config.progressive.top_k)
+    models = RecentModels(version_store(config), config.stream)
+    answering, here = AnsweringProcess(config), LiveAnswers(models, config.progressive.top_k)
     for step, version in ((0, "v00000001"), (1, "v00000002")):
         answer = answering.ask(question(), step)
         assert replace(answer, cpu_s=0.0) == here.answer(question(), step)

@@ -128,9 +128,9 @@ def test_a_version_with_a_damaged_tower_is_refused_once_and_the_one_in_memory_se
     tried = threading.Semaphore(0)
     refresh = recommender._models.refresh
 
-    def counted():
+    def counted(**arguments):
         tried.release()
-        return refresh()
+        return refresh(**arguments)
 
     recommender._models.refresh = counted
     with recommender.following(every_s=0.001):

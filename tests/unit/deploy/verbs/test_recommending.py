@@ -15,12 +15,12 @@ from deploy.verbs.recommend import history_entry, parse_history, print_recommend
 
 
 class FakeRecommender:
-    def recommend(self, user_id=None, history=None, k=10):
+    def answer(self, user_id=None, history=None, k=10):
         items = [
             SimpleNamespace(item_id=50, title="Star Wars (1977)", score=0.91),
             SimpleNamespace(item_id=9, title="", score=0.5),
         ]
-        return items[:k]
+        return SimpleNamespace(version="v00000003", delta=12, items=items[:k])
 
     def history_titles(self, user_id, n=5):
         return ["Fargo (1996)", "Heat (1995)"][:n]
@@ -31,6 +31,7 @@ def test_a_users_entry_has_titles_and_what_they_watched_last():
     assert entry["watched_last"] == ["Fargo (1996)", "Heat (1995)"]
     assert entry["items"][0] == {"item_id": 50, "title": "Star Wars (1977)", "score": 0.91}
     assert entry["items"][1]["title"] == "item 9"
+    assert (entry["version"], entry["delta"]) == ("v00000003", 12)
 
 
 def test_a_history_entry_names_its_newest_items_first():
@@ -56,6 +57,7 @@ def test_recommendations_are_printed_by_title():
     assert "for user 42" in text
     assert "watched last: Fargo (1996) · Heat (1995)" in text
     assert "Star Wars (1977)" in text
+    assert "by v00000003, delta 12" in text
 
 
 @pytest.mark.parametrize("title", ["word " * 60, "x" * 300, "千と千尋の神隠し " * 20, "🎬" * 90])

@@ -8,13 +8,16 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig
-from cluster.queries.served_model import follow_models
+from cluster.queries.version_store import version_store
 from cluster.training.served.answers import Answer, LiveAnswers
+from cluster.training.served.recent_models import RecentModels
 from cluster.training.state.run import TrainingRun
 from model.config import ModelConfig
+from retrieval.versions.store import VersionStore
 from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
 from streaming.events.schema import DECODED_SCHEMA, empty_batch
+from tests.support.deltas import changes_of, commit_delta
 from tests.support.index_versions import publish_version
 from tests.support.memory_source import MemorySource, NoDeadLetters
 from tests.support.training_batches import Run, random_runs, to_batch
@@ -44,7 +47,7 @@ def run():
 @pytest.fixture(scope="module")
 def answers(run, tmp_path_factory):
     config = publish_version(run, tmp_path_factory.mktemp("storage"))
-    return LiveAnswers(follow_models(config), config.progressive.top_k)
+    return LiveAnswers(RecentModels(version_store(config), config.stream), config.progressive.top_k)
 
 
 def test_the_model_in_training_and_its_own_version_searched_exhaustively_agree_on_every_event(run, answers):
@@ -77,18 +80,46 @@ def test_items_that_the_user_had_before_take_no_place_among_the_results(answers)
 def test_a_version_that_was_trained_on_the_events_does_not_answer_them(run, tmp_path):
     trained = replace(run, step=5)
     config = publish_version(trained, tmp_path)
-    late = LiveAnswers(follow_models(config), 3)
+    late = LiveAnswers(RecentModels(version_store(config), config.stream), 3)
     batch = to_batch([Run(1, [2], [3]), Run(2, [2], [4, 5])])
     assert late.answer(batch, step=4) == Answer(unanswered=3)
     assert late.answer(batch, step=5).sample == 3
 
 
 def test_without_a_version_nothing_is_answered_and_a_damaged_one_is_named(run, tmp_path):
-    nobody = LiveAnswers(follow_models(replace(CONFIG, storage_path=str(tmp_path / "none"))), 3)
+    nobody = LiveAnswers(RecentModels(VersionStore(tmp_path / "none"), CONFIG.stream), 3)
     batch = to_batch([Run(1, [2], [3])])
     assert nobody.answer(batch, 0) == Answer(unanswered=1)
     config = publish_version(run, tmp_path)
     (tmp_path / "index" / "v00000001" / "model.json").write_text("{}")
-    answer = LiveAnswers(follow_models(config), 3).answer(batch, 0)
+    answer = LiveAnswers(RecentModels(version_store(config), config.stream), 3).answer(batch, 0)
     assert (answer.sample, answer.unanswered) == (0, 1)
     assert "v00000001" in answer.problem
+
+
+def test_a_delta_that_was_trained_on_the_events_leaves_them_to_the_model_before_it(run, tmp_path):
+    config = publish_version(replace(run, step=5), tmp_path)
+    store = version_store(config)
+    models = RecentModels(store, config.stream)
+    answers, batch = LiveAnswers(models, 3), to_batch([Run(1, [2], [3]), Run(2, [2], [4, 5])])
+    commit_delta(store, store.current(), changes_of(8), step=7)
+    commit_delta(store, store.current(), changes_of(8), step=9)
+    assert answers.answer(batch, step=4) == Answer(unanswered=3)
+    for step, delta in ((5, 0), (6, 0), (7, 1), (8, 1), (9, 2), (100, 2)):
+        assert models.before(step).delta == delta
+        assert answers.answer(batch, step).sample == 3
+    publish_version(replace(run, step=8), tmp_path)
+    answers.answer(batch, step=8)
+    assert models.before(8).version.name == "v00000002"
+    assert models.before(7) is None
+
+
+def test_only_the_last_models_are_kept(run, tmp_path):
+    config = publish_version(replace(run, step=5), tmp_path)
+    store = version_store(config)
+    models = RecentModels(store, config.stream, kept=3)
+    for step in range(6, 12):
+        commit_delta(store, store.current(), changes_of(8), step=step)
+    models.refresh()
+    assert models.before(8) is None
+    assert [models.before(step).steps for step in (9, 10, 11)] == [9, 10, 11]
