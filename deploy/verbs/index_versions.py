@@ -98,7 +98,8 @@ def list_versions(config: FreshetConfig) -> list[dict[str, Any]]:
 
     Returns:
         `name`, `live`, `bytes`, `step`, `items`, `kind`, `nlist`, `nprobe`, `recall` (null if not in its manifest);
-        of a refused one also `refused` (why) and `gate` (name, value, bound, passed of each check); of one that
+        of a refused one also `refused` (why) and `gate` (name, value, bound, passed of each check); of one with deltas
+        `deltas` (their number), `newest_delta` (its manifest, or null) and `refused_deltas` (why, by name); of one that
         cannot be read, `name`, `live` and `error`.
     Raises:
         NoSuchVersion: there is none at all.
@@ -110,7 +111,10 @@ def list_versions(config: FreshetConfig) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for name in _existing(store, []):
         try:
-            entries.append({"name": name, "live": name == live, **_figures(store.open(name))})
+            version = store.open(name)
+            entries.append(
+                {"name": name, "live": name == live, **_figures(version), **_deltas(store, version)}
+            )
         except VersionError as error:
             entries.append({"name": name, "live": name == live, "error": str(error)})
     return entries
@@ -120,7 +124,8 @@ def verify_versions(config: FreshetConfig, names: list[str]) -> list[dict[str, A
     """Read every file of the named versions (by default of all).
 
     Returns:
-        `name`, `whole`, `files` (name, bytes, problem: empty if none), `problem`.
+        `name`, `whole`, `files` (name, bytes, problem: empty if none), `problem`; after a version, the same of each of
+        its deltas, whose name has the version's before it.
     Raises:
         NoSuchVersion: there is none at all, or none of a name.
     """
@@ -131,15 +136,17 @@ def verify_versions(config: FreshetConfig, names: list[str]) -> list[dict[str, A
     results = []
     for name in _existing(store, names):
         files: list[dict[str, Any]] = []
-        problem = ""
+        problem, deltas = "", []
         try:
-            for entry in store.open(name).entries:
+            version = store.open(name)
+            for entry in version.entries:
                 found = file_problem(store.storage, name, entry)
                 files.append({"name": entry["name"], "bytes": entry["size"], "problem": found})
+            deltas = _verify_deltas(store, version)
         except VersionError as error:
             problem = str(error)
         whole = not problem and not any(file["problem"] for file in files)
-        results.append({"name": name, "whole": whole, "files": files, "problem": problem})
+        results += [{"name": name, "whole": whole, "files": files, "problem": problem}, *deltas]
     return results
 
 
@@ -198,6 +205,37 @@ def _figures(version: Version) -> dict[str, Any]:
     }
 
 
+def _deltas(store: VersionStore, version: Version) -> dict[str, Any]:
+    from retrieval.deltas.chain import DeltaChain
+    from retrieval.deltas.delta import DeltaError
+
+    chain = DeltaChain(store, version)
+    names, refused = chain.names(), chain.refused()
+    if not names and not refused:
+        return {}
+    try:
+        newest = dict(chain.open(names[-1]).manifest) if names else None
+    except DeltaError:
+        newest = None
+    return {"deltas": len(names), "newest_delta": newest, "refused_deltas": refused}
+
+
+def _verify_deltas(store: VersionStore, version: Version) -> list[dict[str, Any]]:
+    from retrieval.deltas.chain import DeltaChain
+    from retrieval.deltas.delta import DeltaError
+
+    chain, results = DeltaChain(store, version), []
+    for name, problem in chain.verify().items():
+        try:
+            entries = chain.open(name).entries
+        except DeltaError:
+            entries = []
+        files = [{"name": entry["name"], "bytes": entry["size"], "problem": ""} for entry in entries]
+        found = {"whole": not problem, "files": files, "problem": problem}
+        results.append({"name": f"{version.name}/{name}", **found})
+    return results
+
+
 def print_versions(console: Terminal, entries: list[dict[str, Any]]) -> None:
     """One line per version, at most 80 columns wide."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -226,3 +264,13 @@ def print_versions(console: Terminal, entries: list[dict[str, Any]]) -> None:
             console.print(f"{entry['name']}: {entry['error']}")
         elif "refused" in entry:
             console.print(f"{entry['name']} was refused: {entry['refused']}")
+        if "deltas" in entry:
+            _print_deltas(console, entry)
+
+
+def _print_deltas(console: Terminal, entry: dict[str, Any]) -> None:
+    newest = entry["newest_delta"] or {}
+    of_step = f", the newest of step {number(newest['step'])}" if "step" in newest else ""
+    console.print(f"{entry['name']} has deltas: {entry['deltas']:,}{of_step}")
+    for name, why in entry["refused_deltas"].items():
+        console.print(f"{entry['name']}/{name} was refused: {why}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -91,8 +92,13 @@ class LoadedVersion:
         Raises:
             IndexInputError: vectors of another width than the version's, or an id twice.
         """
-        before = self.changed or ChangedItems.none(self.index, self.item_ids)
+        before = self.changed or self._unchanged
         return replace(self, changed=before.changed(ids, vectors, deleted))
+
+    @cached_property
+    def _unchanged(self) -> ChangedItems:
+        """Sorts all ids, so it is made once per version, when the first delta comes."""
+        return ChangedItems.none(self.index, self.item_ids)
 
     def search(
         self, query_QD: Float32Array, k: int, exclude: Sequence[Int64Array] | None = None

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
 from deploy.command.errors import UsageError
 from deploy.verbs.index_versions import NoSuchVersion, RefusedVersion
+from retrieval.deltas.chain import DeltaChain
+from retrieval.deltas.delta import write_items
 from retrieval.versions.store import VersionCorrupt, VersionStore
 
 FIGURES = {"step": 30, "items": 1682, "kind": "ivf", "nlist": 41, "nprobe": 7, "recall": 0.953}
@@ -167,3 +170,60 @@ def test_a_refused_version_is_verified_like_any_other(tmp_path, versions, refuse
     done, [result] = _invoke(tmp_path, "verify", "--name", refused)
     assert (done.exit_code, result["whole"]) == (1, False)
     assert "index.faiss" in done.output
+
+
+@pytest.fixture
+def chain(versions):
+    """Three deltas of the live version, and one that a gate refused."""
+    chain = DeltaChain(versions, versions.current())
+    for n in range(3):
+        folder = chain.begin()
+        write_items(folder.path, 0, np.array([n]), np.ones((1, 2), np.float32), np.array([n + 10]))
+        chain.commit(folder, {"step": 1000 + n})
+    chain.aside(chain.begin(), {"step": 1003}, "norms is 0.5, below the bound 1")
+    return chain
+
+
+def test_the_list_shows_the_deltas_of_the_live_version(tmp_path, versions, chain):
+    done, [old, live] = _invoke(tmp_path, "list")
+    assert done.exit_code == 0
+    assert "deltas" not in old
+    assert (live["deltas"], live["newest_delta"]["number"], live["newest_delta"]["step"]) == (3, 3, 1002)
+    assert live["refused_deltas"] == {"aside-00000001": "norms is 0.5, below the bound 1"}
+    lines = done.output.splitlines()
+    assert lines[3] == "v00000002 has deltas: 3, the newest of step 1,002"
+    assert lines[4] == "v00000002/aside-00000001 was refused: norms is 0.5, below the bound 1"
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_list_of_a_damaged_chain_still_works(tmp_path, versions, chain):
+    (tmp_path / "index/deltas/v00000002/d00000003/manifest.json").write_text("{")
+    done, [_, live] = _invoke(tmp_path, "list")
+    assert (done.exit_code, live["deltas"], live["newest_delta"]) == (0, 3, None)
+
+
+def test_deltas_are_verified_with_their_version(tmp_path, versions, chain):
+    done, results = _invoke(tmp_path, "verify")
+    assert done.exit_code == 0
+    assert [(result["name"], result["whole"]) for result in results] == [
+        ("v00000001", True),
+        ("v00000002", True),
+        *((f"v00000002/d{n:08}", True) for n in (1, 2, 3)),
+    ]
+    assert [file["name"] for file in results[2]["files"]] == ["deleted-0000.arrow", "items-0000.arrow"]
+
+
+@pytest.mark.parametrize("name", ["items-0000.arrow", "manifest.json"])
+def test_a_damaged_delta_is_named_and_exits_1(tmp_path, versions, chain, name):
+    (tmp_path / "index/deltas/v00000002/d00000002" / name).write_bytes(b"xxx")
+    done, results = _invoke(tmp_path, "verify", "--name", "v00000002")
+    assert done.exit_code == 1
+    assert [result["whole"] for result in results] == [True, True, False, True]
+    assert "v00000002/d00000002  DAMAGED" in done.output
+
+
+def test_a_rollback_drops_the_deltas_of_the_version_that_is_left(tmp_path, versions, chain):
+    done, _ = _invoke(tmp_path, "rollback", "--to", "v00000001")
+    assert done.exit_code == 0
+    _, entries = _invoke(tmp_path, "list")
+    assert not any("deltas" in entry for entry in entries)
