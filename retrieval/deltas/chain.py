@@ -88,9 +88,8 @@ class DeltaChain:
         try:
             # Without locks, the chain may be dropped meanwhile; then nothing may be left in its place.
             self._require_live()
-            if number:
-                self._open(number)
-        except (DeltaError, FileNotFoundError) as error:
+            self._require_same(number, previous)
+        except DeltaError as error:
             with suppress(OSError):
                 self._storage.remove(name)
             raise DeltasDropped(

@@ -1,6 +1,6 @@
-"""Random publications, refusals, promotions, rollbacks, prunings and crashes against a model of the store.
+"""Random publications, deltas, refusals, promotions, rollbacks, prunings and crashes against a model of the store.
 
-A reader follows the live version and searches while each change is made, in a thread of its own.
+A reader follows the live version and its deltas and searches while each change is made, in a thread of its own.
 """
 
 import shutil
@@ -17,6 +17,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from retrieval.config import IndexConfig
+from retrieval.deltas.chain import DeltaChain
+from retrieval.deltas.delta import DeltasDropped, write_items
 from retrieval.indexes.ivf import IvfIndex
 from retrieval.indexes.parts import write_part
 from retrieval.versions.searcher import Searcher
@@ -31,16 +33,21 @@ CONFIG = IndexConfig(kind="ivf_flat", nlist=1, nprobe=1, device="cpu")
 VECTORS = np.eye(ITEMS, dtype=np.float32)
 keeps = st.integers(1, 3)
 cuts = st.integers(0, 50)
+IDS = st.integers(-5, 5)
 
 
 class Versions(RuleBasedStateMachine):
-    """The model: which versions there are, in order, which of them a gate refused, and which is live."""
+    """The model: which versions there are, in order, which of them a gate refused, and which is live.
+
+    Each version and delta has a token; `items` says which ids a search finds there, `deltas` are the live version's.
+    """
 
     @initialize()
     def begin(self):
         self.folder = Path(tempfile.mkdtemp(prefix="versions-"))
         self.pool = ThreadPoolExecutor(1)
         self.names, self.refused, self.live, self.made, self.highest = [], set(), None, 0, 0
+        self.items, self.deltas, self.writer, self.lives = {}, [], None, 0
         self.searcher = Searcher(self.folder / "index")
         self.index = IvfIndex.build(VECTORS, CONFIG, seed=1)
 
@@ -64,9 +71,11 @@ class Versions(RuleBasedStateMachine):
                 self.searcher.refresh()
                 loaded = self.searcher.loaded
                 if loaded is not None:
-                    ids, scores = loaded.search(VECTORS, ITEMS + 1)
-                    of_version = {loaded.version.manifest["token"] * 1000 + row for row in range(ITEMS)}
-                    assert set(ids[np.isfinite(scores)].tolist()) == of_version
+                    ids, scores = loaded.search(VECTORS, 40)
+                    found = ids[np.isfinite(scores)]
+                    token = (loaded.delta or loaded.version).manifest["token"]
+                    assert set(found.tolist()) == self.items[token]
+                    assert found.shape[0] == ITEMS * len(self.items[token])
                 if last:
                     return
 
@@ -80,6 +89,7 @@ class Versions(RuleBasedStateMachine):
     def publish(self, keep, keep_refused, refused):
         store, token = self.store, self.made
         self.made += 1
+        self.items[token] = {token * 1000 + row for row in range(ITEMS)}
         building = store.begin()
         self.index.save(building.path / SHARD.index)
         write_part(building.path / SHARD.items, token * 1000 + np.arange(ITEMS), VECTORS)
@@ -94,6 +104,50 @@ class Versions(RuleBasedStateMachine):
         passed = [name for name in names if name not in refused][-keep:]
         return [n for n in names if n in {*passed, *[n for n in names if n in refused][-keep_refused:], live}]
 
+    def went_live(self, name):
+        if name != self.live:
+            self.live, self.deltas, self.lives = name, [], self.lives + 1
+
+    @precondition(lambda self: self.live)
+    @rule(
+        changed=st.lists(IDS, max_size=4, unique=True),
+        deleted=st.lists(IDS | st.integers(0, 30), max_size=4),
+        another=st.booleans(),
+        cut=st.none() | cuts,
+    )
+    def append_delta(self, changed, deleted, another, cut):
+        if another or self.writer is None:
+            self.writer = DeltaChain(self.store, self.store.current()), self.lives
+        chain, lives = self.writer
+        version = chain.version
+        if lives != self.lives:  # it knows the deltas of a version that was left
+            with pytest.raises(DeltasDropped):
+                self.append(chain, 0, [1], [])
+            self.writer = None
+            return
+        before = self.deltas[-1] if self.deltas else version.manifest["token"]
+        gone = [version.manifest["token"] * 1000 + row if row >= 0 else row for row in deleted]
+        token, self.made = self.made, self.made + 1
+        gone = sorted({*gone} - {*changed})
+        self.items[token] = (self.items[before] | {*changed}) - {*gone}
+        with self.reader():
+            if cut is None:
+                assert self.append(chain, token, changed, gone).number == len(self.deltas) + 1
+                self.deltas.append(token)
+            elif self.cut_off(cut, self.append, chain, token, changed, gone):
+                self.writer = None  # its process has died
+                self.deltas += [token] if len(chain.names()) > len(self.deltas) else []
+            else:
+                self.deltas.append(token)
+        if self.writer and not chain.names():
+            self.writer = None
+
+    def append(self, chain, token, changed, gone):
+        folder = chain.begin()
+        ids = np.array(changed, np.int64)
+        write_items(folder.path, 0, ids, VECTORS[ids % ITEMS], np.array(gone, np.int64))
+        return chain.commit(folder, {"token": token})
+
     def agrees(self):
         assert self.store.names() == self.names
         assert self.store.live_name() == self.live
@@ -105,7 +159,7 @@ class Versions(RuleBasedStateMachine):
         assert int(name[1:]) == self.highest + 1
         self.highest += 1
         self.refused |= {name} if refused else set()
-        self.live = self.live if refused else name
+        self.went_live(self.live if refused else name)
         self.names = self.after_prune([*self.names, name], self.refused, self.live, keep, keep_refused)
         self.agrees()
         hidden = [path.name for path in self.store.root.iterdir() if path.name.startswith((".b", ".r", ".C"))]
@@ -123,7 +177,7 @@ class Versions(RuleBasedStateMachine):
         else:
             assert self.store.live_name() in {self.live, *new}
         self.refused |= set(new) if refused else set()
-        self.live = self.store.live_name()
+        self.went_live(self.store.live_name())
         least = self.after_prune([*before, *new], self.refused, self.live, keep, keep_refused)
         self.names = self.store.names()
         assert set(least) <= set(self.names) <= {*before, *new}
@@ -140,11 +194,11 @@ class Versions(RuleBasedStateMachine):
                     change(name)
             elif cut is None:
                 change(name, refused=despite)
-                self.live = name
+                self.went_live(name)
             else:
                 self.cut_off(cut, change, name, refused=despite)
                 assert self.store.live_name() in (self.live, name)
-                self.live = self.store.live_name()
+                self.went_live(self.store.live_name())
         self.agrees()
 
     @precondition(lambda self: self.names)
@@ -171,6 +225,9 @@ class Versions(RuleBasedStateMachine):
         assert self.live is None or self.live in self.names
         self.searcher.refresh()
         assert (self.searcher.version.name if self.searcher.version else None) == self.live
+        if current is not None:
+            assert list(DeltaChain(self.store, current).verify().values()) == [""] * len(self.deltas)
+            assert self.searcher.loaded.delta_number == len(self.deltas)
 
     def cut_off(self, cut, change, *args, **kwargs):
         """Whether the power was cut."""

@@ -23,6 +23,19 @@ def test_promoting_another_version_drops_the_deltas_of_the_one_that_is_left(stor
     assert append(DeltaChain(store, version), [2]).number == 1
 
 
+def test_a_writer_of_dropped_deltas_does_not_continue_those_of_another(store, version):
+    old = DeltaChain(store, version)
+    append(old, [1])
+    live_version(store)
+    store.rollback(version.name)
+    new = DeltaChain(store, version)
+    append(new, [2])
+    with pytest.raises(DeltasDropped, match="predecessors were dropped"):
+        append(old, [3])
+    assert new.names() == ["d00000001"]
+    assert append(new, [4]).number == 2
+
+
 def test_a_deltas_folder_is_no_version(store, version, chain):
     append(chain, [1])
     assert VersionStore(store.root).names() == [version.name]
