@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -16,6 +17,8 @@ from retrieval.versions.store import Version, VersionError, VersionStore
 _log = logging.getLogger(__name__)
 _THOROUGHLY_EVERY = 10
 """Looks of a thread for new deltas after which it also looks whether those it has still exist."""
+_CATCH_UP_S, _CATCH_UP_LOOK_S = 5.0, 0.05
+"""How long a thread waits for the first delta of a newer version, and how often it looks."""
 
 
 class LoadedFromVersion(Protocol):
@@ -66,6 +69,7 @@ class VersionFollower(Generic[Loaded]):
         self._place: _Place[Loaded] | None = None
         self._followings: list[Following] = []
         self._looks = 0
+        self._closing = threading.Event()
         self.problem, self.closed = "", False
 
     @property
@@ -75,7 +79,12 @@ class VersionFollower(Generic[Loaded]):
         return place.loaded if place is not None else None
 
     def following(self, every_s: float) -> Following:
-        """Calls `refresh` from a thread, every `every_s` seconds, while the block of the returned object runs."""
+        """Calls `refresh` from a thread, every `every_s` seconds, while the block of the returned object runs.
+
+        A version is older than the last deltas of the one before it, until its own first delta has caught up. So that
+        what was new or deleted remains so, the thread changes to a newer version with that delta, or after 5 seconds
+        without one.
+        """
         self._followings.append(Following(self._look, every_s))
         return self._followings[-1]
 
@@ -84,6 +93,7 @@ class VersionFollower(Generic[Loaded]):
 
         A request that has begun keeps its version until it ends.
         """
+        self._closing.set()
         for following in self._followings:
             following.close()
         with self._loading:
@@ -102,6 +112,9 @@ class VersionFollower(Generic[Loaded]):
         Raises:
             VersionError: the live version cannot be used, and the one in memory stays; or this was closed.
         """
+        return self._refresh(thorough, patient=False)
+
+    def _refresh(self, thorough: bool, patient: bool) -> bool:
         place = self._place
         if not self._is_new(self._store.live_name()) and (place is None or self._advance is None):
             return False
@@ -114,7 +127,7 @@ class VersionFollower(Generic[Loaded]):
                     return False
                 try:
                     if self._is_new(name):
-                        self._load_version(name)
+                        self._load_version(name, patient)
                         return True
                     return self._apply_new(thorough)
                 except DeltasDropped:
@@ -128,14 +141,31 @@ class VersionFollower(Generic[Loaded]):
 
     def _look(self) -> bool:
         self._looks += 1
-        return self.refresh(thorough=self._looks % _THOROUGHLY_EVERY == 0)
+        return self._refresh(self._looks % _THOROUGHLY_EVERY == 0, patient=True)
 
-    def _load_version(self, name: str) -> None:
+    def _load_version(self, name: str, patient: bool = False) -> None:
         version = self._store.verify(name)
         chain = DeltaChain(self._store, version)
         for loaded in self._load(version):
             # With its deltas, because what they delete must not be served.
-            self._place = self._after_deltas(_Place(loaded, chain, 0, version.checksum))
+            place = self._after_deltas(_Place(loaded, chain, 0, version.checksum))
+            if patient:
+                place = self._caught_up(place)
+                if self._store.live_name() != name:
+                    return  # the next look loads the other one
+            self._place = place
+
+    def _caught_up(self, place: _Place[Loaded]) -> _Place[Loaded]:
+        """With the first delta, if the version is newer than the one in memory and that one has deltas."""
+        before, name = self._place, place.loaded.version.name
+        if before is None or before.number == 0 or before.loaded.version.name >= name:
+            return place
+        ends_s = time.monotonic() + _CATCH_UP_S
+        while place.number == 0 and time.monotonic() < ends_s and self._store.live_name() == name:
+            if self._closing.wait(_CATCH_UP_LOOK_S):
+                break
+            place = self._after_deltas(place, thorough=False)
+        return place
 
     def _apply_new(self, thorough: bool) -> bool:
         before = self._place

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cluster.training.served.answers import LiveAnswers
-    from cluster.training.served.recent_models import RecentModels
 
 _PR_SET_PDEATHSIG = 1
-_LOOK_EVERY_S = 0.1
 
 
 def main() -> None:
@@ -32,10 +30,9 @@ def main() -> None:
     os.dup2(2, 1)  # output of libraries must not mix with the answers
     settings = sys.stdin.buffer.readline()
     if settings:
-        models, answers = _live_answers(json.loads(settings))
-        with models.following(_LOOK_EVERY_S):
-            says.write("ready\n")
-            _answer_all(answers, says.write)
+        answers = _live_answers(json.loads(settings))
+        says.write("ready\n")
+        _answer_all(answers, says.write)
 
 
 def _answer_all(answers: LiveAnswers, say: Any) -> None:
@@ -57,7 +54,7 @@ def _answer_all(answers: LiveAnswers, say: Any) -> None:
             say(json.dumps(asdict(replace(answer, cpu_s=spent_s))) + "\n")
 
 
-def _live_answers(settings: dict[str, Any]) -> tuple[RecentModels, LiveAnswers]:
+def _live_answers(settings: dict[str, Any]) -> LiveAnswers:
     from cluster.training.served.answers import LiveAnswers
     from cluster.training.served.recent_models import RecentModels
     from retrieval.storage.cache import FileCache
@@ -66,7 +63,7 @@ def _live_answers(settings: dict[str, Any]) -> tuple[RecentModels, LiveAnswers]:
 
     store = VersionStore(settings["index"], FileCache(most_bytes=int(settings["cache_bytes"])))
     models = RecentModels(store, StreamConfig(max_categories=settings["max_categories"]))
-    return models, LiveAnswers(models, settings["top_k"])
+    return LiveAnswers(models, settings["top_k"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The live version as it was before each of its last deltas, so that events are answered without having been learned.
 
-A delta can have a step before the question about the step's events is answered. Models at successive deltas share all
-that did not change, so to keep some costs what the deltas hold.
+A delta can have a step before the question about the step's events is answered. Each question applies the deltas that
+have come since the last one. Models at successive deltas share all that did not change, so to keep some costs what the
+deltas hold.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from cluster.queries.served_model import ServedModel
 from retrieval.deltas.delta import Delta
 from retrieval.versions.follower import VersionFollower
-from retrieval.versions.following import Following
 from retrieval.versions.store import Version, VersionStore
 from streaming.config import StreamConfig
 
@@ -36,10 +36,6 @@ class RecentModels:
     def refresh(self) -> bool:
         """See `VersionFollower.refresh`."""
         return self._follower.refresh()
-
-    def following(self, every_s: float) -> Following:
-        """See `VersionFollower.following`."""
-        return self._follower.following(every_s)
 
     def before(self, step: int) -> ServedModel | None:
         """The newest model that was trained on at most the steps before this one, from 0; None if none is kept."""

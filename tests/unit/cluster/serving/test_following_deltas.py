@@ -116,13 +116,13 @@ def test_a_damaged_delta_is_named_once_and_the_state_before_it_serves(config, pu
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         assert not recommender.refresh()
-        tried, look = threading.Semaphore(0), recommender._models.refresh
+        tried, look = threading.Semaphore(0), recommender._models._look
 
-        def counted(**arguments):
+        def counted():
             tried.release()
-            return look(**arguments)
+            return look()
 
-        recommender._models.refresh = counted
+        recommender._models._look = counted
         with recommender.following(every_s=0.001):
             for _ in range(3):
                 assert tried.acquire(timeout=60)

@@ -126,20 +126,20 @@ def test_a_version_with_a_damaged_tower_is_refused_once_and_the_one_in_memory_se
     with pytest.raises(VersionCorrupt, match=r"v00000002.*towers\.safetensors"):
         recommender.refresh()
     tried = threading.Semaphore(0)
-    refresh = recommender._models.refresh
+    look = recommender._models._look
 
-    def counted(**arguments):
+    def counted():
         tried.release()
-        return refresh(**arguments)
+        return look()
 
-    recommender._models.refresh = counted
+    recommender._models._look = counted
     with recommender.following(every_s=0.001):
         for _ in range(3):
             assert tried.acquire(timeout=60)
         assert _answers(recommender) == before
     assert caplog.text.count("towers.safetensors") == 1
     publishing.publish()
-    assert refresh()
+    assert recommender.refresh()
 
 
 def test_a_closed_recommender_has_stopped_its_thread_and_says_so(publishing):
