@@ -99,7 +99,7 @@ def test_whenever_a_writer_dies_in_s3_readers_have_whole_deltas_only_and_the_nex
         version = live_version(store)
         chain = DeltaChain(store, version)
         append(chain, [1])
-        chain._storage._files = DiesBefore(chain._storage._files, change)
+        chain._storage._files = DiesBefore(chain._storage._files, change)  # type: ignore[attr-defined]
         try:
             append(chain, [2], deleted=[3])
             died = False
