@@ -289,6 +289,8 @@ def _fit(
     os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
     make_private(Path(config.storage_path) / "ray")  # Ray would create it readable for all users
 
+    group: Any = _group_config_type(joins)
+
     def fit() -> None:
         device = _device_of_workers(config)
         with _controller_named():
@@ -296,8 +298,8 @@ def _fit(
                 function,
                 train_loop_config={"config": replace(config, device=device), **extra},
                 scaling_config=_scaling(train, device == "cuda"),
-                backend_config=_group_config(
-                    joins, process_group_backend(device), int(train.collective_timeout_s)
+                backend_config=group(
+                    backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)
                 ),
                 run_config=ray.train.RunConfig(
                     storage_path=str(Path(config.storage_path) / "ray"),
@@ -308,12 +310,13 @@ def _fit(
     return driver.run(fit)
 
 
-def _group_config(joins: bool, backend: str, timeout_s: int) -> BackendConfig:
+def _group_config_type(joins: bool) -> type[BackendConfig]:
+    """Of torch's process group. Importing torch once Ray has been joined ends the process: MKL finds no libraries."""
     if not joins:
-        return OneMachineConfig(backend=backend, timeout_s=timeout_s)
-    from ray.train.torch import TorchConfig  # imports torch
+        return OneMachineConfig
+    from ray.train.torch import TorchConfig
 
-    return TorchConfig(backend=backend, timeout_s=timeout_s)
+    return TorchConfig
 
 
 @contextmanager
