@@ -39,7 +39,19 @@ def main() -> NoReturn:
         os._exit(ended)
 
     _answer(end)  # the verb has ended; only the interpreter's exit remains
+    if "ray" in sys.modules and not isinstance(status, str):
+        _end_directly(ended)
     sys.exit(status)
+
+
+def _end_directly(status: int) -> NoReturn:
+    """End without the interpreter's exit, which threads of Ray's clients can block for good on a busy machine."""
+    for stream in (sys.stdout, sys.stderr):  # noqa: TID251 - nothing is written
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or 1  # what was printed has not arrived
+    os._exit(status)
 
 
 def _answer(handler: signal._HANDLER) -> None:
