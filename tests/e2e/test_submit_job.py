@@ -29,7 +29,7 @@ from retrieval.versions.store import VersionStore
 from streaming.kafka.topics import create_topics
 from streaming.producing.producer import EventProducer
 from tests.support.checkpointing import save_checkpoint
-from tests.support.local_ray import free_port, wait_until
+from tests.support.local_ray import NO_SPARE_WORKERS, free_port, wait_until
 from tests.support.unit_runs import open_run, small_config, train_steps
 
 pytestmark = pytest.mark.timeout(600)
@@ -54,7 +54,7 @@ def cluster():
             # The agent runs the jobs; on its usual port it would collide with another Ray on this machine.
             *("--dashboard-agent-listen-port", str(agent_port)),
         ]
-        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **NO_SPARE_WORKERS}
         with Child("ray", command, Path(folder) / "head.log", environment) as head:
             address = f"http://127.0.0.1:{port}"
             wait_until_ready(f"{address}/api/version", head)
