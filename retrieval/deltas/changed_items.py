@@ -5,13 +5,15 @@ Shape letters: N items, Q queries, K results, F fetched results, D columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.arrays import Float32Array, Int64Array
-from retrieval.deltas.new_items import NOTHING_FOUND, Found, NewItems, Results
+from retrieval.deltas.new_items import NOTHING_FOUND, Found, Items, NewItems, Results
 from retrieval.deltas.superseded import RowsById, RowSet
+from retrieval.indexes.changed_lists import ChangedLists, Members
 from retrieval.indexes.ivf import IndexInputError, IvfIndex, NearestLists
 from retrieval.indexes.parts import refuse_twins
 
@@ -25,23 +27,37 @@ class ChangedItems:
 
     Attributes:
         index: of the full version; shared, like all that a delta does not change.
-        item_ids: int64 (N,), of its rows.
-        rows: of the ids.
-        superseded: its rows that were replaced or deleted.
+        ids: int64 (N,), the id of each row of the version.
+        rows: of the version's ids.
+        superseded: the version's rows that were replaced or deleted.
         new: the items that deltas brought.
+        lists: of all these items; None if the version's lists cannot be changed.
+        list_of_row: int32 (N,), of the version's rows; empty without `lists`.
+        more_ids: int64, the ids of the rows that deltas brought.
     """
 
     index: IvfIndex = field(repr=False)
-    item_ids: Int64Array = field(repr=False)
+    ids: Int64Array = field(repr=False)
     rows: RowsById = field(repr=False)
     superseded: RowSet = field(repr=False)
     new: NewItems = field(repr=False)
+    lists: ChangedLists | None = field(repr=False)
+    list_of_row: npt.NDArray[np.int32] = field(repr=False)
+    more_ids: Int64Array = field(repr=False)
 
     @staticmethod
     def none(index: IvfIndex, item_ids: Int64Array) -> ChangedItems:
-        """The items before the first delta."""
+        """The items before the first delta; int64 (N,), the id of each row."""
+        lists = index.lists()
         return ChangedItems(
-            index, item_ids, RowsById(item_ids), RowSet.empty(item_ids.shape[0]), NewItems.none(index)
+            index,
+            item_ids,
+            RowsById(item_ids),
+            RowSet.empty(item_ids.shape[0]),
+            NewItems.none(index),
+            lists,
+            lists.list_of_each() if lists is not None else np.empty(0, np.int32),
+            _NONE,
         )
 
     @property
@@ -70,13 +86,32 @@ class ChangedItems:
             )
         gone = np.concatenate([ids, np.unique(deleted)])
         refuse_twins(np.sort(gone))
-        return ChangedItems(
-            self.index,
-            self.item_ids,
-            self.rows,
-            self.superseded.with_rows(self.rows.find(gone)),
-            self.new.changed(ids, vectors.reshape(ids.shape[0], self.index.dim), deleted),
+        come = self._items(ids, vectors.reshape(ids.shape[0], self.index.dim))
+        gone_rows = self.rows.find(gone)
+        return replace(
+            self,
+            superseded=self.superseded.with_rows(gone_rows),
+            new=self.new.changed(come, deleted),
+            lists=self._lists_after(gone, gone_rows, come),
+            more_ids=np.concatenate([self.more_ids, ids]),
         )
+
+    def _items(self, ids: Int64Array, vectors: Float32Array) -> Items:
+        if not ids.shape[0]:
+            return Items.none(self.index.dim)
+        first = self.index.size + self.more_ids.shape[0]
+        return Items(ids, vectors, self.index.assigned(vectors), np.arange(first, first + ids.shape[0]))
+
+    def _lists_after(self, gone: Int64Array, gone_rows: Int64Array, come: Items) -> ChangedLists | None:
+        if self.lists is None:
+            return None
+        left = gone_rows[~self.superseded.has(gone_rows)]
+        of_deltas = self.new.of_ids(gone)
+        leaving = Members(
+            np.concatenate([left, of_deltas.row_N]),
+            np.concatenate([self.list_of_row[left].astype(np.int64), of_deltas.list_N]),
+        )
+        return self.lists.changed(leaving, Members(come.row_N, come.list_N), come.vectors)
 
     def search(self, query_QD: Float32Array, k: int, nprobe: int) -> Results:
         """Ids int64 (Q, K) and inner products float32 (Q, K), best first; -inf where there are no more.
@@ -92,6 +127,18 @@ class ChangedItems:
             raise IndexInputError(
                 f"queries have shape {query_QD.shape}, the index has {self.index.dim} columns"
             )
+        if self.lists is None:
+            return self._search_beside(query_QD, k, nprobe)
+        rows, scores = self.lists.search(query_QD, k, max(1, min(nprobe, self.index.nlist)))
+        ids = self.ids.take(rows, mode="clip")
+        of_deltas = rows >= self.index.size
+        ids[of_deltas] = self.more_ids[rows[of_deltas] - self.index.size]
+        if scores[:, -1].min(initial=0) == NOTHING_FOUND:
+            ids[scores == NOTHING_FOUND] = -1
+        return ids, scores
+
+    def _search_beside(self, query_QD: Float32Array, k: int, nprobe: int) -> Results:
+        """Search the version's index and the new items, and merge."""
         queries = np.ascontiguousarray(query_QD, np.float32)
         nearest = self.index.nearest_lists(queries, nprobe)
         fetched = k + _SPARE + k // 8
@@ -128,7 +175,7 @@ class ChangedItems:
             scores[missing] = NOTHING_FOUND
         worst = scores[:, -1].copy() if fetched < self.index.size else None
         scores[self.superseded.has(rows)] = NOTHING_FOUND
-        return Found(self.item_ids.take(rows, mode="wrap"), scores, worst)
+        return Found(self.ids.take(rows, mode="wrap"), scores, worst)
 
 
 def _best(found: list[Results], k: int) -> Results:

@@ -76,10 +76,10 @@ class ChangeMeter:
         return Change(items.share, self._drift(items), self._imbalance(items))
 
     def _drift(self, items: ChangedItems) -> float:
-        ids, vectors = items.new.items()
-        order = np.argsort(ids)
-        rows = items.rows.find(ids[order])
-        moved = vectors[order[np.isin(ids[order], items.item_ids[rows])]]
+        new = items.new.items()
+        order = np.argsort(new.ids)
+        rows = items.rows.find(new.ids[order])
+        moved = new.vectors[order[np.isin(new.ids[order], items.ids[rows])]]
         if not rows.shape[0]:
             return 0.0
         before = self._base.of_rows(rows)
@@ -89,7 +89,8 @@ class ChangeMeter:
         return float((1 - cosines).sum()) / int(items.index.size)
 
     def _imbalance(self, items: ChangedItems) -> float:
-        return _imbalance(self._length_L + items.new.list_lengths()) / _imbalance(self._length_L)
+        more_L = np.bincount(items.new.items().list_N, minlength=self._length_L.shape[0])
+        return _imbalance(self._length_L + more_L) / _imbalance(self._length_L)
 
 
 def _imbalance(length_L: Int64Array) -> float:

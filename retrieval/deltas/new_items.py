@@ -1,14 +1,16 @@
 """The items of a version's deltas: vectors that are new or replace those of the version.
 
-Recent ones are compared with each query one by one. Once they are many, they are moved to inverted lists with the
-centroids of the version, so that a query scans the same share of them as of the version.
+Where lists cannot be changed (packed ones, those of a GPU), these items are searched beside the version's: recent ones
+one by one; once they are many, in inverted lists with the version's centroids, so that a query scans the same share.
 
 Shape letters: N items, Q queries, K results, D columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import faiss
@@ -42,41 +44,74 @@ class Found:
 
 
 @dataclass(frozen=True)
-class ListedItems:
-    """Items in inverted lists; some may have been replaced or deleted since.
+class Items:
+    """Columns of items.
 
     Attributes:
-        ids: int64 (N,).
+        ids: int64 (N,), distinct.
         vectors: float32 (N, D).
-        list_N: int64, the list of each.
-        kept: bool (N,), false for items that were replaced or deleted.
-        rows: of the ids.
-        ivf: the lists, for `search_lists`.
-        only: Faiss's selector of the kept ones; None if all are.
+        list_N: int64, the list of the version that each belongs to.
+        row_N: int64, a number that no other item of the version or its deltas ever had.
     """
 
     ids: Int64Array
     vectors: Float32Array
     list_N: Int64Array
+    row_N: Int64Array
+
+    @staticmethod
+    def none(dim: int) -> Items:
+        """No items."""
+        empty = np.empty(0, np.int64)
+        return Items(empty, np.empty((0, dim), np.float32), empty, empty)
+
+    def chosen(self, which: Bools | Int64Array) -> Items:
+        """Some of them."""
+        return Items(self.ids[which], self.vectors[which], self.list_N[which], self.row_N[which])
+
+    def and_(self, others: Items) -> Items:
+        """These, then others."""
+        pairs = zip(vars(self).values(), vars(others).values(), strict=True)
+        return Items(*(np.concatenate(pair) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class ListedItems:
+    """Items that can be searched in inverted lists; some may have been replaced or deleted since.
+
+    Attributes:
+        items: of the lists.
+        kept: bool (N,), false for items that were replaced or deleted.
+        rows: of the ids.
+        ivf: the lists, for `search_lists`, made when they are needed.
+        only: Faiss's selector of the kept ones; None if all are.
+    """
+
+    items: Items
     kept: Bools
     rows: RowsById
-    ivf: Any
+    ivf: Callable[[], Any]
     only: Any = None
 
     @staticmethod
-    def of(base: IvfIndex, ids: Int64Array, vectors: Float32Array, list_N: Int64Array) -> ListedItems:
+    def of(base: IvfIndex, items: Items) -> ListedItems:
         """Items in lists with the centroids of `base`."""
-        kept = np.ones(ids.shape[0], np.bool_)
-        return ListedItems(ids, vectors, list_N, kept, RowsById(ids), base.beside(vectors, list_N))
+        kept = np.ones(items.ids.shape[0], np.bool_)
+        return ListedItems(
+            items, kept, RowsById(items.ids), cache(partial(base.beside, items.vectors, items.list_N))
+        )
 
-    def without(self, item_ids: Int64Array) -> ListedItems:
-        """The same without some items."""
+    def places(self, item_ids: Int64Array) -> Int64Array:
+        """Where those of some ids that are kept are in `items`."""
         rows = self.rows.find(item_ids)
-        rows = rows[self.kept[rows]]
-        if not rows.shape[0]:
+        return rows[self.kept[rows]]
+
+    def without(self, places: Int64Array) -> ListedItems:
+        """The same without the items at some places."""
+        if not places.shape[0]:
             return self
         kept = self.kept.copy()
-        kept[rows] = False
+        kept[places] = False
         selector: Any = faiss.IDSelectorBitmap  # in Python it takes the bits alone, and keeps them
         only = selector(np.packbits(kept, bitorder="little"))
         return replace(self, kept=kept, only=only)
@@ -84,11 +119,11 @@ class ListedItems:
     def search(self, query_QD: Float32Array, k: int, nearest: NearestLists) -> Found:
         """The best K items of each query in its lists, best first."""
         rows, scores = search_lists(
-            self.ivf, query_QD, k, nearest.list_QP, nearest.closeness_QP, only=self.only
+            self.ivf(), query_QD, k, nearest.list_QP, nearest.closeness_QP, only=self.only
         )
         if rows[:, -1].min(initial=0) < 0:
             scores[rows < 0] = NOTHING_FOUND
-        return Found(self.ids.take(rows, mode="wrap"), scores, scores[:, -1])
+        return Found(self.items.ids.take(rows, mode="wrap"), scores, scores[:, -1])
 
 
 @dataclass(frozen=True)
@@ -96,59 +131,53 @@ class NewItems:
     """All items of the deltas so far; immutable.
 
     Attributes:
-        ids: int64 (N,), of recent items, distinct.
-        vectors: float32 (N, D), of recent items.
+        base: the version's index.
+        recent: the items of the last deltas.
         listed: those before them.
     """
 
     base: IvfIndex = field(repr=False)
-    ids: Int64Array
-    vectors: Float32Array
-    listed: ListedItems | None = None
+    recent: Items = field(repr=False)
+    listed: ListedItems | None = field(default=None, repr=False)
 
     @staticmethod
     def none(base: IvfIndex) -> NewItems:
         """No items beside a version's index."""
-        return NewItems(base, np.empty(0, np.int64), np.empty((0, base.dim), np.float32))
+        return NewItems(base, Items.none(base.dim))
 
     @property
     def size(self) -> int:
         """Items."""
-        return int(self.ids.shape[0]) + (int(self.listed.kept.sum()) if self.listed is not None else 0)
+        return int(self.recent.ids.shape[0]) + (int(self.listed.kept.sum()) if self.listed is not None else 0)
 
-    def items(self) -> Results:
-        """Ids int64 (N,) and vectors float32 (N, D) of all of them."""
+    def items(self) -> Items:
+        """All of them."""
         if self.listed is None:
-            return self.ids, self.vectors
-        kept = self.listed.kept
-        return (
-            np.concatenate([self.listed.ids[kept], self.ids]),
-            np.concatenate([self.listed.vectors[kept], self.vectors]),
-        )
+            return self.recent
+        return self.listed.items.chosen(self.listed.kept).and_(self.recent)
 
-    def list_lengths(self) -> Int64Array:
-        """How many of them are in each list, int64 (L,); recent ones are in none."""
-        lists = self.listed.list_N[self.listed.kept] if self.listed is not None else np.empty(0, np.int64)
-        return np.bincount(lists, minlength=self.base.nlist)
+    def of_ids(self, item_ids: Int64Array) -> Items:
+        """Those of some ids."""
+        found = self.recent.chosen(np.isin(self.recent.ids, item_ids))
+        if self.listed is not None:
+            found = self.listed.items.chosen(self.listed.places(item_ids)).and_(found)
+        return found
 
-    def changed(self, ids: Int64Array, vectors: Float32Array, deleted: Int64Array) -> NewItems:
+    def changed(self, items: Items, deleted: Int64Array) -> NewItems:
         """The items after a delta.
 
         Args:
-            ids: int64 (N,), distinct.
-            vectors: float32 (N, D).
+            items: that it brings.
             deleted: int64, ids of deleted items.
         """
-        gone = np.concatenate([ids, deleted])
-        stays = ~np.isin(self.ids, gone)
-        new = NewItems(
-            self.base,
-            np.concatenate([self.ids[stays], ids]),
-            np.concatenate([self.vectors[stays], vectors]),
-            self.listed.without(gone) if self.listed is not None else None,
-        )
-        listed = self.listed.ids.shape[0] if self.listed is not None else 0
-        return new if new.ids.shape[0] <= max(_FEW, listed // _SHARE_OF_LISTED) else new._all_listed()
+        gone = np.concatenate([items.ids, deleted])
+        listed = self.listed.without(self.listed.places(gone)) if self.listed is not None else None
+        stays = ~np.isin(self.recent.ids, gone)
+        new = NewItems(self.base, self.recent.chosen(stays).and_(items), listed)
+        many = max(_FEW, (listed.kept.shape[0] if listed is not None else 0) // _SHARE_OF_LISTED)
+        if new.recent.ids.shape[0] <= many:
+            return new
+        return replace(NewItems.none(self.base), listed=ListedItems.of(self.base, new.items()))
 
     def search(self, query_QD: Float32Array, k: int, nearest: NearestLists) -> list[Found]:
         """The best of each half, at most K, best first.
@@ -158,19 +187,12 @@ class NewItems:
             k: K.
             nearest: the lists of each query.
         """
-        found, recent = [], self.ids.shape[0]
+        found, few = [], self.recent.ids.shape[0]
         if self.listed is not None:
             found.append(self.listed.search(query_QD, k, nearest))
-        if recent:
+        if few:
             scores, rows = faiss.knn(
-                query_QD, self.vectors, min(k, recent), metric=faiss.METRIC_INNER_PRODUCT
+                query_QD, self.recent.vectors, min(k, few), metric=faiss.METRIC_INNER_PRODUCT
             )
-            found.append(Found(self.ids.take(rows), scores, scores[:, -1] if k < recent else None))
+            found.append(Found(self.recent.ids.take(rows), scores, scores[:, -1] if k < few else None))
         return found
-
-    def _all_listed(self) -> NewItems:
-        ids, vectors = self.items()
-        list_N = self.base.assigned(self.vectors)
-        if self.listed is not None:
-            list_N = np.concatenate([self.listed.list_N[self.listed.kept], list_N])
-        return replace(NewItems.none(self.base), listed=ListedItems.of(self.base, ids, vectors, list_N))

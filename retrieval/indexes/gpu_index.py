@@ -100,6 +100,9 @@ class GpuIvfIndex(IvfIndex):
         """See IvfIndex: a GPU chooses its lists itself."""
         return self.search(query_QD, k, nearest.list_QP.shape[1])
 
+    def lists(self) -> None:
+        """See IvfIndex: a GPU's lists are its own."""
+
     def beside(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> Any:
         """See IvfIndex."""
         return self.on_cpu().beside(vectors_ND, assigned_N)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from retrieval.arrays import Float32Array, Int64Array, UInt8Array
 from retrieval.config import IndexConfig
+from retrieval.indexes.changed_lists import ChangedLists
 from retrieval.indexes.coarse import assign_lists, train_centroids
 from retrieval.indexes.kinds import add, codec_sample, ivf_of, search, search_lists, searchable, trained_empty
 from retrieval.indexes.merging import merge_into_first
@@ -167,6 +168,10 @@ class IvfIndex:
             return self.search(query_QD, k, nearest.list_QP.shape[1])
         queries = np.ascontiguousarray(query_QD, np.float32)
         return search_lists(self._index, queries, k, nearest.list_QP, nearest.closeness_QP)
+
+    def lists(self) -> ChangedLists | None:
+        """Its lists, to be changed in views; None for packed ones."""
+        return ChangedLists.of(self._index) if self._through is self._index else None
 
     def assigned(self, vectors_ND: Float32Array) -> Int64Array:
         """The list that each vector belongs to, int64 (N,), as `assign_lists` assigns it."""

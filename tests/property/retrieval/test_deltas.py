@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.deltas import new_items
+from retrieval.indexes.ivf import IvfIndex
 from tests.property.retrieval.test_search import IDS, check_results, vectors_of, version_of
 
 POOL = st.integers(-3, 12) | IDS
@@ -42,11 +43,12 @@ def histories(draw):
     case=histories(),
     kind=st.sampled_from(["ivf_flat", "ivf_fp16"]),
     nlist=st.integers(1, 20),
+    beside=st.booleans(),
     few=st.sampled_from([0, 3, 1024]),
     spare=st.sampled_from([1, 8]),
 )
 def test_after_any_deltas_a_search_of_all_lists_is_a_scan_of_the_items_that_are_left(
-    case, kind, nlist, few, spare
+    case, kind, nlist, beside, few, spare
 ):
     ids, vectors, deltas, queries, exclude, k = case
     view = version_of(ids, vectors, kind, nlist, nlist)
@@ -55,6 +57,7 @@ def test_after_any_deltas_a_search_of_all_lists_is_a_scan_of_the_items_that_are_
     with (
         mock.patch.object(new_items, "_FEW", few),
         mock.patch("retrieval.deltas.changed_items._SPARE", spare),
+        mock.patch.object(IvfIndex, "lists", (lambda index: None) if beside else IvfIndex.lists),
     ):
         for changed, new_vectors, deleted in deltas:
             view = view.with_items(changed, new_vectors, deleted)
@@ -76,12 +79,15 @@ def check_view(view, model, queries, exclude, k):
 
 
 @settings(max_examples=100, deadline=None)
-@given(case=histories(), nlist=st.integers(1, 20), few=st.sampled_from([0, 1024]))
-def test_after_any_deltas_a_search_of_few_lists_fills_k_with_what_is_left(case, nlist, few):
+@given(case=histories(), nlist=st.integers(1, 20), beside=st.booleans(), few=st.sampled_from([0, 1024]))
+def test_after_any_deltas_a_search_of_few_lists_fills_k_with_what_is_left(case, nlist, beside, few):
     ids, vectors, deltas, queries, exclude, k = case
     view = version_of(ids, vectors, "ivf_flat", nlist, 1)
     model = dict(zip(ids.tolist(), vectors, strict=True))
-    with mock.patch.object(new_items, "_FEW", few):
+    with (
+        mock.patch.object(new_items, "_FEW", few),
+        mock.patch.object(IvfIndex, "lists", (lambda index: None) if beside else IvfIndex.lists),
+    ):
         for changed, new_vectors, deleted in deltas:
             view = view.with_items(changed, new_vectors, deleted)
             model.update(zip(changed.tolist(), new_vectors, strict=True))

@@ -47,8 +47,8 @@ def test_share_and_drift_are_those_of_the_items_of_the_deltas(base, monkeypatch,
     turned[:30] *= -1
     new = np.arange(10) + 10_000
     changed = items.changed(
-        np.concatenate([items.item_ids[rows], new]), np.concatenate([turned, vectors[:10]]), NONE
-    ).changed(NONE, np.empty((0, 32), np.float32), items.item_ids[100:103])
+        np.concatenate([items.ids[rows], new]), np.concatenate([turned, vectors[:10]]), NONE
+    ).changed(NONE, np.empty((0, 32), np.float32), items.ids[100:103])
     change = ChangeMeter(items, stored).measure(changed)
     assert change.share == pytest.approx(70 / ITEMS)
     assert change.drift == pytest.approx(1.0 * 60 / ITEMS, rel=1e-5)

@@ -125,7 +125,7 @@ def test_deltas_that_others_follow_up_differently_are_dropped_too(store, put, ve
     append(again, [2001], vectors[:1])
     assert searcher.refresh()
     assert place_of(searcher) == ("v00000001", 2)
-    assert searcher.loaded.changed.new.ids.tolist() == [2000, 2001]
+    assert searcher.loaded.changed.new.items().ids.tolist() == [2000, 2001]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
