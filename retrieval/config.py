@@ -76,6 +76,18 @@ class IndexConfig:
         "Growth of the imbalance of the lists by the deltas' items before a full refresh is due (1 = none).",
         at_least=1,
     )
+    delta_every_s: float = setting(
+        0.5,
+        "Seconds between deltas, which carry what changed to readers of the live version without a full refresh (0 = "
+        "no deltas; none without train.publish_every_s either).",
+        at_least=0,
+    )
+    delta_max_items: int = setting(
+        2_000,
+        "Maximum number of item vectors in a delta, over all ranks: new items first, then those that moved most. The "
+        "others wait.",
+        at_least=1,
+    )
     versions_to_keep: int = setting(
         5, "Number of versions to keep; the live version is never removed.", at_least=1
     )

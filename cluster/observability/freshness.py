@@ -82,9 +82,16 @@ class UnpublishedAppends:
         self._parts: list[Int64Array] = []
         self._noted = self._kept = 0
         self._every = 1
+        self._others: list[UnpublishedAppends] = []
+
+    def share_with(self, other: UnpublishedAppends) -> None:
+        """Record in another one, too, whatever is recorded here from now on."""
+        self._others.append(other)
 
     def add(self, append_ms: Int64Array) -> None:
         """Record trained events by their broker append times, int64 milliseconds (E,)."""
+        for other in self._others:
+            other.add(append_ms)
         # Every _every-th of all events: thinning only old ones would favour the freshest.
         chosen = append_ms[-self._noted % self._every :: self._every]
         self._noted += append_ms.shape[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.collectives import Collectives
-from cluster.tables.frozen_rows import FrozenRows
+from cluster.queries.query_side import Rows
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.features import ITEM, Categories, KeyCollector, item_inputs
 from model.transfer import to_device
@@ -58,7 +58,7 @@ def encode_owned_items(
 
 @torch.no_grad()
 def encode_items(
-    model: TwoTower, rows: FrozenRows, items: Iterable[tuple[Int64Array, Int64Array]]
+    model: TwoTower, rows: Rows, items: Iterable[tuple[Int64Array, Int64Array]]
 ) -> Iterator[tuple[Int64Array, Float32Array]]:
     """Ids int64 (n,) and vectors float32 (n, D) of items, in order, in slices of at most `SLICE_ITEMS`.
 

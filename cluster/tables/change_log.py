@@ -84,6 +84,11 @@ class ChangeLog:
         parts = [self._last_of(interval) for interval in self._intervals if interval.number >= mark]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
+    def last_changed_before(self, rows: Int64Array, mark: int) -> Int64Array:
+        """Those of distinct rows, int64 (K,), that still exist and have not changed since a mark."""
+        stamp_K = self._stamp_C[rows]
+        return rows[(stamp_K > 0) & (stamp_K < mark)]
+
     def removed_since(self, mark: int) -> tuple[Int16Array, Int64Array]:
         """Tables int16 (n,) and ids int64 (n,) of the distinct keys whose rows were removed since then.
 

@@ -65,6 +65,11 @@ class Catalogue:
         """How many items are not deleted."""
         return len(self._items) - self._gone.shape[0]
 
+    @property
+    def known_ids(self) -> Int64Array:
+        """int64 (n,): all items that were ever known, also deleted ones, in order of arrival; a view until the next."""
+        return self._items.ids
+
     def items_at(self, place_Q: Int64Array) -> Int64Array:
         """int64 (q,): `item_ids[place_Q]`, in time that does not depend on the number of items.
 

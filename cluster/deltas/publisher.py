@@ -1,0 +1,245 @@
+"""From steps to deltas of the live version, beside training.
+
+    snapshot between two steps   on every rank, once the last turn has ended everywhere (`start`)
+    a thread of each rank        a turn of `writer.py`; its outcome is applied by the next `start`
+
+Every snapshot of a checkpoint is a moment (`checkpoint_taken`). A version is of one of them, so its first delta has
+what has changed since then. Storage that fails costs the delta, not its changes: they are in the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from cluster.checkpoints.manifest import CheckpointError
+from cluster.collectives import Collectives
+from cluster.config import FreshetConfig
+from cluster.deltas.snapshot import Moment, RunChanges, Snapshot
+from cluster.deltas.writer import Covered, DeltaWriter, Plan, Turn
+from cluster.observability.delta_figures import DeltaFigures
+from cluster.observability.freshness import UnpublishedAppends
+from cluster.storage_trouble import StorageTrouble
+from cluster.tables.sharded_embedding import ShardedEmbedding
+from retrieval.deltas.delta import DeltaError
+from retrieval.ranks import OtherRankError
+from retrieval.versions.store import VersionError
+from streaming.catalogue.catalogue import Catalogue
+from streaming.catalogue.records import CatalogueUpdate
+
+_PATIENCE = timedelta(minutes=10)
+_CLOSE_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a turn ended; one of them is set, the same on every rank."""
+
+    turn: Turn | None = None
+    problem: str = ""
+    error: BaseException | None = None
+
+
+class DeltaPublisher:
+    """Publishes the deltas of one rank's run, with the other ranks.
+
+    Args:
+        comm: the ranks. Collective.
+        config: settings.
+        device: that encodes.
+        check: called on rank 0 before a delta is committed; raises if it must not be.
+        figures: gets what becomes of them.
+    """
+
+    def __init__(
+        self,
+        comm: Collectives,
+        config: FreshetConfig,
+        device: torch.device,
+        check: Callable[[], None] = lambda: None,
+        figures: DeltaFigures | None = None,
+    ) -> None:
+        self.unpublished = UnpublishedAppends()
+        """Append times of the events trained since the last snapshot."""
+        self.error: BaseException | None = None
+        """An error that is not the storage's."""
+        self._figures = figures or DeltaFigures()
+        self._refresh = ""
+        self.limit = ""
+        """The limit that the deltas of the live version have passed, in words; empty if none (rank 0)."""
+        on = config.index.delta_every_s > 0 and config.train.publish_every_s > 0
+        self._every_s = config.index.delta_every_s if on else 0.0
+        self._comm = comm.beside(_PATIENCE) if on else comm
+        self._writer = DeltaWriter(self._comm, config, device, check)
+        self._trouble = StorageTrouble("deltas cannot be written")
+        self._changes: RunChanges | None = None
+        self._moments: dict[int, Moment] = {}
+        self._taken = 0
+        self._of_checkpoint: dict[str, int] = {}
+        self._of_version = 0
+        self._snapshots = False
+        self._thread: threading.Thread | None = None
+        self._ended: Ended | None = None
+        self._covered = Covered(0, 0, self.unpublished.drain())
+        self._last_s = time.monotonic()
+
+    @property
+    def on(self) -> bool:
+        """Whether there are deltas at all (`index.delta_every_s`, `train.publish_every_s`)."""
+        return self._every_s > 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank's last turn has ended."""
+        return self.on and not (self._thread is not None and self._thread.is_alive())
+
+    def attach(self, table: ShardedEmbedding, catalogue: Catalogue) -> None:
+        """Follow the state of a run from here on; a version of an earlier state gets no more deltas."""
+        if not self.on:
+            return
+        self.wait()
+        self._ended = None
+        self._writer.forget()
+        self._changes = RunChanges(table, catalogue, self._comm.rank, self._comm.world)
+        self._moments, self._of_checkpoint, self._of_version = {}, {}, 0
+        self._snapshots = False
+
+    def records_applied(self, update: CatalogueUpdate) -> None:
+        """Note records that the catalogue has applied, between steps."""
+        if self._changes is not None:
+            self._changes.records_applied(update)
+
+    def checkpoint_taken(self) -> None:
+        """Note the snapshot of a checkpoint; every rank calls it at the same step."""
+        if self._changes is not None:
+            self._taken += 1
+            self._moments[self._taken] = self._changes.moment()
+
+    def checkpoint_committed(self, location: str) -> None:
+        """Note the newest committed checkpoint, before another one begins (rank 0); repeating it changes nothing."""
+        self._of_checkpoint.setdefault(location, self._taken)
+
+    def version_begun(self, location: str) -> None:
+        """Note that a version of a checkpoint is being built; its moment is kept (rank 0)."""
+        self._of_version = self._of_checkpoint.get(location, 0)
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for the next delta (rank 0)."""
+        return self.ready and self._changes is not None and now - self._last_s >= self._every_s
+
+    def start(self, step: int, events_trained: int) -> None:
+        """Collective, once every rank is `ready`: copy what has changed, and make a delta of it beside training."""
+        self._last_s = time.monotonic()
+        self._settle()
+        changes = self._changes
+        assert changes is not None
+        snapshot = changes.take() if self._snapshots else None
+        covered = Covered(step, events_trained, self.unpublished.drain())
+        self._covered = covered
+        arguments = (snapshot, covered)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="delta", daemon=True)
+        self._thread.start()
+
+    def take_refresh(self) -> str:
+        """Why a full refresh is needed, once; empty if it is not."""
+        reason, self._refresh = self._refresh, ""
+        return reason
+
+    def wait(self) -> None:
+        """Wait until the turn in progress has ended."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def close(self) -> None:
+        """Give the turn in progress a short time to end; what is not committed is garbage."""
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+
+    def _run(self, snapshot: Snapshot | None, covered: Covered) -> None:
+        try:
+            mine = self._turn(snapshot, covered)
+            told = self._comm.gather_objects((mine.problem, str(mine.error or "")))
+        except Exception as error:  # the connection of the ranks; the run ends for the same reason
+            self.end_of_turn(Ended(problem=str(error)))
+            return
+        errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(told) if error]
+        problems = [problem for problem, _ in told if problem]
+        if errors:
+            self.end_of_turn(
+                mine if mine.error else Ended(error=RuntimeError(f"a delta failed on {errors[0]}"))
+            )
+        else:
+            self.end_of_turn(Ended(problem=problems[0]) if problems else mine)
+
+    def _turn(self, snapshot: Snapshot | None, covered: Covered) -> Ended:
+        try:
+            return Ended(self._writer.turn(snapshot, covered, self._plan))
+        except (OSError, VersionError, DeltaError, CheckpointError, OtherRankError) as error:
+            return Ended(problem=str(error))
+        except Exception as error:
+            if self._comm.broken or self._comm.explains(error):
+                raise
+            _log.error("a delta failed", exc_info=error)
+            return Ended(error=error)
+
+    def _plan(self) -> Plan:
+        """What only rank 0 knows."""
+        known = dict(self._moments)
+        of_checkpoint = {where: at for where, at in dict(self._of_checkpoint).items() if at in known}
+        newest = max(of_checkpoint.values(), default=0)
+        return Plan(of_checkpoint, min(newest, self._of_version or newest))
+
+    def end_of_turn(self, ended: Ended) -> None:
+        """Tell the outcome, in the turn's thread; the rest is done between steps."""
+        turn = ended.turn
+        if ended.error is not None:
+            self.error = ended.error
+        elif turn is None:
+            if self._comm.rank == 0:
+                self._trouble.failed(ended.problem)
+                self._figures.problem = self._trouble.problem
+        elif self._comm.rank == 0:
+            self._trouble.works()
+            self._refresh = turn.refresh or self._refresh
+            self._figures.problem = "" if turn.version else turn.refresh or self._figures.problem
+            if not turn.empty:
+                self.limit = turn.committed.limit if turn.committed is not None else ""
+            if turn.committed is not None:
+                ages_s = time.time() - turn.committed.append_ms / 1000.0
+                self._figures.committed(turn.version, turn.committed.number, turn.committed.share, ages_s)
+        self._ended = ended
+
+    def _settle(self) -> None:
+        """Collective, between steps: apply the outcome of the last turn, and forget moments that no version is of."""
+        ended, self._ended = self._ended, None
+        if ended is None or self._changes is None:
+            return
+        turn = ended.turn
+        done = turn is not None and (turn.committed is not None or turn.empty)
+        self._changes.settle(committed=done)
+        if not done:
+            self.unpublished.add(self._covered.append_ms)
+        if turn is None:
+            return
+        if turn.begin_at is not None:
+            self._changes.begin_at(self._moments[turn.begin_at])
+        self._snapshots = bool(turn.version)
+        self._forget_before(turn.keep_from)
+
+    def _forget_before(self, number: int) -> None:
+        """Drop what came before a moment, which no version can be of any more."""
+        assert self._changes is not None
+        for old in [known for known in self._moments if known < number]:
+            del self._moments[old]
+        self._of_checkpoint = {where: at for where, at in self._of_checkpoint.items() if at >= number}
+        if number in self._moments:
+            if not self._snapshots:
+                self._changes.begin_at(self._moments[number])
+            self._changes.forget_before(self._moments[number])
