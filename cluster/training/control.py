@@ -54,6 +54,9 @@ class Report:
     checkpoint_ready: float = 0
     """1 if this rank's part of the checkpoint in progress is written."""
     publish_due: float = 0
+    delta_due: float = 0
+    delta_ready: float = 0
+    """1 if this rank's part of the last delta has ended."""
     growth_found: float = 0
     stop_asked: float = 0
     failed: float = 0
@@ -84,6 +87,8 @@ class Decision:
 
     catalogue: bool
     publish: bool
+    delta: bool
+    """Copy what has changed since the last delta; a batch may stay in hand."""
     checkpoint: bool
     checkpoint_ready: bool
     bound: bool
@@ -138,6 +143,7 @@ def decide(reports: list[Report], config: TrainConfig) -> Decision:
     return Decision(
         catalogue=bool(first.catalogue_waiting),
         publish=bool(first.publish_due) and not asked,
+        delta=bool(first.delta_due) and totals.delta_ready == everyone and not asked,
         checkpoint=bool(first.checkpoint_due) and not asked,
         checkpoint_ready=totals.checkpoint_ready == everyone,
         bound=bool(first.growth_found),

@@ -7,6 +7,7 @@ due ──► the last checkpoint holds it ────────────�
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ from cluster.publishing.publisher import Publisher
 from cluster.training.saving import Saving
 from cluster.training.since import Since
 from cluster.training.state.run import TrainingRun
+
+_CLOCK = "the clock"
+_LEAST_SHARE, _LEAST_S = 0.5, 60.0
+"""Time between two versions by a limit at least: a share of `train.publish_every_s`, or so many seconds."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,23 @@ class Publishing:
         self._every_s = every_s
         self._last_s = time.monotonic()
         self._wanted: _Wanted | None = None
+        self._asked = ""
+        self.reason = ""
+        """Why the last version was due."""
+
+    def ask(self, reason: str) -> None:
+        """Let the next version be due at once (rank 0), unless there is none but the last one.
+
+        Args:
+            reason: for people.
+        """
+        if self._every_s > 0 and not self._asked:
+            self._asked = reason
+
+    def ask_in_time(self, reason: str, now: float) -> None:
+        """The same, but not soon after the last one, so that a limit that is passed at once does not follow another."""
+        if now - self._last_s >= min(_LEAST_SHARE * self._every_s, _LEAST_S):
+            self.ask(reason)
 
     def consider(self, run: TrainingRun, now: float) -> None:
         """See whether a version is due, or what it waits for has failed (rank 0)."""
@@ -54,6 +77,9 @@ class Publishing:
         elif self._wanted is None and self._due(run, now):
             self._wanted = _Wanted(self._saving.committed, self._saving.tried)
             self._last_s = now
+            self.reason, self._asked = self._asked or _CLOCK, ""
+            if self.reason != _CLOCK:
+                _log.info("a full refresh is due: %s", self.reason)
 
     @property
     def ready(self) -> bool:
@@ -87,7 +113,7 @@ class Publishing:
         self._publisher.start(newest, run.progressive.recent_queries, run.catalogue.item_count)
 
     def _due(self, run: TrainingRun, now: float) -> bool:
-        waited = 0 < self._every_s <= now - self._last_s
+        waited = 0 < self._every_s <= now - self._last_s or bool(self._asked)
         return waited and not self._publisher.busy and _worth(run) and self._lacks_version
 
     @property

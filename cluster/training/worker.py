@@ -21,6 +21,7 @@ from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.parts.stream import saved_stream
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.deltas.publisher import DeltaPublisher
 from cluster.publishing.publisher import Publisher
 from cluster.queries.version_store import version_store
 from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
@@ -78,6 +79,8 @@ class Worker:
         self.run = self._new_run(self._intake.count_partitions())
         self._served = served_validation(config, comm.rank)
         self.progress = ProgressReporter(storage, run_id, comm, version_store(config), self._served)
+        self.deltas = DeltaPublisher(comm, config, device, self.checkpoints.check_claim, self.progress.deltas)
+        self.publisher.unpublished.share_with(self.deltas.unpublished)
         self._notice = stop or NoStop()
         self._since = Since()
         self._stepping = Stepping(
@@ -97,7 +100,7 @@ class Worker:
             self._since,
             self.progress,
             on_checkpoint,
-            self.publisher.cover,
+            self._snapshot_taken,
             at,
         )
         every_s = config.train.publish_every_s
@@ -111,16 +114,17 @@ class Worker:
                 decision = agree(self.comm, self._report(), self.config.train)
                 self._absorb(decision)
                 if decision.failed:
-                    self.publisher.wait()
-                    raise RuntimeError("publishing failed on another rank; see its log")
+                    self._raise_failure()
                 if self._stepping.in_hand and not decision.only_a_step:
                     self._step(ahead=False)  # before anything else, every batch that was taken is trained
                     decision = replace(decision, step=False)
                 if decision.catalogue:
-                    self._intake.apply_catalogue(self.run)
+                    self.deltas.records_applied(self._intake.apply_catalogue(self.run))
                     self._since.catalogue_changed()
                 if decision.publish:
-                    self._publishing.publish(self.run)
+                    self._publish()
+                if decision.delta:
+                    self.deltas.start(self.run.step, self.run.events_trained)
                 if decision.checkpoint:
                     self._saving.begin()
                 if decision.checkpoint_ready:
@@ -142,6 +146,7 @@ class Worker:
         finally:
             self._served.close()
             self._notice.close()
+            self.deltas.close()
             self.publisher.close()
             self._saving.close(_STOP_OFFSETS_S if self._notice.asked else None)
             self._intake.close()
@@ -161,6 +166,7 @@ class Worker:
         self._intake.open_catalogue(self.run)
         self._intake.open(self.run)
         self._stepping.attach(self.run)
+        self.deltas.attach(self.run.table, self.run.catalogue)
 
     def _resume(self) -> Checkpoint | None:
         """Restore the run from its newest checkpoint, which is returned; without one, from its starting point."""
@@ -208,6 +214,7 @@ class Worker:
         restore_checkpoint(self.run, barrier, self.comm)
         self.run.succeed(old, until)
         self._saving.attach(self.run, None)
+        self.deltas.attach(self.run.table, self.run.catalogue)
         self._intake.open_grown(self.run)
         self._stepping.attach(self.run)
         _log.warning(
@@ -228,7 +235,8 @@ class Worker:
             figures=rank_figures(run),
         )
         report.checkpoint_ready = float(self._saving.ready)
-        report.failed = float(self.publisher.error is not None)
+        report.failed = float((self.publisher.error or self.deltas.error) is not None)
+        report.delta_ready = float(self.deltas.ready)
         report.sample, report.hits, report.popularity_hits, report.cooccurrence_hits = steps.validation
         if self.comm.rank == 0:
             self._add_wishes(report)
@@ -239,11 +247,40 @@ class Worker:
         now = time.monotonic()
         report.linger_over = float(now - self._stepping.last_step_s >= self.config.train.linger_s)
         report.catalogue_waiting = float(self._intake.catalogue_waiting(now))
+        self._consider_refresh(now)
         self._publishing.consider(self.run, now)
+        report.delta_due = float(self.deltas.due(now))
         report.checkpoint_due = float(self._saving.due(now, wanted=self._publishing.wants_checkpoint))
         report.publish_due = float(self._publishing.ready)
         report.growth_found = float(self._intake.growth_found)
         report.stop_asked = float(self._notice.asked)
+
+    def _snapshot_taken(self) -> None:
+        self.publisher.cover()
+        self.deltas.checkpoint_taken()
+
+    def _publish(self) -> None:
+        if self._saving.newest is not None:
+            self.deltas.version_begun(self._saving.newest.location)
+        self._publishing.publish(self.run)
+
+    def _consider_refresh(self, now: float) -> None:
+        """Tell the deltas what was committed, and ask for the full refresh that they need (rank 0)."""
+        newest = self._saving.newest
+        if newest is not None:
+            self.deltas.checkpoint_committed(newest.location)
+        reason = self.deltas.take_refresh()
+        if reason:
+            self._publishing.ask(reason)
+        if self.deltas.limit:
+            self._publishing.ask_in_time(self.deltas.limit, now)
+        self.progress.deltas.refresh = self._publishing.reason
+
+    def _raise_failure(self) -> None:
+        for error in (self.publisher.error, self.deltas.error):
+            if error is not None:
+                raise error
+        raise RuntimeError("publishing failed on another rank; see its log")
 
     def _absorb(self, decision: Decision) -> None:
         self.run.curve.add(self._stepping.validated_at, decision.validation)
@@ -259,6 +296,7 @@ class Worker:
         """Commit the last checkpoint and publish the last version, which have everything that was read."""
         letters = "stream.broker_patience_s", self.config.stream.broker_patience_s
         self._commit_last(decision, letters, self.config.train.storage_patience_s)
+        self.deltas.wait()
         self._publishing.publish_last(self.run)
         self.comm.gather_objects(None)
         self.progress.finished(self.run, decision.totals, self.publisher)

@@ -65,8 +65,8 @@ class CatalogueFeed:
             self._pending = self._reader.poll()
         return self._pending is not None
 
-    def apply(self, run: TrainingRun) -> None:
-        """Collective. Every rank removes what was deleted and adds what is new."""
+    def apply(self, run: TrainingRun) -> CatalogueUpdate:
+        """Collective. Every rank removes what was deleted and adds what is new; returns the records."""
         payload = self._pending.to_bytes() if self._pending is not None else b""
         update = CatalogueUpdate.from_bytes(self._comm.broadcast_bytes(payload))
         goes_on = bool(run.catalogue_positions)
@@ -77,6 +77,7 @@ class CatalogueFeed:
         if self._comm.rank == 0:
             run.catalogue_read(self._reader.positions(), self._reader.ids)
         self._pending = None
+        return update
 
     def _say(self, run: TrainingRun, not_found: NotFound) -> None:
         """Report deletions without a match, except in a run that reads the topics from their beginning (rank 0)."""

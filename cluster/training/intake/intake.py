@@ -8,6 +8,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.intake.catalogue_feed import CatalogueFeed
 from cluster.training.state.run import TrainingRun
+from streaming.catalogue.records import CatalogueUpdate
 from streaming.kafka.growth import Growth, TopicWatch
 from streaming.kafka.outage import patiently
 from streaming.sources.backfill import topic_range
@@ -64,9 +65,9 @@ class Intake:
         """Whether there are catalogue records to apply (rank 0)."""
         return self._open_feed.waiting(now)
 
-    def apply_catalogue(self, run: TrainingRun) -> None:
-        """Collective. Apply these records."""
-        self._open_feed.apply(run)
+    def apply_catalogue(self, run: TrainingRun) -> CatalogueUpdate:
+        """Collective. Apply these records; returns them."""
+        return self._open_feed.apply(run)
 
     def send_dead_letters(self, run: TrainingRun) -> None:
         """Send unusable catalogue records to the dead-letter topic (rank 0)."""
