@@ -26,10 +26,10 @@ from cluster.checkpoints.parts.towers import TowerPart
 from cluster.config import FreshetConfig
 from cluster.queries.changes import Changes
 from cluster.queries.saved_catalogue import SavedCatalogue
+from cluster.queries.towers import towers_to_fill
 from cluster.tables.config import TableConfig
 from cluster.tables.frozen_rows import FrozenRows, RowSettings, of_keys
 from cluster.tables.overlaid_rows import OverlaidRows
-from model.cl_epidtn import cl_epidtn
 from model.config import ModelConfig
 from model.features import KeyCollector, query_inputs
 from model.transfer import to_device
@@ -139,14 +139,14 @@ class QuerySide:
         Args:
             version: verified.
             stream: settings of the catalogue; the user attributes are those of the version.
-            only: the batches that will be encoded, if known; then only the part that they need is read, and no random
-                numbers are drawn, so this can run during training.
+            only: the batches that will be encoded, if known; then only the part that they need is read.
+
+        No random numbers are drawn, so this can run during training.
         """
         described = json.loads(version.file(DESCRIPTION).read_text())
         known = {f.name for f in fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in described["model"].items() if k in known})
-        make = cl_epidtn if only is None else _empty_towers
-        model = make(config, len(described["user_attributes"]))
+        model = towers_to_fill(config, len(described["user_attributes"]))
         limits = TableConfig(admit_after=float(described.get("admit_after", 1.0)))
         settings = RowSettings(config.dim, int(described["seed"]), config.init_std, limits.has_shared_rows)
         saved, stream = Saved(version), replace(stream, user_attributes=described["user_attributes"])
@@ -157,16 +157,6 @@ class QuerySide:
         catalogue = Catalogue(stream)
         CataloguePart(catalogue).restore(saved)
         return QuerySide(model, frozen_rows(saved, settings), catalogue, config)
-
-
-def _empty_towers(config: ModelConfig, attributes: int) -> TwoTower:
-    """Towers of zeros, whose parameters are read afterwards."""
-    with torch.device("meta"):
-        model = cl_epidtn(config, attributes)
-    model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    return model
 
 
 def _ids_in(batches: Sequence[pa.RecordBatch]) -> tuple[Int64Array, Int64Array]:
