@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from deploy.cli import app
+from deploy.cli import app, main
 from deploy.demo.demo import trainer_child
 
 VERBS = [
@@ -92,18 +92,16 @@ def test_the_help_of_every_verb_answers_without_loading_what_is_heavy():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line_on_stderr_and_a_status(arguments, status, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("freshet: error: ")]
+def test_bad_input_is_one_line_on_stderr_and_a_status(arguments, status, message, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["freshet", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr().err
+    assert ended.value.code == status, said
+    lines = [line for line in said.splitlines() if line.startswith("freshet: error: ")]
     assert len(lines) == 1
     assert message in lines[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
 
 
 def test_an_unknown_option_is_a_usage_error():
