@@ -13,6 +13,7 @@ from tests.support.unit_runs import small_config
 PROGRAM = """
 import sys
 from cluster.queries.towers import towers_to_fill
+from model.config import ModelConfig
 towers_to_fill(ModelConfig(), 2)
 assert "sympy" not in sys.modules
 """
