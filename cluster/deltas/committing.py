@@ -116,7 +116,9 @@ class Committer:
         vectors_ND = np.concatenate([part.vectors_ND for part in parts])
         deleted = np.concatenate([part.deleted for part in parts])
         appends = np.concatenate([part.append_ms for part in parts])
-        probe = self._probe.with_items(ids, vectors_ND, deleted)
+        probe = None  # vectors that are not finite belong to no list
+        if np.isfinite(vectors_ND).all():
+            probe = self._probe.with_items(ids, vectors_ND, deleted)
         report = check_delta(OneRank(), ids, vectors_ND, self._norms, probe, self._config.index)
         finite = float(np.isfinite(changes.rows.values).all())
         report = replace(
@@ -144,8 +146,9 @@ class Committer:
         except Exception:
             folder.remove()
             raise
-        self._probe = probe
+        assert probe is not None
         assert probe.changed is not None
+        self._probe = probe
         change = self._meter.measure(probe.changed)
         few = probe.changed.new.size <= self._config.index.delta_max_items
         due = None if few else refresh_due(change, self._config.index)
