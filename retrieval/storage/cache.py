@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import re
 import time
@@ -28,6 +29,8 @@ Source = Callable[[], AbstractContextManager[IO[bytes]]]
 _COPYING = ".copying-"
 _LEFTOVER_AFTER_S = 60.0
 """Before a new file is locked, it looks like a leftover; for no longer than this."""
+_LOOKS, _LOOK_EVERY_S = 64, 60.0
+"""All copies are looked at after this part of the limit, or this time."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,12 +47,13 @@ class FileCache:
 
     Args:
         root: the folder; by default `objects` in $FRESHET_CACHE, else in ~/.cache/freshet.
-        most_bytes: maximum size of all copies together; copies in use may exceed it.
+        most_bytes: maximum size of all copies together; copies in use may exceed it, and new ones by a 64th.
     """
 
     def __init__(self, root: Path | None = None, most_bytes: int = DEFAULT_BYTES) -> None:
         self.root = root or _default_root()
         self._most_bytes = most_bytes
+        self._grown, self._looked_s = 0, -math.inf
 
     def copy_of(self, entry: FileEntry, open_source: Source) -> CachedFile:
         """A copy that matches the entry: an existing or a new one.
@@ -99,7 +103,7 @@ class FileCache:
                 os.fsync(sink.fileno())
             if digest.hexdigest() != entry.sha256:
                 raise DamagedFile(f"{entry.name} does not match its checksum")
-            self._shrink(entry.size)
+            self._make_room(entry.size)
             with suppress(
                 FileExistsError, FileNotFoundError
             ):  # another process was faster, or is removing the folder
@@ -107,6 +111,13 @@ class FileCache:
                 path.hardlink_to(temporary)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _make_room(self, coming: int) -> None:
+        """Shrink from time to time: many small files, such as those of deltas, must not cost a look at all each."""
+        self._grown += coming
+        if self._grown > self._most_bytes // _LOOKS or time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+            self._grown, self._looked_s = 0, time.monotonic()
+            self._shrink(coming)
 
     def _shrink(self, coming: int) -> None:
         """Make room: remove partial copies of killed processes, then the least recently used copies."""

@@ -143,3 +143,16 @@ def test_many_who_want_one_file_get_it_whole(cache):
         copies = list(pool.map(lambda _: cache.copy_of(source.entry, source), range(32)))
     assert {copy.path.read_bytes() for copy in copies} == {source.content}
     assert names(cache) == [source.entry.sha256]
+
+
+def test_many_small_files_are_copied_with_few_looks_at_all_copies(tmp_path, monkeypatch):
+    looks, shrink = [], FileCache._shrink
+    monkeypatch.setattr(
+        FileCache, "_shrink", lambda cache, coming: (looks.append(coming), shrink(cache, coming))
+    )
+    cache = FileCache(tmp_path / "cache", most_bytes=6400)
+    for n in range(40):
+        source = Source(b"%010d" % n)
+        cache.copy_of(source.entry, source)
+    assert 2 <= len(looks) <= 5
+    assert len(names(cache)) == 40
