@@ -91,7 +91,6 @@ class TrainStep:
         self.optimizer = TowerOptimizer(model.parameters(), config.train.weight_decay)
         self.events_seen = 0.0
         """Summed weight of all trained events, the denominator of an item's frequency."""
-        self._parameters = list(model.parameters())
         self._comm, self._config, self._device = comm, config, device
         self._ahead: tuple[pa.RecordBatch, _LocalInputs | str] | None = None
 
@@ -251,11 +250,12 @@ class TrainStep:
         failure = self._backward(loss, gather)
         names, local = zip(*terms.detached().items(), strict=True)
         wrong = loss.new_full((), math.nan) if failure else _not_finite(prepared.lookup)
-        sums = self._reduce_dense(torch.stack([*local, wrong]))
-        clip = self._config.train.gradient_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
+        gradient_P, sums = self._reduce_dense(torch.stack([*local, wrong]))
+        norm = torch.linalg.vector_norm(gradient_P)
+        if (clip := self._config.train.gradient_clip) > 0:
+            gradient_P.mul_((clip / (norm + 1e-6)).clamp_max_(1.0))
         # All are sums over ranks, so every rank refuses or none; they are read together, so the host waits once.
-        asked = torch.cat([sums, norm.reshape(1).to(sums.dtype)])
+        asked = torch.cat([sums, norm.reshape(1)])
         meanwhile()
         numbers = asked.tolist()
         losses = dict(zip(names, numbers, strict=False))
@@ -314,20 +314,11 @@ class TrainStep:
         )
         return torch.from_numpy(log_q)
 
-    def _reduce_dense(self, terms: Tensor) -> Tensor:
-        """Sum the towers' gradients and the loss terms over ranks in one message."""
-        if self._comm.world == 1:
-            return terms
-        parts = [
-            p.grad.reshape(-1) if p.grad is not None else torch.zeros(p.numel(), device=self._device)
-            for p in self._parameters
-        ]
-        flat = self._comm.all_reduce_sum(torch.cat([*parts, terms.to(parts[0].dtype)]))
-        start = 0
-        for parameter in self._parameters:
-            parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
-        return flat[start:]
+    def _reduce_dense(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The towers' gradients, one after another, and the loss terms, both summed over ranks in one message."""
+        flat = self._comm.all_reduce_sum(self.optimizer.flat_gradients(terms))
+        gradient_P, sums = torch.split(flat, [flat.shape[0] - terms.shape[0], terms.shape[0]])
+        return gradient_P, sums
 
     def _count(self, agreed: GlobalTargets) -> None:
         tables = _item_tables(agreed.ids_T)

@@ -17,7 +17,10 @@ def _weights():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_steps_are_those_of_torchs_adamw_to_the_bit(weight_decay):
     mine, theirs = _weights(), _weights()
-    ours, reference = TowerOptimizer(mine, weight_decay), torch.optim.AdamW(theirs, weight_decay=weight_decay)
+    ours, reference = (
+        TowerOptimizer(mine, weight_decay),
+        torch.optim.AdamW(theirs, weight_decay=weight_decay, fused=True),
+    )
     for step in range(6):
         ours.clear_gradients()
         reference.zero_grad()
@@ -39,6 +42,16 @@ def test_steps_are_those_of_torchs_adamw_to_the_bit(weight_decay):
                 assert torch.equal(ours.state[one][name], value)
                 assert ours.state[one][name].dtype == value.dtype
     assert {int(state["step"]) for state in ours.state.values()} == {6, 3}
+
+
+def test_flat_gradients_are_the_parameters_gradients_and_zeros_where_there_are_none():
+    weights = _weights()
+    optimizer = TowerOptimizer(weights)
+    weights[0].grad, weights[2].grad = torch.ones(3, 4).T.contiguous().T, torch.full((2, 2), 2.0)
+    flat = optimizer.flat_gradients(torch.tensor([7.0]))
+    assert flat.tolist() == [1.0] * 12 + [0.0] * 4 + [2.0] * 4 + [7.0]
+    flat.mul_(3.0)
+    assert [weight.grad.sum().item() for weight in weights] == [36.0, 0.0, 24.0]
 
 
 def test_a_step_of_a_run_does_not_import_torchs_compiler():
