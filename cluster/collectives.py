@@ -51,8 +51,8 @@ class Collectives:
         self._group = group
         self.broken = False
         """Whether a message failed; from then on, the ranks' messages are out of step."""
-        self.gathers_of_a_step = 0
-        """Number of calls that the model makes in a step, once all ranks know it; it depends on the settings."""
+        self.gathers_of_a_step: dict[int, int] = {}
+        """Number of calls that the model makes in a step of each kind, once all ranks know it."""
         self._room: dict[str, int] = {}
         self._room_bytes: dict[str, int] = {}
 
@@ -223,10 +223,15 @@ class CrossRankGather:
     Calls are chained by a token, so that their backward collectives run in reverse order on every rank, even if a
     rank's part of the batch is empty and its loss depends on nothing. `close(loss)` connects the chain to the loss;
     otherwise a rank could skip a collective in which the others wait.
+
+    Args:
+        collectives: the ranks.
+        device: of the tensors.
+        kind: of the step; the model makes the same calls in every step of a kind.
     """
 
-    def __init__(self, collectives: Collectives, device: torch.device) -> None:
-        self._collectives, self._device = collectives, device
+    def __init__(self, collectives: Collectives, device: torch.device, kind: int = 0) -> None:
+        self._collectives, self._device, self._kind = collectives, device, kind
         if collectives.world > 1:
             self._token = torch.zeros((), device=device, requires_grad=True)
         self._calls = 0
@@ -253,16 +258,16 @@ class CrossRankGather:
         if self._collectives.world == 1:
             return loss
         if not self.complete:
-            # Only in the first step; after that, all ranks know that the backward pass comes next.
+            # Only in the first step of a kind; after that, all ranks know that the backward pass comes next.
             calls = self._calls
             self._collectives.gather_rows(torch.empty(0, device=self._device), self._next_slot())
-            self._collectives.gathers_of_a_step = calls
+            self._collectives.gathers_of_a_step[self._kind] = calls
         return loss + 0.0 * self._token
 
     @property
     def complete(self) -> bool:
         """Whether all ranks continue with the backward pass without another message."""
-        return 0 < self._collectives.gathers_of_a_step == self._calls
+        return self._collectives.gathers_of_a_step.get(self._kind) == self._calls
 
     def decline(self) -> None:
         """Collective. Called instead of the next call, or of `close`, by a rank that has failed and is not `complete`.
@@ -290,8 +295,8 @@ class CrossRankGather:
         return self._collectives.all_reduce_sum(gradient)
 
     def _next_slot(self) -> str:
-        # The model makes the same calls in every step, so a call's position identifies it.
-        slot, self._calls = f"model {self._calls}", self._calls + 1
+        # The calls' sizes are similar in every step of a kind, so a call's position identifies it.
+        slot, self._calls = f"model {self._kind} {self._calls}", self._calls + 1
         return slot
 
 

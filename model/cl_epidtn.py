@@ -70,6 +70,8 @@ class TrainingPass(StepPlan):
     """int64, raw ids."""
     has_negative_S: Tensor | None
     """bool, whether the user has explicit negatives; None if no user has any."""
+    losses: ContrastiveLosses
+    """Those that this step takes."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,6 @@ class CLEPIDTN(TwoTower):
             # G_u and G_i of Eqs. 4 and 5: training only, never exported.
             self.mimic_user_head = nn.Linear(config.augmented_dim, config.dim)
             self.mimic_item_head = nn.Linear(config.augmented_dim, config.dim)
-        self.contrastive = ContrastiveLosses(config)
         self.initialise()
 
     def encode_queries(self, rows_UD: Tensor, queries: QueryInputs) -> QueryEncoding:
@@ -122,7 +123,7 @@ class CLEPIDTN(TwoTower):
     def _plan(
         self, queries: QueryInputs, items: ItemInputs, key: RandomKey, input_mask_ratio: float
     ) -> TrainingPass:
-        losses = self.contrastive
+        losses = ContrastiveLosses(self.config, key.step)
         anchor_S, event_S = queries.anchor_sequence_S, queries.anchor_event_S
         if losses.attribute_weight == 0:
             event_S = event_S[:0]
@@ -131,7 +132,9 @@ class CLEPIDTN(TwoTower):
             chosen_T = chosen_T[:0]
         elif self.config.contrastive_items == "candidates":
             chosen_T = torch.arange(items.id_C.shape[0])
-        rows, reads, has_negative_S = self._sequences(queries, key, input_mask_ratio)
+        rows, reads, has_negative_S = self._sequences(
+            queries, key, input_mask_ratio, with_views=losses.sequence_weight > 0
+        )
         field_row_EF = self.user_tower.attributes.field_rows(queries)
         users = attribute_draws(key, queries.user_E[event_S], field_row_EF.shape[1], self.config)
         targets = item_draws(key, items.id_C[chosen_T], self.config)
@@ -147,19 +150,20 @@ class CLEPIDTN(TwoTower):
             group_S=queries.group_E[queries.anchor_event_S],
             item_T=items.id_C[chosen_T],
             has_negative_S=has_negative_S,
+            losses=losses,
         )
 
     def _sequences(
-        self, queries: QueryInputs, key: RandomKey, input_mask_ratio: float
+        self, queries: QueryInputs, key: RandomKey, input_mask_ratio: float, *, with_views: bool
     ) -> tuple[TokenRows, Reads, Tensor | None]:
         """The sequence encoder's input for one pass, the reads of it, and which users have explicit negatives."""
         config, main = self.config, queries.history
         mask_token = queries.item_row_I.shape[0]
         hidden = [input_mask(key, queries, input_mask_ratio)]
-        if self.contrastive.sequence_weight > 0:
+        if with_views:
             hidden += sequence_masks(key, queries, config.sequence_mask_ratio)
         parts = [replace(main, token_RL=main.token_RL.masked_fill(h, mask_token)) for h in hidden]
-        if self.contrastive.sequence_weight == 0:
+        if not with_views:
             return parts[0], queries.reads, None
         anchor_S, sequences = queries.anchor_sequence_S, main.length_N.shape[0]
         sequence = [queries.sequence_E, *(anchor_S + (1 + view) * sequences for view in VIEWS)]
@@ -197,7 +201,7 @@ class CLEPIDTN(TwoTower):
         main = self._main(self.scores(encoded.query.vectors_ED, item_MD), queries, targets)
         zero = rows_UD.new_zeros(())
         mimics = self._mimic(encoded.query, item_MD, augmented_MA, queries, targets, zero)
-        contrastive = self.contrastive.losses(encoded.views, gather, zero)
+        contrastive = plan.losses.losses(encoded.views, gather, zero)
         return self._terms(rows_UD, main, *mimics, *contrastive)
 
     def encode_step(
@@ -221,7 +225,7 @@ class CLEPIDTN(TwoTower):
 
         item_ID = user.history.item_vectors(rows_UD, queries)
         read_Q2D = user.history.read(item_ID, plan.rows, plan.reads)
-        losses, has_negative_S = self.contrastive, plan.has_negative_S
+        losses, has_negative_S = plan.losses, plan.has_negative_S
         anchors = plan.user_S.shape[0] if losses.sequence_weight > 0 else 0
         parts = [anchors] * (len(VIEWS) + int(has_negative_S is not None))
         history_E2D, *sequence_views = torch.split(read_Q2D, [events, *parts])

@@ -89,6 +89,11 @@ class ModelConfig:
     contrastive_weight: float = setting(
         0.02, "α: weight of the contrastive losses (Eq. 20; 0 = off).", at_least=0
     )
+    contrastive_every: int = setting(
+        1,
+        "Steps for one that takes the contrastive losses, with this many times their weight (1 = every step).",
+        at_least=1,
+    )
     contrastive_sequence_weight: float = setting(
         1.0, "Weight of the sequence loss (Eq. 22) among the contrastive losses.", at_least=0
     )

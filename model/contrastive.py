@@ -106,11 +106,18 @@ def _token_uniform(key: RandomKey, salt: int, queries: QueryInputs) -> Tensor:
 
 
 class ContrastiveLosses:
-    """The three weighted terms of Eq. 20 (Eqs. 21–24), each with negatives from all ranks."""
+    """The three weighted terms of Eq. 20 (Eqs. 21–24), each with negatives from all ranks.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: weights and temperature.
+        step: one in `contrastive_every` takes the losses, for the others too.
+    """
+
+    def __init__(self, config: ModelConfig, step: int) -> None:
         self._config = config
-        alpha = config.contrastive_weight
+        alpha = config.contrastive_weight * config.contrastive_every
+        if step % config.contrastive_every:
+            alpha = 0.0
         self.sequence_weight = alpha * config.contrastive_sequence_weight
         self.attribute_weight = alpha * config.contrastive_attribute_weight
         self.item_weight = alpha * config.contrastive_item_weight

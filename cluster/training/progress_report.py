@@ -93,7 +93,7 @@ class ProgressReporter:
         """Record one optimizer step."""
         now = time.monotonic()
         self._first_step_s = self._first_step_s if self._first_step_s is not None else now
-        self._losses = losses
+        self._losses = {**self._losses, **losses}  # a step need not take the contrastive ones
         self._events += events
         self._steps.append((now, events))
         while self._steps and self._steps[0][0] < now - _RATE_WINDOW_S:

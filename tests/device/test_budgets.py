@@ -33,7 +33,7 @@ PHASES = {
 
 def _counted(gpu, sample_fraction, quota=16):
     """Counts of one step, and how many of its launches each phase made."""
-    config = config_of("two layers", dropout=0.1)
+    config = config_of("two layers", dropout=0.1, contrastive_every=1)
     config.progressive.sample_fraction = sample_fraction
     run = open_run(config, device=gpu.device)
     train_and_score(run, 3, quota)  # rows, towers and optimizer state are there by then

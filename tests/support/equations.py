@@ -42,6 +42,7 @@ CONFIG = ModelConfig(
     mimic_user_weight=0.7,
     mimic_item_weight=1.4,
     contrastive_weight=0.5,
+    contrastive_every=1,
     contrastive_sequence_weight=0.9,
     contrastive_attribute_weight=1.2,
     contrastive_item_weight=0.6,

@@ -144,7 +144,7 @@ class TrainStep:
         score: Callable[[], object] = lambda: None,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
-        """Forward, backward, exchange gradients, update. Returns every loss term, summed over ranks.
+        """Forward, backward, exchange gradients, update. Returns the loss terms that the step takes, summed over ranks.
 
         Args:
             prepared: the batch.
@@ -230,7 +230,8 @@ class TrainStep:
         meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
         """Forward and backward of all ranks; leaves gradients, or refuses the step."""
-        gather = CrossRankGather(self._comm, self._device)
+        with_views = step % self._config.model.contrastive_every == 0
+        gather = CrossRankGather(self._comm, self._device, kind=int(with_views))
         with together(self._comm, lambda: self._decline(gather)):
             score()
             if not self.model.training:  # iterating over all modules takes as long as a small matrix product
@@ -258,7 +259,11 @@ class TrainStep:
         asked = torch.cat([sums, norm.reshape(1)])
         meanwhile()
         numbers = asked.tolist()
-        losses = dict(zip(names, numbers, strict=False))
+        losses = {
+            name: value
+            for name, value in zip(names, numbers, strict=False)
+            if with_views or not name.startswith("contrastive")
+        }
         if not all(map(math.isfinite, numbers)):
             said = ", ".join(
                 f"{name} {value:g}" for name, value in losses.items() if not math.isfinite(value)

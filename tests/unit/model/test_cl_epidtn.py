@@ -97,7 +97,7 @@ def test_the_ranks_losses_and_gradients_add_up_to_those_of_one_process(config, r
     items, total = _candidates(runs), sum(run.weight * len(run.targets) for run in runs)
     model = _model(config)
     whole = [step_of(runs, items, items, total, config)]
-    expected = _losses_of_ranks(model, whole, 17)[0]
+    expected = _losses_of_ranks(model, whole, 18)[0]
     expected.total.backward()
     want = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -107,7 +107,7 @@ def test_the_ranks_losses_and_gradients_add_up_to_those_of_one_process(config, r
     order = [item for part in owned for item in part]
     shares = [runs[:4], [], runs[4:]]
     split = [step_of(r, o, order, total, config) for r, o in zip(shares, owned, strict=True)]
-    terms = _losses_of_ranks(model, split, 17)
+    terms = _losses_of_ranks(model, split, 18)
     for name, value in expected.detached().items():
         assert float(sum(t.detached()[name] for t in terms)) == pytest.approx(
             float(value), rel=1e-5, abs=1e-6
@@ -138,7 +138,7 @@ def test_the_views_change_with_the_step_and_the_seed_and_with_nothing_else(confi
     arguments = step_of(runs, items, items, 9.0, config).arguments()
     base = model(*arguments, seed=1, step=2)
     assert torch.equal(model(*arguments, seed=1, step=2).total, base.total)
-    for other in (model(*arguments, seed=1, step=3), model(*arguments, seed=2, step=2)):
+    for other in (model(*arguments, seed=1, step=4), model(*arguments, seed=2, step=2)):
         for name in ("main", "contrastive_sequence", "contrastive_attribute", "contrastive_item"):
             assert not torch.equal(getattr(other, name), getattr(base, name))
 
@@ -333,3 +333,19 @@ def test_candidates_that_do_not_match_the_targets_are_refused(config, runs_of, s
     step = step_of(runs, items[:-1], items, 9.0, config)
     with pytest.raises(ValueError, match="encoded"):
         _model(config)(*step.arguments())
+
+
+def test_one_step_in_k_takes_the_contrastive_losses_at_k_times_their_weight(config, runs_of, step_of):
+    runs = runs_of(1, 9, config.history_length)
+    items, total = _candidates(runs), sum(run.weight * len(run.targets) for run in runs)
+    arguments = step_of(runs, items, items, total, config).arguments()
+    every, third = (_model(replace(config, contrastive_every=k)).eval() for k in (1, 3))
+    for step in range(4):
+        base, terms = (model(*arguments, seed=1, step=step).detached() for model in (every, third))
+        factor = 0.0 if step % 3 else 3.0
+        for name, value in base.items():
+            if name.startswith("contrastive"):
+                assert float(value) > 0
+                assert float(terms[name]) == pytest.approx(factor * float(value), rel=1e-5)
+            elif name != "total":
+                assert torch.equal(terms[name], value)
