@@ -56,6 +56,7 @@ from tests.benchmarks.support.synthetic import Population
 
 REQUIRED_P50_S, REQUIRED_P99_S = 1.0, 2.0
 _LOOK_EVERY_S = 0.1
+_NOTE_EVERY_S = 0.005
 _PROBE_EVERY_S = 1.0
 _SEND_EVERY_S = 0.2
 _FIRST_VERSION_S = 900.0
@@ -109,6 +110,7 @@ def measure(stream: StreamConfig, storage: Path, load: Load) -> dict[str, Any]:
         with server.follows():
             probes = _probe(stream, load, server)
         progress = read_progress(storage) or {}
+    server.close()
     return _result(probes, server, progress)
 
 
@@ -145,11 +147,11 @@ class Server:
 
     def __init__(self, config: FreshetConfig, known: int) -> None:
         self.versions: list[str] = []
-        self.deltas = 0
+        self.served_by: dict[int, str] = {}
         self.load_s: list[float] = []
         self.advance_s: list[float] = []
         self._config, self._known = config, known
-        self._follower = VersionFollower(version_store(config), self._load, _Held.advance)
+        self._follower = VersionFollower(version_store(config), self._load, self._advance)
         self._served_at: dict[int, float] = {}
         self._lost: dict[int, float] = {}
         self.lost_s: list[float] = []
@@ -165,49 +167,54 @@ class Server:
 
     @contextmanager
     def follows(self) -> Iterator[None]:
-        """Looks every 100 ms from a thread while the block runs."""
+        """Follows as a server does, looking every 100 ms, while the block runs."""
         ended = threading.Event()
 
         def work() -> None:
-            while not ended.is_set():
-                before, started = self._place, time.monotonic()
-                self._follower.refresh()
-                if self._place != before:
-                    same = self._place[0] == before[0]
-                    (self.advance_s if same else self.load_s).append(time.monotonic() - started)
+            seen = self._follower.current
+            while not ended.wait(_NOTE_EVERY_S):
+                if self._follower.current is not seen:
+                    seen = self._follower.current
                     self._note()
-                ended.wait(_LOOK_EVERY_S)
 
         thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        with self._follower.following(_LOOK_EVERY_S):
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
 
     def served_at(self, item: int) -> float | None:
         """When the item was first servable, seconds since 1970; None so far."""
         return self._served_at.get(item)
 
-    @property
-    def _place(self) -> tuple[str, int]:
-        current = self._follower.current
-        return (current.version.name, current.model.delta) if current is not None else ("", 0)
+    def close(self) -> None:
+        """Release the model."""
+        self._follower.close()
 
     def _load(self, version: Version) -> Iterator[_Held]:
+        started = time.monotonic()
         for model in ServedModel.load(version, self._config.stream):
+            self.load_s.append(time.monotonic() - started)
             ids = model.items.item_ids
             yield _Held(version, model, frozenset(ids[ids > self._known].tolist()), self._known)
+
+    def _advance(self, held: _Held, delta: Delta) -> _Held:
+        started = time.monotonic()
+        advanced = held.advance(delta)
+        self.advance_s.append(time.monotonic() - started)
+        return advanced
 
     def _note(self) -> None:
         current, now = self._follower.current, time.time()
         assert current is not None
         if current.version.name not in self.versions:
             self.versions.append(current.version.name)
-        self.deltas += current.model.delta > 0
         for item in current.new - self._served_at.keys():
             self._served_at[item] = now
+            self.served_by[item] = f"{current.version.name} d{current.model.delta}"
         for item in self._served_at.keys() - current.new - self._lost.keys():
             self._lost[item] = now
         for item in [item for item in self._lost if item in current.new]:
@@ -234,8 +241,7 @@ class _Probes:
     """When the first event of each new item was appended, and what came of it."""
 
     appended_s: dict[int, float] = field(default_factory=dict)
-    fresh_s: list[float] = field(default_factory=list)
-    missing: int = 0
+    fresh_s: dict[int, float] = field(default_factory=dict)
 
 
 def _probe(stream: StreamConfig, load: Load, server: Server) -> _Probes:
@@ -261,10 +267,8 @@ def _probe(stream: StreamConfig, load: Load, server: Server) -> _Probes:
         time.sleep(_LOOK_EVERY_S)
     for item, appended in probes.appended_s.items():
         served = server.served_at(item)
-        if served is None:
-            probes.missing += 1
-        else:
-            probes.fresh_s.append(served - appended)
+        if served is not None:
+            probes.fresh_s[item] = served - appended
     return probes
 
 
@@ -312,20 +316,31 @@ def _train(config: FreshetConfig) -> None:
 
 
 def _result(probes: _Probes, server: Server, progress: dict[str, Any]) -> dict[str, Any]:
-    fresh_s = np.array(probes.fresh_s or [np.inf])
+    fresh_s = np.array(list(probes.fresh_s.values()) or [np.inf])
     p50, p99 = (float(np.percentile(fresh_s, share)) for share in (50, 99))
+    missing = len(probes.appended_s) - len(probes.fresh_s)
+    first_s = min(probes.appended_s.values(), default=0.0)
+    worst = sorted(probes.fresh_s, key=lambda item: -probes.fresh_s[item])[:8]
     return {
         "name": "freshness",
         "baseline": "none: a time",
         "new_items": len(probes.appended_s),
-        "never_servable": probes.missing,
-        "freshness_s": {"p50": p50, "p99": p99, "max": float(fresh_s.max())},
+        "never_servable": missing,
+        "freshness_s": {"min": float(fresh_s.min()), "p50": p50, "p99": p99, "max": float(fresh_s.max())},
+        "worst": [
+            {
+                "appended_at_s": round(probes.appended_s[item] - first_s, 1),
+                "fresh_s": round(probes.fresh_s[item], 2),
+                "by": server.served_by[item],
+            }
+            for item in worst
+        ],
         "lost_s": {"items": len(server.lost_s), "max": max(server.lost_s, default=0.0)},
         "required": {"p50_s": REQUIRED_P50_S, "p99_s": REQUIRED_P99_S},
-        "passed": probes.missing == 0 and p50 <= REQUIRED_P50_S and p99 <= REQUIRED_P99_S,
+        "passed": missing == 0 and p50 <= REQUIRED_P50_S and p99 <= REQUIRED_P99_S,
         "server": {
             "versions": len(server.versions),
-            "deltas": server.deltas,
+            "deltas": len(server.advance_s),
             "load_s": [round(s, 2) for s in server.load_s],
             "advance_ms_p50": 1e3 * float(np.median(server.advance_s or [0.0])),
         },
