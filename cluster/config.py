@@ -12,7 +12,7 @@ from model.config import ModelConfig, Precision
 from model.setting import require_declared, setting
 from retrieval.config import IndexConfig
 from streaming.config import StreamConfig
-from streaming.local_broker.broker import BrokerConfig
+from streaming.local_broker.config import BrokerConfig
 
 _WORKERS = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
 

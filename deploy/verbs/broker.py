@@ -17,7 +17,7 @@ from deploy.command.terminal import say
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
-    from streaming.local_broker.broker import BrokerConfig
+    from streaming.local_broker.config import BrokerConfig
 
 POLL_S = 0.5
 

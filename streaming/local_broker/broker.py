@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -21,6 +20,7 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from streaming.kafka.clients import open_client
+from streaming.local_broker.config import BrokerConfig
 from streaming.local_broker.jars import Progress, kafka_class_path
 from streaming.local_broker.process import (
     StorageError,
@@ -29,7 +29,6 @@ from streaming.local_broker.process import (
     last_telling_lines,
     write_settings,
 )
-from streaming.setting import require_declared, setting
 
 HOST = "127.0.0.1"
 READY_POLL_S = 0.05
@@ -43,21 +42,6 @@ class BrokerStartError(RuntimeError):
 
 class BrokerPortInUse(BrokerStartError):
     """Another process listens on the local Kafka's port."""
-
-
-@dataclass
-class BrokerConfig:
-    """The local Kafka of `freshet broker`, the demo and the tests."""
-
-    data_dir: str = setting(
-        "runs/broker", "Folder for the topics' logs and the broker's own log; created if it is missing."
-    )
-    port: int = setting(9092, "TCP port on 127.0.0.1 (0 = any free port).", at_least=0, at_most=65535)
-    heap_mib: int = setting(512, "Size of the Java heap in MiB.", at_least=128)
-    start_timeout_s: float = setting(60.0, "Maximum time to wait for the broker's first answer.", above=0)
-
-    def __post_init__(self) -> None:
-        require_declared("broker", self)
 
 
 class LocalBroker:

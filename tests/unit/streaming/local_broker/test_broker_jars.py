@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from streaming.local_broker import jars as broker_jars
-from streaming.local_broker.broker import BrokerConfig, BrokerStartError, LocalBroker
+from streaming.local_broker.broker import BrokerStartError, LocalBroker
+from streaming.local_broker.config import BrokerConfig
 from streaming.local_broker.jars import BrokerFetchError, Jar, cache_root, kafka_class_path, locked_jars
 
 
