@@ -76,6 +76,11 @@ class Load:
     dim: int = 64
     partitions: int = 2
 
+    @property
+    def at_once(self) -> int:
+        """Events that are sent together."""
+        return max(1, round(self.rate * _SEND_EVERY_S))
+
 
 def main() -> int:
     parser = benchmark_parser(__doc__)
@@ -105,9 +110,12 @@ def measure(stream: StreamConfig, storage: Path, load: Load) -> dict[str, Any]:
     create_topics(stream, load.partitions)
     publish_catalogue(stream, _items(load.items), None)
     server = Server(config, load.items)
-    with _trainer(config), _stream(stream, load):
+    events = Population(items=load.items, users=load.users).events(200 * load.at_once)
+    with _trainer(config):
+        with EventProducer(stream) as producer:
+            producer.send(events.slice(0, load.at_once))  # a version needs a step
         server.wait_for_version()
-        with server.follows():
+        with _stream(stream, load, events), server.follows():
             probes = _probe(stream, load, server)
         progress = read_progress(storage) or {}
     server.close()
@@ -273,11 +281,9 @@ def _probe(stream: StreamConfig, load: Load, server: Server) -> _Probes:
 
 
 @contextmanager
-def _stream(stream: StreamConfig, load: Load) -> Iterator[None]:
+def _stream(stream: StreamConfig, load: Load, events: pa.RecordBatch) -> Iterator[None]:
     """Events of known items at a steady rate while the block runs."""
-    ended = threading.Event()
-    at_once = max(1, round(load.rate * _SEND_EVERY_S))
-    events = Population(items=load.items, users=load.users).events(200 * at_once)
+    ended, at_once = threading.Event(), load.at_once
 
     def work() -> None:
         with EventProducer(stream) as producer:
