@@ -59,7 +59,7 @@ class Recommender:
 
     It follows new versions and deltas by `refresh`, or from a thread inside `with recommender.following():`. Each
     request is answered from the state that was in memory when it began. Histories are read once, from the newest
-    checkpoint; that of a user whom a delta deletes is no longer used.
+    checkpoint; that of a user whom a delta deletes is no longer used, and neither is a deleted item in any of them.
     `close`, or the end of its block, stops threads that follow and releases the version.
 
     Args:
@@ -189,7 +189,8 @@ class Recommender:
     def _past(self, model: ServedModel, user: Int64Array) -> Int64Array:
         if model.catalogue.is_deleted_user(user)[0]:
             return np.zeros(0, np.int64)
-        return self._users.last(user, self._config.stream.seen_length)[0]
+        past = self._users.last(user, self._config.stream.seen_length)[0]
+        return past[~model.catalogue.is_deleted(past)]
 
     def _encode(self, model: ServedModel, user: Int64Array, past: Int64Array) -> npt.NDArray[np.float32]:
         width = self._config.stream.history_length

@@ -78,6 +78,19 @@ def test_a_deleted_user_is_unknown_from_the_next_delta_on_and_others_are_not(con
         assert recommender.answer(other, k=5).items == wanted
 
 
+def test_a_deleted_item_is_gone_from_the_histories_too(config, published):
+    _, store, version = published
+    with Recommender(config) as recommender:
+        user = int(recommender.user_ids()[0])
+        past = recommender._past(recommender.model, np.array([user])).tolist()
+        titles = recommender.history_titles(user, len(past))
+        gone = past[-1]
+        commit_delta(store, version, changes_of(DIM, items=[(gone, None)]), deleted=[gone])
+        recommender.refresh()
+        after = recommender.history_titles(user, len(past))
+        assert after == [title for title in titles if title != f"item {gone}"] != titles
+
+
 def test_changed_rows_move_the_query_and_the_request_in_progress_keeps_its_model(config, published):
     _, store, version = published
     with Recommender(config) as recommender:
