@@ -59,7 +59,7 @@ class Delta(CommittedSet):
         """
         try:
             slices = [one for name in self.files("items-") for one in Part(self.file(name)).slices()]
-        except IndexInputError as error:
+        except (IndexInputError, pa.ArrowInvalid) as error:
             raise self.damaged(str(error)) from error
         widths = sorted({vectors.shape[1] for _, vectors in slices})
         if len(widths) > 1:

@@ -213,6 +213,19 @@ def test_vectors_of_two_widths_are_damage(chain):
         chain.commit(folder, {}).items()
 
 
+@pytest.mark.parametrize("cut", [8, 600])
+@pytest.mark.parametrize("name", ["items-0000.arrow", "deleted-0000.arrow"])
+def test_a_file_that_was_committed_cut_off_is_damage(chain, name, cut):
+    """Its checksum matches; what it holds cannot be read."""
+    folder = chain.begin()
+    write_items(folder.path, 0, np.arange(500), np.ones((500, 2), np.float32), np.arange(500, 1000))
+    (folder.path / name).write_bytes((folder.path / name).read_bytes()[:-cut])
+    delta = chain.commit(folder, {})
+    read = delta.items if name.startswith("items") else delta.deleted
+    with pytest.raises(DeltaError, match="d00000001"):
+        read()
+
+
 def test_a_commit_takes_less_than_20_ms(chain):
     append(chain, [1])
     seconds = []
