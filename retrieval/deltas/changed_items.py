@@ -6,6 +6,7 @@ Shape letters: N items, Q queries, K results, F fetched results, D columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ class ChangedItems:
             _NONE,
         )
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Items."""
         return self.index.size - self.superseded.size + self.new.size
@@ -131,8 +132,9 @@ class ChangedItems:
             return self._search_beside(query_QD, k, nprobe)
         rows, scores = self.lists.search(query_QD, k, max(1, min(nprobe, self.index.nlist)))
         ids = self.ids.take(rows, mode="clip")
-        of_deltas = rows >= self.index.size
-        ids[of_deltas] = self.more_ids[rows[of_deltas] - self.index.size]
+        if self.more_ids.shape[0]:
+            beyond = rows - self.index.size
+            ids = np.where(beyond >= 0, self.more_ids.take(beyond, mode="clip"), ids)
         if scores[:, -1].min(initial=0) == NOTHING_FOUND:
             ids[scores == NOTHING_FOUND] = -1
         return ids, scores
