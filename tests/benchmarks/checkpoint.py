@@ -1,6 +1,6 @@
 """A delta checkpoint against a full one, and training with a checkpoint every 30 s against training without.
 
-    python tests/benchmarks/checkpoint.py [--json FILE] [--runs N] [--rows N] [--share S] [--every S] [--windows N]
+    python tests/benchmarks/checkpoint.py [--json FILE] [--runs N] [--rows N] [--share S] [--every S] [--windows N] …
 
 One rank in memory, dim 64, row-wise Adam. First, alternately: rows are touched and a delta is committed; then a full
 one is; each with its bytes, its time from begin to commit, and how long it held up training. Then windows of as many
@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from cluster.checkpoints.checkpoint import CheckpointStore
@@ -28,6 +30,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.training.state.run import TrainingRun
 from cluster.training.state.worker_state import checkpointer_of
+from cluster.training.steps.guarded_step import GuardedStep
 from model.config import ModelConfig
 from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
@@ -39,7 +42,7 @@ from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned
 
 MOST_BYTES, MOST_TIME, LEAST_THROUGHPUT, MOST_STALL = 0.10, 0.10, 0.97, 0.10
 PARTITIONS, BATCH = 4, 256
-POPULATION = Population(users=2_000, items=50_000)
+POPULATION, EVENTS = Population(users=2_000, items=50_000), 300_000
 
 
 def main() -> int:
@@ -49,20 +52,23 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.05, help="of the rows that a delta has")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between checkpoints")
     parser.add_argument("--windows", type=int, default=5, help="pairs of windows; 0 = none")
+    parser.add_argument("--validation", action="store_true", help="windows with progressive validation")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = big_run(arguments.rows)
-        store = CheckpointStore(folder, keep=1)
-        checkpointer = checkpointer_of(run, store, Collectives())
-        sizes = deltas_and_fulls(run, checkpointer, arguments.runs, arguments.share)
-        paces = windows(run, checkpointer, arguments.windows, arguments.every) if arguments.windows else {}
-        checkpointer.close()
+        found = measure(
+            Path(folder),
+            rows=arguments.rows,
+            runs=arguments.runs,
+            share=arguments.share,
+            every=arguments.every,
+            pairs=arguments.windows,
+            validation=arguments.validation,
+        )
     result = {
         "name": "checkpoint",
         "baseline": "a full checkpoint; training without checkpoints",
-        **sizes,
-        **paces,
+        **found,
         "required": {
             "bytes_ratio": MOST_BYTES,
             "time_ratio": MOST_TIME,
@@ -74,6 +80,19 @@ def main() -> int:
     }
     result["passed"] = passed(result)
     return finish(result, arguments.json)
+
+
+def measure(
+    folder: Path, *, rows: int, runs: int, share: float, every: float, pairs: int, validation: bool
+) -> dict[str, Any]:
+    """All ratios; arguments as on the command line."""
+    run = big_run(rows, validation=validation)
+    checkpointer = checkpointer_of(run, CheckpointStore(folder, keep=1), Collectives())
+    try:
+        sizes = deltas_and_fulls(run, checkpointer, runs, share)
+        return {**sizes, **(windows(run, checkpointer, pairs, every) if pairs else {})}
+    finally:
+        checkpointer.close()
 
 
 def passed(result: dict[str, Any]) -> bool:
@@ -90,13 +109,13 @@ def passed(result: dict[str, Any]) -> bool:
     )
 
 
-def big_run(rows: int) -> TrainingRun:
+def big_run(rows: int, *, validation: bool = False) -> TrainingRun:
     """A run whose table has so many rows, with state as after some training."""
     config = FreshetConfig(
         stream=StreamConfig(seen_length=50),
         model=ModelConfig(dim=64),
         train=TrainConfig(batch_events=BATCH, checkpoint_full_every=1000, checkpoint_full_share=1000.0),
-        progressive=ProgressiveConfig(sample_fraction=0.0),
+        progressive=ProgressiveConfig() if validation else ProgressiveConfig(sample_fraction=0.0),
         device="cpu",
     )
     run = TrainingRun.create(config, list(range(PARTITIONS)), Collectives(), torch.device("cpu"))
@@ -110,12 +129,14 @@ def big_run(rows: int) -> TrainingRun:
 
 
 def _open_stream(run: TrainingRun) -> None:
-    source = MemorySource(_LOG, run.partitions)
+    source = MemorySource(_log(), run.partitions)
     stream = (run.config.stream, source, run.users, run.catalogue, NoDeadLetters(), run.stream.admission)
     run._opened = (source, Batcher(*stream), None)
 
 
-_LOG = partitioned_log(POPULATION.events(300_000), PARTITIONS)
+@cache
+def _log() -> dict[int, pa.RecordBatch]:
+    return partitioned_log(POPULATION.events(EVENTS), PARTITIONS)
 
 
 def deltas_and_fulls(run: TrainingRun, checkpointer: Checkpointer, runs: int, share: float) -> dict[str, Any]:
@@ -195,6 +216,7 @@ def windows(run: TrainingRun, checkpointer: Checkpointer, pairs: int, every_s: f
 
 def _window(run: TrainingRun, checkpointer: Checkpointer | None, steps: int) -> Any:
     _open_stream(run)
+    guarded = GuardedStep(run.train_step, Collectives(), torch.device("cpu"), run.progressive)
     examples = 0
     clock = Clock()
     for step in range(steps):
@@ -205,10 +227,9 @@ def _window(run: TrainingRun, checkpointer: Checkpointer | None, steps: int) -> 
                 checkpointer.advance()
             checkpointer.copy_some()
         batch = run.batcher.next_batch(BATCH // PARTITIONS)
-        prepared = run.train_step.prepare(batch, run.step)
-        run.train_step.train(prepared, run.step)
-        run.ledger.add_batch(batch)
-        examples += prepared.global_targets.events
+        outcome = guarded.train(batch, run.step)
+        run.ledger.add_batch(outcome.trained)
+        examples += outcome.events
         run.step += 1
     timing = clock.read(examples)
     if checkpointer is not None and not checkpointer.idle:

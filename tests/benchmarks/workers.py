@@ -3,8 +3,8 @@
     python tests/benchmarks/workers.py [--json FILE] [--runs N] [--steps N] [--batch-events N] …
 
 Real processes with a gloo group (as Ray Train would set it up, but without Ray) and a real Kafka; runs alternate. Each
-run is the whole worker loop without checkpoints, publishing and validation. The ratio is examples per second.
-By CPU, it is examples per CPU second of the busiest worker: what two free cores would give if nobody waited.
+run is the whole worker loop without checkpoints, publishing, and, without `--validation`, validation. The ratio is
+examples per CPU second of the busiest worker: what two free cores would give if nobody waited.
 """
 
 import os
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -33,21 +34,24 @@ from tests.benchmarks.support.window import (
 )
 from tests.support.ranks import run_on_ranks
 
-REQUIRED_RATIO = 1.5
+REQUIRED_RATIO = 1.8
 
 
 def main() -> int:
     parser = benchmark_parser(__doc__)
     add_window_options(parser, runs=3, steps=20, batch_events=1024)
     arguments = parser.parse_args()
-    result = measure(*window_of(arguments), arguments.runs)
+    with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "kafka") as broker:
+        stream = StreamConfig(bootstrap_servers=broker.bootstrap_servers)
+        result = measure(stream, *window_of(arguments), arguments.runs)
     return finish(result, arguments.json)
 
 
-def measure(population: Population, window: Window, model: ModelConfig, runs: int) -> dict[str, object]:
-    """Alternating runs of one and of two workers against a broker of their own."""
-    with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "kafka") as broker:
-        stream = StreamConfig(bootstrap_servers=broker.bootstrap_servers)
+def measure(
+    stream: StreamConfig, population: Population, window: Window, model: ModelConfig, runs: int
+) -> dict[str, Any]:
+    """Alternating runs of one and of two workers on topics that do not exist yet."""
+    with tempfile.TemporaryDirectory() as folder:
         fill_topics(stream, population, window)
         config = benchmark_config(stream, model, window, Path(folder) / "run")
         one, two = [], []
@@ -64,9 +68,7 @@ def run_rank(rank: int, config: FreshetConfig, population: Population, window: W
     return timed_window(replace(config, storage_path=storage), population, window)
 
 
-def report(
-    one: list[list[Timing]], two: list[list[Timing]], settings: dict[str, object]
-) -> dict[str, object]:
+def report(one: list[list[Timing]], two: list[list[Timing]], settings: dict[str, object]) -> dict[str, Any]:
     """Medians and ratios of paired runs; a run's time is that of its slowest worker."""
     one_s, two_s = [max(t.wall_s for t in run) for run in one], [max(t.wall_s for t in run) for run in two]
     one_cpu, two_cpu = [max(t.cpu_s for t in run) for run in one], [max(t.cpu_s for t in run) for run in two]
@@ -75,14 +77,14 @@ def report(
     examples = one[0][0].examples
     if {t.examples for run in one + two for t in run} != {examples}:
         raise RuntimeError("the runs did not train the same number of events")
-    ratio = statistics.median(ratios)
+    ratio = statistics.median(ratios_by_cpu)
     return {
         "name": "workers",
         "baseline": "one worker of one thread",
         "ratio": ratio,
-        "ratios": ratios,
-        "ratio_by_cpu": statistics.median(ratios_by_cpu),
-        "ratios_by_cpu": ratios_by_cpu,
+        "ratios": ratios_by_cpu,
+        "ratio_by_wall": statistics.median(ratios),
+        "ratios_by_wall": ratios,
         "required": REQUIRED_RATIO,
         "passed": ratio >= REQUIRED_RATIO,
         "examples_per_s": examples / statistics.median(two_s),

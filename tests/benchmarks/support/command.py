@@ -27,6 +27,8 @@ def add_window_options(parser: argparse.ArgumentParser, runs: int, steps: int, b
     parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch-events", type=int, default=batch_events)
+    parser.add_argument("--prefill", type=int, default=Window.prefill, help="events that only fill histories")
+    parser.add_argument("--validation", action="store_true", help="with progressive validation")
     parser.add_argument("--dim", type=int, default=ModelConfig.dim)
     parser.add_argument("--layers", type=int, default=ModelConfig.layers)
     parser.add_argument(
@@ -38,7 +40,12 @@ def window_of(arguments: argparse.Namespace) -> tuple[Population, Window, ModelC
     """What `add_window_options` asked for."""
     return (
         Population(burst=arguments.burst),
-        Window(steps=arguments.steps, batch_events=arguments.batch_events),
+        Window(
+            prefill=arguments.prefill,
+            steps=arguments.steps,
+            batch_events=arguments.batch_events,
+            validation=arguments.validation,
+        ),
         ModelConfig(dim=arguments.dim, layers=arguments.layers),
     )
 

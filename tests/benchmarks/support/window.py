@@ -39,6 +39,7 @@ class Window:
         steps: steps under the clock.
         batch_events: events of a step, all ranks together.
         partitions: of the topic.
+        validation: whether a share of the events is scored before it is trained on, as by default in `freshet train`.
     """
 
     prefill: int = 60_000
@@ -46,6 +47,7 @@ class Window:
     steps: int = 30
     batch_events: int = 256
     partitions: int = 4
+    validation: bool = False
 
     @property
     def events(self) -> int:
@@ -112,7 +114,7 @@ def cpus_of_others(run: Sequence[Timing]) -> float:
 def benchmark_config(
     stream: StreamConfig, model: ModelConfig, window: Window, storage: Path, workers: int = 1
 ) -> FreshetConfig:
-    """One thread per worker, the topic as it stands, no validation, no checkpoint, no publishing."""
+    """One thread per worker, the topic as it stands, no checkpoint, no publishing."""
     train = TrainConfig(
         workers=workers,
         threads_per_worker=1,
@@ -125,7 +127,7 @@ def benchmark_config(
         stream=stream,
         model=model,
         train=train,
-        progressive=ProgressiveConfig(sample_fraction=0.0),
+        progressive=ProgressiveConfig() if window.validation else ProgressiveConfig(sample_fraction=0.0),
         device="cpu",
         storage_path=str(storage),
     )
