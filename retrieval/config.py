@@ -83,7 +83,7 @@ class IndexConfig:
         at_least=0,
     )
     delta_max_items: int = setting(
-        2_000,
+        500,
         "Maximum number of item vectors in a delta, over all ranks: new items first, then those that moved most. The "
         "others wait.",
         at_least=1,

@@ -69,7 +69,8 @@ def encode_items(
         rows: of the items and their categories.
         items: slices of ids int64 (n,) and categories int64 (n, K), 0 if there are fewer; at most `SLICE_ITEMS` each.
     """
-    model.eval()
+    if model.training:  # setting it costs 2 ms of a delta
+        model.eval()
     device = next(model.parameters()).device
     unit = _PADDED_TO if device.type == "cpu" else SLICE_ITEMS
     for ids, category_CK in items:

@@ -30,6 +30,8 @@ _WRITE_BYTES = 1 << 20
 # Scanning this few items costs no more than choosing lists, and cannot miss any.
 _TOO_FEW_FOR_LISTS = 1000
 _NO_LISTS = np.empty(0, np.int32)
+_ON_CPU = IndexConfig(device="cpu")
+"""Made once: checking settings takes 4 ms."""
 
 
 class IndexInputError(ValueError):
@@ -175,7 +177,7 @@ class IvfIndex:
 
     def assigned(self, vectors_ND: Float32Array) -> Int64Array:
         """The list that each vector belongs to, int64 (N,), as `assign_lists` assigns it."""
-        return assign_lists(np.ascontiguousarray(vectors_ND), self.centroids(), IndexConfig(device="cpu"))
+        return assign_lists(np.ascontiguousarray(vectors_ND), self.centroids(), _ON_CPU)
 
     def beside(self, vectors_ND: Float32Array, assigned_N: Int64Array) -> Any:
         """Vectors float32 (N, D) in lists with the same centroids, as a Faiss index of the CPU for `search_lists`."""
