@@ -10,6 +10,7 @@ from deploy.demo import verb as demo
 from deploy.evaluate import verb as evaluate
 from deploy.verbs import (
     broker,
+    check,
     checkpoint_audit,
     checkpoints,
     data,
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, broker, train, replay, refresh, recommend, status, evaluate, settings):
+for verb in (demo, broker, check, train, replay, refresh, recommend, status, evaluate, settings):
     app.add_typer(verb.app)
 app.add_typer(data.app, name="data")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -13,6 +13,8 @@ from streaming.setting import require_declared, setting
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 LostPosition = Literal["fail", "earliest", "latest"]
 TimeAxis = Literal["broker", "event"]
+PartitionBy = Literal["user", "repartition"]
+MessageFormat = Literal["freshet", "registry", "avro"]
 TimestampUnit = Literal["ms", "s", "us", "ns", "iso8601"]
 SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
 
@@ -41,6 +43,16 @@ class StreamConfig:
         "127.0.0.1:9092", "Kafka brokers: host:port, or several with commas between them."
     )
     interactions_topic: str = setting("interactions", "Topic of the events, partitioned by user.")
+    partition_by: PartitionBy = setting(
+        "user",
+        "user: the interactions topic is keyed by user, in Kafka's default partitioner (murmur2). repartition: a run "
+        "copies stream.repartition_from, of any key, into the interactions topic by user, exactly once, and trains "
+        "from that.",
+    )
+    repartition_from: str = setting(
+        "",
+        "Topic to copy from with stream.partition_by=repartition. The interactions topic is then Freshet's own.",
+    )
     items_topic: str = setting("items", "Compacted topic with the title and categories of each item.")
     users_topic: str = setting("users", "Compacted topic with the attributes of each user.")
     consumer_group: str = setting(
@@ -61,6 +73,20 @@ class StreamConfig:
         "of Arrow and Parquet have their own unit.",
     )
     default_action: str = setting("", "Action of events that have none. Empty: they have none.")
+    message_format: MessageFormat = setting(
+        "freshet",
+        "What messages without the header freshet-encoding are. freshet: JSON. registry: Avro, Protobuf, or JSON with "
+        "a schema's id in front (Confluent's wire format). avro: Avro of stream.schema_file. Of all three topics.",
+    )
+    schema_registry: str = setting("", "Address of the schema registry, for example https://registry:8081.")
+    schema_registry_user: str = setting("", "User name for the schema registry. Empty: no authentication.")
+    schema_registry_password_env: str = setting(
+        "", "Name of the environment variable that holds the registry's password."
+    )
+    schema_registry_cafile: str = setting(
+        "", "PEM file of the authorities trusted for the registry. Empty: those of the system."
+    )
+    schema_file: str = setting("", "Avro schema (.avsc) of all messages, with stream.message_format=avro.")
     item_fields: list[str] = setting(
         [],
         "The same as stream.fields for the items topic: item_id, title, and categories, for example title=name and "
@@ -254,6 +280,19 @@ class StreamConfig:
         for name, known in mapped.items():
             rule = problem_of_paths(getattr(self, name), known)
             self._require(name, not rule, f"must {rule}")
+        for name, form in (("schema_registry", "registry"), ("schema_file", "avro")):
+            needed = self.message_format == form
+            self._require(
+                name, bool(getattr(self, name)) == needed, f"goes together with message_format={form}"
+            )
+        scheme = self.schema_registry.partition("://")[0]
+        ok = not self.schema_registry or scheme in ("http", "https")
+        self._require("schema_registry", ok, "must be an http or https address")
+        copies = self.partition_by == "repartition"
+        rule = "goes together with stream.partition_by=repartition"
+        self._require("repartition_from", bool(self.repartition_from) == copies, rule)
+        other = self.repartition_from != self.interactions_topic
+        self._require("repartition_from", other, "must not be stream.interactions_topic")
         needs_sasl = self.security_protocol.startswith("SASL")
         rule = "goes together with stream.security_protocol=SASL_*"
         self._require("sasl_mechanism", bool(self.sasl_mechanism) == needs_sasl, rule)

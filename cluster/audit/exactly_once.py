@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from cluster.checkpoints.manifest import CheckpointError
+from cluster.checkpoints.parts.id_texts import USERS as USER_TEXTS
+from cluster.checkpoints.parts.id_texts import read_texts
 from cluster.checkpoints.parts.ledger import merged_ledger
 from cluster.checkpoints.parts.stream import saved_stream
 from cluster.checkpoints.parts.users import partitions_in
@@ -28,6 +30,7 @@ from streaming.events.dead_letter import DeadLetter
 from streaming.events.position import Position
 from streaming.events.schema import OFFSET, PARTITION, ROW, USER_ID
 from streaming.events.validation import Decoded
+from streaming.histories.id_texts import IdTexts
 from streaming.kafka.consumer import current_topic_id
 from streaming.sources.backfill import topic_range
 from streaming.sources.kafka_source import KafkaSource, end_offsets, first_offsets
@@ -174,7 +177,8 @@ def used_per_user(config: FreshetConfig, checkpoint_path: str | Path | None = No
     """The number of each user's events of any kind that a checkpoint has used since the last gap of their partition.
 
     Returns:
-        `user_id` int64 (text ids as their hash), ascending, and `events` int64; users without any are left out.
+        `user_id` int64 in ascending order, or texts if any user's id is one, and `events` int64; users without any
+        are left out.
     Raises:
         CheckpointError: there is no checkpoint.
     """
@@ -187,7 +191,9 @@ def used_per_user(config: FreshetConfig, checkpoint_path: str | Path | None = No
     events_U = np.zeros(users_U.shape[0], np.int64)
     np.add.at(events_U, at_R, events_R)
     some = events_U > 0
-    return pa.table({USER_ID: users_U[some], "events": events_U[some]})
+    texts = read_texts(checkpoint.files(USER_TEXTS), IdTexts())
+    given = [str(user) for user in texts.as_given(users_U[some])] if len(texts) else users_U[some]
+    return pa.table({USER_ID: given, "events": events_U[some]})
 
 
 @dataclass

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from streaming.events.faults import FAULTS
+
 Kind = Literal["counter", "gauge", "info"]
 
+_FAULTS = "faults."
 EXACT = "exact: among all items by the model in training"
 SERVED = "served: by the live version, as users got it"
 
@@ -87,6 +90,10 @@ FIGURES: tuple[Figure, ...] = (
         aside=True,
     ),
     _counter("dead_letters", "rows", "Rows sent to the dead-letter topic.", "dead letters"),
+    *(
+        _counter(f"faults.{code}", "rows", f"Of this attempt: {fault.meaning}.")
+        for code, fault in FAULTS.items()
+    ),
     _gauge("lag_messages", "messages", "Messages that have not been read yet.", of=int, summed=True),
     _gauge(
         "lag_events",
@@ -185,6 +192,8 @@ def scalars(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def summed_record(totals: Mapping[str, float]) -> dict[str, int | None]:
+def summed_record(totals: Mapping[str, float]) -> dict[str, Any]:
     """The sums over all ranks for progress.json: whole numbers; null if a rank does not know its share."""
-    return {name: None if totals[name] != totals[name] else round(totals[name]) for name in SUMMED}
+    whole = {name: None if totals[name] != totals[name] else round(totals[name]) for name in SUMMED}
+    faults = {name.removeprefix(_FAULTS): whole.pop(name) for name in SUMMED if name.startswith(_FAULTS)}
+    return {**whole, "faults": faults}

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from cluster.checkpoints.part import Saved
 from cluster.checkpoints.parts.catalogue import CataloguePart
+from cluster.checkpoints.parts.id_texts import ITEMS as ITEM_TEXTS
+from cluster.checkpoints.parts.id_texts import read_texts
 from cluster.checkpoints.parts.rows import frozen_rows
 from cluster.checkpoints.parts.towers import TowerPart
 from cluster.config import FreshetConfig
@@ -156,6 +158,7 @@ class QuerySide:
             return QuerySide.of(saved, model, settings, stream, only)
         catalogue = Catalogue(stream)
         CataloguePart(catalogue).restore(saved)
+        read_texts(saved.files(ITEM_TEXTS), catalogue.texts.items)
         return QuerySide(model, frozen_rows(saved, settings), catalogue, config)
 
 

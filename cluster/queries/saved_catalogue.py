@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.checkpoints.arrays import map_table, write_table
+from cluster.checkpoints.arrays import StoredContent, map_table, write_table
 from cluster.checkpoints.attribute_change import AttributeChange
 from cluster.checkpoints.part import FileHere, Saved
 from cluster.checkpoints.parts.catalogue import ITEMS, USERS
+from cluster.checkpoints.parts.id_texts import ITEMS as ITEM_TEXTS
+from cluster.checkpoints.parts.id_texts import read_texts
 from cluster.tables.buckets import buckets_of, owners_of
 from model.features import ITEM
 from retrieval.storage.durable import naming
@@ -23,6 +25,7 @@ from streaming.catalogue.catalogue import Catalogue, padded
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.config import StreamConfig
 from streaming.events.schema import CATEGORIES, DELETED, ITEM_ID, USER_ID
+from streaming.histories.id_texts import ID, IdTexts
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,14 @@ class SavedCatalogue:
     users: pa.Table
     attributes: AttributeChange
     _files: tuple[FileHere, FileHere]
+    _texts: Sequence[StoredContent] = ()
 
     @staticmethod
     def open(saved: Saved) -> SavedCatalogue:
         """Map the files of a checkpoint."""
         files = saved.own_here(ITEMS), saved.own_here(USERS)
         items, users = (map_table(file.path) for file in files)
-        return SavedCatalogue(items, users, saved.attributes, files)
+        return SavedCatalogue(items, users, saved.attributes, files, saved.files(ITEM_TEXTS))
 
     @property
     def item_count(self) -> int:
@@ -94,6 +98,12 @@ class SavedCatalogue:
             write_table(folder / USERS, self._as_now(self.users))
         else:
             _copy(users.path, folder / USERS)
+        texts = read_texts(self._texts, IdTexts())
+        if tables := list(texts.tables()):
+            living = self.items.filter(pc.invert(self.items[DELETED]))[ITEM_ID].combine_chunks()
+            table = pa.concat_tables(tables)
+            kept = table.filter(pc.is_in(table[ID], value_set=living))
+            write_table(folder / f"{ITEM_TEXTS}{0:05d}.arrow", kept)
 
     def _as_now(self, users: pa.Table) -> pa.Table:
         return self.attributes.of_users(users) if self.attributes.changed else users

@@ -12,18 +12,26 @@ import numpy.typing as npt
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from cluster.checkpoints.hold import holding
+from cluster.checkpoints.parts.id_texts import ITEMS as ITEM_TEXTS
+from cluster.checkpoints.parts.id_texts import USERS as USER_TEXTS
+from cluster.checkpoints.parts.id_texts import read_texts
 from cluster.checkpoints.parts.users import load_users, partitions_in
 from cluster.config import FreshetConfig
 from cluster.queries.query_batch import history_batch
 from cluster.queries.served_model import ServedModel, follow_models
 from retrieval.versions.following import Following
 from streaming.arrays import Int64Array
-from streaming.events.ids import integer_ids
+from streaming.events.ids import read_ids
 from streaming.histories.history import UserStore
+from streaming.histories.id_texts import IdTexts, KnownTexts
 
 
 class NothingToServe(RuntimeError):
     """No version has been published here; the message names the path and what to do."""
+
+
+class UnknownItems(ValueError):
+    """No item of a given history is known; the message names the first ones and the option."""
 
 
 class UnknownUser(ValueError):
@@ -32,9 +40,9 @@ class UnknownUser(ValueError):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item."""
+    """One recommended item; its id as it was put in, a number or a text."""
 
-    item_id: int
+    item_id: int | str
     title: str
     score: float
 
@@ -78,6 +86,7 @@ class Recommender:
         self._config = config
         newest = CheckpointStore(config.checkpoint_location).newest()
         self._users = UserStore(config.stream.history_length, config.stream.seen_length)
+        self._texts = KnownTexts()
         if newest is not None:
             self._load_users(newest)
 
@@ -152,39 +161,64 @@ class Recommender:
             exclude: more item ids that must not be recommended.
         Raises:
             UnknownUser: none was given, and the newest checkpoint has none of the user, or a delta has deleted it.
+            UnknownItems: a history was given, and none of its items is known.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k} (option -k)")
         model = self.model  # the same state for everything below
-        user = integer_ids([user_id if user_id is not None else -1])
-        past = integer_ids(list(history)) if history is not None else self._past(model, user)
+        user = self._user(user_id)
+        past = self._items(history) if history is not None else self._past(model, user)
         if history is None and past.shape[0] == 0:
             raise UnknownUser(
                 f"user {user_id} has no events in {self._config.storage_path}; give --history 1,2,3"
             )
-        unwanted = np.concatenate([past, integer_ids(list(exclude))])
+        if history and not model.catalogue.knows(past).any():
+            raise UnknownItems(
+                f"none of the items {', '.join(map(str, list(history)[:3]))} is known to {model.version.name} in "
+                f"{self._config.storage_path}: --history takes item ids as they are in the events"
+            )
+        unwanted = np.concatenate([past, self._items(exclude)])
         ids, scores = model.search(self._encode(model, user, past), k, exclude=[unwanted])
         found = np.isfinite(scores[0])
         titles = model.catalogue.titles(ids[0][found])
         items = [
-            Recommendation(int(item), title, float(score))
-            for item, title, score in zip(ids[0][found], titles, scores[0][found], strict=True)
+            Recommendation(item, title, float(score))
+            for item, title, score in zip(
+                self._as_given(model, ids[0][found]), titles, scores[0][found], strict=True
+            )
         ]
         return Answer(model.version.name, model.delta, items)
 
     def history_titles(self, user_id: int | str, n: int = 5) -> list[str]:
         """Titles of the user's last n items, newest first."""
         model = self.model
-        return model.catalogue.titles(self._past(model, integer_ids([user_id]))[-n:][::-1])
+        return model.catalogue.titles(self._past(model, self._user(user_id))[-n:][::-1])
 
-    def user_ids(self) -> Int64Array:
-        """Users that the newest checkpoint knows and no delta has deleted, int64 (n,)."""
+    def user_ids(self) -> list[int | str]:
+        """Users that the newest checkpoint knows and no delta has deleted, as they were put in."""
         users = self._users.users()
-        return users[~self.model.catalogue.is_deleted_user(users)]
+        return self._texts.users.as_given(users[~self.model.catalogue.is_deleted_user(users)])
+
+    def _as_given(self, model: ServedModel, item_Q: Int64Array) -> list[int | str]:
+        """Items as they were put in; of what came after the version, the newest checkpoint has the texts."""
+        given = self._texts.items.as_given(item_Q)
+        own = model.catalogue.item_texts(item_Q)
+        return [later if text is None else text for text, later in zip(own, given, strict=True)]
+
+    def _user(self, user_id: int | str | None) -> Int64Array:
+        """int64 (1,): an id without events if there is no user, or if its hash is that of another user's text."""
+        found = _without_clashes([user_id] if user_id is not None else [], self._texts.users)
+        return found if found.shape[0] else np.array([-1], np.int64)
+
+    def _items(self, given: Sequence[int | str]) -> Int64Array:
+        """int64 (n,): items; those whose hash is that of another item's text are left out."""
+        return _without_clashes(given, self._texts.items)
 
     def _load_users(self, checkpoint: Checkpoint) -> None:
         with holding(checkpoint.storage, checkpoint.name, "freshet recommend"):
             load_users(checkpoint, self._users, partitions_in(checkpoint))
+            read_texts(checkpoint.files(USER_TEXTS), self._texts.users)
+            read_texts(checkpoint.files(ITEM_TEXTS), self._texts.items)
 
     def _past(self, model: ServedModel, user: Int64Array) -> Int64Array:
         if model.catalogue.is_deleted_user(user)[0]:
@@ -204,3 +238,10 @@ class Recommender:
             model.catalogue.user_attributes(user),
         )
         return model.encode(batch)
+
+
+def _without_clashes(given: Sequence[int | str], texts: IdTexts) -> Int64Array:
+    read = read_ids(list(given))
+    keep_N = np.ones(read.ids_N.shape[0], np.bool_)
+    keep_N[read.text_at] = ~texts.differs(read.ids_N[read.text_at], read.texts)
+    return read.ids_N[keep_N]

@@ -21,6 +21,7 @@ from cluster.training.control import Report
 from cluster.training.served.validation import ServedValidation
 from cluster.training.state.run import TrainingRun
 from retrieval.versions.store import VersionStore
+from streaming.events.faults import FAULTS
 
 _EVERY_S = 0.5
 _RATE_WINDOW_S = 10.0
@@ -38,6 +39,7 @@ def rank_figures(run: TrainingRun) -> dict[str, float]:
         "messages_skipped": sum(run.stream.skipped.values()),
         "lag_messages": sum(run.source.lag().values()),
         "lag_events": run.source.lag_events(),
+        **{f"faults.{code}": float(run.faults[code]) for code in FAULTS},
     }
 
 

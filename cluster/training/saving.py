@@ -15,6 +15,7 @@ from cluster.checkpoints.writing import Checkpointer
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.training.intake.intake import Intake
+from cluster.training.intake.text_agreement import agree_on_texts
 from cluster.training.last_checkpoint import commit_last
 from cluster.training.progress_report import ProgressReporter
 from cluster.training.since import Since
@@ -102,6 +103,7 @@ class Saving:
     def begin(self) -> None:
         """Collective. Begin a checkpoint, unless dead letters are still being sent."""
         self._last_s = time.monotonic()
+        self._agree_on_texts()
         if self._letters_arrived():
             self._checkpointer.begin(self._run.step)
             self._note_end()
@@ -125,6 +127,7 @@ class Saving:
             BrokerUnavailable: dead letters could not be written for `stream.broker_patience_s`.
             CheckpointError: the storage failed.
         """
+        self._agree_on_texts()
         self._wait_for_letters("stream.broker_patience_s", self._config.stream.broker_patience_s)
         committed = self._checkpointer.finish(self._run.step)
         self._tell(committed)
@@ -141,6 +144,7 @@ class Saving:
             BrokerUnavailable: dead letters could not be written.
             CheckpointError: the storage took no checkpoint; the same on every rank.
         """
+        self._agree_on_texts()
         self._wait_for_letters(*letters)
         step = self._run.step
         self._tell(commit_last(self._checkpointer, step, self._comm, patience_s=storage_s, waiting=waiting))
@@ -159,6 +163,10 @@ class Saving:
     def _checkpointer(self) -> Checkpointer:
         assert self._attached is not None, "attach() comes first"
         return self._attached[1]
+
+    def _agree_on_texts(self) -> None:
+        """Collective. No checkpoint may mix two ids."""
+        agree_on_texts(self._run.texts, self._comm, self._config.stream.interactions_topic)
 
     def _letters_arrived(self, timeout_s: float | None = None) -> bool:
         """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""

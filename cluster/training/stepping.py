@@ -157,7 +157,7 @@ class Stepping:
     def _quarantine(self, quarantined: Quarantined) -> None:
         """Handle events that could not be trained on; every rank calls this for the same step."""
         run, topic = self._run, self._config.stream.dead_letters
-        letters = quarantine_letters(quarantined, run.source, run.step)
+        letters = quarantine_letters(quarantined, run.source, run.step, run.texts)
         _log.error(
             "step %d could not be trained with %d of its events, of which %d of this rank go to %s: %s",
             run.step,
@@ -167,6 +167,7 @@ class Stepping:
             quarantined.reason,
         )
         run.dead_letters.send(letters)
+        run.faults.update({"quarantined": len(letters)})
         run.ledger.add_quarantined(quarantined.batch)
         self._refused_in_a_row = self._refused_in_a_row + 1 if quarantined.is_step else 0
         if self._refused_in_a_row >= self._config.train.max_poison_batches:

@@ -45,6 +45,10 @@ def check_stream(config: FreshetConfig) -> None:
     from streaming.kafka.outage import patiently
     from streaming.sources.kafka_source import partitions_of
 
+    if config.stream.partition_by == "repartition":
+        from streaming.repartitioning.repartitioner import create_own_topic
+
+        patiently(config.stream, lambda: create_own_topic(config.stream))
     if not config.stream.parquet:
         patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
 

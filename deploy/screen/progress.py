@@ -85,6 +85,8 @@ class Progress:
     index: Mapping[str, Any] = field(default_factory=dict)
     deltas: Mapping[str, Any] = field(default_factory=dict)
     freshness: Mapping[str, Any] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """What was wrong with data in this attempt, by code."""
     error: str = ""
     notice: str = ""
 
@@ -111,7 +113,7 @@ def parse_progress(record: Mapping[str, Any] | None) -> Progress:
     """A `Progress` from the parsed file; keys that are missing or null keep their defaults."""
     record = record or {}
     read = {name: value for name, value in scalars(record).items() if name in Progress.__dataclass_fields__}
-    objects = ("loss", "checkpoint", "index", "deltas", "freshness")
+    objects = ("loss", "checkpoint", "index", "deltas", "freshness", "faults")
     parts = {name: record[name] for name in objects if record.get(name)}
     return Progress(
         **read,

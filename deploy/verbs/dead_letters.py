@@ -109,6 +109,7 @@ def list_letters(
         every: include letters that were already replayed.
     """
     from streaming.dead_letters.replay import read_letters
+    from streaming.events.faults import FAULTS
 
     found = read_letters(config)
     letters = [one for one in found if reason in one.reason and (every or not one.replayed)]
@@ -116,18 +117,21 @@ def list_letters(
         lines = (json.dumps(_entry(letter), ensure_ascii=False) + "\n" for letter in letters)
         with whole_file(out) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
-    counts = Counter(letter.kind for letter in letters)
+    counts = Counter((letter.code, letter.kind) for letter in letters)
     return {
         "topic": config.dead_letters,
         "letters": len(letters),
         "replayed": sum(letter.replayed for letter in found),
+        "codes": dict(Counter(letter.code for letter in letters).most_common()),
         "reasons": [
             {
                 "reason": kind,
+                "code": code,
+                "remedy": FAULTS[code].remedy,
                 "count": count,
                 "samples": [_entry(one) for one in letters if one.kind == kind][:samples],
             }
-            for kind, count in counts.most_common()
+            for (code, kind), count in counts.most_common()
         ],
     }
 
@@ -140,14 +144,16 @@ def print_letters(console: Terminal, found: dict[str, Any]) -> None:
     if not found["reasons"]:
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("count", "reason", "sample"):
+    for name in ("count", "code", "reason", "sample"):
         table.add_column(name, overflow="fold")
     for reason in found["reasons"]:
         first, *rest = reason["samples"] or [{}]
-        table.add_row(f"{reason['count']:,}", reason["reason"], _shown(first))
+        table.add_row(f"{reason['count']:,}", reason["code"], reason["reason"], _shown(first))
         for sample in rest:
-            table.add_row("", "", _shown(sample))
+            table.add_row("", "", "", _shown(sample))
     console.print(table)
+    for code, remedy in {reason["code"]: reason["remedy"] for reason in found["reasons"]}.items():
+        console.print(f"{code}: {remedy}")
 
 
 def run_replay(
@@ -219,7 +225,7 @@ def _read_lines(file: Path) -> dict[str, Any]:
 
 def _entry(letter: StoredLetter) -> dict[str, Any]:
     """A letter as JSON: the original as JSON if possible, else as text, else in base64."""
-    fields = ("key", "reason", "topic", "partition", "offset", "row", "replayed")
+    fields = ("key", "reason", "code", "topic", "partition", "offset", "row", "replayed")
     entry: dict[str, Any] = {name: getattr(letter, name) for name in fields}
     if letter.truncated:
         entry["truncated"] = letter.truncated

@@ -94,7 +94,7 @@ def _answered(answer: Any) -> dict[str, Any]:
 
 def _item(item: Any) -> dict[str, Any]:
     return {
-        "item_id": int(item.item_id),
+        "item_id": item.item_id,
         "title": item.title or f"item {item.item_id}",
         "score": float(item.score),
     }

@@ -28,6 +28,7 @@ from deploy.screen.screen import (
     served_text,
     set_aside_text,
 )
+from streaming.events.faults import FAULTS
 
 if TYPE_CHECKING:
     from cluster.config import FreshetConfig
@@ -205,6 +206,7 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
             f"{set_aside_text(progress.set_aside)}, "
             f"{counted(progress.dead_letters, 'dead letter')}, {counted(progress.restarts, 'restart')}",
         ),
+        *_fault_rows(progress),
         ("speed", f"{number(progress.examples_per_s)} examples/s on {counted(progress.workers, 'worker')}"),
         (
             "HR@10 exact",
@@ -221,6 +223,14 @@ def status_rows(status: dict[str, Any], progress: Progress) -> list[tuple[str, s
         ("", f"of deltas: {freshness_text(progress.deltas, progress.freshness.get('window_s'))}"),
         ("lag", _lag_text(status)),
     ]
+
+
+def _fault_rows(progress: Progress) -> list[tuple[str, str]]:
+    """What was wrong with data, the most frequent first; no row if nothing was."""
+    counts = ((code, count) for code, count in progress.faults.items() if count)
+    faults = sorted(counts, key=lambda fault: -fault[1])
+    said = (f"{code} {count:,} ({FAULTS[code].remedy})" for code, count in faults if code in FAULTS)
+    return [("faults", "; ".join(said))] if faults else []
 
 
 def _checkpoints_text(checkpoints: list[dict[str, Any]]) -> str:

@@ -33,6 +33,7 @@ from streaming.events.schema import (
     empty_batch,
 )
 from streaming.events.signals import DUPLICATE, IGNORED, NEGATIVE, POSITIVE, judge_signals
+from streaming.events.times import FIRST_PLAUSIBLE_MS
 from streaming.histories.event_log import EventLog, append, copy_last
 from streaming.histories.history import UserStore
 from streaming.histories.id_index import IdIndex
@@ -70,6 +71,7 @@ class Batcher:
         rows_read: rows taken from the source: the events in batches, those set aside, and `rows_dead`.
         rows_dead: rows that could not be used.
         dead: the unusable rows among those read for the last batch.
+        implausible: usable rows among them whose time is before 1971, as if in another unit.
         set_aside: SET_ASIDE_SCHEMA, the usable rows read for the last batch that are not in it: explicit negatives,
             ignored events and duplicates.
     """
@@ -91,6 +93,7 @@ class Batcher:
         self.rows_read = 0
         self.rows_dead = 0
         self.dead: list[DeadLetter] = []
+        self.implausible = 0
         self.set_aside = _NOTHING
         self._admission = admission if admission is not None else Admission(config)
 
@@ -127,6 +130,7 @@ class Batcher:
         if decoded.dead:
             self._dead_letters.send(decoded.dead)
         rows = decoded.rows
+        self.implausible = int(np.count_nonzero(rows[TIMESTAMP_MS].to_numpy() < FIRST_PLAUSIBLE_MS))
         sign_N, weight_N = judge_signals(rows, self._config)
         sign_N[self._outside(rows[TIMESTAMP_MS].to_numpy())] = IGNORED
         sign_N[self._catalogue.is_deleted(rows[ITEM_ID].to_numpy())] = IGNORED

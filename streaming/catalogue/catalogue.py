@@ -29,6 +29,7 @@ from streaming.events.schema import (
     USER_SCHEMA,
 )
 from streaming.histories.id_index import IdIndex
+from streaming.histories.id_texts import KnownTexts
 
 __all__ = ["Catalogue", "CatalogueReader", "CatalogueUpdate"]
 
@@ -41,10 +42,14 @@ class Catalogue:
     """Items in order of arrival, and the attributes of users.
 
     A function of the updates and of the items added, in order; so are its copies on every worker.
+
+    Attributes:
+        texts: those of text ids, of items and users that this process has read; different on every worker.
     """
 
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
+        self.texts = KnownTexts()
         self._items, self._users = IdIndex(), IdIndex()
         self._categories_NC = np.zeros((_FIRST_ROOM, config.max_categories), np.int64)
         self._title_N = np.full(_FIRST_ROOM, None, object)
@@ -132,6 +137,10 @@ class Catalogue:
     def titles(self, item_Q: Int64Array) -> list[str]:
         """The title of each item, empty where there is none."""
         return [(self._title_N[at] or "") if at >= 0 else "" for at in self._items.find(item_Q)]
+
+    def item_texts(self, item_Q: Int64Array) -> list[str | None]:
+        """The text of each item whose id is one; None for numbers and unknown ones."""
+        return self.texts.items.texts(item_Q)
 
     def view(self) -> CatalogueView:
         """All of it as it is now, in time that does not depend on its size; for one other thread.

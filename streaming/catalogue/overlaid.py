@@ -46,6 +46,9 @@ class ReadCatalogue(Protocol):
     def titles(self, item_Q: Int64Array) -> list[str]:
         """The title of each item, empty where there is none."""
 
+    def item_texts(self, item_Q: Int64Array) -> list[str | None]:
+        """The text of each item whose id is one; None for numbers and unknown ones."""
+
 
 class OverlaidCatalogue:
     """The catalogue of a version with later records; any number of threads may read it.
@@ -121,6 +124,10 @@ class OverlaidCatalogue:
             for place, title in zip(at.tolist(), level.catalogue.titles(item_Q[at]), strict=True):
                 found_Q[place] = title
         return found_Q
+
+    def item_texts(self, item_Q: Int64Array) -> list[str | None]:
+        """See ReadCatalogue; the version's, because records of a delta have none."""
+        return self._base.item_texts(item_Q)
 
     def _merged(self, older: _Level, newer: _Level) -> _Level:
         items = pa.concat_tables([older.update.items, newer.update.items])

@@ -1,5 +1,6 @@
 """Items and users from Parquet files beside the events, so that no broker is needed."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from streaming.events.position import Position
 from streaming.events.quoting import described
 from streaming.events.row_json import as_json, row_json
 from streaming.events.schema import CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
+from streaming.events.validation import KnownTextIds
 from streaming.producing.catalogue import item_documents, user_documents
 from streaming.sources.parquet_source import EVENTS_FILE, ITEMS_FILE, USERS_FILE, ParquetUnusable
 
@@ -34,15 +36,18 @@ class ParquetCatalogue:
 
     Args:
         config: `parquet` names the folder, or a file in it; `user_attributes` are columns of the users.
+        texts: where the texts of text ids are remembered.
 
     Attributes:
         dead_letters: records that could not be used; the caller takes them and clears the list.
+        hints: plausible mistakes in usable records, by code; the caller takes them too.
         ids: of topics that were read; empty for files.
     """
 
-    def __init__(self, config: StreamConfig) -> None:
-        self._config = config
+    def __init__(self, config: StreamConfig, texts: KnownTextIds | None = None) -> None:
+        self._config, self._texts = config, texts
         self.dead_letters: list[DeadLetter] = []
+        self.hints: Counter[str] = Counter()
         self.ids: dict[str, str] = {}
 
     def read_to_end(self) -> CatalogueUpdate:
@@ -57,14 +62,14 @@ class ParquetCatalogue:
             ITEMS_FILE,
             of_items.names if of_items else [ITEM_ID, TITLE, CATEGORIES],
             item_documents,
-            lambda records: parse_items(records, of_items),
+            lambda records: parse_items(records, of_items, self._texts, self.hints),
             ITEM_SCHEMA,
         )
         users = self._read(
             USERS_FILE,
             of_users.names if of_users else [USER_ID, *names],
             pa.Table.to_pylist if of_users else user_documents,
-            lambda records: parse_users(records, names, of_users),
+            lambda records: parse_users(records, names, of_users, self._texts, self.hints),
             USER_SCHEMA,
         )
         return CatalogueUpdate(items, users)

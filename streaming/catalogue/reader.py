@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,14 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from streaming.catalogue.records import CatalogueUpdate, parse_items, parse_users
+from streaming.codecs.schemas import reader_of
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.ids import ids_of_texts
 from streaming.events.mapping import FieldMapping
 from streaming.events.position import Position
 from streaming.events.schema import DELETED, ITEM_SCHEMA, USER_ID, USER_SCHEMA
+from streaming.events.validation import KnownTextIds
 from streaming.kafka.consumer import known_partitions, open_consumer, unavailable
 from streaming.kafka.topic_identity import TopicIdentity
 from streaming.kafka.topics import refused
@@ -38,9 +41,11 @@ class CatalogueReader:
             harmless.
         ids: ids of the topics that the positions refer to, as `ids` returned them. A topic that was deleted and
             recreated has another id and is read from its beginning, also if this happens while it is followed.
+        texts: where the texts of text ids are remembered.
 
     Attributes:
         dead_letters: records that could not be used; the caller takes them and clears the list.
+        hints: plausible mistakes in usable records, by code; the caller takes them too.
 
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
@@ -53,10 +58,13 @@ class CatalogueReader:
         config: StreamConfig,
         positions: Mapping[str, Mapping[int, Position]] | None = None,
         ids: Mapping[str, str] | None = None,
+        texts: KnownTextIds | None = None,
     ) -> None:
         self._config = config
         self.dead_letters: list[DeadLetter] = []
+        self.hints: Counter[str] = Counter()
         self._tombstones: dict[tuple[str, int], str] = {}
+        self._texts, self._read = texts, reader_of(config)
         self._of_items, self._of_users = FieldMapping.of_items(config), FieldMapping.of_users(config)
         self._consumer = open_consumer(config)
         try:
@@ -87,9 +95,16 @@ class CatalogueReader:
             records[at.topic] += found
             self._next[at] = found[-1].offset + 1
         self._note_tombstones(records)
-        items, dead_items = parse_items(records[self._config.items_topic], self._of_items)
+        items, dead_items = parse_items(
+            records[self._config.items_topic], self._of_items, self._texts, self.hints, self._read
+        )
         users, dead_users = parse_users(
-            records[self._config.users_topic], self._config.user_attributes, self._of_users
+            records[self._config.users_topic],
+            self._config.user_attributes,
+            self._of_users,
+            self._texts,
+            self.hints,
+            self._read,
         )
         ids = self.ids
         self.dead_letters += [replace(d, topic_id=ids.get(d.topic, "")) for d in dead_items + dead_users]

@@ -5,6 +5,7 @@ dead letter and changes nothing. Shapes: R records.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,14 +14,20 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from streaming.catalogue.hints import hint_of_item, hint_of_user
+from streaming.codecs.codec import ENCODING_HEADER
 from streaming.codecs.json_events import loads
+from streaming.codecs.registry import RegistryUnavailable
+from streaming.codecs.schemas import UnfitMessage
+from streaming.config import StreamSettingError
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.hashing import feature_ids
-from streaming.events.ids import integer_ids, problem_of_id, text_of_id
+from streaming.events.ids import integer_ids, problem_of_id, read_ids, text_of_id
 from streaming.events.mapping import FieldMapping
 from streaming.events.quoting import described, quoted
 from streaming.events.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 from streaming.events.unreadable import Unreadable
+from streaming.events.validation import KnownTextIds, TextIds, clash_reason
 
 _FIELDS = (ITEM_ID, TITLE, CATEGORIES, USER_ID, ATTRIBUTES)
 _log = logging.getLogger(__name__)
@@ -81,17 +88,29 @@ class CatalogueUpdate:
 class _Usable:
     """Usable records of one topic, and dead letters of the others."""
 
+    records: list[CatalogueRecord] = field(default_factory=list)
     ids: list[Any] = field(default_factory=list)
     deleted: list[bool] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
+    originals: list[dict[str, Any]] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
 
 
 def parse_items(
-    records: Sequence[CatalogueRecord], mapping: FieldMapping | None = None
+    records: Sequence[CatalogueRecord],
+    mapping: FieldMapping | None = None,
+    texts: KnownTextIds | None = None,
+    hints: Counter[str] | None = None,
+    read: Callable[[bytes], Any] | None = None,
 ) -> tuple[pa.Table, list[DeadLetter]]:
-    """Records of the items topic as ITEM_SCHEMA, and those that cannot be used."""
-    usable = _parse(records, ITEM_ID, _problem_of_item, mapping)
+    """Records of the items topic as ITEM_SCHEMA, and those that cannot be used.
+
+    `hints` counts plausible mistakes in usable records, by codes of `streaming.events.faults`; `read` decodes records
+    by their schemas, and by default they are JSON.
+    """
+    usable = _parse(records, ITEM_ID, _problem_of_item, mapping, texts.items if texts else None, read)
+    if hints is not None:
+        hints.update(code for entry in usable.originals if (code := hint_of_item(entry, mapping)))
     categories = [_categories(entry) for entry in usable.entries]
     flat = pa.array([name for names in categories for name in names], pa.string())
     offset_R = np.concatenate([[0], np.cumsum([len(names) for names in categories])]).astype(np.int32)
@@ -105,16 +124,24 @@ def parse_items(
 
 
 def parse_users(
-    records: Sequence[CatalogueRecord], names: list[str], mapping: FieldMapping | None = None
+    records: Sequence[CatalogueRecord],
+    names: list[str],
+    mapping: FieldMapping | None = None,
+    texts: KnownTextIds | None = None,
+    hints: Counter[str] | None = None,
+    read: Callable[[bytes], Any] | None = None,
 ) -> tuple[pa.Table, list[DeadLetter]]:
     """Records of the users topic as USER_SCHEMA with these attributes, and those that cannot be used.
 
-    Attributes of other names may be anything.
+    Attributes of other names may be anything. `hints` and `read` as for items.
     """
-    usable = _parse(records, USER_ID, lambda entry: _problem_of_user(entry, names), mapping)
+    of_users = texts.users if texts else None
+    usable = _parse(records, USER_ID, lambda entry: _problem_of_user(entry, names), mapping, of_users, read)
+    if hints is not None:
+        hints.update(code for entry in usable.originals if (code := hint_of_user(entry, names, mapping)))
     values = [(entry.get(ATTRIBUTES) or {}).get(name) for entry in usable.entries for name in names]
-    texts = [f"{name}={value}" for name, value in zip(names * len(usable.ids), values, strict=True)]
-    ids = feature_ids(pa.array(texts, pa.string()))
+    pairs = [f"{name}={value}" for name, value in zip(names * len(usable.ids), values, strict=True)]
+    ids = feature_ids(pa.array(pairs, pa.string()))
     ids[np.array([value is None or value == "" for value in values], np.bool_)] = 0
     offset_R = np.arange(len(usable.ids) + 1, dtype=np.int32) * np.int32(len(names))
     columns = [
@@ -130,51 +157,105 @@ def _parse(
     id_name: str,
     problem_of: Callable[[dict[str, Any]], str],
     mapping: FieldMapping | None,
+    texts: TextIds | None,
+    read: Callable[[bytes], Any] | None,
 ) -> _Usable:
     usable = _Usable()
     for record in records:
         try:
-            identifier, entry, problem = _entry(record, id_name, mapping)
+            identifier, original, problem = _entry(record, id_name, mapping, read)
+            entry = mapping.record(original) if mapping else original
             problem = problem or problem_of(entry)
             problem = mapping.explained(problem) if mapping and problem else problem
+        except (RegistryUnavailable, StreamSettingError):
+            raise  # no fault of the record
+        except UnfitMessage as error:
+            problem = str(error)
         except Exception as error:  # an exception costs only the record that raised it
             problem = f"cannot be read: {described(error)}"
             _log.warning("the record at %s/%d/%d %s", record.topic, record.partition, record.offset, problem)
         if problem:
-            place = (record.topic, record.partition, record.offset, 0)
-            usable.dead.append(DeadLetter(problem, *place, record.value or b""))
+            usable.dead.append(_dead(record, problem))
             continue
+        usable.records.append(record)
         usable.ids.append(identifier)
         usable.deleted.append(not record.value)
         usable.entries.append(entry)
+        usable.originals.append(original)
+    if texts is not None:
+        _refuse_clashes(usable, id_name, texts)
     return usable
 
 
+def _refuse_clashes(usable: _Usable, id_name: str, texts: TextIds) -> None:
+    """Remember the texts of ids; records whose id belongs to another text become dead letters."""
+    deleted_R = np.array(usable.deleted, np.bool_)
+    read = read_ids(usable.ids)
+    text_at_Q = np.array(read.text_at, np.int64)
+    clash_R = np.zeros(len(deleted_R), np.bool_)
+    live = np.flatnonzero(~deleted_R)
+    place_R = np.cumsum(~deleted_R) - 1
+    of_live_Q = ~deleted_R[text_at_Q]
+    clash = texts.clashes(
+        read.ids_N[live], place_R[text_at_Q[of_live_Q]], read.texts.filter(pa.array(of_live_Q))
+    )
+    if clash is not None:
+        clash_R[live[clash]] = True
+    # A tombstone makes no id known.
+    clash_R[text_at_Q] |= texts.differs(read.ids_N[text_at_Q], read.texts)
+    for n in np.flatnonzero(clash_R)[::-1].tolist():
+        (first,) = texts.texts(read.ids_N[n : n + 1])
+        record, given = usable.records.pop(n), usable.ids.pop(n)
+        del usable.deleted[n], usable.entries[n], usable.originals[n]
+        usable.dead.append(_dead(record, clash_reason(id_name, given, first or "")))
+
+
+def _dead(record: CatalogueRecord, reason: str) -> DeadLetter:
+    return DeadLetter(reason, record.topic, record.partition, record.offset, 0, record.value or b"")
+
+
 def _entry(
-    record: CatalogueRecord, id_name: str, mapping: FieldMapping | None
+    record: CatalogueRecord,
+    id_name: str,
+    mapping: FieldMapping | None,
+    read: Callable[[bytes], Any] | None,
 ) -> tuple[Any, dict[str, Any], str]:
     """The id, the decoded value (empty for a tombstone), and what is wrong with either."""
     if isinstance(record.value, Unreadable):
         return None, {}, record.value.reason
+    key = _key(record, read)
     if not record.value:
-        if not record.key:
+        if not key:
             return None, {}, "a tombstone needs the id as its key"
         try:
-            return record.key.decode(), {}, ""
+            return key.decode(), {}, ""
         except UnicodeDecodeError:
-            return None, {}, f"the key of a tombstone must be the id as UTF-8, got {quoted(record.key)}"
+            return None, {}, f"the key of a tombstone must be the id as UTF-8, got {quoted(key)}"
     try:
-        entry = loads(record.value, mapping.names if mapping else _FIELDS)
+        if read is not None and not _has_encoding(record):
+            entry = read(record.value)
+        else:
+            entry = loads(record.value, mapping.names if mapping else _FIELDS)
     except orjson.JSONDecodeError as error:
         return None, {}, f"not JSON: {error}"
     if type(entry) is not dict:
         return None, {}, f"a record must be a JSON object, not {type(entry).__name__}"
-    entry = mapping.record(entry) if mapping else entry
-    identifier: Any = entry.get(id_name)
+    identifier: Any = (mapping.record(entry) if mapping else entry).get(id_name)
     problem = problem_of_id(id_name, identifier)
-    if not problem and record.key is not None and record.key != text_of_id(identifier).encode():
-        problem = f"the key is {quoted(record.key)}, but {id_name} is {quoted(identifier)}"
+    if not problem and key is not None and key != text_of_id(identifier).encode():
+        problem = f"the key is {quoted(key)}, but {id_name} is {quoted(identifier)}"
     return identifier, entry, problem
+
+
+def _key(record: CatalogueRecord, read: Callable[[bytes], Any] | None) -> bytes | None:
+    """The key as text; one with a schema's id in front is decoded like a value."""
+    if read is None or not record.key or record.key[0] != 0:
+        return record.key
+    return str(read(record.key)).encode()
+
+
+def _has_encoding(record: CatalogueRecord) -> bool:
+    return any(name == ENCODING_HEADER for name, _ in getattr(record, "headers", None) or ())
 
 
 def _problem_of_item(entry: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ unusable value costs only its row. Shapes: N rows, M messages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -20,7 +20,7 @@ from streaming.events.partitioner import key_hashes_of_users
 from streaming.events.quoting import described
 from streaming.events.row_json import row_json, shown
 from streaming.events.schema import EVENT_SCHEMA, REQUIRED_COLUMNS, USER_ID, empty_batch
-from streaming.events.validation import Message, ParsedEvents, Place
+from streaming.events.validation import Message, ParsedEvents, Place, with_texts
 
 
 def encode(events: pa.RecordBatch) -> bytes:
@@ -78,6 +78,11 @@ def rows_json(value: bytes, rows: Iterable[int]) -> Mapping[int, bytes]:
     """Rows of a message in the form in which dead letters hold them; rows that do not exist are left out."""
     batch = _read(value)
     return {row: row_json(batch, row) for row in rows if row < batch.num_rows}
+
+
+def original_rows(value: bytes, place: Place) -> pa.RecordBatch:
+    """All rows of a message that `parse` accepts, with all their columns."""
+    return _read(value, place)
 
 
 class _UnreadableError(ValueError):
@@ -146,11 +151,13 @@ class _Events:
         unfit_N: int8 (n,), 1 + the index in EVENT_SCHEMA of a column with an unusable value, else 0; None if there are
             no such rows.
         key_N: int32 (n,), Kafka's hash of each user.
+        texts: of text ids, by column.
     """
 
     events: pa.RecordBatch
     unfit_N: Int8Array | None
     key_N: Int32Array
+    texts: Mapping[str, pa.Array] = field(default_factory=dict)
 
 
 def _cast(batch: pa.RecordBatch) -> _Events:
@@ -158,19 +165,22 @@ def _cast(batch: pa.RecordBatch) -> _Events:
     if batch.schema.equals(EVENT_SCHEMA):
         return _Events(batch, None, _key_hashes(batch[USER_ID]))
     columns, unfit_N, key_N = [], None, None
-    for place, field in enumerate(EVENT_SCHEMA, start=1):
-        if field.name not in batch.schema.names:
-            columns.append(pa.nulls(batch.num_rows, field.type))
+    texts: dict[str, pa.Array | None] = {}
+    for place, of_event in enumerate(EVENT_SCHEMA, start=1):
+        if of_event.name not in batch.schema.names:
+            columns.append(pa.nulls(batch.num_rows, of_event.type))
             continue
-        made = cast(field.name, batch.column(field.name))
+        made = cast(of_event.name, batch.column(of_event.name))
+        texts[of_event.name] = made.texts
         columns.append(made.values)
         if made.unfit_N is not None:
             unfit_N = np.zeros(batch.num_rows, np.int8) if unfit_N is None else unfit_N
             unfit_N[made.unfit_N & (unfit_N == 0)] = place
-        if field.name == USER_ID:
+        if of_event.name == USER_ID:
             key_N = made.key_N
     events = pa.RecordBatch.from_arrays(columns, schema=EVENT_SCHEMA)
-    return _Events(events, unfit_N, key_N if key_N is not None else _key_hashes(events[USER_ID]))
+    key_N = key_N if key_N is not None else _key_hashes(events[USER_ID])
+    return _Events(events, unfit_N, key_N, with_texts(texts))
 
 
 def _key_hashes(users: pa.Array) -> Int32Array:
@@ -230,4 +240,15 @@ def _parsed(
         lambda n: row_json(*place_of(n)),
         unfit_N,
         why_unfit,
+        _joined_texts(read),
     )
+
+
+def _joined_texts(read: Sequence[_Events]) -> Mapping[str, pa.Array]:
+    names = dict.fromkeys(name for one in read for name in one.texts)
+    return {
+        name: pa.concat_arrays(
+            [one.texts.get(name, pa.nulls(one.events.num_rows, pa.string())) for one in read]
+        )
+        for name in names
+    }

@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from streaming.codecs import arrow_events, json_events
 from streaming.codecs.arrow_limits import ArrowLimitError, Extent, require_declared
+from streaming.codecs.registry import RegistryUnavailable
+from streaming.config import StreamSettingError
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.quoting import described, quoted
 from streaming.events.unreadable import Unreadable
@@ -21,6 +23,7 @@ from streaming.events.validation import Decoded, Message, Place, judge
 ENCODING_HEADER = "freshet-encoding"
 ARROW = b"arrow"
 JSON = b"json"
+_SCHEMA = b"of a schema"
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +50,10 @@ def decode_messages(messages: Iterable[Message], place: Place, watermark_ms: int
     """
     pieces = []
     limit = place.max_message_bytes
-    for (is_refused, encoding), group in groupby(messages, lambda m: (_is_refused(m, limit), encoding_of(m))):
+    form = _SCHEMA if place.read is not None else JSON
+    for (is_refused, encoding), group in groupby(
+        messages, lambda m: (_is_refused(m, limit), encoding_of(m, form))
+    ):
         together = list(group)
         if is_refused:
             pieces.append(Decoded(dead=[_refused(message, place) for message in together]))
@@ -86,12 +92,12 @@ def concatenate(pieces: Sequence[Decoded]) -> Decoded:
     return Decoded(batches[0] if len(batches) == 1 else pa.concat_batches(batches), dead, strays)
 
 
-def encoding_of(message: Message) -> bytes:
-    """The message's wire form; JSON without a header."""
+def encoding_of(message: Message, without: bytes = JSON) -> bytes:
+    """The message's wire form; `without` a header, by default JSON."""
     for name, value in message.headers or ():
         if name == ENCODING_HEADER:
             return bytes(value or b"")
-    return JSON
+    return without
 
 
 def _is_refused(message: Message, limit: int) -> bool:
@@ -111,6 +117,8 @@ def _decode(encoding: bytes, messages: list[Message], place: Place, watermark_ms
     """Decodes messages of one form; an exception costs only the message that raised it."""
     try:
         return _decode_together(encoding, messages, place, watermark_ms)
+    except (RegistryUnavailable, StreamSettingError):
+        raise  # no fault of the messages
     except Exception as error:
         if len(messages) == 1:
             (message,) = messages
@@ -132,6 +140,8 @@ def _decode_together(encoding: bytes, messages: list[Message], place: Place, wat
         parsed, dead = arrow_events.parse(messages, place)
     elif encoding == JSON:
         parsed, dead = json_events.parse(messages, place)
+    elif encoding == _SCHEMA and place.read is not None:
+        parsed, dead = json_events.parse(messages, place, place.read)
     else:
         reason = f"{ENCODING_HEADER} must be json or arrow, got {quoted(encoding)}"
         return Decoded(dead=[place.dead(reason, m.offset, 0, m.value or b"") for m in messages])

@@ -4,15 +4,16 @@ Shapes: N rows (here also messages).
 """
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
+from streaming.codecs.schemas import UnfitMessage
 from streaming.events.dead_letter import DeadLetter
-from streaming.events.ids import INT64_MAX, ids_and_key_hashes, integer_ids, is_whole, problem_of_id
+from streaming.events.ids import INT64_MAX, is_whole, problem_of_id, read_ids
 from streaming.events.quoting import quoted
 from streaming.events.schema import (
     ACTION,
@@ -24,14 +25,22 @@ from streaming.events.schema import (
     VALUE,
     WEIGHT,
 )
-from streaming.events.validation import Message, ParsedEvents, Place
+from streaming.events.validation import Message, ParsedEvents, Place, with_texts
 
 # Smaller messages are decoded whole, because picking fields would take longer.
 _LARGE_BYTES = 4096
 
 
-def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list[DeadLetter]]:
-    """Columns of the messages that hold a well-typed event; the others become dead letters."""
+def parse(
+    messages: Sequence[Message], place: Place, read: Callable[[bytes], Any] | None = None
+) -> tuple[ParsedEvents, list[DeadLetter]]:
+    """Columns of the messages that hold a well-typed event; the others become dead letters.
+
+    Args:
+        messages: of one partition.
+        place: of the partition.
+        read: decodes a message by its schema and raises `UnfitMessage`; default: they are JSON.
+    """
     good: list[Message] = []
     events: list[dict[str, Any]] = []
     dead: list[DeadLetter] = []
@@ -40,11 +49,16 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
     for message in messages:
         value = message.value or b""
         try:
-            event = orjson.loads(value) if len(value) < _LARGE_BYTES else loads(value, names)
+            if read is not None:
+                event = read(value)
+            else:
+                event = orjson.loads(value) if len(value) < _LARGE_BYTES else loads(value, names)
             event = event if mapping is None else mapping.event(event)
             problem = problem_of_event(event)
         except orjson.JSONDecodeError as error:
             problem = f"not JSON: {error}" if value else "the message is empty"
+        except UnfitMessage as error:
+            problem = str(error)
         if problem:
             dead.append(place.dead(problem, message.offset, 0, value))
         else:
@@ -109,10 +123,11 @@ def _kept(decoded: Any, names: Iterable[str]) -> Any:
 
 
 def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEvents:
-    user_N, key_N = ids_and_key_hashes([event[USER_ID] for event in events])
+    users = read_ids([event[USER_ID] for event in events])
+    items = read_ids([event[ITEM_ID] for event in events])
     columns = [
-        pa.array(user_N),
-        pa.array(integer_ids([event[ITEM_ID] for event in events])),
+        pa.array(users.ids_N),
+        pa.array(items.ids_N),
         # NumPy also accepts integral floats among them.
         pa.array(np.array([event[TIMESTAMP_MS] for event in events], np.int64)),
         pa.array([event.get(ACTION) for event in events], pa.string()),
@@ -125,8 +140,9 @@ def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEve
         np.array([message.offset for message in messages], np.int64),
         np.zeros(len(messages), np.int32),
         np.array([message.timestamp for message in messages], np.int64),
-        key_N,
+        users.key_hashes(),
         lambda n: messages[n].value or b"",
+        texts=with_texts({USER_ID: users.text_column(), ITEM_ID: items.text_column()}),
     )
 
 

@@ -18,9 +18,10 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.catalogue.records import parse_items, parse_users
-from streaming.codecs.codec import decode_messages
+from streaming.codecs.codec import ENCODING_HEADER, JSON, decode_messages
 from streaming.config import StreamConfig, client_arguments
 from streaming.events.dead_letter import REPLAYED
+from streaming.events.faults import code_of
 from streaming.events.ids import problem_of_id, text_of_id
 from streaming.events.mapping import FieldMapping
 from streaming.events.partitioner import partition_of_texts
@@ -66,6 +67,11 @@ class StoredLetter:
     def kind(self) -> str:
         """The reason without the parts that differ from letter to letter."""
         return _VARIABLE.sub("…", self.reason)
+
+    @property
+    def code(self) -> str:
+        """What kind of fault it is, one of `faults.LETTERS`."""
+        return code_of(self.reason)
 
     @property
     def event(self) -> Any:
@@ -159,7 +165,13 @@ def replay_letters(
         while some := list(islice(messages, LETTERS_PER_TRANSACTION)):
             producer.begin_transaction()
             for message in some:
-                producer.send(message.topic, message.value, key=message.key, partition=message.partition)
+                producer.send(
+                    message.topic,
+                    message.value,
+                    key=message.key,
+                    partition=message.partition,
+                    headers=message.headers,
+                )
                 marker = orjson.dumps({"replayed_ms": int(time.time() * 1000)})
                 producer.send(config.dead_letters, marker, key=REPLAYED + message.letter.encode())
             producer.commit_transaction()
@@ -181,6 +193,7 @@ class _Message:
     key: bytes
     value: bytes
     letter: str
+    headers: Sequence[tuple[str, bytes]] | None = None
 
 
 def _corrected(
@@ -241,16 +254,17 @@ def _message(
     except (TypeError, UnicodeEncodeError) as error:  # orjson.JSONEncodeError is a TypeError
         return None, f"it cannot be written as JSON: {described(error)}"
     home = int(partition_of_texts(pa.array([key.decode()], pa.string()), partitions)[0])
-    record = _Record(topic, key, value, home, timestamp=int(time.time() * 1000))
+    headers = [(ENCODING_HEADER, JSON)] if config.message_format != "freshet" else None
+    record = _Record(topic, key, value, home, timestamp=int(time.time() * 1000), headers=headers)
     if topic == config.items_topic:
-        dead = parse_items([record], mapping)[1]
+        dead = parse_items([record], mapping)[1]  # JSON, whatever the format of other messages
     elif topic == config.users_topic:
         dead = parse_users([record], config.user_attributes, mapping)[1]
     else:
         dead = decode_messages([record], Place.of(config, topic, home, partitions)).dead
     if dead:
         return None, dead[0].reason
-    return _Message(topic, home, key, value, letter.key), ""
+    return _Message(topic, home, key, value, letter.key, headers), ""
 
 
 def _mapping(config: StreamConfig, topic: str) -> FieldMapping | None:

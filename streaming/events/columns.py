@@ -37,11 +37,13 @@ class Cast(NamedTuple):
         values: of the event's type (ids int64); null where the value is missing or does not fit.
         unfit_N: bool (n,), whether a value does not fit; None if all do.
         key_N: int32 (n,), Kafka's hashes of text ids; None for every other column.
+        texts: Arrow strings (n,), the texts of text ids; None for every other column.
     """
 
     values: pa.Array
     unfit_N: BoolArray | None = None
     key_N: Int32Array | None = None
+    texts: pa.Array | None = None
 
 
 def cast(name: str, column: pa.Array) -> Cast:
@@ -96,10 +98,11 @@ def _is_view(kind: pa.DataType) -> bool:
 def _id(column: pa.Array) -> Cast:
     if not _is_textual(column.type):
         return _integer(column)
-    texts, unfit_N, _ = _text(column)
-    texts = pc.fill_null(texts, "")
+    found = _text(column)
+    texts, unfit_N = pc.fill_null(found.values, ""), found.unfit_N
     is_absent_N = pc.equal(texts, "").to_numpy(zero_copy_only=False)
-    return Cast(pa.array(ids_of_texts(texts), mask=is_absent_N), unfit_N, key_hashes_of_texts(texts))
+    ids = pa.array(ids_of_texts(texts), mask=is_absent_N)
+    return Cast(ids, unfit_N, key_hashes_of_texts(texts), texts)
 
 
 def _time(column: pa.Array) -> Cast:

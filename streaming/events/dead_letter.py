@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from streaming.events.faults import code_of
 from streaming.events.quoting import header_value
 from streaming.events.unreadable import Unreadable
 
@@ -43,6 +44,11 @@ class DeadLetter:
     topic_id: str = ""
 
     @property
+    def code(self) -> str:
+        """What kind of fault it is, one of `faults.LETTERS`."""
+        return code_of(self.reason)
+
+    @property
     def key(self) -> bytes:
         """Where it was read: the same after a crash, so a repeated letter overwrites itself; unique across topics."""
         places = [self.topic, self.partition, self.offset, self.row, self.topic_id[:_ID_LENGTH]]
@@ -60,6 +66,6 @@ class DeadLetter:
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
-        """Reason and position, as text."""
-        names = ("reason", "topic", "partition", "offset", "row")
+        """Reason, its code, and position, as text."""
+        names = ("reason", "code", "topic", "partition", "offset", "row")
         return [(name, header_value(str(getattr(self, name)), _LONGEST_HEADER)) for name in names]

@@ -6,13 +6,13 @@ number is the integer that it equals, if it has no fraction and its type holds e
 forms of an id have the same text, and so the same partition.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from streaming.arrays import Int32Array, Int64Array, UInt8Array
+from streaming.arrays import BoolArray, Int32Array, Int64Array, UInt8Array
 from streaming.events.hashing import xxh64
 from streaming.events.partitioner import key_hashes_of_texts, key_hashes_of_users, text_buffers
 from streaming.events.quoting import quoted
@@ -34,6 +34,14 @@ def ids_of_texts(texts: pa.Array) -> Int64Array:
     data, offsets = text_buffers(texts)
     out = np.empty(len(texts), np.int64)
     _read_ids(data, offsets, out)
+    return out
+
+
+def are_numbers(texts: pa.Array) -> BoolArray:
+    """bool (n,): whether each text is the plain decimal form of an int64; nulls are not allowed."""
+    data, offsets = text_buffers(texts)
+    out = np.empty(len(texts), np.bool_)
+    _find_decimals(data, offsets, out)
     return out
 
 
@@ -68,26 +76,46 @@ def text_of_id(identifier: float | str) -> str:
 
 def integer_ids(ids: list[Any]) -> Int64Array:
     """Decoded JSON ids as int64 (n,); they must have passed `problem_of_id`."""
-    return _read(ids)[0]
+    return read_ids(ids).ids_N
 
 
-def ids_and_key_hashes(ids: list[Any]) -> tuple[Int64Array, Int32Array]:
-    """The same, and Kafka's hash of each id as text, int32 (n,)."""
-    ids_N, text_at, texts = _read(ids)
-    key_N = key_hashes_of_users(ids_N)
-    if text_at:
-        key_N[text_at] = key_hashes_of_texts(texts)
-    return ids_N, key_N
+class ReadIds(NamedTuple):
+    """Decoded JSON ids.
+
+    Attributes:
+        ids_N: int64.
+        text_at: places of those that came as texts.
+        texts: Arrow strings, the texts at these places.
+    """
+
+    ids_N: Int64Array
+    text_at: list[int]
+    texts: pa.Array
+
+    def key_hashes(self) -> Int32Array:
+        """Kafka's hash of each id as text, int32 (n,)."""
+        key_N = key_hashes_of_users(self.ids_N)
+        if self.text_at:
+            key_N[self.text_at] = key_hashes_of_texts(self.texts)
+        return key_N
+
+    def text_column(self) -> pa.Array | None:
+        """Arrow strings (n,), null where an id came as a number; None if all did."""
+        if not self.text_at:
+            return None
+        place_N = np.full(len(self.ids_N), -1, np.int64)
+        place_N[self.text_at] = np.arange(len(self.text_at))
+        return self.texts.take(pa.array(place_N, mask=place_N < 0))
 
 
-def _read(ids: list[Any]) -> tuple[Int64Array, list[int], pa.Array]:
-    """The ids as integers or texts, and which of them are texts."""
+def read_ids(ids: list[Any]) -> ReadIds:
+    """Decoded JSON ids that have passed `problem_of_id`."""
     ids_N = np.array([0 if type(i) is str else i for i in ids], np.int64)
     text_at = [n for n, identifier in enumerate(ids) if type(identifier) is str]
     texts = pa.array([ids[n] for n in text_at], pa.string())
     if text_at:
         ids_N[text_at] = ids_of_texts(texts)
-    return ids_N, text_at, texts
+    return ReadIds(ids_N, text_at, texts)
 
 
 @njit(cache=True, nogil=True)
@@ -98,6 +126,12 @@ def _read_ids(data: UInt8Array, offsets: Int64Array, out: Int64Array) -> None:
             out[n] = _decimal(data, start, end)
         else:
             out[n] = np.int64(xxh64(data, start, end))
+
+
+@njit(cache=True, nogil=True)
+def _find_decimals(data: UInt8Array, offsets: Int64Array, out: BoolArray) -> None:
+    for n in range(len(out)):
+        out[n] = _is_decimal(data, offsets[n], offsets[n + 1])
 
 
 @njit(cache=True, nogil=True)

@@ -49,7 +49,8 @@ class FieldMapping:
     @classmethod
     def of_events(cls, config: StreamConfig) -> Self | None:
         """The mapping of events; None if the settings map nothing."""
-        if not (config.fields or config.default_action or config.timestamp_unit != "ms"):
+        has_schemas = config.message_format != "freshet"
+        if not (config.fields or config.default_action or config.timestamp_unit != "ms" or has_schemas):
             return None
         return cls(
             "stream.fields",

@@ -12,6 +12,8 @@ SECONDS = "timestamp"
 _NUMBERS_BELOW_MS = 2**62
 _YEAR_MS = 31_556_952_000
 _FIRST_YEAR, _LAST_YEAR = 1971, 2200
+FIRST_PLAUSIBLE_MS = _YEAR_MS
+"""Earlier event times are likely in another unit: seconds of 2026, read as milliseconds, are in January 1970."""
 
 
 def time_column(names: list[str]) -> str | None:

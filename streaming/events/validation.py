@@ -6,16 +6,17 @@ Shapes: N rows.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streaming.arrays import Float32Array, Int8Array, Int32Array, Int64Array
+from streaming.arrays import BoolArray, Float32Array, Int8Array, Int32Array, Int64Array
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.mapping import FieldMapping
+from streaming.events.quoting import quoted
 from streaming.events.schema import (
     ACTION,
     DECODED_SCHEMA,
@@ -36,6 +37,32 @@ LATEST_MS = 253_402_300_799_999
 
 _NULLS = {1: USER_ID, 2: ITEM_ID, 3: TIMESTAMP_MS}
 _WRONG_TIME, _WRONG_WEIGHT, _WRONG_VALUE, _WRONG_PARTITION, _FUTURE, _LATE, _UNFIT = 4, 5, 6, 7, 8, 9, 10
+_CLASHES = {11: USER_ID, 12: ITEM_ID}
+
+
+class TextIds(Protocol):
+    """What is known about the texts of text ids; see `streaming.histories.id_texts`."""
+
+    def clashes(self, id_N: Int64Array, text_at_Q: Int64Array, texts: pa.Array) -> BoolArray | None:
+        """Remember texts, and find rows whose id belongs to another text; None if there are none."""
+
+    def differs(self, id_Q: Int64Array, texts: pa.Array) -> BoolArray:
+        """bool (q,): whether each id belongs to another text; nothing is remembered."""
+
+    def texts(self, id_Q: Int64Array) -> list[str | None]:
+        """The text of each id."""
+
+
+class KnownTextIds(Protocol):
+    """Those of users and of items."""
+
+    @property
+    def users(self) -> TextIds:
+        """Of users."""
+
+    @property
+    def items(self) -> TextIds:
+        """Of items."""
 
 
 class Message(Protocol):
@@ -78,6 +105,8 @@ class Place:
         max_value: maximum absolute value of its value.
         weight_of_action: factors of the weights, by action.
         mapping: where the fields of an event are; None: under their own names.
+        texts: where the texts of text ids are remembered; None: nowhere.
+        read: decodes messages without an encoding's header, by a schema; None: they are JSON.
     """
 
     topic: str
@@ -94,6 +123,8 @@ class Place:
     max_value: float = math.inf
     weight_of_action: Mapping[str, float] = field(default_factory=dict)
     mapping: FieldMapping | None = None
+    texts: KnownTextIds | None = field(default=None, compare=False)
+    read: Callable[[bytes], Any] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, config: StreamConfig, topic: str, partition: int, partitions: int) -> Self:
@@ -132,6 +163,7 @@ class ParsedEvents:
         original: returns the original of row n, as stored in a dead letter.
         unfit_N: not 0 if the row has a value that its column cannot hold; None if there are no such rows.
         why_unfit: returns the reason for such a row.
+        texts: Arrow strings (n,) by column, the ids that came as texts; null or empty where they did not.
     """
 
     events: pa.RecordBatch
@@ -142,6 +174,7 @@ class ParsedEvents:
     original: Callable[[int], bytes]
     unfit_N: Int8Array | None = None
     why_unfit: Callable[[int], str] = str
+    texts: Mapping[str, pa.Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -192,6 +225,8 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
         # The latest time before each row; late rows do not change it.
         before_N = np.maximum.accumulate(np.concatenate([[watermark_ms], usable_N]))[:-1]
         problem_N[(problem_N == 0) & (time_N < before_N - place.max_late_ms)] = _LATE
+    if place.texts is not None:
+        _refuse_clashes(parsed, place.texts, problem_N)
     at_N = np.full(len(problem_N), place.partition, np.int32)
     known = {WEIGHT: weight_N, **texts}
     columns = [known.get(name, events[name]) for name in EVENT_SCHEMA.names]
@@ -202,6 +237,37 @@ def judge(parsed: ParsedEvents, place: Place, watermark_ms: int = 0) -> Decoded:
     dead = _dead_letters(parsed, place, problem_N)
     strays = int((problem_N == _WRONG_PARTITION).sum())
     return Decoded(rows.filter(pa.array(problem_N == 0)), dead, strays)
+
+
+def with_texts(texts: Mapping[str, pa.Array | None]) -> dict[str, pa.Array]:
+    """The columns that have texts."""
+    return {name: column for name, column in texts.items() if column is not None}
+
+
+def _refuse_clashes(parsed: ParsedEvents, known: KnownTextIds, problem_N: Int8Array) -> None:
+    """Mark usable rows whose id belongs to another text, and remember the texts of the others."""
+    for code, name in _CLASHES.items():
+        place_U = np.flatnonzero(problem_N == 0)
+        id_U = pc.fill_null(parsed.events[name], 0).to_numpy(zero_copy_only=False)[place_U]
+        texts, text_at_Q = pa.array([], pa.string()), np.zeros(0, np.int64)
+        if name in parsed.texts:
+            column = parsed.texts[name].take(pa.array(place_U))
+            text_at_Q = np.flatnonzero(pc.fill_null(pc.not_equal(column, ""), False))
+            texts = column.take(pa.array(text_at_Q))
+        clash_U = _of(known, name).clashes(id_U, text_at_Q, texts)
+        if clash_U is not None:
+            problem_N[place_U[clash_U]] = code
+
+
+def _of(known: KnownTextIds, name: str) -> TextIds:
+    return known.users if name == USER_ID else known.items
+
+
+def clash_reason(name: str, given: int | str, first: str) -> str:
+    """Why an id cannot be used whose hash is that of another text."""
+    if isinstance(given, int):
+        return f"{name} {given} is also the 64-bit hash of the text {quoted(first)}, which came first"
+    return f"{name} {quoted(given)} has the same 64-bit hash as {quoted(first)}, which came first: rename one of them"
 
 
 def without_empty(texts: pa.Array) -> pa.Array:
@@ -258,6 +324,13 @@ def _dead_letters(parsed: ParsedEvents, place: Place, problem_N: Int8Array) -> l
 def _reason(parsed: ParsedEvents, place: Place, n: int, problem: int) -> str:
     if problem == _UNFIT:
         return parsed.why_unfit(n)
+    if problem in _CLASHES:
+        name = _CLASHES[problem]
+        identifier = parsed.events[name][n].as_py()
+        given = parsed.texts[name][n].as_py() if name in parsed.texts else None
+        assert place.texts is not None
+        (first,) = _of(place.texts, name).texts(np.array([identifier], np.int64))
+        return clash_reason(name, given or identifier, first or "")
     if problem in _NULLS:
         return f"{_NULLS[problem]} is missing"
     time_ms = parsed.events[TIMESTAMP_MS][n].as_py()
@@ -284,7 +357,8 @@ def _reason(parsed: ParsedEvents, place: Place, n: int, problem: int) -> str:
     home = int(parsed.key_N[n]) % place.partitions
     return (
         f"the user belongs to partition {home} of {place.partitions}, "
-        f"but the row was read from partition {place.partition}"
+        f"but the row was read from partition {place.partition}: key messages by the user id, "
+        "with partitioner=murmur2_random in producers of librdkafka"
     )
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource
 from kafka.errors import (
     AuthorizationError,
     IllegalSaslStateError,
@@ -28,6 +29,7 @@ from streaming.kafka.clients import open_client
 
 VISIBLE_TIMEOUT_S = 15.0
 POLL_S = 0.05
+_RETENTION = ("retention.ms", "retention.bytes")
 _CREDENTIALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 _HINTS: dict[tuple[type[KafkaError], ...], str] = {
     (AuthorizationError,): "give this user the right to it (kafka-acls)",
@@ -119,6 +121,31 @@ def create_topics(config: StreamConfig, partitions: int = 4, replication_factor:
         for name in sorted(set(wanted) - set(existing)):
             _create(admin, name, wanted[name])
         _wait_until_visible(admin, wanted)
+
+
+def create_copy(config: StreamConfig, topic: str, source: str) -> int:
+    """Create a topic like another one, with its partitions, retention, and times; returns its partitions.
+
+    Unless it exists. Producers give the times, so that a copy keeps those of the original.
+
+    Raises:
+        BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
+        TopicError: it could not be created.
+    """
+    with admin_client(config) as admin:
+        if not partition_counts(admin, [topic]):
+            found = admin.describe_configs([ConfigResource("TOPIC", source)])["topic"][source]
+            configs = {name: found[name]["value"] for name in _RETENTION if name in found}
+            configs |= {
+                "message.timestamp.type": "CreateTime",
+                "max.message.bytes": str(config.max_message_bytes),
+            }
+            partitions = partition_counts(admin, [source])[source]
+            _create(
+                admin, topic, {"num_partitions": partitions, "replication_factor": -1, "configs": configs}
+            )
+            _wait_until_visible(admin, [topic])
+        return partition_counts(admin, [topic])[topic]
 
 
 def delete_topics(config: StreamConfig) -> None:

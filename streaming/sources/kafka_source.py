@@ -10,9 +10,10 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.codecs.codec import concatenate
+from streaming.codecs.schemas import reader_of
 from streaming.config import StreamConfig
 from streaming.events.position import EventSource, Gap, Position, RowPlace
-from streaming.events.validation import Decoded, Place
+from streaming.events.validation import Decoded, KnownTextIds, Place
 from streaming.kafka.consumer import (
     BrokerUnavailable,
     PositionLost,
@@ -71,6 +72,7 @@ class KafkaSource:
             id now, the position is lost, whatever the log holds.
         spread_over: number of partitions over which the users of these events are spread; by default the topic's. With
             fewer, a partition is held at the first message of a producer that uses more.
+        texts: where the texts of text ids are remembered.
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`; also raised later, by any method
             that takes, if none did for `stream.broker_patience_s`.
@@ -90,8 +92,9 @@ class KafkaSource:
         watermark_ms: Mapping[int, int] | None = None,
         topic_ids: Mapping[int, str] | None = None,
         spread_over: int | None = None,
+        texts: KnownTextIds | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._texts = config, texts
         self._topic = config.interactions_topic
         self._partitions = sorted(partitions)
         self._changed = threading.Condition()
@@ -262,12 +265,13 @@ class KafkaSource:
             begin, lost, highwater = self._seek(at, anew) if at else ({}, set(), {})
         except KafkaError as error:
             raise unavailable(self._config, error) from error
+        read = reader_of(self._config)
         self._readers: dict[int, PartitionReader] = {}
         for p in self._partitions:
             goes_on = p in start and start[p].offset == begin[p] and p not in anew
             place = Place.of(self._config, self._topic, p, spread_over or len(known))
             self._readers[p] = PartitionReader(
-                replace(place, topic_id=now or topic_ids.get(p, "")),
+                replace(place, topic_id=now or topic_ids.get(p, ""), texts=self._texts, read=read),
                 RowQueue(start[p] if goes_on else Position(begin[p], 0)),
                 end.get(p, 0) if end is not None else None,
                 watermark_ms.get(p, 0),

@@ -29,7 +29,7 @@ from streaming.events.mapping import FieldMapping
 from streaming.events.position import Gap, Position, RowPlace
 from streaming.events.schema import TIMESTAMP_MS
 from streaming.events.times import implausible, time_column, times_in_ms
-from streaming.events.validation import Decoded, ParsedEvents, Place, judge
+from streaming.events.validation import Decoded, KnownTextIds, ParsedEvents, Place, judge
 from streaming.sources.row_queue import RowQueue
 
 EVENTS_FILE, ITEMS_FILE, USERS_FILE = "interactions.parquet", "items.parquet", "users.parquet"
@@ -68,6 +68,7 @@ class ParquetSource:
         partitions: those to read, of `stream.parquet_partitions`.
         start: where to continue; a partition that is missing begins at the first row.
         watermark_ms: latest event time before the start, by partition, if known.
+        texts: where the texts of text ids are remembered.
     Raises:
         ParquetUnusable: there is no file, or one lacks columns of an event; also raised later, for a row group that
             decodes to more than `stream.max_row_group_bytes`.
@@ -80,13 +81,14 @@ class ParquetSource:
         start: Mapping[int, Position],
         *,
         watermark_ms: Mapping[int, int] | None = None,
+        texts: KnownTextIds | None = None,
     ) -> None:
         self._config = config
         self._groups = _row_groups(config.parquet)
         self._queues = {p: RowQueue(start.get(p, Position(0, 0))) for p in sorted(partitions)}
         self._watermark_ms = dict(watermark_ms or {})
         self._needed = 1
-        self._mapping = FieldMapping.of_events(config)
+        self._mapping, self._texts = FieldMapping.of_events(config), texts
         self._kept: OrderedDict[int, ParsedEvents] = OrderedDict()
         self._sizes: dict[int, int] = {}
         self._warned: set[Path] = set()
@@ -191,7 +193,7 @@ class ParquetSource:
         mine_N = np.flatnonzero(parsed.key_N % stream.parquet_partitions == partition)
         place = Place.of(stream, group.file.name, partition, stream.parquet_partitions)
         # A file has no append time that an event could be ahead of.
-        place = replace(place, max_future_ms=0, topic_id=group.identity)
+        place = replace(place, max_future_ms=0, topic_id=group.identity, texts=self._texts)
         known_ms = self._watermark_ms.get(partition, 0)
         decoded = judge(_only(parsed, mine_N), place, known_ms)
         self._watermark_ms[partition] = max(known_ms, decoded.latest_ms)
@@ -296,4 +298,5 @@ def _only(parsed: ParsedEvents, at_M: npt.NDArray[np.int64]) -> ParsedEvents:
         lambda m: parsed.original(int(at_M[m])),
         None if parsed.unfit_N is None else parsed.unfit_N[at_M],
         lambda m: parsed.why_unfit(int(at_M[m])),
+        {name: texts.take(pa.array(at_M)) for name, texts in parsed.texts.items()},
     )

@@ -41,9 +41,11 @@ class CatalogueFeed:
 
     def _opened(self, run: TrainingRun) -> tuple[CatalogueReader | ParquetCatalogue, CatalogueUpdate]:
         if self._config.parquet and has_catalogue(self._config.parquet):
-            files = ParquetCatalogue(self._config)
+            files = ParquetCatalogue(self._config, run.texts)
             return files, files.read_to_end()
-        reader = CatalogueReader(self._config, run.catalogue_positions, run.stream.catalogue_ids)
+        reader = CatalogueReader(
+            self._config, run.catalogue_positions, run.stream.catalogue_ids, texts=run.texts
+        )
         try:
             return reader, self._first_records(reader, run)
         except BrokerUnavailable:
@@ -91,4 +93,7 @@ class CatalogueFeed:
         """Records that could not be used (rank 0; other ranks have none)."""
         if self._comm.rank == 0:
             run.dead_letters.send(self._reader.dead_letters)
+            run.faults.update(letter.code for letter in self._reader.dead_letters)
             self._reader.dead_letters.clear()
+            run.faults.update(self._reader.hints)
+            self._reader.hints.clear()

@@ -65,9 +65,11 @@ def forget_deleted(run: TrainingRun, update: CatalogueUpdate, comm: Collectives)
     )
     if users.shape[0]:
         run.users.remove(users)
+        run.texts.users.forget(users)
         run.table.forget(np.full(users.shape[0], USER, np.int16), users)
     if items.shape[0]:
         run.users.drop_items(items)
+        run.texts.items.forget(items)
         for table in (ITEM, SOURCE):
             run.table.forget(np.full(items.shape[0], table, np.int16), items)
     return not_found

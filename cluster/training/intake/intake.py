@@ -11,6 +11,7 @@ from cluster.training.state.run import TrainingRun
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.kafka.growth import Growth, TopicWatch
 from streaming.kafka.outage import patiently
+from streaming.repartitioning.repartitioner import Repartitioner, create_own_topic
 from streaming.sources.backfill import topic_range
 from streaming.sources.kafka_source import KafkaSource, partitions_of
 from streaming.sources.parquet_source import ParquetSource
@@ -31,6 +32,22 @@ class Intake:
         self._feed: CatalogueFeed | None = None
         self.growth: Growth | None = None
         """The topic's new size, once every rank knows it; its earlier partitions are then read to their ends."""
+        self._copying: Repartitioner | None = None
+        if config.stream.partition_by == "repartition":
+            if comm.rank == 0:
+                self._copying = self._copied()
+            comm.gather_objects(None)
+
+    def _copied(self) -> Repartitioner:
+        """Rank 0 copies what there is now, and follows the topic unless the run is bounded."""
+        stream = self._config.stream
+        patiently(stream, lambda: create_own_topic(stream))
+        copying = Repartitioner(stream)
+        if self._config.train.bounded:
+            copying.run_to_end()
+        else:
+            copying.start()
+        return copying
 
     def count_partitions(self) -> int:
         """The current number of the topic's partitions, or that of the files.
@@ -63,6 +80,8 @@ class Intake:
 
     def catalogue_waiting(self, now: float) -> bool:
         """Whether there are catalogue records to apply (rank 0)."""
+        if self._copying is not None:
+            self._copying.check()
         return self._open_feed.waiting(now)
 
     def apply_catalogue(self, run: TrainingRun) -> CatalogueUpdate:
@@ -78,7 +97,11 @@ class Intake:
         stream, spread_over = self._config.stream, run.stream.partitions
         watermark_ms = run.stream.admission.watermark_ms
         if stream.parquet:
-            run.open(ParquetSource(stream, run.partitions, run.positions, watermark_ms=watermark_ms))
+            run.open(
+                ParquetSource(
+                    stream, run.partitions, run.positions, watermark_ms=watermark_ms, texts=run.texts
+                )
+            )
             return
         source = patiently(
             stream,
@@ -90,6 +113,7 @@ class Intake:
                 watermark_ms=watermark_ms,
                 topic_ids=run.stream.topic_ids,
                 spread_over=spread_over,
+                texts=run.texts,
             ),
         )
         run.open(source)
@@ -120,7 +144,7 @@ class Intake:
 
     def open_grown(self, run: TrainingRun) -> None:
         """Attach the stream to a run over the partitions of `growth`."""
-        self.close()
+        self._stop_watching()
         self.growth = None
         self.open(run)
 
@@ -130,6 +154,11 @@ class Intake:
         return self._feed
 
     def close(self) -> None:
-        """Stop watching the topic."""
+        """Stop watching the topic, and copying into it."""
+        if self._copying is not None:
+            self._copying.close()
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.close()

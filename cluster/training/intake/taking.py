@@ -26,6 +26,8 @@ class _Taken:
     batch: pa.RecordBatch
     rows: int
     dead: Sequence[DeadLetter]
+    implausible: int
+    """Usable rows whose time is before 1971."""
     set_aside: pa.RecordBatch
     gaps: Mapping[int, Sequence[Gap]]
     """Topic ids when it was taken: rows of another log may be recorded before it, but not as its own."""
@@ -67,6 +69,10 @@ class BatchTaker:
             taken = self._take()
         run.note_gaps(taken.gaps, taken.topic_ids)
         run.stream.count_dead(taken.dead)
+        run.faults.update(letter.code for letter in taken.dead)
+        if taken.implausible:
+            run.faults.update({"implausible_time": taken.implausible})
+            run.notify(_implausible(run))
         run.ledger.add_set_aside(taken.set_aside)
         return taken.batch
 
@@ -85,4 +91,17 @@ class BatchTaker:
         batch = run.batcher.next_batch(self.quota)
         rows = run.batcher.rows_read - before
         source = run.source
-        return _Taken(batch, rows, run.batcher.dead, run.batcher.set_aside, source.gaps, source.topic_ids)
+        return _Taken(
+            batch,
+            rows,
+            run.batcher.dead,
+            run.batcher.implausible,
+            run.batcher.set_aside,
+            source.gaps,
+            source.topic_ids,
+        )
+
+
+def _implausible(run: TrainingRun) -> str:
+    count, unit = run.faults["implausible_time"], run.config.stream.timestamp_unit
+    return f"{count:,} events are of before 1971: their times may be in another unit than stream.timestamp_unit={unit}"

@@ -12,6 +12,7 @@ from cluster.checkpoints.parts.baselines import BaselinePart
 from cluster.checkpoints.parts.catalogue import CataloguePart
 from cluster.checkpoints.parts.curve import CurvePart
 from cluster.checkpoints.parts.generators import GeneratorPart
+from cluster.checkpoints.parts.id_texts import IdTextPart
 from cluster.checkpoints.parts.ledger import LedgerPart
 from cluster.checkpoints.parts.pairs import PairPart
 from cluster.checkpoints.parts.progress import CountsPart, PositionsPart, StepPart
@@ -23,6 +24,7 @@ from cluster.checkpoints.parts.users import UserPart
 from cluster.checkpoints.parts.waiting import WaitingPart
 from cluster.collectives import Collectives
 from cluster.training.state.run import TrainingRun
+from streaming.arrays import BoolArray, Int64Array
 
 
 def parts_of(run: TrainingRun, comm: Collectives, parent: Checkpoint | None = None) -> list[Part]:
@@ -44,6 +46,9 @@ def parts_of(run: TrainingRun, comm: Collectives, parent: Checkpoint | None = No
         UserPart(run.users, run.partitions, run.stream.partitions),
         LedgerPart(run.ledger, run.partitions),
         CataloguePart(run.catalogue, writes=first),
+        IdTextPart(  # after UserPart and CataloguePart
+            run.texts, lambda users: knows_user(run, users, first), run.catalogue.knows, rank
+        ),
         CountsPart(run, rank),
         PositionsPart(run, rank),
         CurvePart(run.curve),
@@ -54,3 +59,9 @@ def parts_of(run: TrainingRun, comm: Collectives, parent: Checkpoint | None = No
         GeneratorPart(run.device, rank, world, lambda: run.seed_dropout(rank)),  # after StepPart
         SettingsPart(run),
     ]
+
+
+def knows_user(run: TrainingRun, users: Int64Array, first: bool) -> BoolArray:
+    """bool (n,): whether a rank has events of each user; the first one answers for those of the catalogue too."""
+    known: BoolArray = (run.users.counts(users) > 0) | (run.users.negatives.counts(users) > 0)
+    return known | run.catalogue.knows_user(users) if first else known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from streaming.catalogue.catalogue import Catalogue
 from streaming.dead_letters.writer import DeadLetterWriter
 from streaming.events.position import EventSource, Gap, Position
 from streaming.histories.history import UserStore
+from streaming.histories.id_texts import KnownTexts
 
 
 def partitions_of_rank(partitions: int, rank: int, world: int) -> list[int]:
@@ -58,6 +60,8 @@ class TrainingRun:
     rows_read_before: int = 0
     """Rows read by earlier runs on all ranks; on rank 0 only, so that sums over ranks count them once."""
     dead_letters_before: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """What was wrong with data that this rank has read in this attempt, by code."""
     positions: dict[int, Position] = field(default_factory=dict)
     catalogue_positions: Mapping[str, Mapping[int, Position]] = field(default_factory=dict)
     init_from: Mapping[str, Any] | None = None
@@ -218,6 +222,11 @@ class TrainingRun:
     def rows_dead(self) -> int:
         """Dead letters among them."""
         return self.batcher.rows_dead + self.dead_letters_before
+
+    @property
+    def texts(self) -> KnownTexts:
+        """The texts of text ids."""
+        return self.catalogue.texts
 
     @property
     def source(self) -> EventSource:

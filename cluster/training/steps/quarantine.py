@@ -11,6 +11,7 @@ import pyarrow as pa
 from cluster.training.steps.candidates import Runs
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.position import EventSource, RowPlace
+from streaming.histories.id_texts import KnownTexts
 
 
 class PoisonedTraining(RuntimeError):
@@ -45,13 +46,16 @@ def poisoned(steps: int, step: int, reason: str, topic: str) -> PoisonedTraining
     )
 
 
-def quarantine_letters(quarantined: Quarantined, source: EventSource, step: int) -> list[DeadLetter]:
+def quarantine_letters(
+    quarantined: Quarantined, source: EventSource, step: int, texts: KnownTexts
+) -> list[DeadLetter]:
     """A dead letter for each of this rank's events.
 
     Args:
         quarantined: the events and their reasons.
         source: provides positions and originals; if an original is gone, the batch's data of the event are used.
         step: of the optimizer.
+        texts: of ids that came as texts.
     """
     batch = quarantined.batch
     runs = Runs.of(batch)
@@ -62,8 +66,8 @@ def quarantine_letters(quarantined: Quarantined, source: EventSource, step: int)
         return []
     originals = source.originals(places)
     known = {
-        "user_id": runs.user_N[runs.run_E].tolist(),
-        "item_id": runs.targets_E.tolist(),
+        "user_id": texts.users.as_given(runs.user_N[runs.run_E]),
+        "item_id": texts.items.as_given(runs.targets_E),
         "timestamp_ms": _target_times(batch),
         "weight": batch.column("weight").flatten().to_pylist(),
     }

@@ -35,6 +35,7 @@ def test_a_letter_carries_its_reason_position_and_original_and_creates_its_topic
     assert record.value == b'{"x":1}'
     assert dict(record.headers) == {
         "reason": b"user_id is missing",
+        "code": b"missing_field",
         "topic": b"interactions",
         "partition": b"2",
         "offset": b"17",

@@ -1,15 +1,21 @@
 """Topics of another producer on a real broker: its names, nested objects, and ISO times, with no producer of ours."""
 
+import io
+import json
+
+import fastavro
 import orjson
 import pytest
 from kafka import KafkaProducer
 
 from streaming.catalogue.reader import CatalogueReader
+from streaming.checking.check import check_topics
 from streaming.config import client_arguments
 from streaming.dead_letters.replay import replay_letters
 from streaming.dead_letters.writer import DeadLetterWriter
 from streaming.events.dead_letter import DeadLetter
 from streaming.sources.kafka_source import KafkaSource, end_offsets
+from tests.support.fake_registry import FakeRegistry
 
 OWN_TOPICS = {
     "fields": ["user_id=visitor.id", "item_id=product.sku", "timestamp_ms=occurred_at"],
@@ -79,3 +85,52 @@ def _write(stream, letter: DeadLetter):
     writer.send([letter])
     writer.flush()
     writer.close()
+
+
+def test_avro_of_a_registry_is_read_from_all_topics_checked_and_its_letters_replayed_as_json(stream_factory):
+    click = _record(
+        "Click", visitor="string", sku="string", at={"type": "long", "logicalType": "timestamp-millis"}
+    )
+    item = _record("Item", sku="string", name="string")
+    with FakeRegistry({1: {"schema": json.dumps(click)}, 2: {"schema": json.dumps(item)}}) as registry:
+        stream = stream_factory(
+            2,
+            message_format="registry",
+            schema_registry=registry.address,
+            fields=["user_id=visitor", "item_id=sku", "timestamp_ms=at"],
+            item_fields=["item_id=sku", "title=name"],
+        )
+        with KafkaProducer(**client_arguments(stream)) as producer:
+            for n in range(30):
+                event = {"visitor": f"u{n % 3}", "sku": f"sku-{n % 4}", "at": 1_769_832_000_000 + n}
+                value, key = _framed(1, click, event), str(event["visitor"]).encode()
+                producer.send(stream.interactions_topic, value, key=key)
+            producer.send(stream.interactions_topic, b"\0\0\0\0\1\xff", key=b"u1")
+            value = _framed(2, item, {"sku": "sku-3", "name": "Boots"})
+            producer.send(stream.items_topic, value, key=b"sku-3")
+        taken = _read(stream)
+        assert taken.rows.num_rows == 30
+        assert sorted(set(taken.rows["timestamp_ms"].to_pylist()))[0] == 1_769_832_000_000
+        (letter,) = taken.dead
+        assert letter.reason.startswith("does not fit the schema 1: ")
+        with CatalogueReader(stream) as reader:
+            assert reader.read_to_end().items["title"].to_pylist() == ["Boots"]
+        checked = check_topics(stream, 100)
+        assert checked.trains, checked.problems
+        assert checked.profiles[0].formats == {"of a schema": 31}
+        _write(stream, letter)
+        again = {"visitor": "u1", "sku": "sku-1", "at": "2026-01-31T06:00:00Z"}
+        report = replay_letters(stream, lambda one: again)
+        assert (report.replayed, report.unusable) == (1, {})
+        assert _read(stream).rows.num_rows == 31
+
+
+def _record(name, **fields):
+    described = [{"name": field, "type": kind} for field, kind in fields.items()]
+    return {"type": "record", "name": name, "fields": described}
+
+
+def _framed(number, schema, value):
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), value)
+    return b"\0" + number.to_bytes(4, "big") + out.getvalue()

@@ -3,6 +3,8 @@ from typing import Any
 
 import pytest
 
+from streaming.events.faults import FAULTS
+
 
 @pytest.fixture
 def progress_record() -> Callable[..., dict[str, Any]]:
@@ -21,6 +23,7 @@ def progress_record() -> Callable[..., dict[str, Any]]:
             "rows_read": 60_123,
             "events_trained": 59_976,
             "dead_letters": 2,
+            "faults": dict.fromkeys(FAULTS, 0),
             "lag_messages": 4,
             "lag_events": 75_123,
             "loss": {

@@ -14,6 +14,7 @@ from deploy.demo.demo import trainer_child
 VERBS = [
     ["demo"],
     ["broker"],
+    ["check"],
     ["train"],
     ["replay"],
     ["refresh"],
@@ -23,6 +24,7 @@ VERBS = [
     ["settings"],
     ["dead-letters", "list"],
     ["dead-letters", "replay"],
+    ["data", "check"],
     ["data", "fetch"],
     ["submit", "refresh"],
     ["submit", "train"],

@@ -157,7 +157,8 @@ def test_a_sender_slower_than_the_wait_has_its_rows_dead_lettered_and_a_replay_b
         sending.result()
     _assert_whole(config, 4, dead=20)
     assert reasons_of(stream) == [
-        f"the user belongs to partition {p + 2} of 4, but the row was read from partition {p}"
+        f"the user belongs to partition {p + 2} of 4, but the row was read from partition {p}: key messages by the "
+        "user id, with partitioner=murmur2_random in producers of librdkafka"
         for p in (0, 1)
         for _ in range(10)
     ]

@@ -66,7 +66,7 @@ def test_a_new_item_is_recommended_with_its_title_and_a_deleted_one_is_gone(conf
 def test_a_deleted_user_is_unknown_from_the_next_delta_on_and_others_are_not(config, published):
     _, store, version = published
     with Recommender(config) as recommender:
-        user, other = recommender.user_ids()[:2].tolist()
+        user, other = recommender.user_ids()[:2]
         wanted = recommender.answer(other, k=5).items
         assert recommender.answer(user, k=5).items
         commit_delta(store, version, changes_of(DIM, users=[user]))

@@ -90,7 +90,13 @@ LETTERS = {
     "replayed": 0,
     "topic": HOSTILE,
     "reasons": [
-        {"reason": HOSTILE, "count": 1, "samples": [{"key": '["[/q]"]', "value": {HOSTILE: HOSTILE}}]}
+        {
+            "reason": HOSTILE,
+            "code": HOSTILE,
+            "remedy": HOSTILE,
+            "count": 1,
+            "samples": [{"key": '["[/q]"]', "value": {HOSTILE: HOSTILE}}],
+        }
     ],
 }
 DIFFERENCE = {

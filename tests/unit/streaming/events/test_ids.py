@@ -6,11 +6,12 @@ import pytest
 import xxhash
 
 from streaming.events.ids import (
+    are_numbers,
     id_of_text,
-    ids_and_key_hashes,
     ids_of_texts,
     integer_ids,
     problem_of_id,
+    read_ids,
     text_of_id,
 )
 from streaming.events.partitioner import key_hashes_of_texts
@@ -53,10 +54,17 @@ def test_columns_of_both_kinds_with_slices_and_no_rows():
 
 def test_both_forms_of_an_id_have_one_text_and_so_one_partition():
     ids = [1001, "1001", 1001.0, -3, "ann"]
-    numbers, hashes = ids_and_key_hashes(ids)
+    read = read_ids(ids)
+    numbers, hashes = read.ids_N, read.key_hashes()
+    assert read.text_column().to_pylist() == [None, "1001", None, None, "ann"]
+    assert read_ids([1, 2]).text_column() is None
     assert numbers[:3].tolist() == [1001] * 3
     assert [text_of_id(i) for i in ids] == ["1001", "1001", "1001", "-3", "ann"]
     assert hashes.tolist() == key_hashes_of_texts(pa.array([text_of_id(i) for i in ids])).tolist()
+
+
+def test_a_text_is_a_number_only_in_plain_decimal_form():
+    assert are_numbers(pa.array(INTEGERS + TEXTS)).tolist() == [True] * len(INTEGERS) + [False] * len(TEXTS)
 
 
 @pytest.mark.parametrize("value", [True, 1.5, float("nan"), float("inf"), 2.0**54, [1], {"a": 1}])

@@ -86,6 +86,7 @@ def test_every_file_of_a_checkpoint_and_its_deltas_belongs_to_one_part(store):
     checkpointer = checkpointer_of(run, store, Collectives())
     parts = parts_of(run, Collectives())
     files = set()
+    run.texts.items.clashes(np.array([5]), np.array([0]), pa.array(["a text id"]))
     for _ in range(3):
         train_steps(run, 2)
         files |= {entry["name"] for entry in checkpointer.finish(run.step).manifest["files"]}

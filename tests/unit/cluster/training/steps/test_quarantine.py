@@ -12,6 +12,7 @@ from cluster.training.steps.quarantine import Quarantined, describe_places, quar
 from cluster.training.steps.refusal import StepRefused
 from model.config import ModelConfig
 from streaming.config import StreamConfig
+from streaming.histories.id_texts import KnownTexts
 from tests.support.memory_source import MemorySource
 from tests.support.training_batches import Run, random_runs, to_batch
 
@@ -59,7 +60,7 @@ def test_a_refused_step_leaves_towers_rows_optimizers_and_frequencies_as_they_we
 def test_a_letter_of_an_event_that_cannot_be_read_again_says_what_the_batch_knows():
     batch = to_batch([Run(5, [1, 2], [3], offsets=[9], weights=[2.0])])
     quarantined = Quarantined(batch, ["total nan is not finite"], 1, "", is_step=False)
-    (letter,) = quarantine_letters(quarantined, MemorySource({}, []), 7)
+    (letter,) = quarantine_letters(quarantined, MemorySource({}, []), 7, KnownTexts())
     assert letter.key == b"topic/0/9/0"
     assert "step 7" in letter.reason
     assert "total nan" in letter.reason
