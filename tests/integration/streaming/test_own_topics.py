@@ -125,9 +125,9 @@ def test_avro_of_a_registry_is_read_from_all_topics_checked_and_its_letters_repl
         assert _read(stream).rows.num_rows == 31
 
 
-def _record(name, **fields):
+def _record(_name, **fields):
     described = [{"name": field, "type": kind} for field, kind in fields.items()]
-    return {"type": "record", "name": name, "fields": described}
+    return {"type": "record", "name": _name, "fields": described}
 
 
 def _framed(number, schema, value):
