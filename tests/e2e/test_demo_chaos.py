@@ -45,6 +45,8 @@ def test_the_index_was_published_at_least_three_times_and_finds_well(chaos_run):
     assert figures["index_recall"] >= 0.95
     assert 0 < figures["index_nprobe"] <= figures["index_nlist"] / 2
     assert 0 < figures["freshness_p50_s"] <= figures["freshness_p99_s"]
+    assert figures["deltas"] >= figures["index_versions"]
+    assert 0 < figures["delta_freshness_p50_s"] < figures["freshness_p50_s"]
 
 
 def test_the_log_of_the_training_repeats_nothing_that_helps_nobody(chaos_run):
