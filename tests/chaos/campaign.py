@@ -35,6 +35,7 @@ from cluster.config import FreshetConfig, ProgressiveConfig, TrainConfig
 from cluster.tables.config import TableConfig
 from model.config import ModelConfig
 from model.features import ITEM, SOURCE, USER
+from retrieval.config import IndexConfig
 from retrieval.storage.durable import replace_durably
 from streaming.config import StreamConfig
 from streaming.kafka.topics import create_topics
@@ -195,6 +196,7 @@ class Campaign:
                 checkpoint_full_every=3,
                 checkpoint_full_share=20.0,
             ),
+            index=IndexConfig(delta_every_s=0.02),
             table=TableConfig(admit_after=4, expire_after_s=150, max_rows=70, sweep_every=4),
             progressive=ProgressiveConfig(sample_fraction=0.3, bin_events=200, served_cpu_share=0.0),
             device="cpu",
@@ -255,7 +257,7 @@ class Campaign:
 
     def _attempt(self, config: FreshetConfig, number: int, fault: Fault | None, ranks: int) -> Ending:
         """One group and one fault."""
-        if fault is not None and fault.target == "publish":
+        if fault is not None and fault.target in ("publish", "delta"):
             config = replace(config, train=replace(config.train, publish_every_s=0.05))
         before = _store(config).names()
         ended = self._group(config, number, fault, ranks)

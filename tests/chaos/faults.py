@@ -34,6 +34,16 @@ PUBLISH_POINTS = [
     ("pointer", False),
     ("prune", False),
 ]
+# The steps of a delta (tests/chaos/versions.py), likewise.
+DELTA_POINTS = [
+    ("snapshot", True),
+    ("encode", True),
+    ("begin", False),
+    ("changes", False),
+    ("commit", False),
+    ("manifest", False),
+    ("end", True),
+]
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,10 @@ class Fault:
     """One fault.
 
     Attributes:
-        target: `worker`, `all`, `driver`, `broker`, `commit`, `publish` (a worker inside one), `refresh` (a rank of
-            one), `enospc`, `truncate`, `bitflip`.
-        point: where the rank kills itself (or its disk is full): `step` or a step of the commit or of the publication;
-            empty: by time.
+        target: `worker`, `all`, `driver`, `broker`, `commit`, `publish` (a worker inside one), `delta` (likewise),
+            `refresh` (a rank of one), `enospc`, `truncate`, `bitflip`.
+        point: where the rank kills itself (or its disk is full): `step` or a step of the commit, of the publication, or
+            of the delta; empty: by time.
         rank: the rank that it strikes.
         occurrence: number of the visit of the point, from 1.
         delay_s: for faults from outside, seconds after the group was started.
@@ -76,7 +86,7 @@ class Fault:
 
     @property
     def _of_version(self) -> bool:
-        return self.target in ("publish", "refresh")
+        return self.target in ("publish", "delta", "refresh")
 
 
 def plan(seed: int | Sequence[int], world: int) -> Iterator[Fault]:
@@ -101,8 +111,8 @@ def _round(rng: np.random.Generator, world: int) -> list[Fault]:
         return int(rng.integers(2**31))
 
     commits = [Fault("commit", point, at % world, few(2)) for point, at in COMMIT_POINTS]
-    steps = [Fault("worker", "step", rank(), few(10)) for _ in range(10)]
-    timed = [Fault("worker", rank=rank(), delay_s=soon(), seed=chance()) for _ in range(5)]
+    steps = [Fault("worker", "step", rank(), few(10)) for _ in range(6)]
+    timed = [Fault("worker", rank=rank(), delay_s=soon(), seed=chance()) for _ in range(2)]
     groups = [Fault(target, delay_s=soon()) for target in ("all", "driver") for _ in range(5)]
     disks = [Fault("enospc", point, rank(), few(2)) for point in ("write", "write")]
     disks += [Fault("enospc", "manifest", 0, 1)]
@@ -115,4 +125,18 @@ def _round(rng: np.random.Generator, world: int) -> list[Fault]:
         for at, target in enumerate(("publish", "refresh"))
         for point, of_all in PUBLISH_POINTS
     ]
-    return [*commits, *versions, *steps, *timed, *groups, *disks, *damages, Fault("broker", delay_s=soon())]
+    deltas = [
+        Fault("delta", f"delta {point}", at % world if of_all else 0)
+        for at, (point, of_all) in enumerate(DELTA_POINTS)
+    ]
+    return [
+        *commits,
+        *versions,
+        *deltas,
+        *steps,
+        *timed,
+        *groups,
+        *disks,
+        *damages,
+        Fault("broker", delay_s=soon()),
+    ]

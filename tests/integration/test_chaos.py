@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.chaos.campaign import SIZES, Campaign, _kill, main
-from tests.chaos.faults import COMMIT_POINTS, PUBLISH_POINTS, Fault
+from tests.chaos.faults import COMMIT_POINTS, DELTA_POINTS, PUBLISH_POINTS, Fault
 from tests.chaos.verdict import DiedOfItself
 
 pytestmark = pytest.mark.timeout(900)
@@ -26,6 +26,7 @@ def test_whatever_is_killed_and_whenever_the_state_at_the_end_is_that_of_an_undi
     assert report["digests_equal"], report["differences"]
     struck = {f"commit {point}" for point, _ in COMMIT_POINTS}
     struck |= {f"{target} {point}" for target in ("publish", "refresh") for point, _ in PUBLISH_POINTS}
+    struck |= {f"delta {point}" for point, _ in DELTA_POINTS}
     struck |= {"worker", "all", "driver", "broker", "enospc", "truncate", "bitflip"}
     assert set(report["by_target"]) == struck
 
