@@ -29,7 +29,8 @@ def fetch_dataset(
 
 def first_events(dataset: Dataset, events: int) -> Dataset:
     """The data set with only its first `events` interactions in time order; all of them for 0."""
-    return split_events(dataset, events)[0] if events > 0 else dataset
+    some = 0 < events < dataset.interactions.num_rows
+    return split_events(dataset, events)[0] if some else dataset
 
 
 def split_events(dataset: Dataset, events: int) -> tuple[Dataset, Dataset]:

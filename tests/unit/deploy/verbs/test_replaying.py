@@ -49,6 +49,7 @@ def test_the_replay_beside_other_work_tells_how_far_it_is(monkeypatch):
         _wait_until(lambda: thread.produced == 3)
         assert not thread.finished
         go_on.set()
+        thread.release()
         _wait_until(lambda: thread.finished)
         thread.check()
     assert thread.produced == 5
