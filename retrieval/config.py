@@ -82,6 +82,12 @@ class IndexConfig:
         "no deltas; none without train.publish_every_s either).",
         at_least=0,
     )
+    delta_cpu_share: float = setting(
+        0.05,
+        "Share of a core that deltas may take from training; if one costs more, they come less often.",
+        above=0,
+        at_most=1,
+    )
     delta_max_items: int = setting(
         500,
         "Maximum number of item vectors in a delta, over all ranks: new items first, then those that moved most. The "

@@ -21,6 +21,7 @@ import torch
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.deltas.pace import Pace
 from cluster.deltas.snapshot import Moment, RunChanges, Snapshot
 from cluster.deltas.writer import Covered, DeltaWriter, Plan, Turn
 from cluster.observability.delta_figures import DeltaFigures
@@ -76,6 +77,7 @@ class DeltaPublisher:
         """The limit that the deltas of the live version have passed, in words; empty if none (rank 0)."""
         on = config.index.delta_every_s > 0 and config.train.publish_every_s > 0
         self._every_s = config.index.delta_every_s if on else 0.0
+        self._pace = Pace(self._every_s, config.index.delta_cpu_share)
         self._comm = comm.beside(_PATIENCE) if on else comm
         self._writer = DeltaWriter(self._comm, config, device, check)
         self._trouble = StorageTrouble("deltas cannot be written")
@@ -132,7 +134,8 @@ class DeltaPublisher:
 
     def due(self, now: float) -> bool:
         """Whether it is time for the next delta (rank 0)."""
-        return self.ready and self._changes is not None and now - self._last_s >= self._every_s
+        waited = now - self._last_s >= self._pace.interval_s
+        return waited and self.ready and self._changes is not None
 
     def start(self, step: int, events_trained: int) -> None:
         """Collective, once every rank is `ready`: copy what has changed, and make a delta of it beside training."""
@@ -140,10 +143,12 @@ class DeltaPublisher:
         self._settle()
         changes = self._changes
         assert changes is not None
+        began_s = time.thread_time()
         snapshot = changes.take() if self._snapshots else None
+        copied_s = time.thread_time() - began_s
         covered = Covered(step, events_trained, self.unpublished.drain())
         self._covered = covered
-        arguments = (snapshot, covered)
+        arguments = (snapshot, covered, copied_s)
         self._thread = threading.Thread(target=self._run, args=arguments, name="delta", daemon=True)
         self._thread.start()
 
@@ -162,9 +167,11 @@ class DeltaPublisher:
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
 
-    def _run(self, snapshot: Snapshot | None, covered: Covered) -> None:
+    def _run(self, snapshot: Snapshot | None, covered: Covered, copied_s: float) -> None:
         try:
             mine = self._turn(snapshot, covered)
+            if mine.turn is not None and mine.turn.committed is not None:
+                self._pace.cost(copied_s + time.thread_time())  # the thread is of this delta only
             told = self._comm.gather_objects((mine.problem, str(mine.error or "")))
         except Exception as error:  # the connection of the ranks; the run ends for the same reason
             self.end_of_turn(Ended(problem=str(error)))
