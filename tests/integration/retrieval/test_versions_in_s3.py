@@ -114,8 +114,9 @@ def test_whenever_a_writer_dies_in_s3_the_old_or_the_new_version_is_live_and_who
         assert store.current().file("file").read_bytes() == b"three"
         if not died:
             break
-    # A reservation, two files, the manifest, the reservation goes, the pointer: only then is the new one live.
-    assert outcomes == [b"one"] * 6 + [b"two"]
+    # A reservation, two files, the manifest, the reservation goes, older deltas of the new version go, the pointer:
+    # only then is the new one live. The deltas of the old one go last.
+    assert outcomes == [b"one"] * 7 + [b"two"] * 2
 
 
 def test_what_was_begun_in_s3_long_ago_is_removed_and_what_is_written_now_is_not(bucket, monkeypatch):

@@ -91,6 +91,7 @@ def test_the_paper_preset_says_what_the_paper_says():
         "contrastive_sequence_weight": 1.0,
         "contrastive_attribute_weight": 1.0,
         "contrastive_item_weight": 1.0,
+        "contrastive_every": 1,
         "contrastive_items": "targets",
         "negative_sequence": "older_half",
         "view_dropout": 0.3,
