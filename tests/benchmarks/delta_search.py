@@ -8,7 +8,6 @@ that are left, with the same centroids and nprobe, the fewest lists that reach r
 thread, alternating runs, queries per second of CPU time: of batches and of single queries.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -36,7 +35,7 @@ from retrieval.versions.tuning import choose_nprobe
 from tests.benchmarks.search import REQUIRED_RECALL, K, paired_rates
 from tests.benchmarks.search import Case as SearchCase
 from tests.benchmarks.support.clusters import Clusters
-from tests.benchmarks.support.command import benchmark_parser, finish
+from tests.benchmarks.support.command import case_of, finish
 from tests.benchmarks.support.index_version import centroids_of, index_of, publish_index
 
 REQUIRED_RATIO = 0.85
@@ -52,11 +51,8 @@ class Case(SearchCase):
 
 
 def main() -> int:
-    parser = benchmark_parser(__doc__)
-    for name, default in vars(Case()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
-    arguments: argparse.Namespace = parser.parse_args()
-    return finish(measure(Case(**{name: getattr(arguments, name) for name in vars(Case())})), arguments.json)
+    case, file = case_of(Case, __doc__)
+    return finish(measure(case), file)
 
 
 def measure(case: Case) -> dict[str, Any]:

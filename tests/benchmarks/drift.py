@@ -12,7 +12,6 @@ is what a searcher does once per version. `ratio` is the lowest recall of a
 checkpoint; the cost of a delta of 1 % may be 2 % of a cold build.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from retrieval.ranks import OneRank
 from retrieval.versions.publish import publish
 from retrieval.versions.searcher import LoadedVersion, Searcher
 from retrieval.versions.store import VersionStore
-from tests.benchmarks.support.command import benchmark_parser, finish
+from tests.benchmarks.support.command import case_of, finish
 from tests.benchmarks.support.index_version import centroids_of, index_of
 
 REQUIRED_RECALL = 0.95
@@ -74,12 +73,8 @@ class Case:
 
 
 def main() -> int:
-    parser = benchmark_parser(__doc__)
-    for name, default in vars(Case()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
-    arguments: argparse.Namespace = parser.parse_args()
-    case = Case(**{name: getattr(arguments, name) for name in vars(Case())})
-    return finish(measure(case), arguments.json)
+    case, file = case_of(Case, __doc__)
+    return finish(measure(case), file)
 
 
 def measure(case: Case) -> dict[str, Any]:

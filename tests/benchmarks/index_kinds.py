@@ -8,7 +8,6 @@ that bring recall@k to .95, at most half of all. One thread, batches, alternatin
 The baseline is ivf_flat: `ratio` is that of ivf_fp16, the default.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -31,7 +30,7 @@ from retrieval.indexes.ivf import IvfBuilder, IvfIndex, empty_index, lists_for
 from retrieval.indexes.kinds import codec_sample
 from retrieval.versions.tuning import choose_nprobe
 from tests.benchmarks.support.clusters import Clusters
-from tests.benchmarks.support.command import benchmark_parser, finish
+from tests.benchmarks.support.command import case_of, finish
 
 KINDS: dict[str, dict[str, Any]] = {
     "ivf_flat": {"kind": "ivf_flat"},
@@ -60,19 +59,15 @@ class Case:
 
 
 def main() -> int:
-    parser = benchmark_parser(__doc__)
-    for name, default in vars(Case()).items():
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, dest=name, type=type(default), default=default)
-    arguments: argparse.Namespace = parser.parse_args()
-    result = measure(Case(**{name: getattr(arguments, name) for name in vars(Case())}))
+    case, file = case_of(Case, __doc__)
+    result = measure(case)
     for name, row in result["kinds"].items():
         print(
             f"{name:22} recall@{result['settings']['k']} {row['recall']:.3f}  nprobe {row['nprobe']:4}  "
             f"{row['queries_per_s']:8,.0f} queries/s  {row['bytes_per_item']:6.1f} bytes/item  "
             f"built in {row['build_cpu_s']:.1f} s"
         )
-    return finish(result, arguments.json)
+    return finish(result, file)
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -8,7 +8,6 @@ seen items excluded, the baseline fetches as many items more and drops none, at 
 would be as good. One thread, alternating runs, queries per second of CPU time: of batches and of single queries.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -34,7 +33,7 @@ from retrieval.versions.searcher import Searcher
 from retrieval.versions.shards import WHOLE_INDEX
 from retrieval.versions.tuning import choose_nprobe
 from tests.benchmarks.support.clusters import Clusters
-from tests.benchmarks.support.command import benchmark_parser, finish
+from tests.benchmarks.support.command import case_of, finish
 from tests.benchmarks.support.index_version import centroids_of, index_of, publish_index
 
 REQUIRED_RATIO = 0.9
@@ -56,12 +55,8 @@ class Case:
 
 
 def main() -> int:
-    parser = benchmark_parser(__doc__)
-    for name, default in vars(Case()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
-    arguments: argparse.Namespace = parser.parse_args()
-    case = Case(**{name: getattr(arguments, name) for name in vars(Case())})
-    return finish(measure(case), arguments.json)
+    case, file = case_of(Case, __doc__)
+    return finish(measure(case), file)
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -4,11 +4,13 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from model.config import ModelConfig
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import Window
+
+_Case = TypeVar("_Case")
 
 
 def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
@@ -20,6 +22,21 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the result here")
     return parser
+
+
+def case_of(case: type[_Case], description: str | None) -> tuple[_Case, Path | None]:
+    """The fields of a dataclass as options, each with its default; also the file that `--json` names.
+
+    Args:
+        case: of ints, floats, and texts, all with defaults.
+        description: the docstring of the benchmark's file.
+    """
+    parser, defaults = benchmark_parser(description), vars(case())
+    for name, default in defaults.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, dest=name, type=type(default), default=default)
+    arguments = parser.parse_args()
+    return case(**{name: getattr(arguments, name) for name in defaults}), arguments.json
 
 
 def add_window_options(parser: argparse.ArgumentParser, runs: int, steps: int, batch_events: int) -> None:

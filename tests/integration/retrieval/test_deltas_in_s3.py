@@ -10,23 +10,11 @@ from retrieval.versions.publish import publish
 from retrieval.versions.searcher import Searcher
 from retrieval.versions.store import VersionStore
 from tests.integration.retrieval.test_versions_in_s3 import Cut, DiesBefore
-from tests.support.s3_server import objects_in, s3_bucket
+from tests.support.s3_server import objects_in
 from tests.unit.retrieval.deltas.conftest import append, live_version
 
 DIM = 8
 CONFIG = IndexConfig(kind="ivf_flat", nlist=4, nprobe=4, versions_to_keep=2, max_imbalance=100)
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """`s3://…` of an empty bucket."""
-    with s3_bucket(tmp_path_factory.mktemp("s3")) as uri:
-        yield uri
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FRESHET_CACHE", str(tmp_path / "cache"))
 
 
 def publish_items(store, folder, vectors):

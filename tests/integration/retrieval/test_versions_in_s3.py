@@ -14,24 +14,11 @@ from retrieval.storage.objects import ObjectStorage
 from retrieval.versions.publish import publish
 from retrieval.versions.searcher import Searcher
 from retrieval.versions.store import VersionCorrupt, VersionError, VersionStore
-from tests.support.s3_server import SECRET, objects_in, s3_bucket
+from tests.support.s3_server import SECRET, objects_in
 
 
 class Cut(BaseException):
     """No handler of ordinary errors may clean up after it."""
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """`s3://…` of an empty bucket."""
-    with s3_bucket(tmp_path_factory.mktemp("s3")) as uri:
-        yield uri
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FRESHET_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "objects"
 
 
 def commit(store, content=b"data", **described):
