@@ -174,7 +174,7 @@ def test_the_next_run_goes_on_from_there_and_idle_ctrl_c_stops_it_without_loss_o
     with Run(live_config, "idle") as run:
         run.wait(lambda: run.said().get("state") == "training")
         assert run.said()["rows_read"] >= before["rows_read"]
-        run.wait(lambda: run.said()["rows_read"] == sent)
+        run.wait(lambda: run.said()["rows_read"] == run.said()["events_trained"] == sent)
         versions = idle_versions(run)
         status, took_s, left = run.stop(signal.SIGINT)
         log = run.log
