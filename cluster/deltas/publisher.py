@@ -132,9 +132,14 @@ class DeltaPublisher:
         """Note that a version of a checkpoint is being built; its moment is kept (rank 0)."""
         self._of_version = self._of_checkpoint.get(location, 0)
 
+    @property
+    def interval_s(self) -> float:
+        """Seconds between the starts of two deltas at present (`index.delta_every_s`, `index.delta_cpu_share`)."""
+        return self._pace.interval_s
+
     def due(self, now: float) -> bool:
         """Whether it is time for the next delta (rank 0)."""
-        waited = now - self._last_s >= self._pace.interval_s
+        waited = now - self._last_s >= self.interval_s
         return waited and self.ready and self._changes is not None
 
     def start(self, step: int, events_trained: int) -> None:

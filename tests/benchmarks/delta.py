@@ -143,11 +143,11 @@ def _trained(trainer: Trainer, deltas: DeltaPublisher, steps: int) -> dict[str, 
         trainer.config.index, delta_max_items=IndexConfig().delta_max_items, max_delta_share=1.0
     )
     deltas._writer._waiting = deltas._writer._nothing_waits(trainer.run.catalogue.item_count)
-    every_s, made = IndexConfig().delta_every_s, 0
+    made = 0
 
     def between() -> None:
         nonlocal last_s, made
-        if deltas.ready and time.thread_time() - last_s >= every_s:
+        if deltas.ready and time.thread_time() - last_s >= deltas.interval_s:
             last_s, made = time.thread_time(), made + 1
             deltas.start(trainer.run.step, trainer.run.events_trained)
 
