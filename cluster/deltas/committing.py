@@ -15,7 +15,6 @@ from cluster.queries.changes import Changes, write_changes
 from retrieval.checks import Check
 from retrieval.deltas.base_vectors import BaseVectors
 from retrieval.deltas.chain import DeltaChain
-from retrieval.deltas.changed_items import ChangedItems
 from retrieval.deltas.delta import write_items
 from retrieval.deltas.gates import Norms, check_delta
 from retrieval.deltas.limits import ChangeMeter, refresh_due
@@ -97,8 +96,7 @@ class Committer:
         self._probe = LoadedVersion.load(version)
         files = [version.file(shard.items) for shard in shards_of(version)]
         self._norms = Norms.of(files)
-        unchanged = ChangedItems.none(self._probe.index, self._probe.item_ids)
-        self._meter = ChangeMeter(unchanged, BaseVectors(files))
+        self._meter = ChangeMeter(self._probe.index, BaseVectors(files))
         self.number = len(self._chain.names())
         """How many deltas the version has."""
 

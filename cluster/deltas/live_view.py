@@ -15,9 +15,9 @@ from cluster.checkpoints.part import Saved
 from cluster.checkpoints.parts.rows import frozen_rows
 from cluster.config import FreshetConfig
 from cluster.publishing.item_encoding import SLICE_ITEMS, encode_items
-from cluster.queries.query_side import QuerySide
+from cluster.queries.query_side import SavedTowers
 from cluster.tables.buckets import bucket_range
-from cluster.tables.frozen_rows import FrozenRows, of_buckets
+from cluster.tables.frozen_rows import of_buckets
 from cluster.tables.overlaid_rows import OverlaidRows, RowChanges
 from model.features import ITEM
 from model.precision import use_precision
@@ -49,11 +49,9 @@ class LiveView:
         Raises:
             CheckpointError, VersionError: a file is missing or damaged.
         """
-        side = QuerySide.load(version, config.stream, only=[])
-        assert isinstance(side.rows, FrozenRows)
-        mine = of_buckets(bucket_range(rank, world))
-        rows = frozen_rows(Saved(version), side.rows.settings, wanted=mine)
-        model = side.model.to(device)
+        towers = SavedTowers.load(version)
+        rows = frozen_rows(Saved(version), towers.rows, wanted=of_buckets(bucket_range(rank, world)))
+        model = towers.model.to(device)
         use_precision(model, config.precision)
         return LiveView(version, model, OverlaidRows(rows))
 

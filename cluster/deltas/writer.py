@@ -23,7 +23,7 @@ from cluster.deltas.live_view import LiveView
 from cluster.deltas.snapshot import Snapshot
 from cluster.deltas.waiting_items import WaitingItems
 from cluster.queries.version_store import version_store
-from cluster.tables.buckets import ENDLESS
+from cluster.tables.buckets import are_endless
 from cluster.tables.overlaid_rows import RowChanges
 from retrieval.ranks import gather_results, keep_result, on_first_rank
 from streaming.arrays import Int64Array
@@ -162,7 +162,7 @@ class DeltaWriter:
 
         def encode() -> Part:
             others = [rows for rank, rows in enumerate(small) if rank != self._comm.rank]
-            later.append(view.advance(_joined([snapshot.changes.rows, *others])))
+            later.append(view.advance(RowChanges.joined([snapshot.changes.rows, *others])))
             items = snapshot.items
             self._waiting.remove(items.deleted)
             moved_N = view.moved(later[0], items.ids)
@@ -194,24 +194,11 @@ class DeltaWriter:
 
 def _of_small_tables(rows: RowChanges) -> RowChanges:
     """The changes of tables whose rows every rank needs for its items and has in its view."""
-    kept, gone = (
-        ~np.isin(np.where(tables < 0, ~tables, tables), ENDLESS)
-        for tables in (rows.tables, rows.removed_tables)
-    )
+    kept, gone = (~are_endless(tables) for tables in (rows.tables, rows.removed_tables))
     return RowChanges(
         rows.tables[kept],
         rows.ids[kept],
         rows.values[kept],
         rows.removed_tables[gone],
         rows.removed_ids[gone],
-    )
-
-
-def _joined(parts: list[RowChanges]) -> RowChanges:
-    return RowChanges(
-        np.concatenate([part.tables for part in parts]),
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.values for part in parts]),
-        np.concatenate([part.removed_tables for part in parts]),
-        np.concatenate([part.removed_ids for part in parts]),
     )

@@ -60,15 +60,8 @@ class Changes:
     @staticmethod
     def joined(parts: Sequence[Changes]) -> Changes:
         """One object from those of all ranks, of which one at least must be given."""
-        rows = [part.rows for part in parts]
         return Changes(
-            RowChanges(
-                np.concatenate([part.tables for part in rows]),
-                np.concatenate([part.ids for part in rows]),
-                np.concatenate([part.values for part in rows]),
-                np.concatenate([part.removed_tables for part in rows]),
-                np.concatenate([part.removed_ids for part in rows]),
-            ),
+            RowChanges.joined([part.rows for part in parts]),
             CatalogueUpdate(
                 pa.concat_tables([part.catalogue.items for part in parts]),
                 pa.concat_tables([part.catalogue.users for part in parts]),

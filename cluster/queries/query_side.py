@@ -145,21 +145,46 @@ class QuerySide:
 
         No random numbers are drawn, so this can run during training.
         """
-        described = json.loads(version.file(DESCRIPTION).read_text())
-        known = {f.name for f in fields(ModelConfig)}
-        config = ModelConfig(**{k: v for k, v in described["model"].items() if k in known})
-        model = towers_to_fill(config, len(described["user_attributes"]))
-        limits = TableConfig(admit_after=float(described.get("admit_after", 1.0)))
-        settings = RowSettings(config.dim, int(described["seed"]), config.init_std, limits.has_shared_rows)
-        saved, stream = Saved(version), replace(stream, user_attributes=described["user_attributes"])
-        TowerPart(model).restore(saved)
-        model.eval()
+        saved, towers = Saved(version), SavedTowers.load(version)
+        model, settings, stream = (
+            towers.model,
+            towers.rows,
+            replace(stream, user_attributes=towers.attributes),
+        )
         if only is not None:
             return QuerySide.of(saved, model, settings, stream, only)
         catalogue = Catalogue(stream)
         CataloguePart(catalogue).restore(saved)
         read_texts(saved.files(ITEM_TEXTS), catalogue.texts.items)
-        return QuerySide(model, frozen_rows(saved, settings), catalogue, config)
+        return QuerySide(model, frozen_rows(saved, settings), catalogue, model.config)
+
+
+@dataclass(frozen=True)
+class SavedTowers:
+    """The towers of a version, and what its `model.json` says of the rest of the query side.
+
+    Attributes:
+        model: on the CPU, in evaluation mode.
+        rows: settings of the rows.
+        attributes: names of the user attributes.
+    """
+
+    model: TwoTower
+    rows: RowSettings
+    attributes: list[str]
+
+    @staticmethod
+    def load(version: Version) -> SavedTowers:
+        """Read them from a verified version; draws no random numbers."""
+        described = json.loads(version.file(DESCRIPTION).read_text())
+        known = {f.name for f in fields(ModelConfig)}
+        config = ModelConfig(**{k: v for k, v in described["model"].items() if k in known})
+        model = towers_to_fill(config, len(described["user_attributes"]))
+        limits = TableConfig(admit_after=float(described.get("admit_after", 1.0)))
+        rows = RowSettings(config.dim, int(described["seed"]), config.init_std, limits.has_shared_rows)
+        TowerPart(model).restore(Saved(version))
+        model.eval()
+        return SavedTowers(model, rows, described["user_attributes"])
 
 
 def _ids_in(batches: Sequence[pa.RecordBatch]) -> tuple[Int64Array, Int64Array]:

@@ -31,6 +31,11 @@ def shared_keys(tables: Int16Array, ids: Int64Array) -> tuple[Int16Array, Int64A
     return ~tables, buckets_of(tables, ids)
 
 
+def are_endless(tables: Int16Array) -> BoolArray:
+    """Whether each key is of one of the `ENDLESS` tables, or a row that its ids share, bool (K,)."""
+    return np.isin(np.where(tables < 0, ~tables, tables), ENDLESS)
+
+
 def in_range(tables: Int16Array, ids: Int64Array, buckets: tuple[int, int]) -> BoolArray:
     """Whether the bucket of each key is in a half-open range, bool (K,)."""
     bucket_K = buckets_of(tables, ids)

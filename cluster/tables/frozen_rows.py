@@ -21,7 +21,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from cluster.tables.buckets import ENDLESS, in_range, shared_keys
+from cluster.tables.buckets import ENDLESS, are_endless, in_range, shared_keys
 from model.embedding import initial_rows
 from model.key_index import KeyIndex
 from model.reserved_memory import GrowingArray, machine_bytes
@@ -254,8 +254,7 @@ def of_buckets(buckets: tuple[int, int]) -> Wanted:
     """Selects the users, items, and sources of a half-open range of buckets, and all keys of the other tables."""
 
     def wanted(tables: Int16Array, ids: Int64Array) -> BoolArray:
-        whole = ~np.isin(np.where(tables < 0, ~tables, tables), ENDLESS)
-        return whole | in_range(tables, ids, buckets)
+        return ~are_endless(tables) | in_range(tables, ids, buckets)
 
     return wanted
 

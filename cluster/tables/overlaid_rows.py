@@ -5,6 +5,7 @@ Shape letters: K keys of a call, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,12 @@ class RowChanges:
     values: Float32Array
     removed_tables: Int16Array
     removed_ids: Int64Array
+
+    @staticmethod
+    def joined(parts: Sequence[RowChanges]) -> RowChanges:
+        """One object from several, of which one at least must be given; no two have the same key."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return RowChanges(*(np.concatenate(column) for column in columns))
 
 
 class OverlaidRows:

@@ -13,6 +13,7 @@ from retrieval.arrays import Float32Array, Int64Array
 from retrieval.config import IndexConfig
 from retrieval.deltas.base_vectors import BaseVectors
 from retrieval.deltas.changed_items import ChangedItems
+from retrieval.indexes.ivf import IvfIndex
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class ChangeMeter:
     """Measures what deltas have changed; the cost is that of their items, not of the version's.
 
     Args:
-        items: the version's, before or after some deltas.
+        index: of the version.
         base: vectors of the version.
     """
 
-    def __init__(self, items: ChangedItems, base: BaseVectors) -> None:
+    def __init__(self, index: IvfIndex, base: BaseVectors) -> None:
         self._base = base
-        self._length_L = items.index.list_lengths()
+        self._length_L = index.list_lengths()
 
     def measure(self, items: ChangedItems) -> Change:
         """What has changed up to some delta of the same version."""

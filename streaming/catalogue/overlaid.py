@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from streaming.arrays import Int64Array
+from streaming.arrays import BoolArray, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.events.schema import ITEM_ID, USER_ID
 from streaming.histories.id_index import IdIndex
 from streaming.levels import with_level
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 class ReadCatalogue(Protocol):

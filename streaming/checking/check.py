@@ -93,8 +93,6 @@ def _catalogue_of_files(config: StreamConfig) -> list[Profile]:
         if not table.num_rows + len(dead):
             continue
         profile = Profile(name, kind, table.num_rows + len(dead), table.num_rows + len(dead), table.num_rows)
-        for letter in dead:
-            profile.faults[letter.code] = profile.faults.get(letter.code, 0) + 1
-            profile.examples.setdefault(letter.code, letter.reason)
+        profile.count(dead)
         found.append(profile)
     return found

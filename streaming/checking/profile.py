@@ -58,6 +58,12 @@ class Profile:
     facts: dict[str, Any] = field(default_factory=dict)
     objects: Sequence[Mapping[str, Any]] = ()
 
+    def count(self, dead: Sequence[DeadLetter]) -> None:
+        """Count dead letters by code, and keep the first reason of each."""
+        self.faults |= dict(Counter(letter.code for letter in dead).most_common())
+        for letter in dead:
+            self.examples.setdefault(letter.code, letter.reason)
+
 
 def events_profile(config: StreamConfig, sample: Sample) -> Profile:
     """What would be trained from a sample of the interactions topic."""
@@ -87,7 +93,7 @@ def decoded_profile(
     paths: Mapping[str, Path] = mapping.paths if mapping else {n: (n,) for n in EVENT_SCHEMA.names}
     profile = Profile(name, "events", rows.num_rows + len(decoded.dead), decoded.row_count, rows.num_rows)
     profile.objects, profile.fields = objects, table_of(objects, paths)
-    _count(profile, decoded.dead)
+    profile.count(decoded.dead)
     sign_N, _ = judge_signals(rows, config)
     time_N = rows[TIMESTAMP_MS].to_numpy()
     if early := int((time_N < FIRST_PLAUSIBLE_MS).sum()):
@@ -133,15 +139,9 @@ def catalogue_profile(config: StreamConfig, sample: Sample, kind: str) -> Profil
     profile = Profile(sample.topic, kind, sample.count, sample.count, found.num_rows, sample.formats())
     profile.objects = sample.objects()
     profile.fields, profile.facts = table_of(profile.objects, paths), facts
-    _count(profile, dead)
+    profile.count(dead)
     profile.faults |= hints
     return profile
-
-
-def _count(profile: Profile, dead: Sequence[DeadLetter]) -> None:
-    profile.faults |= dict(Counter(letter.code for letter in dead).most_common())
-    for letter in dead:
-        profile.examples.setdefault(letter.code, letter.reason)
 
 
 def _with_texts(place: Place, read: Callable[[bytes], Any] | None) -> Place:

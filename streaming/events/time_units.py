@@ -1,13 +1,12 @@
 """Event times in the unit that a producer uses, as milliseconds since 1970. Shapes: N rows."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-TimeUnit = Literal["ms", "s", "us", "ns", "iso8601"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}

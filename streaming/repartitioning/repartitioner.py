@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,13 @@ class Repartitioner:
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
         self._group = f"{config.consumer_group}.repartition.{config.interactions_topic}"
-        self._read = reader_of(config)
+        self._place = replace(
+            Place.of(config, config.repartition_from, 0, 1),
+            max_future_ms=0,
+            max_late_ms=0,
+            max_weight=math.inf,
+            read=reader_of(config),
+        )
         self._partitions = len(partitions_of(config, config.interactions_topic))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -102,7 +108,7 @@ class Repartitioner:
         except Exception as error:
             self._error = error
 
-    def _copy_until(self, done: Any) -> None:
+    def _copy_until(self, done: Callable[[], bool]) -> None:
         heard_s = time.monotonic()
         while True:
             try:
@@ -142,14 +148,7 @@ class Repartitioner:
         self.copied += len(records)
 
     def _send(self, producer: KafkaProducer, record: Any) -> None:
-        place = replace(
-            Place.of(self._config, record.topic, 0, 1),
-            max_future_ms=0,
-            max_late_ms=0,
-            max_weight=math.inf,
-            read=self._read,
-        )
-        for message in route(record, place, self._partitions):
+        for message in route(record, self._place, self._partitions):
             producer.send(
                 self._config.interactions_topic,
                 message.value,

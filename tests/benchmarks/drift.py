@@ -225,7 +225,7 @@ class _Served:
         """The limit that the deltas have passed."""
         changed = self.loaded.changed
         assert changed is not None
-        meter = ChangeMeter(changed, BaseVectors(self._item_files()))
+        meter = ChangeMeter(changed.index, BaseVectors(self._item_files()))
         return refresh_due(meter.measure(changed), self._config)
 
     def _begin_deltas(self) -> None:

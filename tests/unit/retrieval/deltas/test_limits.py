@@ -35,7 +35,7 @@ def test_vectors_of_rows_are_read_from_the_files_of_all_shards(base):
 
 def test_nothing_has_changed_before_the_first_delta(base):
     items, stored, _ = base
-    assert ChangeMeter(items, stored).measure(items) == STILL
+    assert ChangeMeter(items.index, stored).measure(items) == STILL
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -49,7 +49,7 @@ def test_share_and_drift_are_those_of_the_items_of_the_deltas(base, monkeypatch,
     changed = items.changed(
         np.concatenate([items.ids[rows], new]), np.concatenate([turned, vectors[:10]]), NONE
     ).changed(NONE, np.empty((0, 32), np.float32), items.ids[100:103])
-    change = ChangeMeter(items, stored).measure(changed)
+    change = ChangeMeter(items.index, stored).measure(changed)
     assert change.share == pytest.approx(70 / ITEMS)
     assert change.drift == pytest.approx(1.0 * 60 / ITEMS, rel=1e-5)
     assert change.imbalance == pytest.approx(1.0, abs=0.2)
@@ -58,7 +58,7 @@ def test_share_and_drift_are_those_of_the_items_of_the_deltas(base, monkeypatch,
 def test_items_that_all_go_to_one_list_make_it_longer(base, monkeypatch):
     monkeypatch.setattr("retrieval.deltas.new_items._FEW", 0)
     items, stored, vectors = base
-    meter = ChangeMeter(items, stored)
+    meter = ChangeMeter(items.index, stored)
     same = np.repeat(vectors[:1], 600, axis=0)
     change = meter.measure(items.changed(np.arange(600) + 10_000, same, NONE))
     lengths = items.index.list_lengths().astype(float)
