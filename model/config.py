@@ -122,6 +122,10 @@ class ModelConfig:
     )
     view_dropout: float = setting(0.3, "Dropout on the inputs of user and item views.", at_least=0, below=1)
 
+    def takes_contrastive(self, step: int) -> bool:
+        """Whether a step, from 0, takes the contrastive losses (`contrastive_every`)."""
+        return step % self.contrastive_every == 0
+
     def __post_init__(self) -> None:
         """Check bounds, choices, and that sizes divide one another.
 

@@ -116,7 +116,7 @@ class ContrastiveLosses:
     def __init__(self, config: ModelConfig, step: int) -> None:
         self._config = config
         alpha = config.contrastive_weight * config.contrastive_every
-        if step % config.contrastive_every:
+        if not config.takes_contrastive(step):
             alpha = 0.0
         self.sequence_weight = alpha * config.contrastive_sequence_weight
         self.attribute_weight = alpha * config.contrastive_attribute_weight

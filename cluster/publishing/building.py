@@ -30,7 +30,7 @@ from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.index_device import index_settings, with_room
 from cluster.publishing.item_encoding import SLICE_ITEMS, encode_items
-from cluster.publishing.quality import enough_events, quality_of
+from cluster.publishing.quality import events_to_ask, quality_of
 from cluster.queries.query_side import QuerySide, describe
 from cluster.queries.saved_catalogue import SavedCatalogue
 from cluster.queries.version_store import version_store
@@ -191,8 +191,9 @@ def _quality(
 
     for trained_on in (False, True):
         batches, side = keep_result(comm, partial(read, trained_on))
-        if enough_events(batches, side, config, comm):
-            quality = quality_of(batches, side, version_store(config), config, comm)
+        asked = events_to_ask(batches, side, config, comm)
+        if asked is not None:
+            quality = quality_of(asked, side, version_store(config), config, comm)
             return replace(quality, trained_on=trained_on) if quality is not None else None
     return None
 

@@ -36,6 +36,9 @@ MOST_EVENTS = 1024
 """Number of events per rank."""
 _log = logging.getLogger(__name__)
 
+Asked = Sequence[tuple[pa.RecordBatch, NewEvents]]
+"""Batches with those of their events that are asked."""
+
 
 class RecentEvents:
     """The last sampled events, at least `most` once there have been that many.
@@ -107,8 +110,26 @@ def last_events(
     )
 
 
+def events_to_ask(
+    batches: Sequence[pa.RecordBatch], candidate: QuerySide, config: FreshetConfig, comm: Collectives
+) -> Asked | None:
+    """Collective. The events of this rank that both versions can be asked for.
+
+    Args:
+        batches: events of this rank, in TRAINING_BATCH_SCHEMA.
+        candidate: the towers, rows and catalogue of the candidate.
+        config: of the run.
+        comm: the ranks.
+    Returns:
+        The batches with such events; None if the gate is off or all ranks together have too few.
+    """
+    asked = [(batch, found) for batch in batches if (found := _findable(batch, candidate)).had]
+    events = int(comm.exchange(np.array([float(sum(len(found.had) for _, found in asked))])).sum())
+    return asked if config.index.max_quality_loss < 1 and events >= config.index.min_quality_events else None
+
+
 def quality_of(
-    batches: Sequence[pa.RecordBatch],
+    asked: Asked,
     candidate: QuerySide,
     store: VersionStore,
     config: FreshetConfig,
@@ -117,22 +138,19 @@ def quality_of(
     """Collective. The events of all ranks as queries of the candidate and of the live version.
 
     Args:
-        batches: events of this rank, in TRAINING_BATCH_SCHEMA.
+        asked: from `events_to_ask`.
         candidate: the towers, rows and catalogue of the candidate; its rows need no messages.
         store: of the versions.
         config: of the run.
         comm: the ranks.
     Returns:
-        None if the gate is off, there are too few events, or no version is live that can answer them.
+        None if no version is live that can answer them.
     """
-    if not enough_events(batches, candidate, config, comm):
-        return None
-    new = [(batch, found) for batch in batches if (found := _findable(batch, candidate)).had]
-    live, problem = _live_queries(store, config, comm, [batch for batch, _ in new])
+    live, problem = _live_queries(store, config, comm, [batch for batch, _ in asked])
     mine: list[Quality] = []
     failure: Exception | None = None
     try:
-        mine = [_queries(batch, found, candidate, live) for batch, found in new] if live is not None else []
+        mine = [_queries(batch, found, candidate, live) for batch, found in asked] if live is not None else []
     except Exception as error:  # the other ranks wait for this one's queries
         failure = error
     gathered = comm.gather_objects((mine, problem or (described(failure) if failure is not None else "")))
@@ -149,15 +167,6 @@ def quality_of(
         seen=[had for part in parts for had in part.seen],
         top_k=config.progressive.top_k,
     )
-
-
-def enough_events(
-    batches: Sequence[pa.RecordBatch], candidate: QuerySide, config: FreshetConfig, comm: Collectives
-) -> bool:
-    """Collective. Whether the gate is on and the events of all ranks are enough; arguments as of `quality_of`."""
-    mine = float(sum(len(_findable(batch, candidate).had) for batch in batches))
-    events = int(comm.exchange(np.array([mine])).sum())
-    return config.index.max_quality_loss < 1 and events >= config.index.min_quality_events
 
 
 def _findable(batch: pa.RecordBatch, candidate: QuerySide) -> NewEvents:

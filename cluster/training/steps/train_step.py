@@ -230,7 +230,7 @@ class TrainStep:
         meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
         """Forward and backward of all ranks; leaves gradients, or refuses the step."""
-        with_views = step % self._config.model.contrastive_every == 0
+        with_views = self._config.model.takes_contrastive(step)
         gather = CrossRankGather(self._comm, self._device, kind=int(with_views))
         with together(self._comm, lambda: self._decline(gather)):
             score()

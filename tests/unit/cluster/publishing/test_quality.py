@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.collectives import Collectives
-from cluster.publishing.quality import RecentEvents, last_events, quality_of
+from cluster.publishing.quality import RecentEvents, events_to_ask, last_events, quality_of
 from cluster.queries.new_events import NewEvents
 from cluster.queries.query_batch import query_batch
 from cluster.queries.query_side import QuerySide
@@ -141,7 +141,8 @@ def published(run, tmp_path):
 def asked(run, side, config):
     width = run.config.stream.history_length
     events = last_events(everyone(run), run.users, run.catalogue, width)
-    return quality_of([events], side, VersionStore(config.index_location), config, Collectives()), events
+    found, store = events_to_ask([events], side, config, Collectives()), VersionStore(config.index_location)
+    return quality_of(found, side, store, config, Collectives()) if found is not None else None, events
 
 
 def test_both_versions_are_asked_the_same_events_each_with_its_own_tower(run, side, published):
