@@ -14,12 +14,12 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-from kafka import KafkaProducer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.catalogue.records import parse_items, parse_users
 from streaming.codecs.codec import ENCODING_HEADER, JSON, decode_messages
-from streaming.config import StreamConfig, client_arguments
+from streaming.config import StreamConfig
 from streaming.events.dead_letter import REPLAYED
 from streaming.events.faults import code_of
 from streaming.events.ids import problem_of_id, text_of_id
@@ -29,6 +29,7 @@ from streaming.events.quoting import described, quoted
 from streaming.events.schema import EVENT_ID, ITEM_ID, USER_ID
 from streaming.events.validation import Place
 from streaming.kafka.consumer import consumer_of, known_partitions, unavailable
+from streaming.kafka.transactions import transactional_producer
 
 LETTERS_PER_TRANSACTION = 500
 # A replay that dies delays readers of its partitions for at most this long.
@@ -157,7 +158,8 @@ def replay_letters(
         for _ in _corrected(config, read_letters(config), correct, chosen, report):
             report.replayed += 1
         return report
-    producer = _open(config)
+    replaying = f"freshet.replay.{config.dead_letters}"
+    producer = transactional_producer(config, replaying, timeout_ms=_TRANSACTION_TIMEOUT_MS)
     try:
         # After this, an earlier replay's transaction has ended, so its markers exist or never will.
         producer.init_transactions()
@@ -314,20 +316,3 @@ def _records(config: StreamConfig) -> Iterable[Any]:
                 deadline = time.monotonic() + config.request_timeout_s
             elif time.monotonic() > deadline:
                 raise unavailable(config, KafkaError("no records arrived"))
-
-
-def _open(config: StreamConfig) -> KafkaProducer:
-    try:
-        return KafkaProducer(
-            **client_arguments(config),
-            transactional_id=f"freshet.replay.{config.dead_letters}",
-            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
-            acks="all",
-            compression_type="lz4",
-            allow_auto_create_topics=False,
-            max_request_size=config.max_message_bytes,
-            max_block_ms=int(config.request_timeout_s * 1000),
-            delivery_timeout_ms=int(config.request_timeout_s * 1000) + 1000,
-        )
-    except KafkaError as error:
-        raise unavailable(config, error) from error

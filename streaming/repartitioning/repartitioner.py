@@ -17,11 +17,12 @@ from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedEr
 from kafka.structs import OffsetAndMetadata
 
 from streaming.codecs.schemas import reader_of
-from streaming.config import StreamConfig, client_arguments
+from streaming.config import StreamConfig
 from streaming.events.validation import Place
 from streaming.kafka.consumer import known_partitions, open_consumer, partitions_of, unavailable
 from streaming.kafka.outage import patiently
 from streaming.kafka.topics import BrokerUnavailable, admin_client, create_copy, is_permanent, refused
+from streaming.kafka.transactions import transactional_producer
 from streaming.repartitioning.routing import route
 
 _RECORDS_AT_ONCE = 2000
@@ -161,7 +162,12 @@ class Repartitioner:
     def _open(self) -> tuple[KafkaConsumer, KafkaProducer]:
         consumer = open_consumer(self._config)
         try:
-            producer = _producer(self._config)
+            producer = transactional_producer(
+                self._config,
+                f"freshet.repartition.{self._config.interactions_topic}",
+                timeout_ms=_TRANSACTION_TIMEOUT_MS,
+                linger_ms=5,
+            )
             producer.init_transactions()  # the earlier one's transaction has ended: its offsets are final
             topic = self._config.repartition_from
             places = [TopicPartition(topic, p) for p in known_partitions(self._config, consumer, topic)]
@@ -208,22 +214,3 @@ def _is_fenced(error: BaseException) -> bool:
     """Whether a newer producer has this one's transactional id; the client may wrap the error in another one."""
     kinds = (ProducerFencedError, InvalidProducerEpochError)
     return any(isinstance(one, kinds) for one in (error, error.__cause__, *error.args))
-
-
-def _producer(config: StreamConfig) -> KafkaProducer:
-    timeout_ms = int(config.request_timeout_s * 1000)
-    try:
-        return KafkaProducer(
-            **client_arguments(config),
-            transactional_id=f"freshet.repartition.{config.interactions_topic}",
-            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
-            acks="all",
-            compression_type="lz4",
-            allow_auto_create_topics=False,
-            max_request_size=config.max_message_bytes,
-            max_block_ms=timeout_ms,
-            delivery_timeout_ms=timeout_ms + 1000,
-            linger_ms=5,
-        )
-    except KafkaError as error:
-        raise unavailable(config, error) from error
