@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median_low
+
+_REMEMBERED = 5
+
 
 class Pace:
     """Stretches the interval by what the last deltas have cost.
@@ -13,13 +18,16 @@ class Pace:
 
     def __init__(self, every_s: float, cpu_share: float) -> None:
         self._every_s, self._cpu_share = every_s, cpu_share
-        self._cost_s = 0.0
+        self._costs_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._warm = False
 
     def cost(self, cpu_s: float) -> None:
-        """Note the CPU seconds of a delta; one that is dear by accident counts for half."""
-        self._cost_s = (self._cost_s + cpu_s) / 2 if self._cost_s else cpu_s
+        """Note the CPU seconds of a delta; the first one of a process does not count, because it loads and compiles."""
+        if self._warm:
+            self._costs_s.append(cpu_s)
+        self._warm = True
 
     @property
     def interval_s(self) -> float:
-        """Seconds from the start of a delta to the start of the next."""
-        return max(self._every_s, self._cost_s / self._cpu_share)
+        """Seconds from the start of a delta to the start of the next, by the median of what the last ones have cost."""
+        return max(self._every_s, median_low(self._costs_s) / self._cpu_share if self._costs_s else 0.0)

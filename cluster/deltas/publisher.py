@@ -90,7 +90,8 @@ class DeltaPublisher:
         self._thread: threading.Thread | None = None
         self._ended: Ended | None = None
         self._covered = Covered(0, 0, self.unpublished.drain())
-        self._last_s = time.monotonic()
+        self._began_s, self._wait_s = time.monotonic(), self._every_s
+        self._published = self._looked = 0
 
     @property
     def on(self) -> bool:
@@ -137,14 +138,20 @@ class DeltaPublisher:
         """Seconds between the starts of two deltas at present (`index.delta_every_s`, `index.delta_cpu_share`)."""
         return self._pace.interval_s
 
-    def due(self, now: float) -> bool:
-        """Whether it is time for the next delta (rank 0)."""
-        waited = now - self._last_s >= self.interval_s
+    def due(self, now: float, published: int = 0) -> bool:
+        """Whether it is time for the next delta (rank 0).
+
+        Args:
+            now: monotonic seconds.
+            published: number of versions that this process has published. A new one is looked at without delay.
+        """
+        self._published = published
+        waited = now - self._began_s >= self._wait_s or published != self._looked
         return waited and self.ready and self._changes is not None
 
     def start(self, step: int, events_trained: int) -> None:
         """Collective, once every rank is `ready`: copy what has changed, and make a delta of it beside training."""
-        self._last_s = time.monotonic()
+        self._began_s, self._wait_s, self._looked = time.monotonic(), self._every_s, self._published
         self._settle()
         changes = self._changes
         assert changes is not None
@@ -221,12 +228,19 @@ class DeltaPublisher:
             self._trouble.works()
             self._refresh = turn.refresh or self._refresh
             self._figures.problem = "" if turn.version else turn.refresh or self._figures.problem
+            self._wait_s = self._wait_after(turn)
             if not turn.empty:
                 self.limit = turn.committed.limit if turn.committed is not None else ""
             if turn.committed is not None:
                 ages_s = time.time() - turn.committed.append_ms / 1000.0
                 self._figures.committed(turn.version, turn.committed.number, turn.committed.share, ages_s)
         self._ended = ended
+
+    def _wait_after(self, turn: Turn) -> float:
+        """Seconds from the start of a turn to the next; only what was committed has a cost to wait for."""
+        if turn.begin_at is not None:
+            return 0.0  # the new version lacks what the deltas of the last one had
+        return self.interval_s if turn.committed is not None else self._every_s
 
     def _settle(self) -> None:
         """Collective, between steps: apply the outcome of the last turn, and forget moments that no version is of."""

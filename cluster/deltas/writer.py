@@ -10,6 +10,7 @@ So a turn costs what has changed, and storage sees one writer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,9 +26,11 @@ from cluster.deltas.waiting_items import WaitingItems
 from cluster.queries.version_store import version_store
 from cluster.tables.buckets import are_endless
 from cluster.tables.overlaid_rows import RowChanges
+from retrieval.deltas.delta import DeltaError, DeltasDropped
 from retrieval.ranks import gather_results, keep_result, on_first_rank
 from streaming.arrays import Int64Array
 
+_log = logging.getLogger(__name__)
 _MOVED_SHARE = 0.5
 """Share of the limit `index.max_delta_share` that items may have because they moved."""
 
@@ -104,7 +107,7 @@ class DeltaWriter:
         self._committer: Committer | None = None
 
     def forget(self) -> None:
-        """Look at the live version as if it were new, because the run's state has been replaced."""
+        """Look at the live version as if it were new, because the run's state or its deltas have been replaced."""
         self._seen, self._view = "", None
 
     def turn(self, snapshot: Snapshot | None, covered: Covered, plan: Callable[[], Plan]) -> Turn:
@@ -174,6 +177,9 @@ class DeltaWriter:
         parts = gather_results(self._comm, encode)
         described = {"step": covered.step, "events_trained": covered.events_trained}
         committed = on_first_rank(self._comm, lambda: self._commit(parts, described))
+        if committed is None:
+            self.forget()
+            return Turn()
         if isinstance(committed, Refused):
             self._view = None
             return Turn(refresh=f"{committed.name} of {self._seen} was refused: {committed.reason}")
@@ -181,9 +187,17 @@ class DeltaWriter:
         self._waiting.encoded(parts[self._comm.rank].item_ids)
         return Turn(self._seen, committed)
 
-    def _commit(self, parts: list[Part], described: Mapping[str, object]) -> Committed | Refused:
+    def _commit(self, parts: list[Part], described: Mapping[str, object]) -> Committed | Refused | None:
+        """None if another version went live meanwhile, or the deltas so far were dropped."""
         assert self._committer is not None
-        return self._committer.commit(parts, described)
+        try:
+            return self._committer.commit(parts, described)
+        except (OSError, DeltaError) as error:
+            # A version that goes live takes the folder of these deltas away, at any moment.
+            if isinstance(error, DeltasDropped) or self._store.live_name() != self._seen:
+                _log.info("a delta of %s was dropped: %s", self._seen, error)
+                return None
+            raise
 
     def _nothing_waits(self, base_items: int) -> WaitingItems:
         index, world = self._config.index, self._comm.world

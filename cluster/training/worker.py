@@ -249,7 +249,7 @@ class Worker:
         report.catalogue_waiting = float(self._intake.catalogue_waiting(now))
         self._consider_refresh(now)
         self._publishing.consider(self.run, now)
-        report.delta_due = float(self.deltas.due(now))
+        report.delta_due = float(self.deltas.due(now, self.publisher.published))
         report.checkpoint_due = float(self._saving.due(now, wanted=self._publishing.wants_checkpoint))
         report.publish_due = float(self._publishing.ready)
         report.growth_found = float(self._intake.growth_found)

@@ -1,5 +1,7 @@
 """Deltas of a run of one rank: what a reader that follows them has is what the run has, in the version's own space."""
 
+import logging
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -233,6 +235,60 @@ def test_a_version_of_an_unknown_state_gets_no_deltas_and_a_full_refresh_is_aske
     assert "v00000001 is not of a checkpoint that this process has written" in again.take_refresh()
     assert again.take_refresh() == ""
     assert followed.chain.names() == []
+
+
+def test_a_new_version_is_looked_at_and_gets_its_first_delta_without_delay_however_dear_deltas_are(followed):
+    deltas = followed.deltas
+    for _ in range(3):
+        deltas._pace.cost(1000.0)
+    followed.turn()  # finds the version
+    assert deltas.due(time.monotonic())
+    train_steps(followed.run, 1)
+    followed.turn()
+    assert followed.figures.to_json()["number"] == 1
+    assert not deltas.due(time.monotonic() + 60)
+    assert deltas.due(time.monotonic(), published=1)
+    followed.turn()
+    assert not deltas.due(time.monotonic(), published=1)
+
+
+@pytest.mark.parametrize("moment", ["commit", "writing"])
+def test_a_delta_that_a_new_version_overtakes_ends_quietly_and_its_changes_are_in_the_first_of_that_version(
+    followed, caplog, monkeypatch, moment
+):
+    followed.turn()
+    followed.deltas.unpublished.add(np.array([5], np.int64))
+    train_steps(followed.run, 1)
+    followed.checkpoint()
+    train_steps(followed.run, 1)
+    committer = followed.deltas._writer._committer
+    if moment == "commit":
+        committer._check = followed.build  # the version goes live between the gates and the commit
+    else:
+        begin = committer._chain.begin
+        monkeypatch.setattr(committer._chain, "begin", lambda: (begin(), followed.build())[0])
+    followed.turn()
+    assert not followed.figures.problem
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert committer._chain.names() == []
+    followed.turn()
+    followed.turn()
+    assert (followed.figures.to_json()["version"], followed.figures.to_json()["number"]) == ("v00000002", 1)
+    newest = followed.chain.open("d00000001")
+    assert newest.manifest["newest_append_ms"] == 5
+    require_as_run(followed, among=newest.items()[0])
+
+
+def test_a_version_whose_deltas_were_dropped_behind_the_run_starts_from_its_checkpoint_again(followed):
+    followed.turn()
+    train_steps(followed.run, 1)
+    followed.turn()
+    followed.chain.remove()
+    for _ in range(3):  # finds that they are gone, looks at the version, commits
+        train_steps(followed.run, 1)
+        followed.turn()
+    assert followed.chain.names() == ["d00000001"]
+    require_as_run(followed, among=followed.chain.open("d00000001").items()[0])
 
 
 def test_a_run_that_was_evicted_commits_no_delta(followed):
