@@ -14,7 +14,7 @@ SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 LostPosition = Literal["fail", "earliest", "latest"]
 TimeAxis = Literal["broker", "event"]
 PartitionBy = Literal["user", "repartition"]
-MessageFormat = Literal["freshet", "registry", "avro"]
+MessageFormat = Literal["freshet", "registry", "avro", "protobuf"]
 TimestampUnit = Literal["ms", "s", "us", "ns", "iso8601"]
 SaslMechanism = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
 
@@ -76,7 +76,7 @@ class StreamConfig:
     message_format: MessageFormat = setting(
         "freshet",
         "What messages without the header freshet-encoding are. freshet: JSON. registry: Avro, Protobuf, or JSON with "
-        "a schema's id in front (Confluent's wire format). avro: Avro of stream.schema_file. Of all three topics.",
+        "a schema's id in front (Confluent's wire format), on all three topics. avro, protobuf: of stream.schema_file.",
     )
     schema_registry: str = setting("", "Address of the schema registry, for example https://registry:8081.")
     schema_registry_user: str = setting("", "User name for the schema registry. Empty: no authentication.")
@@ -86,7 +86,14 @@ class StreamConfig:
     schema_registry_cafile: str = setting(
         "", "PEM file of the authorities trusted for the registry. Empty: those of the system."
     )
-    schema_file: str = setting("", "Avro schema (.avsc) of all messages, with stream.message_format=avro.")
+    schema_file: str = setting(
+        "",
+        "Schema of the events with stream.message_format=avro (.avsc) or protobuf: a .proto file, or descriptors "
+        "written by protoc --include_imports -o. #NAME after the file chooses the Protobuf message type; without it, "
+        "the file's first.",
+    )
+    item_schema_file: str = setting("", "The same for the items topic. Empty: items are JSON.")
+    user_schema_file: str = setting("", "The same for the users topic. Empty: users are JSON.")
     item_fields: list[str] = setting(
         [],
         "The same as stream.fields for the items topic: item_id, title, and categories, for example title=name and "
@@ -280,14 +287,7 @@ class StreamConfig:
         for name, known in mapped.items():
             rule = problem_of_paths(getattr(self, name), known)
             self._require(name, not rule, f"must {rule}")
-        for name, form in (("schema_registry", "registry"), ("schema_file", "avro")):
-            needed = self.message_format == form
-            self._require(
-                name, bool(getattr(self, name)) == needed, f"goes together with message_format={form}"
-            )
-        scheme = self.schema_registry.partition("://")[0]
-        ok = not self.schema_registry or scheme in ("http", "https")
-        self._require("schema_registry", ok, "must be an http or https address")
+        self._require_schemas()
         copies = self.partition_by == "repartition"
         rule = "goes together with stream.partition_by=repartition"
         self._require("repartition_from", bool(self.repartition_from) == copies, rule)
@@ -296,6 +296,18 @@ class StreamConfig:
         needs_sasl = self.security_protocol.startswith("SASL")
         rule = "goes together with stream.security_protocol=SASL_*"
         self._require("sasl_mechanism", bool(self.sasl_mechanism) == needs_sasl, rule)
+
+    def _require_schemas(self) -> None:
+        asks, has_files = self.message_format == "registry", self.message_format in ("avro", "protobuf")
+        rule = "goes together with message_format=registry"
+        self._require("schema_registry", bool(self.schema_registry) == asks, rule)
+        rule = "goes together with message_format=avro or protobuf"
+        self._require("schema_file", bool(self.schema_file) == has_files, rule)
+        for name in ("item_schema_file", "user_schema_file"):
+            self._require(name, has_files or not getattr(self, name), rule)
+        scheme = self.schema_registry.partition("://")[0]
+        ok = not self.schema_registry or scheme in ("http", "https")
+        self._require("schema_registry", ok, "must be an http or https address")
 
     def _require_signals(self) -> None:
         positive, negative = set(self.positive_actions), set(self.negative_actions)

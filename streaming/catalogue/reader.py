@@ -14,7 +14,7 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from streaming.catalogue.records import CatalogueUpdate, parse_items, parse_users
-from streaming.codecs.schemas import reader_of
+from streaming.codecs.schemas.reader import reader_of
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.ids import ids_of_texts
@@ -64,7 +64,8 @@ class CatalogueReader:
         self.dead_letters: list[DeadLetter] = []
         self.hints: Counter[str] = Counter()
         self._tombstones: dict[tuple[str, int], str] = {}
-        self._texts, self._read = texts, reader_of(config)
+        self._texts = texts
+        self._read_item, self._read_user = reader_of(config, "items"), reader_of(config, "users")
         self._of_items, self._of_users = FieldMapping.of_items(config), FieldMapping.of_users(config)
         self._consumer = open_consumer(config)
         try:
@@ -96,7 +97,7 @@ class CatalogueReader:
             self._next[at] = found[-1].offset + 1
         self._note_tombstones(records)
         items, dead_items = parse_items(
-            records[self._config.items_topic], self._of_items, self._texts, self.hints, self._read
+            records[self._config.items_topic], self._of_items, self._texts, self.hints, self._read_item
         )
         users, dead_users = parse_users(
             records[self._config.users_topic],
@@ -104,7 +105,7 @@ class CatalogueReader:
             self._of_users,
             self._texts,
             self.hints,
-            self._read,
+            self._read_user,
         )
         ids = self.ids
         self.dead_letters += [replace(d, topic_id=ids.get(d.topic, "")) for d in dead_items + dead_users]

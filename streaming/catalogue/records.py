@@ -17,8 +17,8 @@ import pyarrow as pa
 from streaming.catalogue.hints import hint_of_item, hint_of_user
 from streaming.codecs.codec import ENCODING_HEADER
 from streaming.codecs.json_events import loads
-from streaming.codecs.registry import RegistryUnavailable
-from streaming.codecs.schemas import UnfitMessage
+from streaming.codecs.schemas.reader import UnfitMessage
+from streaming.codecs.schemas.registry import RegistryUnavailable
 from streaming.config import StreamSettingError
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.hashing import feature_ids

@@ -9,6 +9,7 @@ from streaming.catalogue.parquet import ParquetCatalogue, has_catalogue
 from streaming.checking.judging import Problem, problems_of
 from streaming.checking.profile import Profile, catalogue_profile, decoded_profile, events_profile
 from streaming.checking.sample import sample_of
+from streaming.codecs.schemas.reader import Kind
 from streaming.config import StreamConfig
 from streaming.events.position import Position, RowPlace
 from streaming.histories.id_texts import KnownTexts
@@ -46,13 +47,14 @@ def check_topics(config: StreamConfig, most: int) -> Checked:
         BrokerUnavailable: no broker answered.
     """
     profiles, missing = [], []
-    for kind, topic in (
+    topics: tuple[tuple[Kind, str], ...] = (
         ("events", config.interactions_topic),
         ("items", config.items_topic),
         ("users", config.users_topic),
-    ):
+    )
+    for kind, topic in topics:
         try:
-            sample = sample_of(config, topic, most)
+            sample = sample_of(config, topic, kind, most)
         except TopicMissing as error:
             name = "interactions" if kind == "events" else kind
             missing.append(Problem(topic, str(error), f"create it, or set stream.{name}_topic", True))

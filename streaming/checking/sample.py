@@ -12,7 +12,7 @@ from kafka.errors import KafkaError
 
 from streaming.codecs.arrow_events import rows_json
 from streaming.codecs.codec import ARROW, JSON, encoding_of
-from streaming.codecs.schemas import reader_of
+from streaming.codecs.schemas.reader import Kind, reader_of
 from streaming.config import StreamConfig
 from streaming.kafka.consumer import known_partitions, open_consumer, unavailable
 
@@ -65,12 +65,13 @@ class Sample:
         return [record for records in self.records.values() for record in records]
 
 
-def sample_of(config: StreamConfig, topic: str, most: int) -> Sample:
+def sample_of(config: StreamConfig, topic: str, kind: Kind, most: int) -> Sample:
     """The last messages of a topic.
 
     Args:
         config: the stream.
         topic: its name.
+        kind: of the topic.
         most: about how many messages.
     Raises:
         BrokerUnavailable: no broker answered.
@@ -84,7 +85,7 @@ def sample_of(config: StreamConfig, topic: str, most: int) -> Sample:
         each = max(1, most // len(places))
         for at in places:
             consumer.seek(at, max(first[at], end[at] - each))
-        sample = Sample(topic, len(places), {at.partition: [] for at in places}, reader_of(config))
+        sample = Sample(topic, len(places), {at.partition: [] for at in places}, reader_of(config, kind))
         deadline = time.monotonic() + config.request_timeout_s
         while any((consumer.position(at) or 0) < end[at] for at in places):
             for at, records in consumer.poll(timeout_ms=200).items():

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from streaming.codecs import arrow_events, json_events
 from streaming.codecs.arrow_limits import ArrowLimitError, Extent, require_declared
-from streaming.codecs.registry import RegistryUnavailable
+from streaming.codecs.schemas.registry import RegistryUnavailable
 from streaming.config import StreamSettingError
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.quoting import described, quoted

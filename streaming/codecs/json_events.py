@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from streaming.codecs.schemas import UnfitMessage
+from streaming.codecs.schemas.reader import UnfitMessage
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.ids import INT64_MAX, is_whole, problem_of_id, read_ids
 from streaming.events.quoting import quoted

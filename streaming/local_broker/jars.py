@@ -73,7 +73,7 @@ def kafka_class_path(progress: Progress | None = None) -> list[Path]:
     jars = locked_jars()
     lock_digest = hashlib.sha256(LOCK_PATH.read_bytes()).hexdigest()[:12]
     folder = cache_root() / f"kafka-{lock_digest}"
-    with _exclusive(folder.with_name(folder.name + ".lock")):
+    with exclusive(folder.with_name(folder.name + ".lock")):
         if not _is_whole(folder, jars):
             shutil.rmtree(folder, ignore_errors=True)
             _fetch_all(jars, folder, progress)
@@ -81,7 +81,12 @@ def kafka_class_path(progress: Progress | None = None) -> list[Path]:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
+    """Lets one process at a time into the block, by a lock on this file.
+
+    Raises:
+        BrokerFetchError: the cache cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = path.open("w")

@@ -16,7 +16,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError
 from kafka.structs import OffsetAndMetadata
 
-from streaming.codecs.schemas import reader_of
+from streaming.codecs.schemas.reader import reader_of
 from streaming.config import StreamConfig
 from streaming.events.validation import Place
 from streaming.kafka.consumer import known_partitions, open_consumer, partitions_of, unavailable

@@ -10,7 +10,7 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.codecs.codec import concatenate
-from streaming.codecs.schemas import reader_of
+from streaming.codecs.schemas.reader import reader_of
 from streaming.config import StreamConfig
 from streaming.events.position import EventSource, Gap, Position, RowPlace
 from streaming.events.validation import Decoded, KnownTextIds, Place

@@ -11,13 +11,15 @@ class FakeRegistry:
     """Serves schemas by id; a context manager.
 
     Attributes:
-        schemas: by id: `schema`, `schemaType`, and for Protobuf `serialized` (base64).
+        schemas: by id: `schema`, `schemaType`, `references`.
+        subjects: the same by subject and version, for references.
         asked: paths of all requests.
         failures: so many of the next requests are answered with 503.
     """
 
     def __init__(self, schemas: dict[int, dict[str, Any]], user: str = "", password: str = "") -> None:
         self.schemas, self.asked, self.failures = schemas, [], 0
+        self.subjects: dict[tuple[str, int], dict[str, Any]] = {}
         wanted = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}" if user else None
         outer = self
 
@@ -29,17 +31,13 @@ class FakeRegistry:
                     return self._answer(503, {})
                 if wanted is not None and self.headers.get("Authorization") != wanted:
                     return self._answer(401, {"error_code": 40101})
-                path, _, query = self.path.partition("?")
-                found = outer.schemas.get(int(path.rpartition("/")[2]))
-                if found is None:
-                    return self._answer(404, {"error_code": 40403})
-                if query == "format=serialized":
-                    return self._answer(
-                        200, {"schemaType": found["schemaType"], "schema": found["serialized"]}
-                    )
-                return self._answer(
-                    200, {name: value for name, value in found.items() if name != "serialized"}
+                kind, name, *_, version = self.path.strip("/").split("/")
+                found = (
+                    outer.subjects.get((name, int(version)))
+                    if kind == "subjects"
+                    else outer.schemas.get(int(version))
                 )
+                return self._answer(200 if found else 404, found or {"error_code": 40403})
 
             def _answer(self, status: int, body: dict[str, Any]) -> None:
                 data = json.dumps(body).encode()

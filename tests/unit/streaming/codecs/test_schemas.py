@@ -1,22 +1,23 @@
 """Avro, Protobuf, and JSON messages in Confluent's wire format, plain Avro, and what does not fit its schema."""
 
-import base64
 import io
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from types import SimpleNamespace
 
 import fastavro
 import orjson
 import pyarrow as pa
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+from google.protobuf import descriptor_pool, message_factory
 
 from streaming.catalogue.records import parse_items
 from streaming.codecs.codec import ARROW, ENCODING_HEADER, decode_messages, encode_events
-from streaming.codecs.registry import RegistryUnavailable
-from streaming.codecs.schemas import reader_of
+from streaming.codecs.schemas.protobuf import compiled
+from streaming.codecs.schemas.reader import reader_of
+from streaming.codecs.schemas.registry import RegistryUnavailable
 from streaming.config import StreamConfig, StreamSettingError
 from streaming.events.mapping import FieldMapping
 from streaming.events.validation import Place
@@ -41,47 +42,52 @@ LATER = {**FIRST, "fields": [{"name": "kind", "type": ["null", "string"]}, *FIRS
 EVENT = {"visitor": {"id": "ann"}, "sku": 7, "at": datetime.fromtimestamp(AT_MS / 1000, UTC)}
 
 
-def _proto_file():
-    file = descriptor_pb2.FileDescriptorProto(name="click.proto", package="shop", syntax="proto3")
-    file.dependency.append("google/protobuf/timestamp.proto")
-    other = file.message_type.add(name="Other")
-    click = file.message_type.add(name="Click")
-    visitor = click.nested_type.add(name="Visitor")
-    kinds = descriptor_pb2.FieldDescriptorProto
-    visitor.field.add(name="id", number=1, type=kinds.TYPE_STRING, label=1)
-    click.field.add(
-        name="visitor", number=1, type=kinds.TYPE_MESSAGE, type_name=".shop.Click.Visitor", label=1
-    )
-    click.field.add(name="sku", number=2, type=kinds.TYPE_INT64, label=1)
-    stamp = ".google.protobuf.Timestamp"
-    click.field.add(name="at", number=3, type=kinds.TYPE_MESSAGE, type_name=stamp, label=1)
-    click.field.add(name="tags", number=4, type=kinds.TYPE_STRING, label=3)
-    other.field.add(name="x", number=1, type=kinds.TYPE_INT32, label=1)
-    return file
+PROTO = """syntax = "proto3";
+package shop;
+import "google/protobuf/timestamp.proto";
+message Other { int32 x = 1; }
+message Click {
+  message Visitor { string id = 1; }
+  Visitor visitor = 1;
+  int64 sku = 2;
+  google.protobuf.Timestamp at = 3;
+  repeated string tags = 4;
+}
+"""
+VISITOR = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+JSON_SCHEMA = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "properties": {"visitor": {"$ref": "visitor.json"}, "sku": {"type": "integer"}},
+    "required": ["sku"],
+}
 
 
-PROTO = _proto_file()
+@cache
+def _proto_files():
+    return compiled(PROTO)
 
 
-def _proto_message():
+def _proto_message(*, framed=True):
     pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(timestamp_pb2.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(PROTO.SerializeToString())
+    for file in _proto_files().file:
+        pool.AddSerializedFile(file.SerializeToString())
     click = message_factory.GetMessageClass(pool.FindMessageTypeByName("shop.Click"))(sku=7, tags=["a", "b"])
     click.visitor.id = "ann"
     click.at.FromMilliseconds(AT_MS)
-    return b"\x02\x02" + click.SerializeToString()  # the path of the second message type of the file
+    path = b"\x02\x02" if framed else b""  # of the second message type of the file
+    return path + click.SerializeToString()
 
 
 SCHEMAS = {
     1: {"schema": json.dumps(FIRST)},
     2: {"schema": json.dumps(LATER), "schemaType": "AVRO"},
-    3: {"schema": "{}", "schemaType": "JSON"},
-    4: {
-        "schema": "syntax = ...",
-        "schemaType": "PROTOBUF",
-        "serialized": base64.b64encode(PROTO.SerializeToString()).decode(),
+    3: {
+        "schema": json.dumps(JSON_SCHEMA),
+        "schemaType": "JSON",
+        "references": [{"name": "visitor.json", "subject": "visitor", "version": 1}],
     },
+    4: {"schema": PROTO, "schemaType": "PROTOBUF"},
     5: {"schema": json.dumps({"type": "array", "items": "null"})},
     6: {"schema": "x", "schemaType": "CUSTOM"},
 }
@@ -90,6 +96,7 @@ SCHEMAS = {
 @pytest.fixture
 def registry():
     with FakeRegistry(SCHEMAS) as made:
+        made.subjects["visitor", 1] = {"schema": json.dumps(VISITOR), "schemaType": "JSON"}
         yield made
 
 
@@ -149,6 +156,7 @@ def test_what_does_not_fit_is_a_dead_letter_with_the_schemas_id(registry):
         _framed(1, good[:3]),
         _framed(1, good + b"x"),
         _framed(3, b"{broken"),
+        _framed(3, b'{"visitor": {"id": 5}, "sku": 7, "at": 1}'),
         _framed(4, b"\x02\x02\xff"),
         _framed(5, b"\x80" * 9 + b"\x01"),
         _framed(6, b""),
@@ -163,11 +171,12 @@ def test_what_does_not_fit_is_a_dead_letter_with_the_schemas_id(registry):
     assert all(reason.startswith("no schema id") for reason in reasons[:3])
     assert all(
         f"does not fit the schema {n}: " in reason
-        for n, reason in zip((1, 1, 3, 4), reasons[3:7], strict=True)
+        for n, reason in zip((1, 1, 3, 3, 4), reasons[3:8], strict=True)
     )
-    assert "schema 5 has an array of values without bytes" in reasons[7]
-    assert "schema 6 is of the kind 'CUSTOM'" in reasons[8]
-    assert reasons[9].startswith("schema 77 is not in the registry http://127.0.0.1")
+    assert '5 is not of type "string" (at visitor.id)' in reasons[6]
+    assert "schema 5 has an array of values without bytes" in reasons[8]
+    assert "schema 6 is of the kind 'CUSTOM'" in reasons[9]
+    assert reasons[10].startswith("schema 77 is not in the registry http://127.0.0.1")
     assert sum("/77" in path for path in registry.asked) == 1
 
 
@@ -194,9 +203,80 @@ def test_plain_avro_needs_a_file_and_no_registry(tmp_path):
     decoded = decode_messages([_message(_avro(FIRST, EVENT)), _message(b"\0", 1)], _place(config))
     assert _rows(decoded)[0][1:] == (7, AT_MS, None)
     assert decoded.dead[0].reason.startswith("does not fit the schema of stream.schema_file")
+    assert reader_of(config, "items") is None
     file.write_text("{")
     with pytest.raises(StreamSettingError, match=r"stream\.schema_file="):
         reader_of(config)
+
+
+def test_plain_protobuf_needs_a_proto_file_or_descriptors(tmp_path):
+    (tmp_path / "click.proto").write_text(PROTO)
+    (tmp_path / "click.bin").write_bytes(_proto_files().SerializeToString())
+    for name in ("click.proto", "click.bin"):
+        settings = {"message_format": "protobuf", "fields": FIELDS, "max_future_s": 0}
+        config = StreamConfig(schema_file=f"{tmp_path / name}#shop.Click", **settings)
+        messages = [_message(_proto_message(framed=False)), _message(b"\xff", 1)]
+        decoded = decode_messages(messages, _place(config))
+        assert _rows(decoded)[0][1:] == (7, AT_MS, None)
+        assert decoded.dead[0].reason.startswith("does not fit the schema of stream.schema_file: DecodeError")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "a.proto#shop.Clack",
+            PROTO,
+            r"no message type 'shop.Clack', only .*shop.Other, shop.Click: append #NAME",
+        ),
+        ("a.proto", "message", "schema.proto:1:"),
+        ("a.proto", 'import "other.proto";', r"other\.proto: File not found"),
+        ("a.bin", "no descriptors", "it is not a FileDescriptorSet"),
+        ("a.bin", "", "it is a FileDescriptorSet without files"),
+    ],
+)
+def test_a_schema_file_that_cannot_be_used_says_why(tmp_path, name, text, said):
+    (tmp_path / name.partition("#")[0]).write_text(text)
+    with pytest.raises(StreamSettingError, match=rf"stream\.schema_file=.* cannot be used: .*{said}"):
+        reader_of(StreamConfig(message_format="protobuf", schema_file=str(tmp_path / name)))
+
+
+def test_an_array_of_a_named_record_without_bytes_is_refused(registry):
+    empty = {"type": "record", "name": "Empty", "fields": [{"name": "x", "type": "null"}]}
+    many = {"type": "array", "items": "Empty"}
+    fields = [{"name": "one", "type": empty}, {"name": "many", "type": many}]
+    registry.schemas[10] = {"schema": json.dumps({"type": "record", "name": "Outer", "fields": fields})}
+    decoded = decode_messages([_message(_framed(10, b"\xfe\xff\xff\xff\x0f"))], _place(_config(registry)))
+    assert "schema 10 has an array of values without bytes" in decoded.dead[0].reason
+
+
+@pytest.mark.parametrize(
+    ("references", "said"),
+    [
+        (
+            [{"name": "gone.json", "subject": "gone", "version": 2}],
+            "version 2 of 'gone', which is not in the registry",
+        ),
+        ([{"name": "loop.json", "subject": "loop", "version": 1}], "refers to itself"),
+        ([], "Resource 'gone.json' is not present"),
+    ],
+)
+def test_a_schema_whose_references_are_not_there_is_a_dead_letter(registry, references, said):
+    loop = [{"name": "loop.json", "subject": "loop", "version": 1}]
+    registry.subjects["loop", 1] = {"schema": "{}", "schemaType": "JSON", "references": loop}
+    refers = json.dumps({"$ref": "gone.json"})
+    registry.schemas[11] = {"schema": refers, "schemaType": "JSON", "references": references}
+    decoded = decode_messages([_message(_framed(11, b"{}"))], _place(_config(registry)))
+    assert said in decoded.dead[0].reason
+    assert decoded.dead[0].code == "schema"
+
+
+def test_a_reference_outside_its_folder_is_refused(registry):
+    registry.subjects["evil", 1] = {"schema": "", "schemaType": "PROTOBUF"}
+    refers = [{"name": "../evil.proto", "subject": "evil", "version": 1}]
+    registry.schemas[12] = {"schema": PROTO, "schemaType": "PROTOBUF", "references": refers}
+    decoded = decode_messages([_message(_framed(12, b"\0"))], _place(_config(registry)))
+    assert "it imports a file outside its folder: '../evil.proto'" in decoded.dead[0].reason
 
 
 def test_items_are_decoded_with_keys_of_a_schema_too(registry):
@@ -241,7 +321,8 @@ def test_a_registry_is_asked_with_the_password_and_its_failures_stop_no_message(
     [
         ({"message_format": "registry"}, "stream.schema_registry goes together with message_format=registry"),
         ({"schema_registry": "http://r"}, "stream.schema_registry goes together with"),
-        ({"message_format": "avro"}, "stream.schema_file goes together with message_format=avro"),
+        ({"message_format": "avro"}, "stream.schema_file goes together with message_format=avro or protobuf"),
+        ({"item_schema_file": "a.avsc"}, "stream.item_schema_file goes together with message_format=avro"),
         ({"message_format": "registry", "schema_registry": "r:8081"}, "must be an http or https address"),
     ],
 )
