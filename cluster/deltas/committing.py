@@ -18,8 +18,9 @@ from retrieval.deltas.chain import DeltaChain
 from retrieval.deltas.delta import write_items
 from retrieval.deltas.gates import Norms, check_delta
 from retrieval.deltas.limits import ChangeMeter, refresh_due
+from retrieval.indexes.parts import read_ids
 from retrieval.ranks import OneRank
-from retrieval.versions.searcher import LoadedVersion
+from retrieval.versions.probe import DeltaProbe
 from retrieval.versions.shards import shards_of
 from retrieval.versions.store import Version, VersionStore
 from streaming.arrays import Float32Array, Int64Array
@@ -77,7 +78,7 @@ class Refused:
 
 
 class Committer:
-    """Commits the deltas of one version; on rank 0. It searches the version to gate them.
+    """Commits the deltas of one version; on rank 0.
 
     Args:
         store: of the versions.
@@ -93,10 +94,11 @@ class Committer:
     ) -> None:
         self._chain = DeltaChain(store, version)
         self._config, self._check = config, check
-        self._probe = LoadedVersion.load(version)
+        self._probe = DeltaProbe(version)
         files = [version.file(shard.items) for shard in shards_of(version)]
         self._norms = Norms.of(files)
-        self._meter = ChangeMeter(self._probe.index, BaseVectors(files))
+        ids = np.concatenate([read_ids(file) for file in files])
+        self._meter = ChangeMeter(self._probe.list_lengths, self._probe.lists_of, ids, BaseVectors(files))
         self.number = len(self._chain.names())
         """How many deltas the version has."""
 
@@ -114,10 +116,7 @@ class Committer:
         vectors_ND = np.concatenate([part.vectors_ND for part in parts])
         deleted = np.concatenate([part.deleted for part in parts])
         appends = np.concatenate([part.append_ms for part in parts])
-        probe = None  # vectors that are not finite belong to no list
-        if np.isfinite(vectors_ND).all():
-            probe = self._probe.with_items(ids, vectors_ND, deleted)
-        report = check_delta(OneRank(), ids, vectors_ND, self._norms, probe, self._config.index)
+        report = check_delta(OneRank(), ids, vectors_ND, self._norms, self._probe.finds, self._config.index)
         finite = float(np.isfinite(changes.rows.values).all())
         report = replace(
             report, checks=[*report.checks, Check("finite", finite, 1.0, finite == 1, "of rows")]
@@ -144,10 +143,7 @@ class Committer:
         except Exception:
             folder.remove()
             raise
-        assert probe is not None
-        assert probe.changed is not None
-        self._probe = probe
-        change = self._meter.measure(probe.changed)
-        few = probe.changed.new.size <= self._config.index.delta_max_items
+        change = self._meter.add(ids, vectors_ND, deleted)
+        few = self._meter.items <= self._config.index.delta_max_items
         due = None if few else refresh_due(change, self._config.index)
         return Committed(self.number, change.share, due.in_words() if due is not None else "", appends)

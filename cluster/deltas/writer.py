@@ -161,17 +161,16 @@ class DeltaWriter:
 
     def _write(self, view: LiveView, snapshot: Snapshot, covered: Covered) -> Turn:
         small = self._comm.gather_objects(_of_small_tables(snapshot.changes.rows))
-        later: list[LiveView] = []
 
         def encode() -> Part:
             others = [rows for rank, rows in enumerate(small) if rank != self._comm.rank]
-            later.append(view.advance(RowChanges.joined([snapshot.changes.rows, *others])))
             items = snapshot.items
+            # A snapshot that is not committed has moved the rows too; what it moved waits with its priority.
+            moved_N = view.change(RowChanges.joined([snapshot.changes.rows, *others]), items.ids)
             self._waiting.remove(items.deleted)
-            moved_N = view.moved(later[0], items.ids)
             self._waiting.add(items.ids, items.category_NK, moved_N, items.traffic_N, items.fresh_N)
             ids, category_NK = self._waiting.choose()
-            vectors = later[0].encode(ids, category_NK)
+            vectors = view.encode(ids, category_NK)
             return Part(snapshot.changes, ids, vectors, items.deleted, covered.append_ms, len(self._waiting))
 
         parts = gather_results(self._comm, encode)
@@ -183,7 +182,6 @@ class DeltaWriter:
         if isinstance(committed, Refused):
             self._view = None
             return Turn(refresh=f"{committed.name} of {self._seen} was refused: {committed.reason}")
-        self._view = later[0]
         self._waiting.encoded(parts[self._comm.rank].item_ids)
         return Turn(self._seen, committed)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.tables.overlaid_rows import RowChanges
-from retrieval.storage.durable import FileEntry, write_durably
+from retrieval.storage.durable import PRIVATE_FILE, naming
 from streaming.arrays import Float32Array, Int16Array, Int64Array
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.events.schema import ITEM_SCHEMA, USER_SCHEMA
@@ -69,19 +69,20 @@ class Changes:
         )
 
 
-def write_changes(folder: Path, rank: int, changes: Changes) -> FileEntry:
-    """Write one rank's changes into a delta that is being built, and fsync the file.
+def write_changes(folder: Path, rank: int, changes: Changes) -> None:
+    """Write one rank's changes into a delta that is being built; its commit fsyncs the file.
 
     Args:
         folder: of the delta.
         rank: of the writer; no two write the same row or record.
         changes: of this rank.
     """
-    sink = pa.BufferOutputStream()
-    for table in _tables(changes):
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-    return write_durably(folder / f"{PREFIX}{rank:04d}.arrow", sink.getvalue())
+    path = folder / f"{PREFIX}{rank:04d}.arrow"
+    path.touch(PRIVATE_FILE)
+    with naming(path), pa.OSFile(str(path), "wb") as sink:
+        for table in _tables(changes):
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
 
 
 def read_changes(delta: FilesOfDelta) -> Changes | None:

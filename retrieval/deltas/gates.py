@@ -5,12 +5,13 @@ Shape letters: N items, D columns, S sampled items, K results.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.arrays import Float32Array, Int64Array
 from retrieval.checks import Check, GateReport
@@ -22,8 +23,13 @@ from retrieval.ranks import Ranks, gather_results
 _NORM_FACTOR = 4.0
 """Vectors more than this times longer than the longest of the version, or shorter than the shortest, are outliers."""
 _SAMPLED, _K = 32, 10
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
 """Scores of items in a version are rounded, at most to float16."""
+
+
+Bools = npt.NDArray[np.bool_]
+Finds = Callable[[Int64Array, Float32Array], Bools]
+"""Whether searches of the version find each of some items, ids (S,), by their vectors (S, D); bool (S,)."""
 
 
 class Searchable(Protocol):
@@ -67,7 +73,7 @@ def check_delta(
     item_ids: Int64Array,
     vectors_ND: Float32Array,
     norms: Norms,
-    view: Searchable | None,
+    finds: Finds | None,
     config: IndexConfig,
 ) -> GateReport:
     """Collective. Check the items of a delta, those of all ranks together; the report is the same on every rank.
@@ -77,13 +83,13 @@ def check_delta(
         item_ids: int64 (N,), of this rank's items.
         vectors_ND: float32.
         norms: of the version.
-        view: the version with this delta's items of this rank; None if this rank does not search.
+        finds: asked about a sample of this rank's items; None if this rank does not search.
         config: min_recall.
     Returns:
         The checks `finite`, `nonzero`, `norms`, and, if a rank has a view, `found`: the share of a sample of the items
         that a search for their own vector finds.
     """
-    of_ranks = gather_results(ranks, lambda: _measure(item_ids, vectors_ND, norms, view))
+    of_ranks = gather_results(ranks, lambda: _measure(item_ids, vectors_ND, norms, finds))
     items = sum(one.items for one in of_ranks) or 1
 
     def share_of(name: str) -> float:
@@ -104,27 +110,26 @@ def check_delta(
     return GateReport(checks)
 
 
-def _measure(
-    item_ids: Int64Array, vectors_ND: Float32Array, norms: Norms, view: Searchable | None
-) -> _OfRank:
+def _measure(item_ids: Int64Array, vectors_ND: Float32Array, norms: Norms, finds: Finds | None) -> _OfRank:
     finite = finite_rows(vectors_ND)
     with np.errstate(over="ignore", invalid="ignore"):
         norm_N = np.linalg.norm(vectors_ND, axis=1)
     usual = (norm_N >= norms.least / _NORM_FACTOR) & (norm_N <= norms.most * _NORM_FACTOR)
     counts = item_ids.shape[0], int(finite.sum()), int((norm_N != 0).sum()), int((usual | ~finite).sum())
-    if view is None or not finite.all():
+    if finds is None or not finite.all():
         return _OfRank(*counts, 0, 0)
     chosen = np.linspace(0, item_ids.shape[0], min(_SAMPLED, item_ids.shape[0]), endpoint=False).astype(
         np.int64
     )
-    return _OfRank(*counts, chosen.shape[0], _found(view, item_ids[chosen], vectors_ND[chosen]))
+    found = int(finds(item_ids[chosen], vectors_ND[chosen]).sum()) if chosen.shape[0] else 0
+    return _OfRank(*counts, chosen.shape[0], found)
 
 
-def _found(view: Searchable, item_ids: Int64Array, vectors_SD: Float32Array) -> int:
-    """How many items a search for their own vector finds, or finds as many others that are at least as good."""
-    if not item_ids.shape[0]:
-        return 0
+def searches_find(view: Searchable, item_ids: Int64Array, vectors_SD: Float32Array) -> Bools:
+    """Whether a search for each item's own vector finds it, or as many others that are at least as good."""
     ids_SK, score_SK = view.search(vectors_SD, _K)
     own_S = np.einsum("sd,sd->s", vectors_SD, vectors_SD)
-    found_S = ((ids_SK == item_ids[:, None]) & np.isfinite(score_SK)).any(axis=1)
-    return int((found_S | (score_SK[:, -1] >= own_S * (1 - _ROUNDING))).sum())
+    finite_SK = np.isfinite(score_SK)
+    found_S = ((ids_SK == item_ids[:, None]) & finite_SK).any(axis=1)
+    found: Bools = found_S | (finite_SK[:, -1] & (score_SK[:, -1] >= own_S * (1 - ROUNDING)))
+    return found

@@ -67,6 +67,23 @@ def assign_lists(vectors_ND: Float32Array, centroid_LD: Float32Array, config: In
     return np.ascontiguousarray(list_N1[:, 0], np.int64)
 
 
+class ListAssignment:
+    """Assigns vectors to lists as `assign_lists` does on the CPU, with the centroids prepared once.
+
+    Args:
+        centroid_LD: float32.
+    """
+
+    def __init__(self, centroid_LD: Float32Array) -> None:
+        self._flat = (faiss.IndexFlatIP if is_unit(centroid_LD) else faiss.IndexFlatL2)(centroid_LD.shape[1])
+        self._flat.add(centroid_LD)
+
+    def of(self, vectors_ND: Float32Array) -> Int64Array:
+        """The list of each vector, int64 (N,)."""
+        _, list_N1 = self._flat.search(np.ascontiguousarray(vectors_ND, np.float32), 1)
+        return np.ascontiguousarray(list_N1[:, 0], np.int64)
+
+
 def _flat(dim: int, by_inner_product: bool, config: IndexConfig) -> Any:
     """Exact search over centroids, which takes nearly all of a build's time."""
     flat = faiss.IndexFlatIP(dim) if by_inner_product else faiss.IndexFlatL2(dim)

@@ -21,7 +21,16 @@ from retrieval.arrays import Float32Array, Int64Array, UInt8Array
 from retrieval.config import IndexConfig
 from retrieval.indexes.changed_lists import ChangedLists
 from retrieval.indexes.coarse import assign_lists, train_centroids
-from retrieval.indexes.kinds import add, codec_sample, ivf_of, search, search_lists, searchable, trained_empty
+from retrieval.indexes.kinds import (
+    add,
+    as_stored,
+    codec_sample,
+    ivf_of,
+    search,
+    search_lists,
+    searchable,
+    trained_empty,
+)
 from retrieval.indexes.merging import merge_into_first
 from retrieval.storage.durable import PRIVATE_FILE, naming
 
@@ -174,6 +183,10 @@ class IvfIndex:
     def lists(self) -> ChangedLists | None:
         """Its lists, to be changed in views; None for packed ones."""
         return ChangedLists.of(self._index) if self._through is self._index else None
+
+    def as_stored(self, vectors_ND: Float32Array) -> Float32Array | None:
+        """Vectors as searches compare them, float32 (N, D): after encoding; None for packed lists."""
+        return as_stored(self._index, vectors_ND) if self._through is self._index else None
 
     def assigned(self, vectors_ND: Float32Array) -> Int64Array:
         """The list that each vector belongs to, int64 (N,), as `assign_lists` assigns it."""

@@ -150,6 +150,13 @@ def without_items(ivf: Any) -> Any:
     return empty
 
 
+def as_stored(ivf: Any, vectors_ND: Float32Array) -> Float32Array:
+    """Vectors as lists that are not packed return them, float32 (N, D): after encoding."""
+    if isinstance(ivf, faiss.IndexIVFFlat):
+        return vectors_ND
+    return np.asarray(ivf.sq.decode(ivf.sq.compute_codes(vectors_ND)), np.float32)
+
+
 def replace_lists(ivf: Any, lists: Any) -> None:
     """Give an index other inverted lists, which it then owns."""
     ivf.replace_invlists(lists, True)

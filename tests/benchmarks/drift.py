@@ -34,7 +34,9 @@ from retrieval.deltas.delta import write_items
 from retrieval.deltas.gates import Norms, check_delta
 from retrieval.deltas.limits import ChangeMeter, Due, refresh_due
 from retrieval.indexes.exact import exact_top_k, recall_at_k
+from retrieval.indexes.parts import read_ids
 from retrieval.ranks import OneRank
+from retrieval.versions.probe import DeltaProbe
 from retrieval.versions.publish import publish
 from retrieval.versions.searcher import LoadedVersion, Searcher
 from retrieval.versions.store import VersionStore
@@ -200,13 +202,13 @@ class _Served:
     def apply(self, stream: _Stream, ids: Int64Array, vectors: Float32Array, gone: Int64Array) -> float:
         """CPU seconds of a delta, from its vectors to a searcher that uses it."""
         started = time.process_time()
-        view = self.loaded.with_items(ids, vectors, gone)
-        report = check_delta(OneRank(), ids, vectors, self._norms, view, self._config)
+        report = check_delta(OneRank(), ids, vectors, self._norms, self._probe.finds, self._config)
         assert report.passed, report.why_not()
         folder = self._chain.begin()
         write_items(folder.path, 0, ids, vectors, gone)
         self._chain.commit(folder, {})
         assert self.searcher.refresh(), "the searcher did not follow a delta"
+        self._change = self._meter.add(ids, vectors, gone)
         return time.process_time() - started
 
     def cost_of(self, stream: _Stream, items: int) -> float:
@@ -223,17 +225,17 @@ class _Served:
 
     def due(self) -> Due | None:
         """The limit that the deltas have passed."""
-        changed = self.loaded.changed
-        assert changed is not None
-        meter = ChangeMeter(changed.index, BaseVectors(self._item_files()))
-        return refresh_due(meter.measure(changed), self._config)
+        return refresh_due(self._change, self._config)
 
     def _begin_deltas(self) -> None:
         started, none = time.process_time(), np.empty(0, np.int64)
         self.loaded.with_items(none, np.empty((0, 0), np.float32), none)
         self.first_s = time.process_time() - started
         self._chain = DeltaChain(self._store, self.loaded.version)
-        self._norms = Norms.of(self._item_files())
+        version, files = self.loaded.version, self._item_files()
+        self._norms, self._probe = Norms.of(files), DeltaProbe(version)
+        ids = np.concatenate([read_ids(file) for file in files])
+        self._meter = ChangeMeter(self._probe.list_lengths, self._probe.lists_of, ids, BaseVectors(files))
 
     def _item_files(self) -> list[Path]:
         version = self.loaded.version

@@ -115,9 +115,8 @@ def _delta(folder):
 
 def test_changes_of_several_ranks_are_read_as_they_were_written(sides, tmp_path):
     for rank, changes in enumerate(sides.changes):
-        entry = write_changes(tmp_path, rank, changes)
-        assert entry.name == f"changes-{rank:04d}.arrow"
-        assert entry.size == (tmp_path / entry.name).stat().st_size
+        write_changes(tmp_path, rank, changes)
+        assert (tmp_path / f"changes-{rank:04d}.arrow").stat().st_mode & 0o777 == 0o600
     (tmp_path / "items-0000.arrow").touch()
     found, wanted = read_changes(_delta(tmp_path)), Changes.joined(sides.changes)
     for name, value in vars(wanted.rows).items():

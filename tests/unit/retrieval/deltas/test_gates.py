@@ -1,8 +1,10 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
-from retrieval.deltas.gates import Norms, check_delta
+from retrieval.deltas.gates import Norms, check_delta, searches_find
 from retrieval.ranks import OneRank
 from retrieval.versions.searcher import Searcher
 from tests.support.thread_ranks import on_threads
@@ -14,7 +16,8 @@ CONFIG = IndexConfig()
 
 def checked(vectors, view=None, norms=NORMS, ids=None):
     ids = np.arange(vectors.shape[0]) if ids is None else ids
-    report = check_delta(OneRank(), ids, np.asarray(vectors, np.float32), norms, view, CONFIG)
+    finds = None if view is None else partial(searches_find, view)
+    report = check_delta(OneRank(), ids, np.asarray(vectors, np.float32), norms, finds, CONFIG)
     return report, {check.name: check.value for check in report.checks}
 
 

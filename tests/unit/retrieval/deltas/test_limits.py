@@ -1,9 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from retrieval.config import IndexConfig
 from retrieval.deltas.base_vectors import BaseVectors
-from retrieval.deltas.changed_items import ChangedItems
 from retrieval.deltas.limits import Change, ChangeMeter, refresh_due
 from retrieval.indexes.ivf import IvfIndex
 from retrieval.indexes.parts import write_part
@@ -23,47 +24,58 @@ def base(tmp_path):
     for path, rows in zip(paths, (slice(0, 1000), slice(1000, None)), strict=True):
         write_part(path, ids[rows], vectors[rows])
     index = IvfIndex.build(vectors, IndexConfig(nlist=50, device="cpu"), seed=1)
-    return ChangedItems.none(index, ids), BaseVectors(paths), vectors
+    stored = BaseVectors(paths)
+    return SimpleNamespace(
+        ids=ids,
+        stored=stored,
+        vectors=vectors,
+        index=index,
+        meter=ChangeMeter(index.list_lengths(), index.assigned, ids, stored),
+    )
 
 
 def test_vectors_of_rows_are_read_from_the_files_of_all_shards(base):
-    _, stored, vectors = base
     rows = np.array([2999, 0, 999, 1000, 5])
-    np.testing.assert_array_equal(stored.of_rows(rows), vectors[rows])
-    assert stored.of_rows(NONE).shape == (0, 32)
+    np.testing.assert_array_equal(base.stored.of_rows(rows), base.vectors[rows])
+    assert base.stored.of_rows(NONE).shape == (0, 32)
 
 
 def test_nothing_has_changed_before_the_first_delta(base):
-    items, stored, _ = base
-    assert ChangeMeter(items.index, stored).measure(items) == STILL
+    assert base.meter.add(NONE, np.empty((0, 32), np.float32), NONE) == STILL
 
 
-@pytest.mark.parametrize("listed", [False, True])
-def test_share_and_drift_are_those_of_the_items_of_the_deltas(base, monkeypatch, listed):
-    monkeypatch.setattr("retrieval.deltas.new_items._FEW", 0 if listed else 1024)
-    items, stored, vectors = base
+def test_share_and_drift_are_those_of_the_items_of_the_deltas(base):
     rows = np.arange(0, 60)
-    turned = vectors[rows].copy()
+    turned = base.vectors[rows].copy()
     turned[:30] *= -1
     new = np.arange(10) + 10_000
-    changed = items.changed(
-        np.concatenate([items.ids[rows], new]), np.concatenate([turned, vectors[:10]]), NONE
-    ).changed(NONE, np.empty((0, 32), np.float32), items.ids[100:103])
-    change = ChangeMeter(items.index, stored).measure(changed)
+    ids, vectors = np.concatenate([base.ids[rows], new]), np.concatenate([turned, base.vectors[:10]])
+    base.meter.add(ids, vectors, NONE)
+    change = base.meter.add(NONE, np.empty((0, 32), np.float32), base.ids[100:103])
     assert change.share == pytest.approx(70 / ITEMS)
     assert change.drift == pytest.approx(1.0 * 60 / ITEMS, rel=1e-5)
     assert change.imbalance == pytest.approx(1.0, abs=0.2)
 
 
-def test_items_that_all_go_to_one_list_make_it_longer(base, monkeypatch):
-    monkeypatch.setattr("retrieval.deltas.new_items._FEW", 0)
-    items, stored, vectors = base
-    meter = ChangeMeter(items.index, stored)
-    same = np.repeat(vectors[:1], 600, axis=0)
-    change = meter.measure(items.changed(np.arange(600) + 10_000, same, NONE))
-    lengths = items.index.list_lengths().astype(float)
+def test_items_that_come_again_or_are_deleted_count_once_or_not_at_all(base):
+    new = np.arange(300) + 10_000
+    base.meter.add(new, base.vectors[:300], NONE)
+    once = base.meter.add(new[:150], base.vectors[:150], NONE)
+    assert (once.share, base.meter.items) == (pytest.approx(300 / ITEMS), 300)
+    back = base.meter.add(base.ids[:5], -base.vectors[:5], new)
+    assert (back.share, base.meter.items) == (pytest.approx(5 / ITEMS), 5)
+    assert back.drift == pytest.approx(2.0 * 5 / ITEMS, rel=1e-5)
+    gone = base.meter.add(NONE, np.empty((0, 32), np.float32), base.ids[:5])
+    assert (gone.drift, gone.imbalance, base.meter.items) == (0, pytest.approx(1.0), 0)
+    assert gone.share == pytest.approx(5 / ITEMS)
+
+
+def test_items_that_all_go_to_one_list_make_it_longer(base):
+    same = np.repeat(base.vectors[:1], 600, axis=0)
+    change = base.meter.add(np.arange(600) + 10_000, same, NONE)
+    lengths = base.index.list_lengths().astype(float)
     longer = lengths.copy()
-    longer[items.index.assigned(vectors[:1])] += 600
+    longer[base.index.assigned(base.vectors[:1])] += 600
     assert change.imbalance == pytest.approx(
         (longer**2).sum() / longer.sum() ** 2 / ((lengths**2).sum() / lengths.sum() ** 2)
     )
