@@ -7,7 +7,7 @@ texts; `require_decodable` checks those in the opened columns, before they are e
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +37,7 @@ class ArrowLimitError(ValueError):
     """An Arrow message declares more than it may hold, or its headers cannot be read."""
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """What a message decodes to.
 
     Attributes:

@@ -71,9 +71,9 @@ def extent_of(message: Message, place: Place) -> Extent:
     A message that will be refused counts as one row of its own length.
     """
     value = message.value or b""
-    refused = Extent(1, len(value), is_refused=True)
     if encoding_of(message) != ARROW:
         return Extent(1, len(value))
+    refused = Extent(1, len(value), is_refused=True)
     if _is_refused(message, place.max_message_bytes):
         return refused
     try:
@@ -94,7 +94,10 @@ def concatenate(pieces: Sequence[Decoded]) -> Decoded:
 
 def encoding_of(message: Message, without: bytes = JSON) -> bytes:
     """The message's wire form; `without` a header, by default JSON."""
-    for name, value in message.headers or ():
+    headers = message.headers
+    if not headers:
+        return without
+    for name, value in headers:
         if name == ENCODING_HEADER:
             return bytes(value or b"")
     return without

@@ -11,6 +11,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from streaming.arrays import Int64Array
+from streaming.codecs.json_columns import EventColumns, plain_events
 from streaming.codecs.schemas.reader import UnfitMessage
 from streaming.events.dead_letter import DeadLetter
 from streaming.events.ids import INT64_MAX, is_whole, problem_of_id, read_ids
@@ -41,12 +43,31 @@ def parse(
         place: of the partition.
         read: decodes a message by its schema and raises `UnfitMessage`; default: they are JSON.
     """
-    good: list[Message] = []
+    plain = None if read is not None else plain_events([m.value or b"" for m in messages], place.mapping)
+    if plain is None:
+        good, events, dead = _judged(messages, place, read)
+        return _parsed([messages[n] for n in good], _columns(events)), dead
+    place_P, columns = plain
+    if len(place_P) == len(messages):
+        return _parsed(messages, columns), []
+    others = np.delete(np.arange(len(messages)), place_P)
+    good, events, dead = _judged([messages[int(n)] for n in others], place, read)
+    place_N = np.concatenate([place_P, others[good]])
+    order_N = np.argsort(place_N)
+    together = _together(columns, _columns(events), order_N)
+    return _parsed([messages[int(n)] for n in place_N[order_N]], together), dead
+
+
+def _judged(
+    messages: Sequence[Message], place: Place, read: Callable[[bytes], Any] | None
+) -> tuple[list[int], list[dict[str, Any]], list[DeadLetter]]:
+    """Messages decoded one by one: places and events of the good ones, and letters of the others."""
+    good: list[int] = []
     events: list[dict[str, Any]] = []
     dead: list[DeadLetter] = []
     mapping = place.mapping
     names = EVENT_SCHEMA.names if mapping is None else mapping.names
-    for message in messages:
+    for n, message in enumerate(messages):
         value = message.value or b""
         try:
             if read is not None:
@@ -62,9 +83,9 @@ def parse(
         if problem:
             dead.append(place.dead(problem, message.offset, 0, value))
         else:
-            good.append(message)
+            good.append(n)
             events.append(event)
-    return _columns(good, events), dead
+    return good, events, dead
 
 
 def problem_of_event(event: Any) -> str:
@@ -122,7 +143,7 @@ def _kept(decoded: Any, names: Iterable[str]) -> Any:
     return None if decoded is None else type(decoded)()
 
 
-def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEvents:
+def _columns(events: list[dict[str, Any]]) -> EventColumns:
     users = read_ids([event[USER_ID] for event in events])
     items = read_ids([event[ITEM_ID] for event in events])
     columns = [
@@ -135,14 +156,35 @@ def _columns(messages: list[Message], events: list[dict[str, Any]]) -> ParsedEve
         _floats([event.get(VALUE) for event in events]),
         pa.array([event.get(EVENT_ID) for event in events], pa.string()),
     ]
-    return ParsedEvents(
+    return EventColumns(
         pa.RecordBatch.from_arrays(columns, schema=EVENT_SCHEMA),
+        users.key_hashes(),
+        {USER_ID: users.text_column(), ITEM_ID: items.text_column()},
+    )
+
+
+def _together(plain: EventColumns, others: EventColumns, order_N: Int64Array) -> EventColumns:
+    """Both, in the order of their messages."""
+    order = pa.array(order_N)
+    texts: dict[str, pa.Array | None] = {}
+    for name in plain.texts:
+        pair = plain.texts[name], others.texts[name]
+        sides = zip(pair, (plain.events, others.events), strict=True)
+        columns = [pa.nulls(rows.num_rows, pa.string()) if side is None else side for side, rows in sides]
+        texts[name] = None if pair == (None, None) else pa.concat_arrays(columns).take(order)
+    events = pa.concat_batches([plain.events, others.events]).take(order)
+    return EventColumns(events, np.concatenate([plain.key_N, others.key_N])[order_N], texts)
+
+
+def _parsed(messages: Sequence[Message], columns: EventColumns) -> ParsedEvents:
+    return ParsedEvents(
+        columns.events,
         np.array([message.offset for message in messages], np.int64),
         np.zeros(len(messages), np.int32),
         np.array([message.timestamp for message in messages], np.int64),
-        users.key_hashes(),
+        columns.key_N,
         lambda n: messages[n].value or b"",
-        texts=with_texts({USER_ID: users.text_column(), ITEM_ID: items.text_column()}),
+        texts=with_texts(columns.texts),
     )
 
 

@@ -165,13 +165,16 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
 
     def _read_msg(self, decode_varint: Callable[..., tuple[int, int]] = decode_varint) -> Any:
         start = self._pos
-        length, body = decode_varint(self._buffer, start)
-        if length <= self._limits.message + _FRAME_BYTES:
+        # A length of at most two bytes is within any limit; most records are that short.
+        is_short = self._buffer[start + 1 : start + 2] < b"\x80"
+        if is_short or decode_varint(self._buffer, start)[0] <= self._limits.message + _FRAME_BYTES:
             try:
                 return super()._read_msg()
             except (ValueError, IndexError, CorruptRecordError) as error:
                 reason = f"the message cannot be parsed: {error}"
+                length, body = decode_varint(self._buffer, start)
         else:
+            length, body = decode_varint(self._buffer, start)
             reason = (
                 f"the message has {length} bytes, more than stream.max_message_bytes={self._limits.message}"
             )

@@ -192,4 +192,5 @@ class PartitionReader:
 
 def held_bytes(message: Message) -> int:
     """Approximate memory that a message takes until it is decoded."""
-    return len(message.value or b"") + _HEADER_BYTES * len(message.headers or ())
+    size = len(message.value or b"")
+    return size + _HEADER_BYTES * len(message.headers) if message.headers else size

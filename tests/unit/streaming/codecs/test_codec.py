@@ -342,7 +342,7 @@ def test_whatever_one_message_raises_costs_that_message_alone(monkeypatch):
     )
     event = {"user_id": 1, "item_id": 1, "timestamp_ms": 10}
     messages = [_json(n, event | {"timestamp_ms": 10 - n}) for n in range(3)]
-    messages[1] = _json(1, event | {"action": "poison"})
+    messages[1] = _json(1, event | {"action": "poison\n"})  # with an escape, so that it is decoded alone
     late = replace(WHOLE, max_late_ms=1)
     decoded = decode_messages(messages, late)
     assert decoded.rows["offset"].to_pylist() == [0]
