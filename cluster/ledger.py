@@ -22,6 +22,7 @@ from numba import njit
 from model.key_index import KeyIndex, mix64
 from streaming.arrays import Int64Array
 from streaming.events.signals import DUPLICATE, IGNORED, NEGATIVE
+from streaming.recent_changes import RecentChanges
 
 _SUMS = ("partition", "events", "hash_sum", "negatives", "ignored", "duplicates", "quarantined")
 
@@ -61,6 +62,7 @@ class PartitionLedger:
     quarantined: int = 0
     _users: KeyIndex = field(default_factory=KeyIndex)
     _counts: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    _changed: RecentChanges = field(default_factory=RecentChanges, compare=False)
     _behind: int = 0
     """Rows before this offset were taken before a gap that has been passed; a restored run continues after it."""
 
@@ -82,12 +84,17 @@ class PartitionLedger:
         """Record a gap up to this offset; from here, hash and counters per user start again."""
         self._behind, self.hash_sum = offset, 0
         self._counts[:] = 0
+        self._changed.add(np.arange(len(self._users)))
 
     def user_counts(self) -> tuple[Int64Array, Int64Array]:
         """Users int64 (U,), ascending, and the number of each one's rows used since the last gap, int64 (U,)."""
         users = self._users.keys()[1]
         order = np.argsort(users)
         return users[order], self._counts[: len(self._users)][order]
+
+    def take_changed(self) -> Int64Array:
+        """int64: places in `counts` of users whose counts have changed since the last call, ascending."""
+        return self._changed.take()
 
     @property
     def sums(self) -> dict[str, str]:
@@ -119,6 +126,7 @@ class PartitionLedger:
 
     def _add_counts(self, users: Int64Array, counts: Int64Array) -> None:
         index = self._users.add(np.zeros(users.shape[0], np.int16), users)
+        self._changed.add(index)
         size = len(self._users)
         if size > self._counts.shape[0]:
             self._counts = np.concatenate([self._counts, np.zeros(size, np.int64)])

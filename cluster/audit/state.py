@@ -19,6 +19,7 @@ import torch
 from cluster.checkpoints.arrays import read_table, read_tensors
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.parts.baselines import FILE as BASELINES
+from cluster.checkpoints.parts.catalogue import CataloguePart, merged_catalogue
 from cluster.checkpoints.parts.ledger import LedgerPart, merged_ledger
 from cluster.checkpoints.parts.pairs import PairPart, merged_pairs
 from cluster.checkpoints.parts.rows import PREFIX as ROWS
@@ -32,7 +33,13 @@ from model.key_index import KeyIndex
 _NOT_STATE = ("format", "kind", "follows", "written_ms", "chain", "checksum", "files", "config", "workers")
 _IDENTITIES = ("topic_ids", "catalogue_ids")
 # Files of parts of which a delta has only changes. All other parts are complete, so they are read without their names.
-_READ_THROUGH_THE_CHAIN = (*RowPart.names, *UserPart.names, *LedgerPart.names, *PairPart.names)
+_READ_THROUGH_THE_CHAIN = (
+    *RowPart.names,
+    *UserPart.names,
+    *LedgerPart.names,
+    *PairPart.names,
+    *CataloguePart.names,
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def read_state(checkpoint: Checkpoint) -> State:
         merged_rows(checkpoint.files(ROWS)),
         {p: merged_users(checkpoint, p) for p in partitions},
         {p: merged_ledger(checkpoint, p) for p in partitions},
-        {file: read_table(checkpoint.file(file)) for file in table_files},
+        merged_catalogue(checkpoint) | {file: read_table(checkpoint.file(file)) for file in table_files},
     )
 
 

@@ -16,7 +16,8 @@ A line is a sequence of checkpoints in which each continued from the one before,
 When a run falls back to an older checkpoint because newer ones are damaged, the newer ones are abandoned, and deleted
 after the next commit. Otherwise they would count as the newest if their files were repaired, and displace good ones.
 
-A full checkpoint holds everything. A delta holds the rows and users that changed since its parent, and all small parts.
+A full checkpoint holds everything. A delta holds the rows, users, and records of the catalogue that changed since its
+parent, and all small parts.
 Its manifest names its chain, beginning with the full one, with the checksum of each manifest, so that no other
 checkpoint can take the place of one in the chain. Files are safetensors, Arrow and JSON; nothing is ever unpickled.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.checkpoints.arrays import StoredContent, map_table, write_table
+from cluster.checkpoints.arrays import StoredContent, write_table
 from cluster.checkpoints.attribute_change import AttributeChange
-from cluster.checkpoints.part import FileHere, Saved
-from cluster.checkpoints.parts.catalogue import ITEMS, USERS
+from cluster.checkpoints.part import Saved
+from cluster.checkpoints.parts.catalogue import ITEMS, USERS, files_of, stem
 from cluster.checkpoints.parts.id_texts import ITEMS as ITEM_TEXTS
 from cluster.checkpoints.parts.id_texts import read_texts
+from cluster.queries.saved_records import SavedRecords
 from cluster.tables.buckets import buckets_of, owners_of
 from model.features import ITEM
-from retrieval.storage.durable import naming
 from streaming.arrays import Int64Array
 from streaming.catalogue.catalogue import Catalogue, padded
 from streaming.catalogue.records import CatalogueUpdate
@@ -27,35 +26,37 @@ from streaming.config import StreamConfig
 from streaming.events.schema import CATEGORIES, DELETED, ITEM_ID, USER_ID
 from streaming.histories.id_texts import ID, IdTexts
 
+_AT_ONCE = 1 << 14
+
 
 @dataclass(frozen=True)
 class SavedCatalogue:
     """Items in order of arrival, and users.
 
     Attributes:
-        items: ITEM_SCHEMA, mapped.
-        users: USER_SCHEMA with the checkpoint's attributes, mapped.
+        items: in ITEM_SCHEMA.
+        users: in USER_SCHEMA with the checkpoint's attributes.
         attributes: how the user attributes have changed since.
     """
 
-    items: pa.Table
-    users: pa.Table
+    items: SavedRecords
+    users: SavedRecords
     attributes: AttributeChange
-    _files: tuple[FileHere, FileHere]
     _texts: Sequence[StoredContent] = ()
 
     @staticmethod
     def open(saved: Saved) -> SavedCatalogue:
         """Map the files of a checkpoint."""
-        files = saved.own_here(ITEMS), saved.own_here(USERS)
-        items, users = (map_table(file.path) for file in files)
-        return SavedCatalogue(items, users, saved.attributes, files, saved.files(ITEM_TEXTS))
+        items, users = (
+            SavedRecords(files_of(saved.here(stem(file)), file), key, with_deleted=file == ITEMS)
+            for file, key in ((ITEMS, ITEM_ID), (USERS, USER_ID))
+        )
+        return SavedCatalogue(items, users, saved.attributes, saved.files(ITEM_TEXTS))
 
     @property
     def item_count(self) -> int:
         """Number of items that are not deleted."""
-        deleted: int = pc.sum(self.items[DELETED]).as_py() or 0
-        return int(self.items.num_rows) - deleted
+        return sum(pc.sum(pc.invert(some[DELETED])).as_py() or 0 for some in self.items.slices(_AT_ONCE))
 
     def owned_items(
         self, rank: int, world: int, width: int, at_once: int
@@ -70,8 +71,8 @@ class SavedCatalogue:
         """
         waiting: list[tuple[Int64Array, Int64Array]] = []
         held = 0
-        for start in range(0, self.items.num_rows, at_once):
-            mine = _owned(self.items.slice(start, at_once), rank, world, width)
+        for some in self.items.slices(at_once):
+            mine = _owned(some, rank, world, width)
             waiting.append(mine)
             held += mine[0].shape[0]
             if held >= at_once:
@@ -84,34 +85,31 @@ class SavedCatalogue:
 
     def only(self, item_ids: Int64Array, user_ids: Int64Array, stream: StreamConfig) -> Catalogue:
         """The data of some items and users, under the run's settings."""
-        items = self.items.filter(pc.is_in(self.items[ITEM_ID], value_set=pa.array(item_ids)))
-        users = self.users.filter(pc.is_in(self.users[USER_ID], value_set=pa.array(user_ids)))
+        users = self.users.of(user_ids)
         found = Catalogue(stream)
-        found.apply(CatalogueUpdate(items, self._as_now(users)))
+        found.apply(CatalogueUpdate(self.items.of(item_ids), self._as_now(users)))
         return found
 
     def write(self, folder: Path) -> None:
         """Put the catalogue into an index version that is being built."""
-        items, users = self._files
-        _copy(items.path, folder / ITEMS)
+        self.items.write(folder / ITEMS)
         if self.attributes.changed:
-            write_table(folder / USERS, self._as_now(self.users))
+            users = pa.concat_tables(self.users.slices(_AT_ONCE))
+            write_table(folder / USERS, self._as_now(users))
         else:
-            _copy(users.path, folder / USERS)
+            self.users.write(folder / USERS)
         texts = read_texts(self._texts, IdTexts())
         if tables := list(texts.tables()):
-            living = self.items.filter(pc.invert(self.items[DELETED]))[ITEM_ID].combine_chunks()
+            items = self.items.slices(_AT_ONCE)
+            living = pa.concat_arrays(
+                [some.filter(pc.invert(some[DELETED]))[ITEM_ID].combine_chunks() for some in items]
+            )
             table = pa.concat_tables(tables)
             kept = table.filter(pc.is_in(table[ID], value_set=living))
             write_table(folder / f"{ITEM_TEXTS}{0:05d}.arrow", kept)
 
     def _as_now(self, users: pa.Table) -> pa.Table:
         return self.attributes.of_users(users) if self.attributes.changed else users
-
-
-def _copy(source: Path, target: Path) -> None:
-    with naming(target):
-        shutil.copyfile(source, target)
 
 
 def _owned(items: pa.Table, rank: int, world: int, width: int) -> tuple[Int64Array, Int64Array]:

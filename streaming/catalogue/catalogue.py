@@ -5,9 +5,6 @@ Shapes: N items, Q queried ids, C categories kept per item, F user attributes, R
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -30,11 +27,11 @@ from streaming.events.schema import (
 )
 from streaming.histories.id_index import IdIndex
 from streaming.histories.id_texts import KnownTexts
+from streaming.recent_changes import RecentChanges
 
 __all__ = ["Catalogue", "CatalogueReader", "CatalogueUpdate"]
 
 _FIRST_ROOM = 1024
-_AT_ONCE = 1 << 14
 _Array = TypeVar("_Array", bound=np.ndarray[Any, Any])
 
 
@@ -58,7 +55,7 @@ class Catalogue:
         self._living_before_gone = np.zeros(0, np.int64)  # so many living items precede each of them
         self._attributes_UF = np.zeros((_FIRST_ROOM, len(config.user_attributes)), np.int64)
         self._deleted_U = np.zeros(_FIRST_ROOM, np.bool_)
-        self._views: list[weakref.ref[CatalogueView]] = []
+        self._changed_items, self._changed_users = RecentChanges(), RecentChanges()
 
     @property
     def item_ids(self) -> Int64Array:
@@ -88,7 +85,9 @@ class Catalogue:
 
     def add_items(self, item_Q: Int64Array) -> None:
         """Adds items that were first seen in events, in the given order; known ones stay as they are."""
+        known = len(self._items)
         self._items.add(item_Q)
+        self._changed_items.add(np.arange(known, len(self._items)))
         self._make_room()
 
     def apply(self, update: CatalogueUpdate) -> None:
@@ -142,54 +141,73 @@ class Catalogue:
         """The text of each item whose id is one; None for numbers and unknown ones."""
         return self.texts.items.texts(item_Q)
 
-    def view(self) -> CatalogueView:
-        """All of it as it is now, in time that does not depend on its size; for one other thread.
+    @property
+    def known_users(self) -> Int64Array:
+        """int64 (u,): all users that ever had a record, in order of arrival; a view until the next one."""
+        return self._users.ids
 
-        Nothing is copied unless a record changes a known item or user while the view is in use.
+    @property
+    def changed_count(self) -> int:
+        """How many items and users `take_changes` would return."""
+        return len(self._changed_items) + len(self._changed_users)
+
+    def take_changes(self) -> tuple[Int64Array, Int64Array]:
+        """int64: the places of items and of users that are new or changed since the last call, ascending."""
+        return self._changed_items.take(), self._changed_users.take()
+
+    def item_records(self, place_R: Int64Array, id_R: Int64Array) -> pa.Table:
+        """What is known of the items at some places, in ITEM_SCHEMA.
+
+        Another thread may call this while records are applied. It may then read one that is half applied.
+
+        Args:
+            place_R: int64, places in `known_ids`.
+            id_R: int64, their ids, read by the thread that applies records.
         """
-        view = CatalogueView(
-            self._items.ids,
-            self._title_N,
-            self._categories_NC,
-            self._deleted_N,
-            self._users.ids,
-            self._attributes_UF,
-            self._deleted_U,
-        )
-        self._views = [*(known for known in self._views if known() is not None), weakref.ref(view)]
-        return view
+        categories_RC = self._categories_NC[place_R]
+        columns = [
+            pa.array(id_R),
+            pa.array(self._title_N[place_R], pa.string()),
+            _ragged(categories_RC, categories_RC != 0),
+            pa.array(self._deleted_N[place_R]),
+        ]
+        return pa.table(columns, schema=ITEM_SCHEMA)
+
+    def user_records(self, place_R: Int64Array, id_R: Int64Array) -> pa.Table:
+        """The same of users, in USER_SCHEMA; `place_R` are places in `known_users`."""
+        attributes_RF = self._attributes_UF[place_R]
+        columns = [
+            pa.array(id_R),
+            _ragged(attributes_RF, np.ones(attributes_RF.shape, np.bool_)),
+            pa.array(self._deleted_U[place_R]),
+        ]
+        return pa.table(columns, schema=USER_SCHEMA)
 
     def snapshot(self) -> CatalogueUpdate:
         """The whole catalogue as one update: applied to an empty catalogue, it gives an equal one.
 
         Deleted users are not in it. The ids of deleted items are, because their events must still be recognized.
+        Users are sorted by id: one who was deleted and returns has the same place as in a restored run.
         """
-        view = self.view()
+        here_U = np.flatnonzero(~self._deleted_U[: len(self._users)])
+        order_U = here_U[np.argsort(self._users.ids[here_U])]
         return CatalogueUpdate(
-            pa.concat_tables(view.items()).combine_chunks(), pa.concat_tables(view.users()).combine_chunks()
+            self.item_records(np.arange(len(self._items)), self._items.ids.copy()),
+            self.user_records(order_U, self._users.ids[order_U]),
         )
-
-    def _leave_views(self) -> None:
-        """Leave the arrays to existing views, and continue with copies."""
-        if any(view() is not None for view in self._views):
-            self._title_N, self._categories_NC = self._title_N.copy(), self._categories_NC.copy()
-            self._deleted_N, self._deleted_U = self._deleted_N.copy(), self._deleted_U.copy()
-            self._attributes_UF = self._attributes_UF.copy()
-        self._views = []
 
     def _apply_items(self, items: pa.Table) -> None:
         if items.num_rows == 0:
             return
-        self._leave_views()
         at_R = self._items.add(items[ITEM_ID].to_numpy())
+        self._changed_items.add(at_R)
         self._make_room()
         # NumPy's assignment by index keeps the last of several values for one place.
         self._categories_NC[at_R] = padded(items[CATEGORIES], self._categories_NC.shape[1])
-        self._title_N[at_R] = np.array(items[TITLE].to_pylist(), object)
+        self._title_N[at_R] = items[TITLE].to_numpy()
         self._deleted_N[at_R] = items[DELETED].to_numpy()
-        touched = np.unique(at_R).astype(np.int64)
-        still = self._gone[~np.isin(self._gone, touched)]
-        self._gone = np.union1d(still, touched[self._deleted_N[touched]])
+        still = self._gone[self._deleted_N[self._gone]]
+        self._gone = np.union1d(still, at_R[self._deleted_N[at_R]]).astype(np.int64)
         self._living_before_gone = self._gone - np.arange(self._gone.shape[0])
 
     def _apply_users(self, users: pa.Table) -> None:
@@ -204,8 +222,8 @@ class Catalogue:
                 f"a user record has {found} attributes, but stream.user_attributes names {width}: "
                 "the catalogue was read with other settings"
             )
-        self._leave_views()
         at_R = self._users.add(users[USER_ID].to_numpy())
+        self._changed_users.add(at_R)
         self._make_room()
         self._attributes_UF[at_R] = lists.flatten().to_numpy().reshape(-1, width)
         self._deleted_U[at_R] = users[DELETED].to_numpy()
@@ -217,56 +235,6 @@ class Catalogue:
         self._deleted_N = _grown(self._deleted_N, items, False)
         self._attributes_UF = _grown(self._attributes_UF, users, 0)
         self._deleted_U = _grown(self._deleted_U, users, False)
-
-
-@dataclass(frozen=True, eq=False)
-class CatalogueView:
-    """A catalogue as it was when the view was made; arrays may have room for more.
-
-    Attributes:
-        item_N: int64, in order of arrival; `user_U` likewise.
-    """
-
-    item_N: Int64Array
-    title_N: npt.NDArray[np.object_]
-    categories_NC: Int64Array
-    deleted_N: npt.NDArray[np.bool_]
-    user_U: Int64Array
-    attributes_UF: Int64Array
-    deleted_U: npt.NDArray[np.bool_]
-
-    def items(self) -> Iterator[pa.Table]:
-        """All items in ITEM_SCHEMA, in order of arrival, in slices; one at least."""
-        for some in _slices(len(self.item_N)):
-            categories_NC = self.categories_NC[: len(self.item_N)][some]
-            columns = [
-                pa.array(self.item_N[some]),
-                pa.array(self.title_N[: len(self.item_N)][some], pa.string()),
-                _ragged(categories_NC, categories_NC != 0),
-                pa.array(self.deleted_N[: len(self.item_N)][some]),
-            ]
-            yield pa.table(columns, schema=ITEM_SCHEMA)
-
-    def users(self) -> Iterator[pa.Table]:
-        """Users who are not deleted in USER_SCHEMA, in slices; one at least.
-
-        By id, not by arrival: a user who was deleted and returns then has the same place as in a restored run.
-        """
-        here_U = np.flatnonzero(~self.deleted_U[: len(self.user_U)])
-        order_U = here_U[np.argsort(self.user_U[here_U])]
-        for some in _slices(len(order_U)):
-            attributes_UF = self.attributes_UF[order_U[some]]
-            columns = [
-                pa.array(self.user_U[order_U[some]]),
-                _ragged(attributes_UF, np.ones(attributes_UF.shape, np.bool_)),
-                pa.array(np.zeros(len(attributes_UF), np.bool_)),
-            ]
-            yield pa.table(columns, schema=USER_SCHEMA)
-
-
-def _slices(count: int) -> Iterator[slice]:
-    for start in range(0, max(1, count), _AT_ONCE):
-        yield slice(start, min(start + _AT_ONCE, count))
 
 
 def _rows(table_NX: Int64Array, at_Q: npt.NDArray[np.int32]) -> Int64Array:

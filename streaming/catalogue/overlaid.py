@@ -13,9 +13,8 @@ import pyarrow as pa
 
 from streaming.arrays import BoolArray, Int64Array
 from streaming.catalogue.catalogue import Catalogue
-from streaming.catalogue.records import CatalogueUpdate
+from streaming.catalogue.records import CatalogueUpdate, last_records
 from streaming.events.schema import ITEM_ID, USER_ID
-from streaming.histories.id_index import IdIndex
 from streaming.levels import with_level
 
 
@@ -142,7 +141,7 @@ class _Level:
 
     @staticmethod
     def of(update: CatalogueUpdate, base: Catalogue) -> _Level:
-        once = CatalogueUpdate(_last_of_each(update.items, ITEM_ID), _last_of_each(update.users, USER_ID))
+        once = CatalogueUpdate(last_records(update.items, ITEM_ID), last_records(update.users, USER_ID))
         catalogue = base.empty()
         catalogue.apply(once)
         return _Level(once, catalogue)
@@ -155,14 +154,3 @@ class _Level:
 
     def has_user(self, user_Q: Int64Array) -> BoolArray:
         return self.catalogue.knows_user(user_Q) | self.catalogue.is_deleted_user(user_Q)
-
-
-def _last_of_each(records: pa.Table, key: str) -> pa.Table:
-    ids = records[key].to_numpy()
-    index = IdIndex()
-    place_R = index.add(ids)
-    if len(index) == ids.shape[0]:
-        return records
-    last = np.empty(len(index), np.int64)
-    last[place_R] = np.arange(ids.shape[0])
-    return records.take(last)

@@ -28,6 +28,7 @@ from streaming.events.quoting import described, quoted
 from streaming.events.schema import ATTRIBUTES, CATEGORIES, ITEM_ID, ITEM_SCHEMA, TITLE, USER_ID, USER_SCHEMA
 from streaming.events.unreadable import Unreadable
 from streaming.events.validation import KnownTextIds, TextIds, clash_reason
+from streaming.histories.id_index import IdIndex
 
 _FIELDS = (ITEM_ID, TITLE, CATEGORIES, USER_ID, ATTRIBUTES)
 _log = logging.getLogger(__name__)
@@ -82,6 +83,23 @@ class CatalogueUpdate:
         """The update that `to_bytes` wrote."""
         source = pa.BufferReader(data)
         return cls(*(pa.ipc.open_stream(source).read_all() for _ in range(2)))
+
+
+def last_records(records: pa.Table, key: str) -> pa.Table:
+    """The last record of each id, in order of the ids' first records; the records themselves if no id repeats.
+
+    Args:
+        records: ITEM_SCHEMA or USER_SCHEMA, oldest first.
+        key: the name of their id.
+    """
+    ids = records[key].to_numpy()
+    index = IdIndex()
+    place_R = index.add(ids)
+    if len(index) == ids.shape[0]:
+        return records
+    last = np.empty(len(index), np.int64)
+    last[place_R] = np.arange(ids.shape[0])
+    return records.take(last)
 
 
 @dataclass

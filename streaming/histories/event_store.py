@@ -23,6 +23,7 @@ from streaming.histories.event_log import (
     with_users,
 )
 from streaming.histories.id_index import IdIndex
+from streaming.recent_changes import RecentChanges
 
 _FIRST_USERS, _FIRST_CHUNKS = 1024, 1024
 _SLOTS_AT_ONCE = 1 << 16
@@ -41,7 +42,7 @@ class EventStore:
         self._index = IdIndex()
         self._key_U = np.empty(_FIRST_USERS, np.int32)
         self._log = new_log(_FIRST_USERS, _FIRST_CHUNKS, with_times=with_times)
-        self._removed: list[Int64Array] = []
+        self._changed = RecentChanges()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -57,9 +58,10 @@ class EventStore:
         return self._retained
 
     def slots_of(self, user_Q: Int64Array, key_Q: Int32Array) -> Int32Array:
-        """int32 (q,): the slot of each user; unknown users get one, and the key hash given."""
+        """int32 (q,): the slots of users who get events; unknown users get one, and the key hash given."""
         known = len(self._index)
         slot_Q = self._index.add(user_Q)
+        self._changed.add(user_Q)
         users = len(self._index)
         self._log = with_users(self._log, users)
         if users > len(self._key_U):
@@ -146,24 +148,22 @@ class EventStore:
         """Removes the events of these users; unknown ones are ignored. Their next event starts a new history."""
         slot_Q = self._index.find(np.unique(user_Q))
         _remove(self._log, slot_Q[slot_Q >= 0])
-        self._removed.append(self._index.ids[slot_Q[slot_Q >= 0]])
+        self._changed.add(self._index.ids[slot_Q[slot_Q >= 0]])
 
     def drop_items(self, item_Q: Int64Array) -> None:
         """Removes the events of these items from all users."""
         if len(item_Q):
             changed = _drop_items(self._log, len(self), np.unique(item_Q))
-            self._removed.append(self._index.ids[changed])
+            self._changed.add(self._index.ids[changed])
 
     @property
-    def ids(self) -> Int64Array:
-        """int64 (len,): the user of each slot, including removed users; a view."""
-        return self._index.ids
+    def changed_count(self) -> int:
+        """How many users `take_changed` would return."""
+        return len(self._changed)
 
-    def take_removed(self) -> Int64Array:
-        """int64: users who lost events since the last call; they may have others."""
-        removed = np.concatenate([np.empty(0, np.int64), *self._removed])
-        self._removed = []
-        return removed
+    def take_changed(self) -> Int64Array:
+        """int64: users who got or lost events since the last call, ascending."""
+        return self._changed.take()
 
     def _has_events(self) -> npt.NDArray[np.bool_]:
         return self._log.count_U[: len(self)] > 0

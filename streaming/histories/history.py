@@ -57,6 +57,15 @@ class UserStore(EventStore):
         item_N, offset_Q = self.last_items(user_Q, limit)
         return item_N, self._times(self.find(user_Q), offset_Q), offset_Q
 
+    @property
+    def changed_count(self) -> int:
+        """About how many users `take_changed` would return; who has new events and negatives is counted twice."""
+        return super().changed_count + self.negatives.changed_count
+
+    def take_changed(self) -> Int64Array:
+        """int64: users whose events or explicit negatives have changed since the last call, ascending."""
+        return np.union1d(super().take_changed(), self.negatives.take_changed())
+
     def everybody_of(self, partition: int) -> Int64Array:
         """int64: the users of a partition who have events or explicit negatives, ascending."""
         return np.union1d(self.users_of(partition), self.negatives.users_of(partition))

@@ -19,7 +19,6 @@ from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.checkpoints.part import Part, Saved
 from cluster.checkpoints.parts.users import last_of_each, partitions_in
 from cluster.ledger import Ledger, PartitionLedger
-from streaming.histories.user_changes import CountChanges
 
 LEDGER = "ledger-p"
 _USERS_AT_ONCE = 1 << 16
@@ -31,18 +30,17 @@ class LedgerPart(Part):
     names = (LEDGER,)
 
     def __init__(self, ledger: Ledger, partitions: Sequence[int]) -> None:
-        self._ledger = ledger
-        self._counts = {p: CountChanges() for p in partitions}
+        self._ledger, self._partitions = ledger, list(partitions)
         self._sums: dict[int, dict[str, str]] = {}
 
     def forget(self) -> None:
         """See Part."""
-        for partition in self._counts:
+        for partition in self._partitions:
             self._take(partition)
 
     def base(self) -> Iterator[tuple[str, pa.Table]]:
         """See Part."""
-        for partition in self._counts:
+        for partition in self._partitions:
             ledger = self._ledger.partitions[partition]
             users = ledger.counts.shape[0]
             for start in range(0, max(1, users), _USERS_AT_ONCE):
@@ -53,18 +51,18 @@ class LedgerPart(Part):
         """See Part."""
         return {
             f"{LEDGER}{p:05d}.changes.arrow": self._ledger.partitions[p].to_table(self._take(p))
-            for p in self._counts
+            for p in self._partitions
         }
 
     def restore(self, saved: Saved) -> None:
         """See Part; a new partition has no ledger yet."""
-        for partition in self._counts.keys() & set(partitions_in(saved.checkpoint)):
+        for partition in set(self._partitions) & set(partitions_in(saved.checkpoint)):
             self._ledger.partitions[partition] = merged_ledger(saved.checkpoint, partition)
 
     def _take(self, partition: int) -> npt.NDArray[np.int64]:
         """Places of users whose counts have changed; one user if only the sums have, which are saved with users."""
         ledger = self._ledger.partitions[partition]
-        places = self._counts[partition].take(ledger.counts)
+        places = ledger.take_changed()
         if places.shape[0] == 0 and ledger.sums != self._sums.get(partition):
             places = np.arange(min(1, ledger.counts.shape[0]))
         self._sums[partition] = ledger.sums

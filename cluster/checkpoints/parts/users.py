@@ -24,7 +24,6 @@ from streaming.arrays import Int32Array
 from streaming.events.partitioner import key_hashes_of_users
 from streaming.events.schema import EVENTS, KEY_HASH, NEGATIVES, USER_ID
 from streaming.histories.history import UserStore
-from streaming.histories.user_changes import UserChanges
 
 USERS = "users-p"
 _USERS_AT_ONCE = 2048
@@ -44,11 +43,10 @@ class UserPart(Part):
 
     def __init__(self, users: UserStore, partitions: Sequence[int], spread_over: int) -> None:
         self._users, self._partitions, self._spread_over = users, partitions, spread_over
-        self._changes = UserChanges(users)
 
     def forget(self) -> None:
         """See Part."""
-        self._changes.forget()
+        self._users.take_changed()
 
     def base(self) -> Iterator[tuple[str, pa.Table]]:
         """See Part."""
@@ -58,11 +56,11 @@ class UserPart(Part):
 
     def changed_bytes(self) -> int:
         """See Part."""
-        return self._changes.count * _BYTES_OF_EVENT * self._users.retained
+        return self._users.changed_count * _BYTES_OF_EVENT * self._users.retained
 
     def changes_in_slices(self, number: int) -> Iterator[tuple[str, pa.Table]]:
         """See Part."""
-        changed = self._changes.take()
+        changed = self._users.take_changed()
         home = self._users.home_of(changed)
         for partition in self._partitions:
             users = changed[home == partition]
@@ -72,7 +70,7 @@ class UserPart(Part):
 
     def changes(self) -> dict[str, pa.Table]:
         """See Part."""
-        changed = self._changes.take()
+        changed = self._users.take_changed()
         home = self._users.home_of(changed)
         return {
             f"{USERS}{p:05d}.changes.arrow": self._users.to_table(p, changed[home == p])

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import orjson
-import pyarrow as pa
 import pytest
 
 from streaming.catalogue import records as catalogue_records
@@ -124,29 +123,6 @@ def test_a_snapshot_through_bytes_makes_an_equal_catalogue_that_stays_equal():
     assert copy.snapshot() == catalogue.snapshot()
     assert copy.item_ids.tolist() == catalogue.item_ids.tolist()
     assert len(catalogue.item_ids) > 1024
-
-
-def test_a_view_keeps_what_there_was_while_the_catalogue_goes_on(monkeypatch):
-    monkeypatch.setattr("streaming.catalogue.catalogue._AT_ONCE", 7)
-    catalogue = Catalogue(CONFIG)
-    catalogue.apply(
-        _update([_item(n, f"t{n}", ["c"]) for n in range(1, 31)], [_user(n, age=n) for n in (3, 2, 1)])
-    )
-    before, view = catalogue.snapshot(), catalogue.view()
-    slices = view.items()
-    first = next(slices)
-    titles = catalogue._title_N
-    catalogue.add_items(np.array([31, 32]))
-    assert catalogue._title_N is titles  # what is new lies behind what the view has
-    catalogue.apply(_update([_item(30, "other"), _record(29, None)], [_user(1, age=9), _record(2, None)]))
-    assert pa.concat_tables([first, *slices]).equals(before.items)
-    assert pa.concat_tables(view.users()).equals(before.users)
-    assert catalogue.titles(np.array([30])) == ["other"]
-    assert catalogue.item_count == 31
-    del view, slices
-    titles = catalogue._title_N
-    catalogue.apply(_update([_item(30, "once more")]))
-    assert catalogue._title_N is titles  # nobody reads it any more
 
 
 def test_an_update_of_other_attributes_is_refused():

@@ -150,7 +150,7 @@ def test_users_and_items_that_are_taken_out_leave_everything_else_as_it_was(hist
             past[user] += items.tolist()
         # As many as the store keeps, chunks being freed whole, may be shown; the last ones always are.
         gone_user, gone_items = round_, rng.integers(0, few, 3)
-        store.take_removed()
+        store.take_changed()
         store.drop_items(gone_items)
         store.remove(np.array([gone_user]))
         retained = store.retained
@@ -164,7 +164,7 @@ def test_users_and_items_that_are_taken_out_leave_everything_else_as_it_was(hist
             assert not set(stretch) & set(gone_items.tolist())
             past[user] = stretch
         assert gone_user not in store.users()
-        assert gone_user in store.take_removed()
+        assert gone_user in store.take_changed()
     again = UserStore(history_length, seen_length)
     again.load(store.to_table(0))
     assert again.to_table(0) == store.to_table(0)
