@@ -107,6 +107,9 @@ def measure(case: Case) -> dict[str, Any]:
             "queries_per_s": [],
         }
         searched[name] = index, nprobe
+        print(
+            f"{name}: nprobe {nprobe}, recall {recall:.3f}, built in {shared + own_s:.0f} s", file=sys.stderr
+        )
     for _ in range(case.runs):
         for name, (index, nprobe) in searched.items():
             rows[name]["queries_per_s"].append(_rate(index, queries, nprobe, case))

@@ -1,13 +1,14 @@
 """CPU time of a step with 10 k known items and users against one with millions: a step must not know their number.
 
     python tests/benchmarks/scale.py [--json FILE] [--items N [N ...]] [--users N [N ...]] [--steps N]
-                                     [--batch-events N [N ...]] [--table N [N ...]]
+                                     [--batch-events N [N ...]] [--table N [N ...]] [--ranks N]
 
 Two runs train on the same events, of users and items among the first 10,000, in turns, step by step, on one thread: one
 knows 10,000 items and users with their rows, categories, attributes and histories, the other as many items, or users,
 as asked for. Settings are the defaults, but that neither ranks events among all items, which
 `progressive.exact_max_items` would end in the large run alone. Sampled events are answered by a live version of the
-run's own items, and what that costs after the first answer counts to the step.
+run's own items, and what that costs after the first answer counts to the step. With `--ranks 2`, two processes share
+events and rows over gloo, and their CPU seconds are summed.
 
 `ratio` is the CPU seconds of the small run over those of the large one: the median over steps and the mean of the
 answers, the smallest of the sizes.
@@ -17,10 +18,10 @@ measured in a process of its own (`support/scale_costs.py`).
 """
 
 import os
-import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,19 @@ from model.features import ITEM, USER
 from retrieval.config import IndexConfig
 from streaming.batches.batcher import Batcher
 from streaming.config import StreamConfig
+from streaming.events.partitioner import key_hashes_of_users, partition_of_users
 from tests.benchmarks.support.command import benchmark_parser, finish
 from tests.benchmarks.support.scale_costs import as_table, costs_of
 from tests.benchmarks.support.synthetic import Population
 from tests.support.index_versions import publish_version
 from tests.support.memory_source import MemorySource, NoDeadLetters, partitioned_log
+from tests.support.ranks import run_on_ranks
 
 SMALL = 10_000
 REQUIRED_RATIO = 1 / 1.15
 _WARMUP = 5
 _KNOWN_EVENTS = 8
+_RANKS_S = 7200.0
 # Lists need not be good ones: every search reads as many vectors as it would in a version that was tuned.
 _INDEX = IndexConfig(
     nlist=1024, nprobe=8, build_iterations=1, max_imbalance=1e9, min_recall=0.0, device="cpu"
@@ -62,11 +66,12 @@ def main() -> int:
     parser.add_argument("--batch-events", type=int, nargs="+", default=[256, 4096])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--table", type=int, nargs="*", default=[SMALL, 1_000_000])
+    parser.add_argument("--ranks", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sizes = [(items, SMALL) for items in arguments.items] + [(SMALL, users) for users in arguments.users]
     rows = [
-        measure(items, users, events, arguments.steps)
+        measure(items, users, events, arguments.steps, arguments.ranks)
         for items, users in sizes
         for events in arguments.batch_events
     ]
@@ -86,46 +91,69 @@ def main() -> int:
     return finish(result, arguments.json)
 
 
-def measure(items: int, users: int, events: int, steps: int) -> dict[str, Any]:
+def measure(items: int, users: int, events: int, steps: int, ranks: int = 1) -> dict[str, Any]:
     """CPU seconds of a step with few and with many known items or users."""
     with tempfile.TemporaryDirectory() as folder:
-        small, large = (
-            _Scene(known, events, steps + _WARMUP, Path(folder) / name)
-            for name, known in (("small", (SMALL, SMALL)), ("large", (items, users)))
+        arguments = (items, users, events, steps, Path(folder))
+        alone = ranks == 1
+        spent = (
+            [_spent(0, *arguments)] if alone else run_on_ranks(_spent, ranks, *arguments, timeout_s=_RANKS_S)
         )
-        seconds: list[list[float]] = [[], []]
+    few_S, many_S = (np.sum([one.step_s[scene] for one in spent], axis=0) for scene in (0, 1))
+    answers = [sum(one.answers_s[scene] for one in spent) for scene in (0, 1)]
+    costs = [
+        float(np.median(of_S)) + answers_s / steps
+        for of_S, answers_s in zip((few_S, many_S), answers, strict=True)
+    ]
+    return {
+        "items": items,
+        "users": users,
+        "batch_events": events,
+        "ranks": ranks,
+        "ratio": costs[0] / costs[1],
+        "ratios": [round(a / b, 3) for a, b in zip(few_S.tolist(), many_S.tolist(), strict=True)],
+        **{name: cost * 1e3 for name, cost in zip(("baseline_cpu_ms", "cpu_ms"), costs, strict=True)},
+        "answers_share": answers[1] / float(many_S.sum()),
+        "baseline_answers_share": answers[0] / float(few_S.sum()),
+        "answered": sum(one.answered[1] for one in spent),
+        "baseline_answered": sum(one.answered[0] for one in spent),
+    }
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """CPU seconds of one rank's steps and of its answers, and its answers; for the small and the large scene."""
+
+    step_s: tuple[list[float], list[float]]
+    answers_s: tuple[float, float]
+    answered: tuple[int, int]
+
+
+def _spent(rank: int, items: int, users: int, events: int, steps: int, folder: Path) -> _Spent:
+    """The steps of one rank, alternating between the scenes."""
+    scenes = small, large = (
+        _Scene((SMALL, SMALL), events, steps + _WARMUP, folder / "small"),
+        _Scene((items, users), events, steps + _WARMUP, folder / "large"),
+    )
+    seconds: tuple[list[float], list[float]] = ([], [])
+    try:
         for step in range(steps + _WARMUP):
             if step == _WARMUP:
-                small.begin_answers()
-                large.begin_answers()
-            for scene, spent in zip((small, large), seconds, strict=True):
+                for scene in scenes:
+                    scene.begin_answers()
+            for scene, spent in zip(scenes, seconds, strict=True):
                 started = time.process_time()
                 scene.step(step)
                 spent.append(time.process_time() - started)
         few, many = (spent[_WARMUP:] for spent in seconds)
-        costs = [
-            statistics.median(of) + scene.answers_s / steps for scene, of in ((small, few), (large, many))
-        ]
-        try:
-            return {
-                "items": items,
-                "users": users,
-                "batch_events": events,
-                "ratio": costs[0] / costs[1],
-                "ratios": [round(a / b, 3) for a, b in zip(few, many, strict=True)],
-                **{name: cost * 1e3 for name, cost in zip(("baseline_cpu_ms", "cpu_ms"), costs, strict=True)},
-                "answers_share": large.answers_s / sum(many),
-                "baseline_answers_share": small.answers_s / sum(few),
-                "answered": large.answered,
-                "baseline_answered": small.answered,
-            }
-        finally:
-            small.close()
-            large.close()
+        return _Spent((few, many), (small.answers_s, large.answers_s), (small.answered, large.answered))
+    finally:
+        for scene in scenes:
+            scene.close()
 
 
 class _Scene:
-    """A run that knows so many items and users, its events, and its live version."""
+    """A rank of a run that knows so many items and users, its events, and the run's live version."""
 
     def __init__(self, known: tuple[int, int], events: int, steps: int, storage: Path) -> None:
         items, users = known
@@ -135,21 +163,26 @@ class _Scene:
             train=TrainConfig(batch_events=events),
             progressive=ProgressiveConfig(exact_max_items=1),
         )
-        self._run = TrainingRun.create(config, [0], Collectives(), torch.device("cpu"))
+        comm = Collectives()
+        self._run = TrainingRun.create(config, [comm.rank], comm, torch.device("cpu"))
         self._run.catalogue.apply(Population(items=items, users=users).catalogue())
         for table, count in ((ITEM, items), (USER, users)):
             for ids in _in_pieces(count):
-                self._run.table.add(np.full(ids.shape[0], table, np.int16), ids)
-        _remember(self._run, users)
-        self._events = events
-        log = partitioned_log(Population(items=SMALL, users=SMALL).events(events * steps), 1)
-        source = MemorySource(log, [0])
+                tables = np.full(ids.shape[0], table, np.int16)
+                own = self._run.table.owners(tables, ids) == comm.rank
+                self._run.table.add(tables[own], ids[own])
+        _remember(self._run, users, comm)
+        self._events = events // comm.world
+        # Partitions do not have exactly the same number of events, and each step takes as many of each.
+        needed = int(events * steps * (1 if comm.world == 1 else 1.2)) + 1024
+        log = partitioned_log(Population(items=SMALL, users=SMALL).events(needed), comm.world)
+        source = MemorySource(log, [comm.rank])
         self._batcher = Batcher(stream, source, self._run.users, self._run.catalogue, NoDeadLetters())
         self._run._opened = (source, self._batcher, None)
         published = publish_version(self._run, storage, _INDEX)
-        self._trained_s = 0.0
+        self._trained_s, self._asks = 0.0, comm.rank == 0
         self._served = ServedValidation(
-            published.progressive,
+            published.progressive if self._asks else replace(published.progressive, served_cpu_share=0.0),
             lambda: True,
             lambda: AnsweringProcess(published),
             # Of this run's steps alone: the other run's are on the same thread.
@@ -157,9 +190,9 @@ class _Scene:
         )
 
     def begin_answers(self) -> None:
-        """Wait for the first one."""
+        """Wait for the first one; rank 0 alone asks."""
         deadline = time.monotonic() + 300
-        while self.answered == 0:
+        while self._asks and self.answered == 0:
             assert time.monotonic() < deadline, "no answer from the live version"
             time.sleep(0.05)
 
@@ -188,14 +221,14 @@ class _Scene:
         self._served.close()
 
 
-def _remember(run: TrainingRun, users: int) -> None:
-    """Some events of every user."""
+def _remember(run: TrainingRun, users: int, comm: Collectives) -> None:
+    """Some events of every user of this rank."""
     rng = np.random.default_rng(0)
-    for ids in _in_pieces(users):
+    for everybody in _in_pieces(users):
+        ids = everybody[partition_of_users(everybody, comm.world) == comm.rank]
         start_R = np.arange(ids.shape[0] + 1) * _KNOWN_EVENTS
         items = rng.integers(1, SMALL + 1, start_R[-1])
-        key = np.zeros(ids.shape[0], np.int32)
-        run.users.append(ids, key, start_R, items, np.zeros_like(items))
+        run.users.append(ids, key_hashes_of_users(ids), start_R, items, np.zeros_like(items))
 
 
 def _in_pieces(count: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.checkpoints.checkpoint import CheckpointStore
+from cluster.checkpoints.checkpoint import CheckpointStore, trusted_checkpoint
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
 from cluster.publishing.building import Questions, build_version
@@ -20,16 +20,17 @@ EXHAUSTIVE = IndexConfig(kind="ivf_flat", nlist=1, nprobe=1, device="cpu")
 
 
 def publish_version(run: TrainingRun, storage: Path, index: IndexConfig = EXHAUSTIVE) -> FreshetConfig:
-    """Make what a run of one rank has learned the live version of this storage; the settings that lead to it."""
+    """Collective. Make what a run has learned the live version of this storage; the settings that lead to it."""
     config = replace(run.config, index=index, storage_path=str(storage))
     assert publish_run(run, config).version is not None
     return config
 
 
 def publish_run(run: TrainingRun, config: FreshetConfig) -> PublishReport:
-    """Build a version of what a run of one rank has learned, under these settings."""
-    checkpoint = save_checkpoint(run, CheckpointStore(config.checkpoint_location), Collectives())
-    assert checkpoint is not None
+    """Collective. Build a version of what a run has learned, under these settings."""
+    comm = Collectives()
+    checkpoint = save_checkpoint(run, CheckpointStore(config.checkpoint_location), comm)
+    committed = comm.gather_objects(checkpoint.location if checkpoint is not None else None)[0]
     with torch.random.fork_rng():
         towers = new_towers(config, run.device)
-    return build_version(Collectives(), config, checkpoint, Questions(), {}, model=towers)
+    return build_version(comm, config, trusted_checkpoint(committed), Questions(), {}, model=towers)
