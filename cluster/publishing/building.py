@@ -193,6 +193,12 @@ def _quality(
         batches, side = keep_result(comm, partial(read, trained_on))
         asked = events_to_ask(batches, side, config, comm)
         if asked is not None:
+            if trained_on and comm.rank == 0:
+                _log.info(
+                    "fewer than %d events came after the checkpoint (index.min_quality_events): the quality gate uses "
+                    "earlier ones, which the candidate may have been trained on",
+                    config.index.min_quality_events,
+                )
             quality = quality_of(asked, side, version_store(config), config, comm)
             return replace(quality, trained_on=trained_on) if quality is not None else None
     return None

@@ -95,9 +95,14 @@ def test_a_candidate_that_overfits_passes_on_events_that_it_knows_and_is_refused
     assert "on 256 events that the candidate may have been trained on" in passed.note
 
 
-def test_few_new_events_are_not_enough(tmp_path):
+def test_few_new_events_are_not_enough_and_the_log_says_which_are_used(tmp_path, caplog):
+    caplog.set_level("INFO")
     scene = Run(tmp_path)
     known = scene.phase(times=1)
     scene.publish()
     new = scene.phase(times=0)[:5]
+    caplog.clear()
     assert "may have been trained on" in quality_in(scene.publish(before=known, after=new)).note
+    said = [line for line in caplog.messages if "(index.min_quality_events)" in line]
+    assert len(said) == 1
+    assert "the quality gate uses earlier ones, which the candidate may have been trained on" in said[0]
