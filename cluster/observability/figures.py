@@ -91,7 +91,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     _counter("dead_letters", "rows", "Rows sent to the dead-letter topic.", "dead letters"),
     *(
-        _counter(f"faults.{code}", "rows", f"Of this attempt: {fault.meaning}.")
+        _counter(f"faults.{code}", "rows", f"Of this attempt: {fault.meaning}.", code)
         for code, fault in FAULTS.items()
     ),
     _gauge("lag_messages", "messages", "Messages that have not been read yet.", of=int, summed=True),

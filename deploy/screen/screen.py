@@ -20,6 +20,7 @@ from deploy.screen.progress import Progress, ServedCurve
 SPARKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
 MESSAGES_SHOWN = 7
+FAULTS_SHOWN = 3
 
 
 @dataclass
@@ -191,6 +192,14 @@ def _percentiles(p50_s: float | None, p99_s: float | None) -> str:
     return f"p50 {p50} p99 {p99} s"
 
 
+def faults_text(progress: Progress) -> str:
+    """Counts of what was wrong with data in this attempt, by code, the most frequent first; empty if nothing was."""
+    found = sorted(((code, n) for code, n in progress.faults.items() if n), key=lambda fault: -fault[1])
+    shown = [f"{code} {n:,}" for code, n in found[:FAULTS_SHOWN]]
+    more = [f"{len(found) - FAULTS_SHOWN} more"] if len(found) > FAULTS_SHOWN else []
+    return ", ".join(shown + more)
+
+
 def lag_text(progress: Progress) -> str:
     """How many events wait to be read, as far as is known."""
     lag = progress.lag_events
@@ -228,7 +237,10 @@ def render(view: DemoView) -> RenderableType:
     top.add_column(ratio=1)
     top.add_column(ratio=1)
     top.add_row(_stream_panel(view), _training_panel(view.progress))
-    return _Screen(Group(head, top, _curve_panel(view), _index_panel(view.progress)), tuple(view.messages))
+    parts = [head, top, _curve_panel(view), _index_panel(view.progress)]
+    if faults := faults_text(view.progress):
+        parts.append(line(("faults ", "bold"), faults))
+    return _Screen(Group(*parts), tuple(view.messages))
 
 
 @dataclass(frozen=True)
@@ -264,6 +276,8 @@ def plain_line(view: DemoView) -> str:
         f"deltas {deltas_text(progress)}",
         f"fresh by deltas {freshness_text(progress.deltas, progress.freshness.get('window_s'))}",
     ]
+    if faults := faults_text(progress):
+        parts.append(f"faults {faults}")
     if progress.restarts:
         parts.append(f"restarts {progress.restarts}")
     return " | ".join(parts)

@@ -80,6 +80,8 @@ def _figures(topic: dict[str, Any]) -> Table:
     table.add_row("sample", sample)
     if topic["formats"]:
         table.add_row("formats", _counts(topic["formats"]))
+    if topic["codecs"]:
+        table.add_row("codecs", f"{_counts(topic['codecs'])} (batches)")
     facts = dict(topic["facts"])
     if facts.get("last_ms"):
         first, last = (local_time(facts[name] / 1000) for name in ("first_ms", "last_ms"))

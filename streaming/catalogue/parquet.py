@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from streaming.catalogue.records import CatalogueRecord, CatalogueUpdate, parse_items, parse_users
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 from streaming.events.mapping import FieldMapping
 from streaming.events.position import Position
 from streaming.events.quoting import described
@@ -122,7 +123,8 @@ class ParquetCatalogue:
                     self._records(name, first + n, rows.slice(n, 1), documents) for n in range(rows.num_rows)
                 )
                 return [record for one in alone for record in one]
-            reason, original = f"cannot be read: {described(error)}", row_json(rows.to_batches()[0], 0)
+            reason = Reason("undecodable", f"cannot be read: {described(error)}")
+            original = row_json(rows.to_batches()[0], 0)
             self.dead_letters.append(DeadLetter(reason, name, 0, first, 0, original))
             return []
 

@@ -21,6 +21,7 @@ from streaming.codecs.schemas.reader import UnfitMessage
 from streaming.codecs.schemas.registry import RegistryUnavailable
 from streaming.config import StreamSettingError
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 from streaming.events.hashing import feature_ids
 from streaming.events.ids import integer_ids, problem_of_id, read_ids, text_of_id
 from streaming.events.mapping import FieldMapping
@@ -188,9 +189,9 @@ def _parse(
         except (RegistryUnavailable, StreamSettingError):
             raise  # no fault of the record
         except UnfitMessage as error:
-            problem = str(error)
+            problem = Reason("schema", str(error))
         except Exception as error:  # an exception costs only the record that raised it
-            problem = f"cannot be read: {described(error)}"
+            problem = Reason("undecodable", f"cannot be read: {described(error)}")
             _log.warning("the record at %s/%d/%d %s", record.topic, record.partition, record.offset, problem)
         if problem:
             usable.dead.append(_dead(record, problem))
@@ -244,24 +245,26 @@ def _entry(
     key = _key(record, read)
     if not record.value:
         if not key:
-            return None, {}, "a tombstone needs the id as its key"
+            return None, {}, Reason("bad_key", "a tombstone needs the id as its key")
         try:
             return key.decode(), {}, ""
         except UnicodeDecodeError:
-            return None, {}, f"the key of a tombstone must be the id as UTF-8, got {quoted(key)}"
+            said = f"the key of a tombstone must be the id as UTF-8, got {quoted(key)}"
+            return None, {}, Reason("bad_key", said)
     try:
         if read is not None and not _has_encoding(record):
             entry = read(record.value)
         else:
             entry = loads(record.value, mapping.names if mapping else _FIELDS)
     except orjson.JSONDecodeError as error:
-        return None, {}, f"not JSON: {error}"
+        return None, {}, Reason("not_json", f"not JSON: {error}")
     if type(entry) is not dict:
-        return None, {}, f"a record must be a JSON object, not {type(entry).__name__}"
+        said = f"a record must be a JSON object, not {type(entry).__name__}"
+        return None, {}, Reason("not_an_object", said)
     identifier: Any = (mapping.record(entry) if mapping else entry).get(id_name)
     problem = problem_of_id(id_name, identifier)
     if not problem and key is not None and key != text_of_id(identifier).encode():
-        problem = f"the key is {quoted(key)}, but {id_name} is {quoted(identifier)}"
+        problem = Reason("bad_key", f"the key is {quoted(key)}, but {id_name} is {quoted(identifier)}")
     return identifier, entry, problem
 
 
@@ -279,11 +282,11 @@ def _has_encoding(record: CatalogueRecord) -> bool:
 def _problem_of_item(entry: dict[str, Any]) -> str:
     title, categories = entry.get(TITLE), entry.get(CATEGORIES)
     if title is not None and type(title) is not str:
-        return f"{TITLE} must be a string, got {quoted(title)}"
+        return Reason("wrong_type", f"{TITLE} must be a string, got {quoted(title)}")
     if categories is None:
         return ""
     if type(categories) is not list or any(type(name) not in (str, int) for name in categories):
-        return f"{CATEGORIES} must be a list of strings, got {quoted(categories)}"
+        return Reason("wrong_type", f"{CATEGORIES} must be a list of strings, got {quoted(categories)}")
     return ""
 
 
@@ -297,9 +300,9 @@ def _problem_of_user(entry: dict[str, Any], names: Sequence[str]) -> str:
     if attributes is None:
         return ""
     if type(attributes) is not dict:
-        return f"{ATTRIBUTES} must be an object, got {quoted(attributes)}"
+        return Reason("wrong_type", f"{ATTRIBUTES} must be an object, got {quoted(attributes)}")
     for name in names:
         value = attributes.get(name)
         if value is not None and type(value) not in (str, int, float):
-            return f"attribute {name} must be a string or a number, got {quoted(value)}"
+            return Reason("wrong_type", f"attribute {name} must be a string or a number, got {quoted(value)}")
     return ""

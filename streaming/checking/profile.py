@@ -39,6 +39,7 @@ class Profile:
         rows: in the sample, usable or not.
         usable: those that can be used.
         formats: messages by encoding.
+        codecs: batches of messages by what they are compressed with.
         fields: see `fields.table_of`.
         faults: dead letters and plausible mistakes by code.
         examples: a reason of each code.
@@ -52,6 +53,7 @@ class Profile:
     rows: int = 0
     usable: int = 0
     formats: dict[str, int] = field(default_factory=dict)
+    codecs: dict[str, int] = field(default_factory=dict)
     fields: list[dict[str, Any]] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
@@ -73,6 +75,7 @@ def events_profile(config: StreamConfig, sample: Sample) -> Profile:
         pieces.append(decode_messages(records, _with_texts(place, sample.read)))
     profile = decoded_profile(config, sample.topic, concatenate(pieces), sample.objects())
     profile.messages, profile.formats = sample.count, sample.formats()
+    profile.codecs = dict(sample.codecs.most_common())
     profile.facts["partitions"] = sample.partitions
     profile.facts["keys"] = _keys(sample)
     return profile
@@ -137,7 +140,7 @@ def catalogue_profile(config: StreamConfig, sample: Sample, kind: str) -> Profil
         paths = mapping.paths if mapping else {n: (n,) for n in ("user_id", "attributes")}
         facts = {"with_attributes": _nonzero(found["attributes"])}
     profile = Profile(sample.topic, kind, sample.count, sample.count, found.num_rows, sample.formats())
-    profile.objects = sample.objects()
+    profile.objects, profile.codecs = sample.objects(), dict(sample.codecs.most_common())
     profile.fields, profile.facts = table_of(profile.objects, paths), facts
     profile.count(dead)
     profile.faults |= hints

@@ -27,6 +27,7 @@ class Sample:
         topic: its name.
         partitions: how many the topic has.
         records: Kafka records, by partition, oldest first.
+        codecs: batches of messages by what they are compressed with.
         read: decodes messages without an encoding's header, by a schema; None: they are JSON.
     """
 
@@ -34,6 +35,7 @@ class Sample:
     partitions: int
     records: dict[int, list[Any]] = field(default_factory=dict)
     read: Callable[[bytes], Any] | None = None
+    codecs: Counter[str] = field(default_factory=Counter)
 
     @property
     def count(self) -> int:
@@ -77,7 +79,8 @@ def sample_of(config: StreamConfig, topic: str, kind: Kind, most: int) -> Sample
         BrokerUnavailable: no broker answered.
         TopicMissing: the topic does not exist.
     """
-    consumer = open_consumer(config)
+    codecs: Counter[str] = Counter()
+    consumer = open_consumer(config, codecs)
     try:
         places = [TopicPartition(topic, p) for p in known_partitions(config, consumer, topic)]
         consumer.assign(places)
@@ -85,7 +88,9 @@ def sample_of(config: StreamConfig, topic: str, kind: Kind, most: int) -> Sample
         each = max(1, most // len(places))
         for at in places:
             consumer.seek(at, max(first[at], end[at] - each))
-        sample = Sample(topic, len(places), {at.partition: [] for at in places}, reader_of(config, kind))
+        sample = Sample(
+            topic, len(places), {at.partition: [] for at in places}, reader_of(config, kind), codecs
+        )
         deadline = time.monotonic() + config.request_timeout_s
         while any((consumer.position(at) or 0) < end[at] for at in places):
             for at, records in consumer.poll(timeout_ms=200).items():

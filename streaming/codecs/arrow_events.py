@@ -12,14 +12,20 @@ import numpy as np
 import pyarrow as pa
 
 from streaming.arrays import Int8Array, Int32Array
-from streaming.codecs.arrow_limits import require_declared, require_decodable
+from streaming.codecs.arrow_limits import (
+    ArrowTooLargeError,
+    ColumnMissingError,
+    require_declared,
+    require_decodable,
+)
 from streaming.events.columns import EXPECTED, cast
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 from streaming.events.mapping import FieldMapping
 from streaming.events.partitioner import key_hashes_of_users
 from streaming.events.quoting import described
 from streaming.events.row_json import row_json, shown
-from streaming.events.schema import EVENT_SCHEMA, REQUIRED_COLUMNS, USER_ID, empty_batch
+from streaming.events.schema import EVENT_SCHEMA, REQUIRED_COLUMNS, TIMESTAMP_MS, USER_ID, empty_batch
 from streaming.events.validation import Message, ParsedEvents, Place, with_texts
 
 
@@ -44,7 +50,7 @@ def parse(messages: Sequence[Message], place: Place) -> tuple[ParsedEvents, list
             columns = _named(batch, place)
             _require_columns(columns.schema.names)
         except (pa.ArrowException, ValueError, OSError) as error:
-            reason = f"not a usable Arrow message: {described(error)}"
+            reason = Reason(_code_of(error), f"not a usable Arrow message: {described(error)}")
             dead.append(place.dead(reason, message.offset, 0, value))
             continue
         good.append(message)
@@ -60,6 +66,12 @@ def _named(batch: pa.RecordBatch, place: Place) -> pa.RecordBatch:
     columns = place.mapping.columns(batch)
     require_decodable(columns, place.max_decoded_bytes)
     return columns
+
+
+def _code_of(error: Exception) -> str:
+    if isinstance(error, ArrowTooLargeError):
+        return "too_large"
+    return "missing_field" if isinstance(error, ColumnMissingError) else "not_arrow"
 
 
 def parse_rows(batch: pa.RecordBatch, message: Message, mapping: FieldMapping | None = None) -> ParsedEvents:
@@ -136,7 +148,7 @@ def _checked_column(column: pa.Array) -> pa.Array:
 def _require_columns(names: Sequence[str]) -> None:
     for name in REQUIRED_COLUMNS:
         if name not in names:
-            raise _UnreadableError(f"column {name} is missing (it has {', '.join(names)})")
+            raise ColumnMissingError(f"column {name} is missing (it has {', '.join(names)})")
     for name in EVENT_SCHEMA.names:
         if names.count(name) > 1:
             raise _UnreadableError(f"column {name} occurs twice")
@@ -229,7 +241,8 @@ def _parsed(
         name = EVENT_SCHEMA.names[unfit_N[n] - 1]
         batch, row = place_of(n)
         column = batch.column(name) if mapping is None else mapping.column(batch, name)
-        return f"{name} must be {EXPECTED[name]}, got {shown(column, row)}"
+        code = "bad_time" if name == TIMESTAMP_MS else "wrong_type"
+        return Reason(code, f"{name} must be {EXPECTED[name]}, got {shown(column, row)}")
 
     return ParsedEvents(
         whole,

@@ -37,6 +37,14 @@ class ArrowLimitError(ValueError):
     """An Arrow message declares more than it may hold, or its headers cannot be read."""
 
 
+class ArrowTooLargeError(ArrowLimitError):
+    """It has more rows or bytes than a setting allows; names the setting."""
+
+
+class ColumnMissingError(ArrowLimitError):
+    """A required column is missing or can only hold nulls."""
+
+
 class Extent(NamedTuple):
     """What a message decodes to.
 
@@ -90,7 +98,7 @@ def require_declared(value: bytes, most_rows: int, most_bytes: int) -> Extent:
     """
     extent = declared(value)
     if 0 < most_rows < extent.rows:
-        raise ArrowLimitError(
+        raise ArrowTooLargeError(
             f"it declares {extent.rows} rows, more than stream.max_message_rows={most_rows}"
         )
     _require_bytes(extent.size, most_bytes)
@@ -123,7 +131,7 @@ def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
     total = 0
     for name, column in zip(columns.schema.names, columns.columns, strict=True):
         if name in REQUIRED_COLUMNS and pa.types.is_null(column.type):
-            raise ArrowLimitError(f"column {name} is of type null: it has no value in any row")
+            raise ColumnMissingError(f"column {name} is of type null: it has no value in any row")
         if most_bytes:
             total += sum(int(_lengths(part).sum()) for part in _parts(column) if _is_view(part.type))
             total += repeated_bytes(column) if name in EVENT_SCHEMA.names else 0
@@ -132,7 +140,7 @@ def require_decodable(columns: pa.RecordBatch, most_bytes: int) -> None:
 
 def _require_bytes(size: int, most: int) -> None:
     if 0 < most < size:
-        raise ArrowLimitError(
+        raise ArrowTooLargeError(
             f"it decodes to {size} bytes or more, more than stream.max_decoded_bytes={most}"
         )
 

@@ -16,6 +16,7 @@ from streaming.codecs.arrow_limits import ArrowLimitError, Extent, require_decla
 from streaming.codecs.schemas.registry import RegistryUnavailable
 from streaming.config import StreamSettingError
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 from streaming.events.quoting import described, quoted
 from streaming.events.unreadable import Unreadable
 from streaming.events.validation import Decoded, Message, Place, judge
@@ -104,16 +105,17 @@ def encoding_of(message: Message, without: bytes = JSON) -> bytes:
 
 
 def _is_refused(message: Message, limit: int) -> bool:
-    value = message.value or b""
-    return 0 < limit < len(value) or isinstance(value, Unreadable)
+    value = message.value
+    return isinstance(value, Unreadable) or 0 < limit < len(value or b"")
 
 
 def _refused(message: Message, place: Place) -> DeadLetter:
-    value = message.value or b""
+    value = b"" if message.value is None else message.value
     if isinstance(value, Unreadable):
         return place.dead(value.reason, message.offset, 0, value)
     limit = f"stream.max_message_bytes={place.max_message_bytes}"
-    return place.dead(f"the message has {len(value)} bytes, more than {limit}", message.offset, 0, value)
+    reason = Reason("too_large", f"the message has {len(value)} bytes, more than {limit}")
+    return place.dead(reason, message.offset, 0, value)
 
 
 def _decode(encoding: bytes, messages: list[Message], place: Place, watermark_ms: int) -> Decoded:
@@ -129,7 +131,7 @@ def _decode(encoding: bytes, messages: list[Message], place: Place, watermark_ms
                 "a message of %s, partition %d, offset %d cannot be decoded and becomes a dead letter: %s",
                 *(place.topic, place.partition, message.offset, described(error)),
             )
-            reason = f"cannot be decoded: {described(error)}"
+            reason = Reason("undecodable", f"cannot be decoded: {described(error)}")
             return Decoded(dead=[place.dead(reason, message.offset, 0, message.value or b"")])
     pieces = []
     for message in messages:
@@ -146,7 +148,8 @@ def _decode_together(encoding: bytes, messages: list[Message], place: Place, wat
     elif encoding == _SCHEMA and place.read is not None:
         parsed, dead = json_events.parse(messages, place, place.read)
     else:
-        reason = f"{ENCODING_HEADER} must be json or arrow, got {quoted(encoding)}"
+        said = f"{ENCODING_HEADER} must be json or arrow, got {quoted(encoding)}"
+        reason = Reason("unknown_encoding", said)
         return Decoded(dead=[place.dead(reason, m.offset, 0, m.value or b"") for m in messages])
     decoded = judge(parsed, place, watermark_ms)
     if dead:

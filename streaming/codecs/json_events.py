@@ -15,6 +15,7 @@ from streaming.arrays import Int64Array
 from streaming.codecs.json_columns import EventColumns, plain_events
 from streaming.codecs.schemas.reader import UnfitMessage
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 from streaming.events.ids import INT64_MAX, is_whole, problem_of_id, read_ids
 from streaming.events.quoting import quoted
 from streaming.events.schema import (
@@ -77,9 +78,11 @@ def _judged(
             event = event if mapping is None else mapping.event(event)
             problem = problem_of_event(event)
         except orjson.JSONDecodeError as error:
-            problem = f"not JSON: {error}" if value else "the message is empty"
+            problem = (
+                Reason("not_json", f"not JSON: {error}") if value else Reason("empty", "the message is empty")
+            )
         except UnfitMessage as error:
-            problem = str(error)
+            problem = Reason("schema", str(error))
         if problem:
             dead.append(place.dead(problem, message.offset, 0, value))
         else:
@@ -89,9 +92,9 @@ def _judged(
 
 
 def problem_of_event(event: Any) -> str:
-    """What is wrong with the types of a decoded JSON event; empty if nothing is."""
+    """What is wrong with the types of a decoded JSON event, with its code; empty if nothing is."""
     if type(event) is not dict:
-        return f"an event must be a JSON object, not {type(event).__name__}"
+        return Reason("not_an_object", f"an event must be a JSON object, not {type(event).__name__}")
     get = event.get
     # bool is a subclass of int but not a number, so `type() is` instead of isinstance. Written out, because this is the
     # only loop over events.
@@ -102,18 +105,18 @@ def problem_of_event(event: Any) -> str:
         return problem
     if type(timestamp) is not int or timestamp > INT64_MAX:
         if timestamp is None:
-            return f"{TIMESTAMP_MS} is missing"
+            return Reason("missing_field", f"{TIMESTAMP_MS} is missing")
         if type(timestamp) is not float or not is_whole(timestamp):
-            return f"{TIMESTAMP_MS} must be a 64-bit integer, got {quoted(timestamp)}"
+            return Reason("bad_time", f"{TIMESTAMP_MS} must be a 64-bit integer, got {quoted(timestamp)}")
     weight, value, action, event_id = get(WEIGHT), get(VALUE), get(ACTION), get(EVENT_ID)
     if weight is not None and type(weight) is not float and type(weight) is not int:
-        return f"{WEIGHT} must be a number, got {quoted(weight)}"
+        return Reason("wrong_type", f"{WEIGHT} must be a number, got {quoted(weight)}")
     if value is not None and type(value) is not float and type(value) is not int:
-        return f"{VALUE} must be a number, got {quoted(value)}"
+        return Reason("wrong_type", f"{VALUE} must be a number, got {quoted(value)}")
     if action is not None and type(action) is not str:
-        return f"{ACTION} must be a string, got {quoted(action)}"
+        return Reason("wrong_type", f"{ACTION} must be a string, got {quoted(action)}")
     if event_id is not None and type(event_id) is not str:
-        return f"{EVENT_ID} must be a string, got {quoted(event_id)}"
+        return Reason("wrong_type", f"{EVENT_ID} must be a string, got {quoted(event_id)}")
     return ""
 
 

@@ -21,7 +21,7 @@ from streaming.catalogue.records import parse_items, parse_users
 from streaming.codecs.codec import ENCODING_HEADER, JSON, decode_messages
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import REPLAYED
-from streaming.events.faults import code_of
+from streaming.events.faults import LETTERS
 from streaming.events.ids import problem_of_id, text_of_id
 from streaming.events.mapping import FieldMapping
 from streaming.events.partitioner import partition_of_texts
@@ -50,6 +50,7 @@ class StoredLetter:
         key: where the row was read, `topic/partition/offset/row`.
         reason: what is wrong with it.
         value: the original.
+        code: what kind of fault it is, one of `faults.LETTERS`.
         truncated: length of the original, if it had to be cut; else 0.
         replayed: whether it was replayed.
     """
@@ -61,6 +62,7 @@ class StoredLetter:
     offset: int
     row: int
     value: bytes
+    code: str = "other"
     truncated: int = 0
     replayed: bool = False
 
@@ -68,11 +70,6 @@ class StoredLetter:
     def kind(self) -> str:
         """The reason without the parts that differ from letter to letter."""
         return _VARIABLE.sub("…", self.reason)
-
-    @property
-    def code(self) -> str:
-        """What kind of fault it is, one of `faults.LETTERS`."""
-        return code_of(self.reason)
 
     @property
     def event(self) -> Any:
@@ -288,6 +285,7 @@ def _letter(record: Any) -> StoredLetter:
         offset=offset,
         row=row,
         value=bytes(record.value),
+        code=said["code"] if said.get("code") in LETTERS else "other",
         truncated=truncated,
     )
 

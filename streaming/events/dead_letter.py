@@ -26,7 +26,7 @@ class DeadLetter:
     """A row that cannot be used.
 
     Attributes:
-        reason: what is wrong with it, for people.
+        reason: what is wrong with it, with its code (`faults.Reason`).
         topic: the topic that it was read from.
         partition: its partition there.
         offset: offset of its message.

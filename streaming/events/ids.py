@@ -13,6 +13,7 @@ import pyarrow as pa
 from numba import njit
 
 from streaming.arrays import BoolArray, Int32Array, Int64Array, UInt8Array
+from streaming.events.faults import Reason
 from streaming.events.hashing import xxh64
 from streaming.events.partitioner import key_hashes_of_texts, key_hashes_of_users, text_buffers
 from streaming.events.quoting import quoted
@@ -61,12 +62,12 @@ def problem_of_id(name: str, identifier: Any) -> str:
     if type(identifier) is int:
         if INT64_MIN <= identifier <= INT64_MAX:
             return ""
-        return f"{name} must fit in 64 bits, got {quoted(identifier)}"
+        return Reason("wrong_type", f"{name} must fit in 64 bits, got {quoted(identifier)}")
     if identifier is None or identifier == "":
-        return f"{name} is missing"
+        return Reason("missing_field", f"{name} is missing")
     if type(identifier) is str or (type(identifier) is float and is_whole(identifier)):
         return ""
-    return f"{name} must be an integer or a string, got {quoted(identifier)}"
+    return Reason("wrong_type", f"{name} must be an integer or a string, got {quoted(identifier)}")
 
 
 def text_of_id(identifier: float | str) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streaming.config import StreamConfig
+from streaming.events.faults import Reason, code_of
 from streaming.events.schema import (
     ACTION,
     ATTRIBUTES,
@@ -140,7 +141,7 @@ class FieldMapping:
                 )
                 if name == TIMESTAMP_MS and "is missing" not in reason:
                     said.append(f"stream.timestamp_unit={self.unit}")
-                return f"{reason} ({'; '.join(said)})" if said else reason
+                return Reason(code_of(reason), f"{reason} ({'; '.join(said)})") if said else reason
         return reason
 
     def edited(self, record: dict[str, Any], name: str, value: Any) -> dict[str, Any]:

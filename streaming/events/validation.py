@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from streaming.arrays import BoolArray, Float32Array, Int8Array, Int32Array, Int64Array
 from streaming.config import StreamConfig
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 from streaming.events.mapping import FieldMapping
 from streaming.events.quoting import quoted
 from streaming.events.schema import (
@@ -38,6 +39,14 @@ LATEST_MS = 253_402_300_799_999
 _NULLS = {1: USER_ID, 2: ITEM_ID, 3: TIMESTAMP_MS}
 _WRONG_TIME, _WRONG_WEIGHT, _WRONG_VALUE, _WRONG_PARTITION, _FUTURE, _LATE, _UNFIT = 4, 5, 6, 7, 8, 9, 10
 _CLASHES = {11: USER_ID, 12: ITEM_ID}
+_CODES = dict.fromkeys(_NULLS, "missing_field") | {
+    _WRONG_TIME: "bad_time",
+    _WRONG_WEIGHT: "bad_weight",
+    _WRONG_VALUE: "bad_value",
+    _WRONG_PARTITION: "wrong_partition",
+    _FUTURE: "future",
+    _LATE: "late",
+}
 
 
 class TextIds(Protocol):
@@ -162,7 +171,7 @@ class ParsedEvents:
         key_N: Kafka's hash of each row's user, which determines the partition (undefined if the user is null).
         original: returns the original of row n, as stored in a dead letter.
         unfit_N: not 0 if the row has a value that its column cannot hold; None if there are no such rows.
-        why_unfit: returns the reason for such a row.
+        why_unfit: returns the reason for such a row, with its code.
         texts: Arrow strings (n,) by column, the ids that came as texts; null or empty where they did not.
     """
 
@@ -266,8 +275,11 @@ def _of(known: KnownTextIds, name: str) -> TextIds:
 def clash_reason(name: str, given: int | str, first: str) -> str:
     """Why an id cannot be used whose hash is that of another text."""
     if isinstance(given, int):
-        return f"{name} {given} is also the 64-bit hash of the text {quoted(first)}, which came first"
-    return f"{name} {quoted(given)} has the same 64-bit hash as {quoted(first)}, which came first: rename one of them"
+        said = f"{name} {given} is also the 64-bit hash of the text {quoted(first)}, which came first"
+    else:
+        both = f"{quoted(given)} has the same 64-bit hash as {quoted(first)}"
+        said = f"{name} {both}, which came first: rename one of them"
+    return Reason("id_clash", said)
 
 
 def without_empty(texts: pa.Array) -> pa.Array:
@@ -322,15 +334,16 @@ def _dead_letters(parsed: ParsedEvents, place: Place, problem_N: Int8Array) -> l
 
 
 def _reason(parsed: ParsedEvents, place: Place, n: int, problem: int) -> str:
+    """What is wrong with row n, with its code."""
     if problem == _UNFIT:
         return parsed.why_unfit(n)
     if problem in _CLASHES:
-        name = _CLASHES[problem]
-        identifier = parsed.events[name][n].as_py()
-        given = parsed.texts[name][n].as_py() if name in parsed.texts else None
-        assert place.texts is not None
-        (first,) = _of(place.texts, name).texts(np.array([identifier], np.int64))
-        return clash_reason(name, given or identifier, first or "")
+        return _reason_of_clash(parsed, place, n, _CLASHES[problem])
+    said = _in_words(parsed, place, n, problem)
+    return Reason(_CODES[problem], said)
+
+
+def _in_words(parsed: ParsedEvents, place: Place, n: int, problem: int) -> str:
     if problem in _NULLS:
         return f"{_NULLS[problem]} is missing"
     time_ms = parsed.events[TIMESTAMP_MS][n].as_py()
@@ -360,6 +373,14 @@ def _reason(parsed: ParsedEvents, place: Place, n: int, problem: int) -> str:
         f"but the row was read from partition {place.partition}: key messages by the user id, "
         "with partitioner=murmur2_random in producers of librdkafka"
     )
+
+
+def _reason_of_clash(parsed: ParsedEvents, place: Place, n: int, name: str) -> str:
+    identifier = parsed.events[name][n].as_py()
+    given = parsed.texts[name][n].as_py() if name in parsed.texts else None
+    assert place.texts is not None
+    (first,) = _of(place.texts, name).texts(np.array([identifier], np.int64))
+    return clash_reason(name, given or identifier, first or "")
 
 
 def _reason_of_weight(events: pa.RecordBatch, place: Place, n: int) -> str:

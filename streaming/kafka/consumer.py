@@ -2,6 +2,7 @@
 
 import base64
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -79,11 +80,14 @@ def _offsets(
         )
 
 
-def open_consumer(config: StreamConfig) -> KafkaConsumer:
+def open_consumer(config: StreamConfig, codecs: Counter[str] | None = None) -> KafkaConsumer:
     """A consumer outside any group that never creates topics and never resets a position on its own.
 
     Its fetches are bounded (`streaming.kafka.fetching`): a record's value may be `Unreadable`.
 
+    Args:
+        config: the stream.
+        codecs: counts the fetched batches by what they are compressed with; default: nothing counts them.
     Raises:
         BrokerUnavailable: no broker answered within `stream.connect_timeout_s`.
     """
@@ -105,7 +109,7 @@ def open_consumer(config: StreamConfig) -> KafkaConsumer:
         consumer = open_client(KafkaConsumer, **arguments)
     except KafkaError as error:
         raise unavailable(config, error) from error
-    bound_fetches(consumer, config)
+    bound_fetches(consumer, config, codecs)
     return consumer
 
 

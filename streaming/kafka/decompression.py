@@ -21,6 +21,11 @@ class TooLarge(ValueError):
     """Data decompress to more bytes than allowed."""
 
 
+def codec_name(codec: int) -> str:
+    """What a batch is compressed with, from the number of its codec."""
+    return _NAMES.get(codec, f"codec {codec}") if codec else "none"
+
+
 def decompress(codec: int, data: bytes, limit: int) -> bytearray:
     """The decompressed bytes, as Kafka's codecs write them.
 

@@ -4,6 +4,7 @@ kafka-python decompresses a batch of records as a whole, raises if it cannot par
 records in a poll but not their bytes. It has no hooks for this; everything that depends on its internals is here.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +18,9 @@ from kafka.record.legacy_records import LegacyRecord, LegacyRecordBatch
 from kafka.record.util import decode_varint
 
 from streaming.config import StreamConfig
+from streaming.events.faults import Reason
 from streaming.events.unreadable import Unreadable
-from streaming.kafka.decompression import TooLarge, decompress
+from streaming.kafka.decompression import TooLarge, codec_name, decompress
 
 # Besides its value, a record has a key, headers and a frame.
 _FRAME_BYTES = 65_536
@@ -35,17 +37,17 @@ class _Limits:
     poll: int
 
 
-def bound_fetches(consumer: KafkaConsumer, config: StreamConfig) -> None:
+def bound_fetches(consumer: KafkaConsumer, config: StreamConfig, codecs: Counter[str] | None = None) -> None:
     """Applies the stream's limits to what a consumer decompresses and returns at once.
 
     A batch that decompresses to more than `stream.max_decoded_bytes` becomes one record at its last offset. A record
     that is longer than `stream.max_message_bytes`, or cannot be parsed, is cut. The values of both are `Unreadable`. A
-    poll returns at most `stream.fetch_max_bytes`, plus the last record.
+    poll returns at most `stream.fetch_max_bytes`, plus the last record. `codecs` counts the fetched batches by codec.
     """
     limits = _Limits(config.max_decoded_bytes, config.max_message_bytes, config.fetch_max_bytes)
     fetcher = consumer._fetcher
     append = fetcher._append
-    fetcher.PartitionRecords = lambda *arguments, **named: _Records(limits, *arguments, **named)
+    fetcher.PartitionRecords = lambda *arguments, **named: _Records(limits, codecs, *arguments, **named)
     fetcher._append = _bounded(append, limits)
 
 
@@ -72,8 +74,8 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
         cost: approximate memory of the records taken so far, in bytes.
     """
 
-    def __init__(self, limits: _Limits, *arguments: Any, **named: Any) -> None:
-        self._limits = limits
+    def __init__(self, limits: _Limits, codecs: Counter[str] | None, *arguments: Any, **named: Any) -> None:
+        self._limits, self._codecs = limits, codecs
         self.cost = 0
         super().__init__(*arguments, **named)
 
@@ -97,20 +99,22 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
         return records
 
     def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
-        return super()._unpack_records(tp, _Batches(records, self._limits), *deserializers)  # type: ignore[no-any-return]
+        return super()._unpack_records(tp, _Batches(records, self._limits, self._codecs), *deserializers)  # type: ignore[no-any-return]
 
 
 class _Batches:
     """The batches of a fetch, each of bounded size."""
 
-    def __init__(self, records: Any, limits: _Limits) -> None:
-        self._records, self._limits = records, limits
+    def __init__(self, records: Any, limits: _Limits, codecs: Counter[str] | None) -> None:
+        self._records, self._limits, self._codecs = records, limits, codecs
 
     def next_batch(self) -> Any:
         """The next one; None at the end."""
         batch = self._records.next_batch()
         if batch is None:
             return None
+        if self._codecs is not None:
+            self._codecs[codec_name(batch.compression_type)] += 1
         kind = _Batch if batch.magic == 2 else _LegacyBatch
         return kind(batch, self._limits)
 
@@ -154,7 +158,8 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
         except CorruptRecordError as error:
             if self._next_record_index >= self._num_records:
                 raise
-            reason = f"messages up to offset {self.last_offset} cannot be separated: {error}"
+            said = f"messages up to offset {self.last_offset} cannot be separated: {error}"
+            reason = Reason("undecodable", said)
             self._give_up(reason, bytes(memoryview(self._buffer)[self._pos :]))
             return next(self)
 
@@ -171,13 +176,12 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc]
             try:
                 return super()._read_msg()
             except (ValueError, IndexError, CorruptRecordError) as error:
-                reason = f"the message cannot be parsed: {error}"
+                reason = Reason("undecodable", f"the message cannot be parsed: {error}")
                 length, body = decode_varint(self._buffer, start)
         else:
             length, body = decode_varint(self._buffer, start)
-            reason = (
-                f"the message has {length} bytes, more than stream.max_message_bytes={self._limits.message}"
-            )
+            limit = f"stream.max_message_bytes={self._limits.message}"
+            reason = Reason("too_large", f"the message has {length} bytes, more than {limit}")
         offset, value = self._skeleton(body, reason)
         self._pos = body + length
         if not 0 < length <= len(self._buffer) - body:
@@ -224,7 +228,9 @@ class _LegacyBatch(LegacyRecordBatch):  # type: ignore[misc]
         yield from super().__iter__()
 
 
-def _whole_batch(first: int | None, last: int, error: ValueError, limits: _Limits) -> str:
+def _whole_batch(first: int | None, last: int, error: ValueError, limits: _Limits) -> Reason:
     which = f"offsets {first} to {last}" if first is not None else f"offsets up to {last}"
     what = f"the compressed batch of messages ({which}) cannot be read: {error}"
-    return f"{what}, stream.max_decoded_bytes={limits.batch}" if isinstance(error, TooLarge) else what
+    if isinstance(error, TooLarge):
+        return Reason("too_large", f"{what}, stream.max_decoded_bytes={limits.batch}")
+    return Reason("undecodable", what)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from cluster.training.steps.candidates import Runs
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 from streaming.events.position import EventSource, RowPlace
 from streaming.histories.id_texts import KnownTexts
 
@@ -74,7 +75,7 @@ def quarantine_letters(
     letters = []
     for e, (place, why) in enumerate(zip(places, quarantined.reasons, strict=True)):
         value = originals.get(place) or orjson.dumps({name: column[e] for name, column in known.items()})
-        reason = f"quarantined: training step {step} was refused ({why})"
+        reason = Reason("quarantined", f"quarantined: training step {step} was refused ({why})")
         topic, topic_id = source.came_from(place)
         letters.append(DeadLetter(reason, topic, *place, value, topic_id))
     return letters

@@ -35,12 +35,14 @@ def test_a_stream_of_ours_would_train_and_anothers_does_with_the_settings_that_t
     assert "training would work" in done.output
 
     theirs = stream_factory(2)
-    with KafkaProducer(**client_arguments(theirs)) as producer:
+    with KafkaProducer(**client_arguments(theirs), compression_type="lz4", linger_ms=100) as producer:
         for n in range(100):
             event = {"visitor": {"id": n % 5}, "item_id": n % 7, "occurred_at": START_MS // 1000 + n}
             producer.send(theirs.interactions_topic, orjson.dumps(event), key=str(n % 5).encode())
     done, found = _check(theirs, tmp_path)
     assert done.exit_code == 1
+    assert list(found["topics"][0]["codecs"]) == ["lz4"]
+    assert "codecs" in done.output
     assert "training would not work" in done.output
     changes = [problem["change"] for problem in found["problems"] if problem["stops"]]
     assert "stream.fields=[timestamp_ms=occurred_at]" in changes

@@ -10,6 +10,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from streaming.config import StreamConfig
 from streaming.dead_letters.writer import DeadLettersDelayed, DeadLettersLost, DeadLetterWriter
 from streaming.events.dead_letter import DeadLetter
+from streaming.events.faults import Reason
 
 
 def _read(config, count):
@@ -26,7 +27,9 @@ def _read(config, count):
 def test_a_letter_carries_its_reason_position_and_original_and_creates_its_topic(stream_factory):
     config = stream_factory(partitions=0)
     writer = DeadLetterWriter(config)
-    writer.send([DeadLetter("user_id is missing", "interactions", 2, 17, 4, b'{"x":1}')])
+    writer.send(
+        [DeadLetter(Reason("missing_field", "user_id is missing"), "interactions", 2, 17, 4, b'{"x":1}')]
+    )
     writer.flush()
     writer.flush()
     writer.close()

@@ -191,3 +191,15 @@ def test_why_there_are_no_deltas_is_on_the_screen(progress_record):
     assert "none at present: deltas cannot be written" in text
     text = screen_text(DemoView(produced=1, progress=parse_progress(progress_record(deltas=None))))
     assert "newest   none yet" in text
+
+
+def test_what_is_wrong_with_data_is_one_short_line_by_code_only_if_something_is(progress_record):
+    def view(**counts):
+        record = progress_record()
+        return DemoView(progress=parse_progress({**record, "faults": {**record["faults"], **counts}}))
+
+    assert "faults" not in screen_text(view()) + plain_line(view())
+    found = view(late=3, wrong_partition=1_240, schema=7, not_json=1)
+    said = "faults wrong_partition 1,240, schema 7, late 3, 1 more"
+    assert screen_text(found).rstrip().endswith(said)
+    assert f"| {said}" in plain_line(found)

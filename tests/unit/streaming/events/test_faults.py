@@ -1,61 +1,132 @@
-"""Every reason of a dead letter has one code, and every code a remedy."""
+"""The code of a fault is set where the fault is found, travels with its dead letter, and has a remedy."""
 
+from copy import deepcopy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import orjson
+import pyarrow as pa
 import pytest
 
-from streaming.events.faults import FAULTS, LETTERS, code_of
+from streaming.catalogue.records import parse_items, parse_users
+from streaming.codecs.codec import ARROW, ENCODING_HEADER, decode_messages, encode_events
+from streaming.codecs.schemas.reader import UnfitMessage
+from streaming.config import StreamConfig
+from streaming.events.faults import FAULTS, LETTERS, Reason, code_of
+from streaming.events.unreadable import Unreadable
+from streaming.events.validation import Place
+from streaming.histories.id_texts import KnownTexts
+from tests.support.hash_clash import two_texts_with_one_hash
 
-REASONS = {
-    "item_id is missing": "missing_field",
-    "user_id is missing (stream.fields reads it from visitor.id)": "missing_field",
-    "not a usable Arrow message: _UnreadableError: column user_id is missing (it has a, b)": "missing_field",
-    "not a usable Arrow message: ArrowInvalid: Tried reading schema message": "not_arrow",
-    "not a usable Arrow message: ArrowLimitError: it declares 9 rows, more than stream.max_message_rows=5": "too_large",
-    "the message has 900 bytes, more than stream.max_message_bytes=5": "too_large",
-    "the compressed batch of messages (offsets up to 3) cannot be read: it decompresses to more than 5 bytes (lz4), "
-    "stream.max_decoded_bytes=5": "too_large",
-    "the compressed batch of messages (offsets up to 3) cannot be read: it ends too early": "undecodable",
-    "messages up to offset 4 cannot be separated: x": "undecodable",
-    "cannot be decoded: ValueError: x": "undecodable",
-    "cannot be read: ValueError: x": "undecodable",
-    "not JSON: unexpected character": "not_json",
-    "the message is empty": "empty",
-    "an event must be a JSON object, not list": "not_an_object",
-    "a record must be a JSON object, not list": "not_an_object",
-    "freshet-encoding must be json or arrow, got b'x'": "unknown_encoding",
-    "user_id 'a' has the same 64-bit hash as 'b', which came first: rename one of them": "id_clash",
-    "item_id 5 is also the 64-bit hash of the text 'b', which came first": "id_clash",
-    "the key is b'1', but item_id is 2": "bad_key",
-    "the key of a tombstone must be the id as UTF-8, got b'x'": "bad_key",
-    "a tombstone needs the id as its key": "bad_key",
-    "the user belongs to partition 3 of 4, but the row was read from partition 1": "wrong_partition",
-    "timestamp_ms is 99 s ahead of the broker's time (stream.max_future_s=5)": "future",
-    "timestamp_ms is behind the partition's latest by more than stream.max_late_s=5": "late",
-    "timestamp_ms must be positive, got 0": "bad_time",
-    "timestamp_ms must be before the year 10000, got 999999999999999": "bad_time",
-    "timestamp_ms must be a 64-bit integer, got 'x' (stream.timestamp_unit=s)": "bad_time",
-    "timestamp_ms must be an int64 (milliseconds since 1970) or a timestamp, got 'x' (string)": "bad_time",
-    "weight must be finite, got nan": "bad_weight",
-    "weight must be above 0 and at most 5 (stream.max_weight), got 9": "bad_weight",
-    "weight times the 2 of its action (stream.action_weights) must be above 0 and at most 5": "bad_weight",
-    "weight must be a number, got 'x'": "wrong_type",
-    "value must be from -5 to 5 (stream.max_value), got 9": "bad_value",
-    "value must be a number, got 'x'": "wrong_type",
-    "user_id must be an integer or a string, got True": "wrong_type",
-    "user_id must fit in 64 bits, got 99999999999999999999999": "wrong_type",
-    "attribute age must be a string or a number, got []": "wrong_type",
-    "quarantined: training step 5 was refused (loss is not finite)": "quarantined",
-    "does not fit the schema 17: EOFError": "schema",
-    "no schema id: the message does not begin with a zero byte": "schema",
-    "schema 17 is not in the registry http://r": "schema",
-    "something else": "other",
+EVENT = {"user_id": 1, "item_id": 2, "timestamp_ms": 1_769_839_200_000}
+FIRST, SECOND = two_texts_with_one_hash("item")
+CONFIG = StreamConfig(max_late_s=10, fields=["item_id=sku"])
+
+
+def _arrow(**columns):
+    return encode_events(pa.RecordBatch.from_pydict({k: [v] for k, v in columns.items()}))
+
+
+def _json(**changes):
+    event = {**EVENT, "sku": EVENT["item_id"], **changes}
+    return orjson.dumps({name: value for name, value in event.items() if value is not None})
+
+
+EVENTS = {
+    "too_large": (b" " * (CONFIG.max_message_bytes + 1), None),
+    "undecodable": (Unreadable(b"", Reason("undecodable", "the message cannot be parsed"), 9), None),
+    "not_json": (b"{", None),
+    "empty": (b"", None),
+    "not_an_object": (b"[]", None),
+    "missing_field": (_json(sku=None), None),
+    "unknown_encoding": (b"", b"csv"),
+    "not_arrow": (b"{}", ARROW),
+    "wrong_type": (_json(user_id=[]), None),
+    "bad_time": (_json(timestamp_ms="soon"), None),
+    "bad_weight": (_json(weight=-1), None),
+    "bad_value": (_json(value=1e10), None),
+    "future": (_json(timestamp_ms=EVENT["timestamp_ms"] + 10**9), None),
+    "late": (_json(timestamp_ms=EVENT["timestamp_ms"] - 20_000), None),
+    "id_clash": (_json(sku=SECOND), None),
+    "wrong_partition": (_json(user_id=1), None),
+}
+MORE = {
+    "missing column": ("missing_field", _arrow(user_id=1, timestamp_ms=5)),
+    "too many rows": ("too_large", _arrow(user_id=1, sku=2, timestamp_ms=5)),
+    "a text as time": ("bad_time", _arrow(user_id=1, sku=2, timestamp_ms=b"x")),
+    "a list as user": ("wrong_type", _arrow(user_id=[1], sku=2, timestamp_ms=5)),
+    "no value": ("missing_field", _arrow(user_id=1, sku=None, timestamp_ms=5)),
+    "an empty text": ("missing_field", _arrow(user_id=1, sku="", timestamp_ms=5)),
 }
 
 
-@pytest.mark.parametrize(("reason", "code"), REASONS.items())
-def test_each_reason_has_its_code(reason, code):
-    assert code_of(reason) == code
+def _message(value, offset=0, encoding=None):
+    headers = [(ENCODING_HEADER, encoding)] if encoding is not None else None
+    return SimpleNamespace(offset=offset, timestamp=EVENT["timestamp_ms"], value=value, headers=headers)
 
 
-def test_every_code_of_a_letter_is_met_and_has_a_remedy():
-    assert set(REASONS.values()) == set(LETTERS)
+def _place(**changes):
+    return replace(Place.of(CONFIG, "t", 0, 1), texts=KnownTexts(), **changes)
+
+
+@pytest.mark.parametrize("code", EVENTS)
+def test_an_event_that_cannot_be_used_has_the_code_of_its_fault(code):
+    value, encoding = EVENTS[code]
+    partitions = {"partitions": 1000, "partition": 3} if code == "wrong_partition" else {}
+    place = _place(**partitions)
+    decode_messages([_message(_json(sku=FIRST))], place)
+    watermark_ms = EVENT["timestamp_ms"] if code == "late" else 0
+    (letter,) = decode_messages([_message(value, 1, encoding)], place, watermark_ms).dead
+    assert letter.code == code, letter.reason
+    assert dict(letter.headers)["code"] == code.encode()
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_rows_of_arrow_have_the_same_codes(name):
+    code, value = MORE[name]
+    place = _place(max_message_rows=1) if code != "too_large" else _place(max_message_bytes=100)
+    (letter,) = decode_messages([_message(value, 0, ARROW)], place).dead
+    assert letter.code == code, letter.reason
+
+
+def _record(value, key=None):
+    return SimpleNamespace(topic="c", partition=0, offset=0, key=key, value=value)
+
+
+@pytest.mark.parametrize(
+    ("code", "record"),
+    [
+        ("bad_key", _record(None)),
+        ("bad_key", _record(None, b"\xff")),
+        ("bad_key", _record(b'{"item_id": 1}', b"2")),
+        ("not_json", _record(b"{")),
+        ("not_an_object", _record(b"[]")),
+        ("missing_field", _record(b"{}")),
+        ("wrong_type", _record(b'{"item_id": 1, "title": 5}')),
+        ("wrong_type", _record(b'{"item_id": 1, "categories": 5}')),
+    ],
+)
+def test_an_item_that_cannot_be_used_has_the_code_of_its_fault(code, record):
+    _, (letter,) = parse_items([record])
+    assert letter.code == code, letter.reason
+
+
+def test_users_and_records_that_do_not_fit_a_schema_have_theirs():
+    for value in (b'{"user_id": 1, "attributes": 5}', b'{"user_id": 1, "attributes": {"age": []}}'):
+        _, (letter,) = parse_users([_record(value)], ["age"])
+        assert letter.code == "wrong_type"
+
+    def unfit(_):
+        raise UnfitMessage("does not fit the schema 7")
+
+    _, (letter,) = parse_items([_record(b"x")], read=unfit)
+    assert letter.code == "schema"
+    (letter,) = decode_messages([_message(b"x")], _place(read=unfit)).dead
+    assert letter.code == "schema"
+
+
+def test_every_code_has_a_meaning_and_a_remedy_and_a_plain_reason_is_another_fault():
     assert all(fault.remedy and fault.meaning for fault in FAULTS.values())
+    assert set(EVENTS) | {"schema", "bad_key", "quarantined", "other"} == set(LETTERS)
+    assert code_of("something") == "other"
+    assert code_of(deepcopy(Reason("late", "x"))) == "late"

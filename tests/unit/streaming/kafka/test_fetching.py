@@ -1,5 +1,7 @@
 """Fetches with batches that decompress to too much, and with long and broken records, in every codec and format."""
 
+from collections import Counter
+
 import pytest
 from kafka import TopicPartition
 from kafka.record.default_records import DefaultRecordBatchBuilder
@@ -25,9 +27,9 @@ def _batch(codec, values, first=0, headers=()):
     return bytes(batch)
 
 
-def _read(fetch, at=0, most=None):
+def _read(fetch, at=0, most=None, codecs=None):
     """All records of a fetch, as polls return them, and where the next fetch begins."""
-    records = _Records(LIMITS, at, TopicPartition("t", 0), MemoryRecords(fetch))
+    records = _Records(LIMITS, codecs, at, TopicPartition("t", 0), MemoryRecords(fetch))
     polls = []
     while records:
         polls.append(records.take(most))
@@ -39,7 +41,12 @@ def _read(fetch, at=0, most=None):
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 def test_a_batch_of_each_codec_is_read_and_one_that_is_too_large_is_one_record_at_its_last_offset(codec):
     small, large = [b"a" * 10, b"b" * 20], [b"c" * 400_000] * 3
-    polls, after = _read(_batch(codec, small) + _batch(codec, large, first=2) + _batch(codec, small, first=5))
+    codecs = Counter()
+    fetch = _batch(codec, small) + _batch(codec, large, first=2) + _batch(codec, small, first=5)
+    polls, after = _read(fetch, codecs=codecs)
+    # A batch that compression would not make smaller is not compressed.
+    assert codecs.total() == 3
+    assert codecs[next(name for name, number in CODECS.items() if number == codec)] > 0
     records = [record for poll in polls for record in poll]
     assert after == 7
     fine = [(r.offset, r.value) for r in records if not isinstance(r.value, Unreadable)]
@@ -55,6 +62,7 @@ def test_a_batch_of_each_codec_is_read_and_one_that_is_too_large_is_one_record_a
         assert {(len(r.value), r.value.length) for r in refused} == {(1 << 16, 400_000)}
     decoded = decode_messages(refused, Place("t", 0, 1, max_message_bytes=1 << 16))
     assert [(d.offset, d.reason) for d in decoded.dead] == [(r.offset, r.value.reason) for r in refused]
+    assert {d.code for d in decoded.dead} == {"too_large"}
 
 
 @pytest.mark.parametrize("codec", [0, GZIP, SNAPPY, LZ4])
@@ -79,6 +87,7 @@ def test_a_damaged_batch_is_one_record_and_what_is_behind_it_is_read(codec):
     damaged = good[:70] + bytes(len(good) - 70)
     records = _Records(
         LIMITS,
+        None,
         0,
         TopicPartition("t", 0),
         MemoryRecords(damaged + _batch(codec, [b"on"], 3)),
