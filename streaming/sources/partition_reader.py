@@ -44,7 +44,7 @@ class PartitionReader:
         self._place = place
         self._end = end
         self._watermark_ms = watermark_ms
-        self._waiting: deque[tuple[Message, Extent]] = deque()
+        self._waiting: deque[tuple[Message, Extent, int]] = deque()
         self.waiting_bytes = 0
         self._reached = queue.fetched
         self._gaps: list[Gap] = []
@@ -125,8 +125,11 @@ class PartitionReader:
         self._reached = max(self._reached, reached)
         if self.held:
             return
-        self._waiting.extend((message, extent_of(message, self._place)) for message in messages)
-        self.waiting_bytes += sum(held_bytes(message) for message in messages)
+        place = self._place
+        sizes = [held_bytes(message) for message in messages]
+        extents = [extent_of(message, place) for message in messages]
+        self._waiting.extend(zip(messages, extents, sizes, strict=True))
+        self.waiting_bytes += sum(sizes)
 
     def decode(self, rows: float, size: float, needed: int, grown: Callable[[], int]) -> Stretch:
         """Decodes as many of the waiting messages as fit, at least one if the queue needs rows.
@@ -144,14 +147,14 @@ class PartitionReader:
         self._drop_beyond_end()
         ready, decoded = self.queue.ready, self.queue.size
         while self._waiting:
-            message, extent = self._waiting[0]
-            if ready >= needed and (ready + extent.rows > rows or decoded + extent.size > size):
+            message, (more_rows, more_bytes, is_refused), held = self._waiting[0]
+            if ready >= needed and (ready + more_rows > rows or decoded + more_bytes > size):
                 break
             chosen.append(message)
-            checked &= not extent.is_refused
+            checked &= not is_refused
             self._waiting.popleft()
-            self.waiting_bytes -= held_bytes(message)
-            ready, decoded = ready + extent.rows, decoded + extent.size
+            self.waiting_bytes -= held
+            ready, decoded = ready + more_rows, decoded + more_bytes
         if not chosen:
             nothing_left = not self._waiting and not self.held
             return Stretch(Decoded(), self._reached if nothing_left else self.queue.fetched, 0, 0)
@@ -159,7 +162,7 @@ class PartitionReader:
 
     def _drop_beyond_end(self) -> None:
         while self._end is not None and self._waiting and self._waiting[-1][0].offset >= self._end:
-            self.waiting_bytes -= held_bytes(self._waiting.pop()[0])
+            self.waiting_bytes -= self._waiting.pop()[2]
 
     def _decode(self, messages: list[Message], size: int, grown: Callable[[], int], checked: bool) -> Stretch:
         place = replace(self._place, extents_known=checked)
