@@ -150,3 +150,27 @@ def test_a_delta_has_only_the_records_that_changed(tmp_path):
         *range(50_001, 50_011)
     ]
     assert merged_catalogue(delta)[ITEMS].num_rows == 50_010
+
+
+def _record_of_user(user, age, deleted):
+    columns = [pa.array([user]), pa.array([[age]], USER_SCHEMA.field("attributes").type), pa.array([deleted])]
+    return CatalogueUpdate(ITEM_SCHEMA.empty_table(), pa.table(columns, USER_SCHEMA))
+
+
+def test_a_full_checkpoint_holds_a_deleted_user_nowhere_also_after_a_restart(tmp_path):
+    rare = 0x1234567890ABCDEF
+    run = _Run(tmp_path / "checkpoints", np.random.default_rng(0), every=9)
+    run.catalogue.apply(_record_of_user(rare, 3, False))
+    run.parent = full = run.checkpointer.finish(1)
+    run.catalogue.apply(_record_of_user(rare, 0, True))
+    run.parent = delta = run.checkpointer.finish(2)
+    held = [rare in read_catalogue(checkpoint).users["user_id"].to_pylist() for checkpoint in (full, delta)]
+    assert held == [True, False]
+    for again in (run, run.resumed()):
+        whole = Checkpointer(
+            CheckpointStore(tmp_path / f"{id(again)}"), Collectives(), [CataloguePart(again.catalogue)]
+        )
+        written = whole.finish(3)
+        whole.close()
+        assert written.manifest["kind"] == "full"
+        assert not [f for f in written.path.iterdir() if rare.to_bytes(8, "little") in f.read_bytes()]
