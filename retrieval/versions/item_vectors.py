@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from retrieval.storage.cache import FileCache
+from retrieval.versions.item_texts import ITEM_TEXTS, ItemTexts
 from retrieval.versions.store import VersionCorrupt, VersionError, VersionStore
 
 _ITEMS = re.compile(r"items(-\d+)?\.arrow")
@@ -24,11 +25,12 @@ def read_item_vectors(
         name: of the version, such as `v00000007`; by default the live one.
         cache: for copies of files in an object store; by default the user's.
     Returns:
-        A table with one row per item, in no particular order: `item_id` int64, `vector` a fixed-size list of float32.
+        A table with one row per item, in no particular order: `item_id` int64, `vector` a fixed-size list of float32,
+        and `item_text`, the id as it was put in if it is a text, else null.
         `schema.metadata[b"version"]` is the version's name.
     Raises:
         VersionError: no version is live, or there is none of this name.
-        VersionCorrupt: a file of item vectors is missing or does not match its checksum.
+        VersionCorrupt: a file of item vectors or texts is missing or does not match its checksum.
     """
     store = VersionStore(location, cache)
     name = name or store.live_name()
@@ -37,9 +39,11 @@ def read_item_vectors(
     files = [file for file in store.open(name).files("items") if _ITEMS.fullmatch(file)]
     if not files:
         raise VersionCorrupt(f"index version {name} is damaged: its manifest lists no items.arrow")
-    version = store.verify(name, files)
+    version = store.verify(name, [*files, *store.open(name).files(ITEM_TEXTS)])
     tables = []
     for file in files:
         with pa.memory_map(str(version.file(file))) as source:
             tables.append(pa.ipc.open_file(source).read_all())
-    return pa.concat_tables(tables).replace_schema_metadata({"version": name})
+    table = pa.concat_tables(tables)
+    texts = ItemTexts(version).of(table["item_id"].to_numpy())
+    return table.append_column("item_text", texts).replace_schema_metadata({"version": name})

@@ -23,6 +23,7 @@ from retrieval.indexes.ivf import IndexInputError, IvfIndex
 from retrieval.storage.cache import FileCache
 from retrieval.versions.follower import VersionFollower
 from retrieval.versions.following import Following
+from retrieval.versions.item_texts import ItemTexts
 from retrieval.versions.shards import load_shards
 from retrieval.versions.store import Version, VersionError, VersionStore
 
@@ -40,6 +41,7 @@ class LoadedVersion:
         item_ids: int64 (N,), the id of each of its rows.
         delta: the last one that was applied; None before the first.
         changed: the items after these deltas; None before the first.
+        texts: of items whose ids are texts; None: all ids are shown as numbers.
     """
 
     version: Version
@@ -47,11 +49,12 @@ class LoadedVersion:
     item_ids: Int64Array
     delta: Delta | None = None
     changed: ChangedItems | None = None
+    texts: ItemTexts | None = None
 
     @staticmethod
     def load(version: Version) -> LoadedVersion:
         """Read a version's shards as one index, and their ids."""
-        return LoadedVersion(version, *load_shards(version))
+        return LoadedVersion(version, *load_shards(version), texts=ItemTexts(version))
 
     @staticmethod
     def load_on(version: Version, gpu: int | Sequence[int] | None) -> Iterator[LoadedVersion]:
@@ -94,6 +97,12 @@ class LoadedVersion:
         """
         before = self.changed or self._unchanged
         return replace(self, changed=before.changed(ids, vectors, deleted))
+
+    def as_given(self, item_ids: Int64Array) -> list[int | str]:
+        """As `Searcher.as_given`."""
+        found = self.texts.of(item_ids).to_pylist() if self.texts else [None] * len(item_ids)
+        pairs = zip(item_ids.tolist(), found, strict=True)
+        return [number if text is None else text for number, text in pairs]
 
     @cached_property
     def _unchanged(self) -> ChangedItems:
@@ -222,9 +231,24 @@ class Searcher:
             VersionError: no version is live, or the searcher was closed.
             IndexInputError: queries of another width, k below 1, or another number of `exclude` than of queries.
         """
+        return self._live().search(query_QD, k, exclude)
+
+    def as_given(self, item_ids: Int64Array) -> list[int | str]:
+        """Found items as their ids were put in: texts where they are texts.
+
+        A text id that is newer than the version in memory, from a delta, stays a number.
+
+        Args:
+            item_ids: int64 (n,), of a search.
+        Raises:
+            VersionError: no version is in memory.
+        """
+        return self._live().as_given(item_ids)
+
+    def _live(self) -> LoadedVersion:
         loaded = self.loaded
         if loaded is None:
             if self._follower.closed:
                 raise VersionError(f"the searcher of {self._store.where} was closed")
             raise VersionError(f"no index version is live in {self._store.where}")
-        return loaded.search(query_QD, k, exclude)
+        return loaded

@@ -1,7 +1,8 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from retrieval import VersionCorrupt, VersionError, read_item_vectors
+from retrieval import Searcher, VersionCorrupt, VersionError, read_item_vectors
 from retrieval.indexes.parts import write_part
 from tests.unit.retrieval.conftest import clustered
 
@@ -44,4 +45,28 @@ def test_what_cannot_be_read_is_named(store, put):
     content[len(content) // 2] ^= 1
     items.write_bytes(content)
     with pytest.raises(VersionCorrupt, match=r"v00000001.*items.*\.arrow"):
+        read_item_vectors(store.where)
+
+
+def _texts(ids, texts):
+    sink = pa.BufferOutputStream()
+    table = pa.table({"id": pa.array(ids, pa.int64()), "text": texts})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return {"id-texts-items-r00000.arrow": bytes(sink.getvalue())}
+
+
+def test_ids_that_are_texts_come_back_beside_the_vectors_and_from_a_search(store, put):
+    vectors, _ = clustered(40)
+    put(vectors, ids=np.arange(40), extra_files=_texts([30, -5, 7], ["scarf", "gone", "boots"]))
+    table = read_item_vectors(store.where)
+    found = dict(zip(table["item_id"].to_pylist(), table["item_text"].to_pylist(), strict=True))
+    assert {key: text for key, text in found.items() if text} == {7: "boots", 30: "scarf"}
+    with Searcher(store.where) as searcher:
+        ids, _ = searcher.search(vectors[[7, 8]], 1)
+        assert searcher.as_given(ids[:, 0]) == ["boots", 8]
+        assert searcher.as_given(np.array([-1, 30, 99])) == [-1, "scarf", 99]
+    file = next(store.open(store.live_name()).path.glob("id-texts*"))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(VersionCorrupt, match="id-texts"):
         read_item_vectors(store.where)
