@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from streaming.kafka.consumer import known_partitions, open_consumer, partitions
 from streaming.kafka.outage import patiently
 from streaming.kafka.topics import BrokerUnavailable, admin_client, create_copy, is_permanent, refused
 from streaming.kafka.transactions import transactional_producer
-from streaming.repartitioning.routing import route
+from streaming.repartitioning.routing import Routed, route_all
 
 _RECORDS_AT_ONCE = 2000
 _POLL_MS = 200
@@ -141,15 +141,16 @@ class Repartitioner:
         # In the order of time across partitions, as far as one poll shows it.
         records = sorted((r for some in polled.values() for r in some), key=lambda r: r.timestamp)
         producer.begin_transaction()
-        for record in records:
-            self._send(producer, record)
+        routed = route_all(records, self._place, self._partitions)
+        for record, messages in zip(records, routed, strict=True):
+            self._send(producer, record, messages)
         offsets = {at: OffsetAndMetadata(some[-1].offset + 1, "", -1) for at, some in polled.items()}
         producer.send_offsets_to_transaction(offsets, self._group)
         producer.commit_transaction()
         self.copied += len(records)
 
-    def _send(self, producer: KafkaProducer, record: Any) -> None:
-        for message in route(record, self._place, self._partitions):
+    def _send(self, producer: KafkaProducer, record: Any, messages: Sequence[Routed]) -> None:
+        for message in messages:
             producer.send(
                 self._config.interactions_topic,
                 message.value,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.config import ModelConfig
-from tests.benchmarks import checkpoint, ingest, step, workers
+from tests.benchmarks import checkpoint, ingest, repartition, step, workers
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import Window
 
@@ -42,6 +42,14 @@ def test_the_ingest_benchmark_counts_every_row_of_both_encodings(stream_factory,
     found = ingest.measure(stream_factory(partitions=0), settings)
     assert found["ratio"] > 0
     assert found["settings"]["encoding"] == encoding
+
+
+@pytest.mark.parametrize("encoding", ["arrow", "json"])
+def test_the_repartition_benchmark_copies_every_message_of_both_encodings(stream_factory, encoding):
+    settings = ingest.Settings(rows=600, encoding=encoding, users=50, partitions=2, runs=1)
+    found = repartition.measure(stream_factory(partitions=0), settings)
+    assert found["ratio"] > 0
+    assert found["events_per_cpu_s"] > 0
 
 
 def test_the_checkpoint_benchmark_writes_deltas_fulls_and_a_checkpoint_beside_steps(tmp_path, monkeypatch):
