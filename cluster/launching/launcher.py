@@ -296,7 +296,7 @@ def _fit(
         with _controller_named():
             GroupTrainer(
                 function,
-                train_loop_config={"config": replace(config, device=device), **extra},
+                train_loop_config={"config": replace(config, device=device), "reports": joins, **extra},
                 scaling_config=_scaling(train, device == "cuda"),
                 backend_config=group(
                     backend=process_group_backend(device), timeout_s=int(train.collective_timeout_s)

@@ -5,6 +5,7 @@ The driver imports this module as well, so the functions import what needs torch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def train_on_rank(settings: dict[str, Any]) -> None:
     """Train as one rank of the group, which resumes from the newest checkpoint.
 
     Args:
-        settings: `config` and `run_id`.
+        settings: `config`, `run_id`, and whether each checkpoint `reports` to Ray Train (no).
     """
     ray_logging.quiet()  # before Faiss is imported; on a joined cluster, no setup hook ran
     from cluster.collectives import Collectives
@@ -50,7 +51,7 @@ def train_on_rank(settings: dict[str, Any]) -> None:
             comm,
             resolve_device(config.device, ray.train.get_context().get_local_rank()),
             run_id=run_id,
-            on_checkpoint=lambda metrics: ray.train.report(dict(metrics)),
+            on_checkpoint=_report if settings.get("reports") else lambda metrics: None,
             stop=notice,
         )
         with ExitStack() as signs:
@@ -85,6 +86,10 @@ def train_on_rank(settings: dict[str, Any]) -> None:
         if comm.explains(error):
             ray_logging.quiet_traceback()
         raise
+
+
+def _report(metrics: Mapping[str, Any]) -> None:
+    ray.train.report(dict(metrics))
 
 
 def refresh_on_rank(settings: dict[str, Any]) -> None:

@@ -6,17 +6,18 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private import utils as ray_utils
 from ray._private.node import Node
 
-from cluster.launching import ray_logging
+from cluster.launching import idle_agent, ray_logging
 from cluster.launching.processes import Process, descendants, kill_all
 
 LOOPBACK = "127.0.0.1"
@@ -153,16 +154,29 @@ def _unreachable_from_outside() -> Iterator[None]:
 
 @contextmanager
 def _without_unused_servers() -> Iterator[None]:
-    """Without the autoscaler and the head of a dashboard that is off, each a process of 100 MB."""
-    names = ("start_monitor", "start_api_server")
-    before = {name: getattr(Node, name) for name in names}
-    for name in names:
-        setattr(Node, name, lambda node, **arguments: None)
+    """Without the autoscaler and the head of a dashboard that is off, and with an agent of it that does nothing."""
+
+    def python_of(component: str, *arguments: Any, **settings: Any) -> list[str]:
+        if component == ray_constants.PROCESS_TYPE_DASHBOARD_AGENT:
+            return [sys.executable, "-I", "-S", idle_agent.__file__]  # what follows are arguments
+        return list(usual_python(component, *arguments, **settings))
+
+    usual_python = services._build_python_executable_command_memory_profileable
+    replaced: list[tuple[Any, str, Any]] = [
+        (Node, "start_monitor", lambda node, **arguments: None),
+        (Node, "start_api_server", lambda node, **arguments: None),
+        (services, usual_python.__name__, python_of),
+        # It imports the dashboard, only to choose an argument of the agent.
+        (ray_utils, "get_dashboard_dependency_error", lambda: None),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    for owner, name, replacement in replaced:
+        setattr(owner, name, replacement)
     try:
         yield
     finally:
-        for name, start in before.items():
-            setattr(Node, name, start)
+        for owner, name, usual in before:
+            setattr(owner, name, usual)
 
 
 @contextmanager
