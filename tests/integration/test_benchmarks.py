@@ -3,14 +3,25 @@
 import json
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from model.config import ModelConfig
-from tests.benchmarks import checkpoint, ingest, repartition, step, workers
+from tests.benchmarks import (
+    checkpoint,
+    ingest,
+    repartition,
+    step,
+    stream_ablation,
+    stream_parity,
+    workers,
+)
 from tests.benchmarks.support.synthetic import Population
 from tests.benchmarks.support.window import Window
+from tests.support.data_tables import random_tables
 
 TINY = Window(prefill=200, warmup=2, steps=2, batch_events=32, partitions=2, validation=True)
 POPULATION = Population(users=40, items=60)
@@ -71,3 +82,39 @@ def test_the_command_of_the_large_table_prints_a_result_of_its_name(monkeypatch,
         runpy.run_path(str(program), run_name="__main__")
     assert ended.value.code in (0, 1)  # 1: below a bar, which is for the full size
     assert json.loads(capsys.readouterr().out)["name"] == "large_table"
+
+
+@pytest.fixture
+def drawn(tmp_path, stream_factory, kafka_broker, monkeypatch):
+    """A data set of 400 events, and a function for settings with topics of its own on this session's broker."""
+    tables = random_tables(first_ms=1_700_000_000_000)
+    for name in ("interactions", "items", "users"):
+        pq.write_table(getattr(tables, name), tmp_path / f"{name}.parquet")
+    for benchmark in (stream_ablation, stream_parity):
+        monkeypatch.setattr(benchmark, "LocalBroker", lambda folder: nullcontext(kafka_broker))
+    stream = stream_factory(partitions=0)
+    own = [
+        f"stream.{kind}_topic={getattr(stream, f'{kind}_topic')}"
+        for kind in ("interactions", "items", "users")
+    ]
+    tiny = ["dim=8", "heads=1", "layers=1", "history_length=8", "augmented_dim=4", "uniform_negatives=8"]
+    return tmp_path, [*own, *(f"model.{setting}" for setting in tiny)]
+
+
+def test_the_ablation_benchmark_scores_the_same_events_with_and_without_a_part(drawn):
+    folder, settings = drawn
+    found = stream_ablation.measure(folder, settings, ["model.contrastive_every=2"], range(1, 2))
+    assert [run["events"] for run in found["with"] + found["without"]] == [400, 400]
+    assert found["scored_events"] > 0
+    assert found["ratio_low"] <= found["ratio"] <= found["ratio_high"]
+
+
+def test_the_parity_benchmark_ranks_a_stream_and_data_at_rest_by_the_same_queries(drawn):
+    folder, settings = drawn
+    settings = [*settings, "fit.passes=1", "fit.batch_targets=64"]
+    config = stream_parity.offline_settings(
+        None, [*stream_parity.DEFAULTS, *settings, *stream_parity.FORCED], "default"
+    )
+    found = stream_parity.measure(folder, config, ranks=1)
+    assert found["stream"]["events_per_pass"] == found["settings"]["training_events"] > 0
+    assert found["ratio"] >= 0
