@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,10 @@ class Saving:
 
     def _agree_on_texts(self) -> None:
         """Collective. No checkpoint may mix two ids."""
-        agree_on_texts(self._run.texts, self._comm, self._config.stream.interactions_topic)
+        config = self._config
+        agree_on_texts(
+            self._run.texts, self._comm, config.stream.interactions_topic, Path(config.storage_path)
+        )
 
     def _letters_arrived(self, timeout_s: float | None = None) -> bool:
         """Collective. Whether every dead letter is in its topic; while brokers are away, checkpoints wait for them."""

@@ -27,6 +27,7 @@ from cluster.queries.version_store import version_store
 from cluster.training.control import Decision, NoStop, Report, StopNotice, agree
 from cluster.training.intake.intake import Intake
 from cluster.training.intake.joining import join_run
+from cluster.training.intake.text_agreement import keep_owners
 from cluster.training.progress_report import ProgressReporter, rank_figures
 from cluster.training.publishing import Publishing
 from cluster.training.saving import Saving
@@ -161,6 +162,7 @@ class Worker:
         own = self._resume()
         if own is not None:
             self._served.go_on_from(self.progress.served_before)
+        keep_owners(self.run.texts, Path(self.config.storage_path))
         self._saving.attach(self.run, own)
         self._intake.choose_range(self.run, resumed=own is not None)
         self._intake.open_catalogue(self.run)
@@ -212,6 +214,7 @@ class Worker:
         self._saving.detach()
         self.run = self._new_run(partitions)
         restore_checkpoint(self.run, barrier, self.comm)
+        keep_owners(self.run.texts, Path(self.config.storage_path))
         self.run.succeed(old, until)
         self._saving.attach(self.run, None)
         self.deltas.attach(self.run.table, self.run.catalogue)

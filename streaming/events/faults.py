@@ -39,7 +39,8 @@ FAULTS: dict[str, Fault] = {
     "bad_key": Fault("the message key is not the id", "key the record by its id"),
     "wrong_partition": Fault(
         "the user belongs to another partition",
-        "key messages by the user id, with partitioner=murmur2_random in producers of librdkafka",
+        "key messages by the user id, with partitioner=murmur2_random in producers of librdkafka, or set "
+        "stream.partition_by=repartition",
     ),
     "future": Fault("far ahead of the broker's time", "stream.max_future_s or stream.timestamp_unit"),
     "late": Fault("too late", "stream.max_late_s"),

@@ -130,15 +130,13 @@ class IdTexts:
             added, self._unchecked = self._unchecked, []
             return self._table(_joined(added))
 
-    def clash_with(self, table: pa.Table) -> str:
-        """Two texts of one id, here and in a table of another rank, in words; empty if there are none."""
+    def clashes_with(self, table: pa.Table) -> list[tuple[int, str, str]]:
+        """Ids that have another text here than in a table of another rank: id, text here, text there."""
         with self._lock:
             ids, texts = table[ID].to_numpy(), table[TEXT].combine_chunks()
-            differs = np.flatnonzero(self._differs(ids, texts))
-            if not len(differs):
-                return ""
-            own = self._gathered(self._index.find(ids[differs[:1]]))[0].as_py()
-            return f"{own!r} and {texts[int(differs[0])].as_py()!r}"
+            at_C = np.flatnonzero(self._differs(ids, texts))
+            own = self._gathered(self._index.find(ids[at_C])).to_pylist()
+            return list(zip(ids[at_C].tolist(), own, texts.take(pa.array(at_C)).to_pylist(), strict=True))
 
     def _has(self, at_Q: Int32Array) -> BoolArray:
         found: BoolArray = (at_Q >= 0) & (self._end_U[at_Q] > self._start_U[at_Q])

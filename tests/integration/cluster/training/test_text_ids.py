@@ -12,6 +12,7 @@ from cluster.audit.exactly_once import used_per_user
 from cluster.serving.recommender import Recommender, UnknownUser
 from deploy.cli import app
 from streaming.events.ids import id_of_text
+from streaming.events.partitioner import partition_of_texts
 from streaming.producing.catalogue import publish_catalogue
 from tests.support.hash_clash import two_texts_with_one_hash
 from tests.support.ranks import run_on_ranks
@@ -95,3 +96,25 @@ def test_text_ids_come_back_from_recommend_the_audit_and_the_files_and_are_forgo
 def _message(user, item):
     event = {"user_id": user, "item_id": item, "timestamp_ms": START_MS + 500_000}
     return {"value": orjson.dumps(event), "key": user.encode()}
+
+
+def test_two_texts_of_one_hash_on_two_ranks_are_not_mixed_and_one_is_a_dead_letter_after_a_restart(
+    stream_factory, tmp_path
+):
+    stream = stream_factory(2)
+    first, second = two_texts_with_one_hash("item")
+    home = partition_of_texts(pa.array(USERS), 2).tolist()
+    readers = [USERS[home.index(rank)] for rank in (0, 1)]
+    produce(stream, _events(120))
+    for user, item in zip(readers, (first, second), strict=True):
+        send_raw(stream, [_message(user, item)])
+    config = config_of(stream, tmp_path)
+    with pytest.raises(Exception, match="have the same 64-bit hash: the run restarts"):
+        run_on_ranks(train, 2, config)
+    assert reasons_of(stream) == []
+    run_on_ranks(train, 2, config)  # as Ray restarts it
+    (reason,) = reasons_of(stream)
+    chosen, refused = sorted((first, second))
+    assert reason.startswith(f"item_id {refused!r} has the same 64-bit hash as {chosen!r}")
+    used = used_per_user(config)
+    assert sum(used["events"].to_pylist()) == 121

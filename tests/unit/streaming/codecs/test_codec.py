@@ -1,6 +1,7 @@
 """Both wire forms into columns, and what cannot be used into dead letters."""
 
 import time
+import zlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import xxhash
 
 from streaming.codecs import json_events
 from streaming.codecs.codec import ARROW, ENCODING_HEADER, decode_messages, encode_events
+from streaming.events.faults import FAULTS
 from streaming.events.partitioner import key_hashes_of_users, partition_of_texts, partition_of_users
 from streaming.events.schema import DECODED_SCHEMA, EVENT_SCHEMA
 from streaming.events.validation import Place
@@ -350,3 +352,20 @@ def test_whatever_one_message_raises_costs_that_message_alone(monkeypatch):
     assert decoded.dead[0].reason.startswith("cannot be decoded: RecursionError: xxx")
     assert len(decoded.dead[0].reason) < 300
     assert "max_late_s" in decoded.dead[1].reason
+
+
+def test_events_of_a_producer_of_librdkafka_say_which_partitioner_it_needs():
+    by_partition = {p: [] for p in range(4)}
+    for user in range(200):
+        value = b'{"user_id": %d, "item_id": 50, "timestamp_ms": 1767225600000}' % user  # as in README
+        by_partition[zlib.crc32(b"%d" % user) % 2**31 % 4].append(value)
+    letters = []
+    for partition, values in by_partition.items():
+        messages = [
+            SimpleNamespace(offset=n, timestamp=5, value=v, headers=None) for n, v in enumerate(values)
+        ]
+        letters += decode_messages(messages, Place("interactions", partition, 4)).dead
+    assert 100 < len(letters) < 200
+    assert {letter.code for letter in letters} == {"wrong_partition"}
+    assert all("with partitioner=murmur2_random in producers of librdkafka" in one.reason for one in letters)
+    assert "stream.partition_by=repartition" in FAULTS["wrong_partition"].remedy

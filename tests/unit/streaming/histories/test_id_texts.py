@@ -97,9 +97,9 @@ def test_ranks_that_read_two_texts_of_one_hash_see_it():
     mine, theirs = IdTexts(), IdTexts()
     _noted(mine, [FIRST, "x"])
     _noted(theirs, [SECOND, "x"])
-    assert mine.clash_with(theirs.unchecked()) == f"{FIRST!r} and {SECOND!r}"
+    assert mine.clashes_with(theirs.unchecked()) == [(id_of_text(FIRST), FIRST, SECOND)]
     assert theirs.unchecked().num_rows == 0
-    assert theirs.clash_with(SCHEMA.empty_table()) == ""
+    assert theirs.clashes_with(SCHEMA.empty_table()) == []
 
 
 def _place(texts):

@@ -1,8 +1,10 @@
 """Texts of ids in checkpoints and versions: written as a base and as changes, restored by the ranks that need them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 
@@ -11,9 +13,11 @@ from cluster.collectives import Collectives
 from cluster.queries.served_model import ServedModel
 from cluster.queries.version_store import version_store
 from cluster.serving.recommender import Recommender, UnknownItems, UnknownUser
-from cluster.training.intake.text_agreement import IdClash, agree_on_texts
+from cluster.training.intake.text_agreement import IdClash, agree_on_texts, keep_owners
 from cluster.training.state.worker_state import checkpointer_of
+from streaming.codecs.codec import decode_messages
 from streaming.events.ids import ids_of_texts
+from streaming.events.validation import Place
 from streaming.histories.id_texts import IdTexts, KnownTexts
 from tests.support.hash_clash import two_texts_with_one_hash
 from tests.support.index_versions import publish_run
@@ -86,29 +90,73 @@ def test_a_version_has_the_texts_of_its_living_items_and_answers_with_them(tmp_p
 
 
 class _TwoRanks:
-    """Two ranks in one process, of which the other one always sends the same."""
+    """Rank 0 of two in one process, of which the other one says what a function makes of what this one sends."""
 
     world, rank = 2, 0
 
-    def __init__(self, other):
-        self._other = other
+    def __init__(self, *others):
+        self._others = list(others)
 
     def gather_objects(self, mine):
-        theirs = self._other if isinstance(mine, dict) else ""
-        return [mine, theirs]
+        return [mine, self._others.pop(0) if self._others else mine]
 
 
-def test_ranks_that_read_two_texts_of_one_hash_stop():
-    mine, other = KnownTexts(), IdTexts()
-    _note(mine.items, FIRST)
-    _note(other, SECOND)
+def _sent(texts):
+    """What a rank sends about the items that are new to it."""
     sink = pa.BufferOutputStream()
-    table = other.unchecked()
+    table = texts.items.unchecked()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    sent = {"item": bytes(sink.getvalue())}
-    with pytest.raises(IdClash, match="have the same 64-bit hash") as raised:
-        agree_on_texts(mine, _TwoRanks(sent), "clicks")
-    assert f"the item ids {FIRST!r} and {SECOND!r}" in str(raised.value)
-    assert "'clicks'" in str(raised.value)
-    agree_on_texts(mine, _TwoRanks({}), "clicks")
+    return {"items": bytes(sink.getvalue())}
+
+
+def _knowing(text):
+    texts = KnownTexts()
+    _note(texts.items, text)
+    return texts
+
+
+@pytest.mark.parametrize("mine", [FIRST, SECOND])
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_of_two_texts_of_one_hash_on_two_ranks_one_is_refused_after_a_restart(mine, seen_before, tmp_path):
+    other = SECOND if mine == FIRST else FIRST
+    texts = _knowing(mine)
+    if seen_before:
+        agree_on_texts(texts, _TwoRanks({}, []), "clicks", tmp_path)
+    chosen = mine if seen_before else min(mine, other)
+    refused = other if chosen == mine else mine
+    identifier = int(ids_of_texts(pa.array([mine]))[0])
+    # What the other rank finds: nothing if this one's text is not new.
+    found = [] if seen_before else [("items", identifier, True, other, mine)]
+    with pytest.raises(IdClash, match=r"have the same 64-bit hash.*'clicks'") as raised:
+        agree_on_texts(texts, _TwoRanks(_sent(_knowing(other)), found), "clicks", tmp_path)
+    assert f"events of {refused!r} are dead letters" in str(raised.value)
+
+    for _ in range(2):  # every rank, in any order of events
+        again = KnownTexts()
+        keep_owners(again, tmp_path)
+        events = [
+            SimpleNamespace(
+                offset=n,
+                timestamp=5,
+                value=orjson.dumps({"user_id": 1, "item_id": text, "timestamp_ms": 5}),
+                headers=None,
+            )
+            for n, text in enumerate((refused, chosen))
+        ]
+        decoded = decode_messages(events, Place("t", 0, 1, texts=again))
+        assert decoded.rows["offset"].to_pylist() == [1]
+        assert [(letter.offset, letter.code) for letter in decoded.dead] == [(0, "id_clash")]
+        assert again.items.changes()["text"].to_pylist() == [chosen]  # saved with the next checkpoint
+
+
+def test_choices_add_up_and_without_any_nothing_is_known(tmp_path):
+    texts = KnownTexts()
+    keep_owners(texts, tmp_path)
+    assert len(texts.items) == 0
+    pairs = [two_texts_with_one_hash(prefix) for prefix in ("one", "two")]
+    for mine, other in pairs:
+        with pytest.raises(IdClash):
+            agree_on_texts(_knowing(mine), _TwoRanks(_sent(_knowing(other)), []), "clicks", tmp_path)
+    keep_owners(texts, tmp_path)
+    assert texts.items.texts(ids_of_texts(pa.array([pair[0] for pair in pairs]))) == [min(p) for p in pairs]
