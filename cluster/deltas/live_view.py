@@ -86,10 +86,11 @@ class LiveView:
 
 
 def _items_of(buckets: tuple[int, int]) -> Wanted:
-    """Selects the items of a half-open range of buckets, and all keys of tables that are not endless."""
+    """Selects items of a half-open range of buckets, rows that items share there, and keys of tables with an end."""
 
     def wanted(tables: Int16Array, ids: Int64Array) -> BoolArray:
-        kept: BoolArray = ~are_endless(tables) | ((tables == ITEM) & in_range(tables, ids, buckets))
+        of_items = (tables == ITEM) | (tables == ~ITEM)
+        kept: BoolArray = ~are_endless(tables) | (of_items & in_range(tables, ids, buckets))
         return kept
 
     return wanted

@@ -17,6 +17,7 @@ from cluster.publishing.publisher import Publisher
 from cluster.queries.changes import read_changes
 from cluster.queries.query_side import QuerySide
 from cluster.queries.version_store import version_store
+from cluster.tables.config import TableConfig
 from cluster.training.intake.forgetting import forget_deleted
 from model.features import ITEM, USER
 from retrieval.deltas.chain import DeltaChain
@@ -42,8 +43,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Followed:
     """A run with a live version, its deltas, and what a reader of both has."""
 
-    def __init__(self, folder, **index):
-        self.run = small_run()
+    def __init__(self, folder, table=None, **index):
+        self.run = small_run(table=table)
         self.run.config.storage_path = str(folder)
         self.run.config.index = replace(self.run.config.index, **{"delta_max_items": 1000, **index})
         self.config = self.run.config
@@ -340,3 +341,18 @@ def test_deltas_that_pass_a_limit_say_so_unless_they_are_few(tmp_path, most_item
         followed.run.table.mark_changed(followed.run.table.rows()[:1])
     assert followed.deltas.limit.startswith(limit)
     assert bool(followed.deltas.limit) == bool(limit)
+
+
+def test_items_that_wait_for_a_row_get_into_deltas_with_the_row_that_they_share(tmp_path):
+    followed = Followed(tmp_path, TableConfig(admit_after=3))
+    for _ in range(3):
+        train_steps(followed.run, 1)
+        followed.turn()
+    run = followed.run
+    assert len(run.table.waiting)
+    assert followed.chain.after(0)
+    side, _ = followed.follow()
+    # Vectors of items whose shared row moved wait for the next refresh; the rows are those of the run.
+    items = run.catalogue.item_ids
+    tables = np.full(items.shape[0], ITEM, np.int16)
+    assert side.rows.rows_of(tables, items).equal(run.table.rows_of(tables, items))
