@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 
 from cluster.collectives import Collectives
+from retrieval.storage.durable import replace_durably
 from streaming.events.ids import ids_of_texts
 from streaming.histories.id_texts import ID, KnownTexts
 
@@ -105,9 +106,7 @@ def _read(storage: Path) -> dict[str, list[str]]:
 def _write(storage: Path, owners: dict[str, list[str]]) -> None:
     known = _read(storage)
     merged = {kind: [*known.get(kind, []), *owners.get(kind, [])] for kind in ("users", "items")}
-    fresh = storage / f"{OWNERS}.new"
-    fresh.write_bytes(orjson.dumps(merged))
-    fresh.replace(storage / OWNERS)
+    replace_durably(storage / OWNERS, orjson.dumps(merged))
 
 
 def _bytes(table: pa.Table) -> bytes:

@@ -13,7 +13,7 @@ from cluster.collectives import Collectives
 from cluster.queries.served_model import ServedModel
 from cluster.queries.version_store import version_store
 from cluster.serving.recommender import Recommender, UnknownItems, UnknownUser
-from cluster.training.intake.text_agreement import IdClash, agree_on_texts, keep_owners
+from cluster.training.intake.text_agreement import OWNERS, IdClash, agree_on_texts, keep_owners
 from cluster.training.state.worker_state import checkpointer_of
 from streaming.codecs.codec import decode_messages
 from streaming.events.ids import ids_of_texts
@@ -158,5 +158,6 @@ def test_choices_add_up_and_without_any_nothing_is_known(tmp_path):
     for mine, other in pairs:
         with pytest.raises(IdClash):
             agree_on_texts(_knowing(mine), _TwoRanks(_sent(_knowing(other)), []), "clicks", tmp_path)
+    assert (tmp_path / OWNERS).stat().st_mode & 0o777 == 0o600
     keep_owners(texts, tmp_path)
     assert texts.items.texts(ids_of_texts(pa.array([pair[0] for pair in pairs]))) == [min(p) for p in pairs]
