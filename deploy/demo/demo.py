@@ -22,6 +22,7 @@ from deploy.command.terminal import Terminal
 from deploy.datasets.choosing import fetch_dataset, first_events, recent_users
 from deploy.demo.chaos import WorkerKiller
 from deploy.demo.figures import DemoFigures
+from deploy.demo.new_items import NewItems
 from deploy.demo.options import DemoOptions
 from deploy.demo.replay_thread import ReplayThread
 from deploy.demo.report import print_report
@@ -72,10 +73,13 @@ class Demo:
         self.figures.run_dir = str(run_dir)
         with ExitStack() as stack:
             config = self._start_broker(stack, run_dir, dataset.interactions.num_rows)
-            self._publish_catalogue(config, dataset)
+            new_items = NewItems(config, dataset)
+            self._publish_catalogue(config, new_items.known_before(dataset))
             trainer = stack.enter_context(trainer_child(run_dir, take_over=self.options.take_over))
             self._wait_for_workers(config, trainer)
-            self._stream(stack, config, dataset, trainer)
+            with new_items:
+                self._stream(stack, config, dataset, trainer, new_items)
+            self._tell(new_items)
             self._finish(config, dataset)
         return self.figures
 
@@ -130,9 +134,17 @@ class Demo:
                 raise CommandError(f"the trainer exited before training began (log: {trainer.log_path})")
             time.sleep(POLL_S)
 
-    def _stream(self, stack: ExitStack, config: FreshetConfig, dataset: Dataset, trainer: Child) -> None:
+    def _stream(
+        self,
+        stack: ExitStack,
+        config: FreshetConfig,
+        dataset: Dataset,
+        trainer: Child,
+        new_items: NewItems,
+    ) -> None:
         self.display.stage("streaming and training")
-        replay = stack.enter_context(ReplayThread(config.stream, dataset, self.options.seconds, config.seed))
+        seconds, seed = self.options.seconds, config.seed
+        replay = stack.enter_context(ReplayThread(config.stream, dataset, seconds, seed, new_items.produced))
         stack.callback(trainer.ask_to_stop)  # stops while the replay waits for its acknowledgements
         while not trainer.check():
             self.display.view.produced = replay.produced
@@ -143,9 +155,16 @@ class Demo:
                 self.display.stage("training on the rest")
             if self._tick(config, trainer).step > 0:
                 replay.release()
+            self._tell(new_items)
             time.sleep(POLL_S)
         replay.check()
         self.figures.events_produced = self.display.view.produced = replay.produced
+
+    def _tell(self, new_items: NewItems) -> None:
+        for sentence in new_items.take_news():
+            self.display.view.new_item = sentence.removeprefix("new item: ")
+            self.display.say(sentence)
+        self.figures.take_new_items(new_items.count, new_items.seconds)
 
     def _tick(self, config: FreshetConfig, trainer: Child) -> Progress:
         """Read the progress once: report changes, let chaos act, and detect a stall."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from deploy.screen.progress import Progress
@@ -65,6 +66,10 @@ class DemoFigures:
     deltas: int = 0
     delta_freshness_p50_s: float = math.nan
     delta_freshness_p99_s: float = math.nan
+    new_items: int = 0
+    new_items_recommended: int = 0
+    new_item_p50_s: float = math.nan
+    new_item_max_s: float = math.nan
     checkpoint_step: int | None = None
     restarts: int = 0
     chaos: bool = False
@@ -101,6 +106,17 @@ class DemoFigures:
         self.delta_freshness_p50_s = _known(progress.deltas.get("run_p50_s"))
         self.delta_freshness_p99_s = _known(progress.deltas.get("run_p99_s"))
         self.checkpoint_step = progress.checkpoint_step
+
+    def take_new_items(self, count: int, seconds: Sequence[float]) -> None:
+        """Fill in how long items that appeared in the stream took until they could be recommended.
+
+        Args:
+            count: how many were to appear.
+            seconds: of each that can be recommended.
+        """
+        self.new_items, self.new_items_recommended = count, len(seconds)
+        if seconds:
+            self.new_item_p50_s, self.new_item_max_s = median(seconds), max(seconds)
 
     def take_accounting(self, accounting: Mapping[str, Any]) -> None:
         """Fill in the count over the topic, the source of truth about trained events."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,23 @@ class ReplayThread(Background):
     """A replay in the background; `check` raises its error.
 
     The first events are sent at once, the others at a steady pace once `release` was called.
+
+    Args:
+        stream: the cluster and its topics.
+        dataset: that is sent.
+        seconds: how long the others take.
+        seed: draws the order of events of the same time.
+        watch: called in the thread, with the number of events in the topic.
     """
 
-    def __init__(self, stream: StreamConfig, dataset: Dataset, seconds: float, seed: int) -> None:
+    def __init__(
+        self,
+        stream: StreamConfig,
+        dataset: Dataset,
+        seconds: float,
+        seed: int,
+        watch: Callable[[int], None] = lambda produced: None,
+    ) -> None:
         super().__init__("replay", join_s=10.0)
         self.produced = 0
         self.finished = False
@@ -32,6 +47,7 @@ class ReplayThread(Background):
         """How long the paced part took."""
         self._stream, self._dataset, self._seconds, self._seed = stream, dataset, seconds, seed
         self._error: BaseException | None = None
+        self._watch = watch
         self._before = 0
         self._released = threading.Event()
 
@@ -79,7 +95,9 @@ class ReplayThread(Background):
             progress=self._advance,
             stop=self.ended,
         )
-        self._before = self.produced = self._before + sent.events
+        self._advance(sent.events)
+        self._before = self.produced
 
     def _advance(self, acknowledged: int) -> None:
         self.produced = self._before + acknowledged
+        self._watch(self.produced)

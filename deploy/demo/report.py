@@ -57,8 +57,14 @@ def figure_rows(figures: DemoFigures) -> list[tuple[str, str]]:
             f"p50 {number(f.delta_freshness_p50_s, 1)} s, p99 {number(f.delta_freshness_p99_s, 1)} s, "
             f"{counted(f.deltas, 'delta')}",
         ),
+        *([("  new items", _new_items_text(f))] if f.new_items else []),
         ("time", f"{f.wall_s:.0f} s, of it {number(f.stream_s)} s of stream"),
     ]
+
+
+def _new_items_text(f: DemoFigures) -> str:
+    p50, longest = number(f.new_item_p50_s, 1), number(f.new_item_max_s, 1)
+    return f"{f.new_items_recommended} of {f.new_items} could be recommended after p50 {p50} s, at most {longest} s"
 
 
 def print_report(console: Terminal, figures: DemoFigures) -> None:

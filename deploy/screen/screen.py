@@ -34,6 +34,8 @@ class DemoView:
     """None if this command does not produce events."""
     planned: int = 0
     progress: Progress = field(default_factory=Progress)
+    new_item: str = ""
+    """When the last item that appeared in the stream could be recommended; empty if none is watched."""
     messages: list[str] = field(default_factory=list)
 
 
@@ -212,7 +214,8 @@ def _index_title(progress: Progress) -> str:
     return f"index ({verdict}), from append to servable" if verdict else "index, from append to servable"
 
 
-def _index_panel(progress: Progress) -> RenderableType:
+def _index_panel(view: DemoView) -> RenderableType:
+    progress = view.progress
     step = progress.checkpoint_step
     window_s = progress.freshness.get("window_s")
     rows = [
@@ -220,6 +223,7 @@ def _index_panel(progress: Progress) -> RenderableType:
         ("newest", deltas_text(progress)),
         ("versions", freshness_text(progress.freshness)),
         ("deltas", freshness_text(progress.deltas, window_s)),
+        *([("new item", view.new_item)] if view.new_item else []),
     ]
     published = f"{counted(progress.index_versions, 'version')}, {progress.index.get('kind') or '–'}"
     checkpoint = "none yet" if step is None else f"step {step:,}"
@@ -237,7 +241,7 @@ def render(view: DemoView) -> RenderableType:
     top.add_column(ratio=1)
     top.add_column(ratio=1)
     top.add_row(_stream_panel(view), _training_panel(view.progress))
-    parts = [head, top, _curve_panel(view), _index_panel(view.progress)]
+    parts = [head, top, _curve_panel(view), _index_panel(view)]
     if faults := faults_text(view.progress):
         parts.append(line(("faults ", "bold"), faults))
     return _Screen(Group(*parts), tuple(view.messages))

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.arrays import Float32Array, Int64Array
 from retrieval.deltas.changed_items import ChangedItems
@@ -73,6 +74,14 @@ class LoadedVersion:
     def delta_number(self) -> int:
         """Number of the last delta that was applied; 0 before the first."""
         return self.delta.number if self.delta is not None else 0
+
+    def holds(self, item_ids: Int64Array) -> npt.NDArray[np.bool_]:
+        """Whether a search can return each item, bool in the shape of `item_ids`; reads all ids of the version."""
+        if self.changed is None:
+            return np.isin(item_ids, self.item_ids)
+        rows = self.changed.rows.find(item_ids)
+        left = self.item_ids[rows[~self.changed.superseded.has(rows)]]
+        return np.isin(item_ids, np.concatenate([left, self.changed.new.of_ids(item_ids).ids]))
 
     def advance(self, delta: Delta) -> LoadedVersion:
         """The version after its next delta; shares with this one all that the delta does not change.

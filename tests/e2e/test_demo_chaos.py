@@ -55,6 +55,16 @@ def test_events_are_servable_by_a_delta_before_a_version_has_them(chaos_run):
     assert "deltas cannot be written" not in (run_dir / "logs" / "train.log").read_text()
 
 
+def test_items_that_appear_in_the_stream_are_recommended_and_their_time_is_shown(chaos_run):
+    figures, out, _ = chaos_run
+    assert figures["new_items"] == figures["new_items_recommended"] == 12
+    assert 0 < figures["new_item_p50_s"] <= figures["new_item_max_s"]
+    assert out.count("can be recommended") == 12
+    assert f"12 of 12 could be recommended after p50 {figures['new_item_p50_s']:.1f} s" in " ".join(
+        out.split()
+    )
+
+
 def test_the_log_of_the_training_repeats_nothing_that_helps_nobody(chaos_run):
     _, _, run_dir = chaos_run
     log = (run_dir / "logs" / "train.log").read_text()

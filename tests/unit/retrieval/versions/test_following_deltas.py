@@ -54,9 +54,13 @@ def test_new_moved_and_deleted_items_are_searched_from_the_next_look_on(store, v
     assert first_of(searcher, opposite(vectors, 3)[0]) == 30
     assert place_of(searcher) == ("v00000001", 1)
     assert searcher.loaded.delta.manifest["events"] == 12
+    asked = np.array([7, 30, 0, 999])
+    assert before.holds(asked).tolist() == [False, True, True, False]
+    assert searcher.loaded.holds(asked).tolist() == [True, True, True, False]
     append(chain, deleted=[7, 999])
     assert searcher.refresh()
     assert first_of(searcher, query) not in (7, 30)
+    assert searcher.loaded.holds(asked).tolist() == [False, True, True, False]
     assert searcher.loaded.size == ITEMS
     assert not searcher.refresh()
     assert int(before.search(query[None], 1)[0][0, 0]) == 30
