@@ -15,7 +15,7 @@ from cluster.queries.changes import Changes, write_changes
 from retrieval.checks import Check
 from retrieval.deltas.base_vectors import BaseVectors
 from retrieval.deltas.chain import DeltaChain
-from retrieval.deltas.delta import write_items
+from retrieval.deltas.delta import Delta, write_items
 from retrieval.deltas.gates import Norms, check_delta
 from retrieval.deltas.limits import ChangeMeter, refresh_due
 from retrieval.indexes.parts import read_ids
@@ -37,6 +37,7 @@ class Part:
         deleted: int64 (n,), items.
         append_ms: int64 (n,), of events that the delta covers.
         waiting: number of items that wait to be encoded, these included.
+        rows_left: number of changed rows that later deltas have.
     """
 
     changes: Changes
@@ -45,6 +46,7 @@ class Part:
     deleted: Int64Array
     append_ms: Int64Array
     waiting: int
+    rows_left: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,19 @@ class Committer:
         self.number = len(self._chain.names())
         """How many deltas the version has."""
 
+    def earlier(self) -> list[Delta]:
+        """The deltas that the version has already, verified.
+
+        Raises:
+            DeltaError: one of them is damaged or missing.
+        """
+        return list(self._chain.after(0))
+
+    def go_on_after(self, deltas: Sequence[Delta]) -> None:
+        """Count these towards the limits."""
+        for delta in deltas:
+            self._meter.add(*delta.items(), delta.deleted())
+
     def commit(self, parts: Sequence[Part], described: Mapping[str, object]) -> Committed | Refused:
         """Write the parts of all ranks as the next delta, if it passes its gates.
 
@@ -123,6 +138,7 @@ class Committer:
         )
         told = {
             **described,
+            "rows_left": sum(part.rows_left for part in parts),
             "rows": int(changes.rows.ids.shape[0]),
             "removed_rows": int(changes.rows.removed_ids.shape[0]),
             "items": int(ids.shape[0]),

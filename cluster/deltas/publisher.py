@@ -21,6 +21,7 @@ import torch
 from cluster.checkpoints.manifest import CheckpointError
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.deltas.adopting import Restored
 from cluster.deltas.pace import Pace
 from cluster.deltas.snapshot import Moment, RunChanges, Snapshot
 from cluster.deltas.writer import Covered, DeltaWriter, Plan, Turn
@@ -87,6 +88,7 @@ class DeltaPublisher:
         self._of_checkpoint: dict[str, int] = {}
         self._of_version = 0
         self._snapshots = False
+        self._restored: Restored | None = None
         self._thread: threading.Thread | None = None
         self._ended: Ended | None = None
         self._covered = Covered(0, 0, self.unpublished.drain())
@@ -103,8 +105,15 @@ class DeltaPublisher:
         """Whether this rank's last turn has ended."""
         return self.on and not (self._thread is not None and self._thread.is_alive())
 
-    def attach(self, table: ShardedEmbedding, catalogue: Catalogue) -> None:
-        """Follow the state of a run from here on; a version of an earlier state gets no more deltas."""
+    def attach(self, table: ShardedEmbedding, catalogue: Catalogue, restored: Restored | None = None) -> None:
+        """Follow the state of a run from here on.
+
+        Args:
+            table: of this rank.
+            catalogue: of the run.
+            restored: the checkpoint of which they have the state; without one, a version of an earlier state gets no
+                more deltas.
+        """
         if not self.on:
             return
         self.wait()
@@ -112,7 +121,10 @@ class DeltaPublisher:
         self._writer.forget()
         self._changes = RunChanges(table, catalogue, self._comm.rank, self._comm.world)
         self._moments, self._of_checkpoint, self._of_version = {}, {}, 0
-        self._snapshots = False
+        self._snapshots, self._restored = False, restored
+        if restored is not None:
+            self.checkpoint_taken()
+            self.checkpoint_committed(restored.location)
 
     def records_applied(self, update: CatalogueUpdate) -> None:
         """Note records that the catalogue has applied, between steps."""
@@ -213,7 +225,7 @@ class DeltaPublisher:
         known = dict(self._moments)
         of_checkpoint = {where: at for where, at in dict(self._of_checkpoint).items() if at in known}
         newest = max(of_checkpoint.values(), default=0)
-        return Plan(of_checkpoint, min(newest, self._of_version or newest))
+        return Plan(of_checkpoint, min(newest, self._of_version or newest), self._restored)
 
     def end_of_turn(self, ended: Ended) -> None:
         """Tell the outcome, in the turn's thread; the rest is done between steps."""
@@ -256,6 +268,9 @@ class DeltaPublisher:
             return
         if turn.begin_at is not None:
             self._changes.begin_at(self._moments[turn.begin_at])
+            adopted = self._writer.take_adopted()
+            if adopted is not None:
+                self._changes.touch(adopted.tables, adopted.ids)
         self._snapshots = bool(turn.version)
         self._forget_before(turn.keep_from)
 

@@ -20,7 +20,7 @@ from cluster.tables.buckets import buckets_of, owners_of
 from cluster.tables.change_log import ChangeLog
 from cluster.tables.sharded_embedding import ShardedEmbedding
 from model.features import ITEM
-from streaming.arrays import BoolArray, Float64Array, Int64Array
+from streaming.arrays import BoolArray, Float64Array, Int16Array, Int64Array
 from streaming.catalogue.catalogue import Catalogue
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.events.schema import ITEM_ID, ITEM_SCHEMA, USER_SCHEMA
@@ -65,10 +65,12 @@ class Snapshot:
     Attributes:
         changes: its rows and, on rank 0, the records of the catalogue.
         items: those that it owns.
+        left: number of changed rows that later snapshots copy.
     """
 
     changes: Changes
     items: ItemChanges
+    left: int = 0
 
     @property
     def empty(self) -> bool:
@@ -148,7 +150,13 @@ class RunChanges:
         return Snapshot(
             Changes.of((tables, ids, values_KD), removed, update if self._rank == 0 else None),
             self._items(moved, update),
+            kept.shape[0],
         )
+
+    def touch(self, tables: Int16Array, ids: Int64Array) -> None:
+        """Let the next snapshot have the rows of some keys, as far as this rank has them."""
+        rows = self._table.index.find(tables, ids)
+        self._log.touch(rows[rows >= 0])
 
     def settle(self, *, committed: bool) -> None:
         """End the last snapshot; what a delta that was not committed had is in the next one again."""

@@ -198,11 +198,20 @@ def _ids_in(batches: Sequence[pa.RecordBatch]) -> tuple[Int64Array, Int64Array]:
 
 def describe(folder: Path, config: FreshetConfig) -> None:
     """Write the settings that describe the query side into a version that is being built."""
-    described = {
+    write_durably(folder / DESCRIPTION, json.dumps(_description(config)).encode())
+
+
+def is_described(version: Version, config: FreshetConfig) -> bool:
+    """Whether a version's query side has these settings."""
+    described: object = json.loads(version.file(DESCRIPTION).read_text())
+    return bool(described == json.loads(json.dumps(_description(config))))
+
+
+def _description(config: FreshetConfig) -> dict[str, object]:
+    return {
         "model": asdict(config.model),
         "user_attributes": config.stream.user_attributes,
         "row_optimizer": config.train.row_optimizer,
         "admit_after": config.table.admit_after,
         "seed": config.seed,
     }
-    write_durably(folder / DESCRIPTION, json.dumps(described).encode())

@@ -21,6 +21,7 @@ from cluster.checkpoints.manifest import CheckpointError
 from cluster.checkpoints.parts.stream import saved_stream
 from cluster.collectives import Collectives
 from cluster.config import FreshetConfig
+from cluster.deltas.adopting import Restored
 from cluster.deltas.publisher import DeltaPublisher
 from cluster.publishing.publisher import Publisher
 from cluster.queries.version_store import version_store
@@ -165,10 +166,15 @@ class Worker:
         keep_owners(self.run.texts, Path(self.config.storage_path))
         self._saving.attach(self.run, own)
         self._intake.choose_range(self.run, resumed=own is not None)
-        self._intake.open_catalogue(self.run)
+        if own is not None:
+            self.deltas.attach(self.run.table, self.run.catalogue, Restored(own.location, self.run.step))
+        records = self._intake.open_catalogue(self.run)
+        if own is not None:
+            self.deltas.records_applied(records)
+        else:
+            self.deltas.attach(self.run.table, self.run.catalogue)
         self._intake.open(self.run)
         self._stepping.attach(self.run)
-        self.deltas.attach(self.run.table, self.run.catalogue)
 
     def _resume(self) -> Checkpoint | None:
         """Restore the run from its newest checkpoint, which is returned; without one, from its starting point."""

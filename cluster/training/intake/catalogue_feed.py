@@ -14,6 +14,7 @@ from streaming.catalogue.parquet import ParquetCatalogue, has_catalogue
 from streaming.catalogue.reader import CatalogueReader
 from streaming.catalogue.records import CatalogueUpdate
 from streaming.config import StreamConfig
+from streaming.events.schema import ITEM_SCHEMA, USER_SCHEMA
 from streaming.kafka.outage import patiently
 from streaming.kafka.topics import BrokerUnavailable
 
@@ -36,8 +37,17 @@ class CatalogueFeed:
         self._polled_s = 0.0
         if comm.rank == 0:
             self._reader, self._pending = patiently(config, lambda: self._opened(run))
+        self._first = CatalogueUpdate(ITEM_SCHEMA.empty_table(), USER_SCHEMA.empty_table())
         if comm.exchange(np.array([float(self._pending is not None)]))[0, 0]:
-            self.apply(run)
+            self._first = self.apply(run)
+
+    def take_first(self) -> CatalogueUpdate:
+        """The records that were read at once; they are not kept."""
+        first, self._first = (
+            self._first,
+            CatalogueUpdate(ITEM_SCHEMA.empty_table(), USER_SCHEMA.empty_table()),
+        )
+        return first
 
     def _opened(self, run: TrainingRun) -> tuple[CatalogueReader | ParquetCatalogue, CatalogueUpdate]:
         if self._config.parquet and has_catalogue(self._config.parquet):

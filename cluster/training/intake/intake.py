@@ -74,9 +74,10 @@ class Intake:
         if not resumed and stream.from_time:
             run.begin_at({p: whole.start[p] for p in run.partitions})
 
-    def open_catalogue(self, run: TrainingRun) -> None:
-        """Collective. Apply the catalogue's records since the run's positions."""
+    def open_catalogue(self, run: TrainingRun) -> CatalogueUpdate:
+        """Collective. Apply the catalogue's records since the run's positions; returns them."""
         self._feed = CatalogueFeed(self._config.stream, self._comm, run)
+        return self._feed.take_first()
 
     def catalogue_waiting(self, now: float) -> bool:
         """Whether there are catalogue records to apply (rank 0)."""
