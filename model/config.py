@@ -90,7 +90,7 @@ class ModelConfig:
         0.02, "α: weight of the contrastive losses (Eq. 20; 0 = off).", at_least=0
     )
     contrastive_every: int = setting(
-        1,
+        2,
         "Steps for one that takes the contrastive losses, with this many times their weight (1 = every step).",
         at_least=1,
     )

@@ -40,8 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def config_of(variant: str, **model: Any) -> Any:
-    """A run's settings with explicit negatives, so that no term of the loss is zero; without dropout by default."""
-    return small_config(SIGNALS, **{"dropout": 0.0, **VARIANTS[variant], **model})
+    """A run's settings with explicit negatives and all terms in each step, so that no term of the loss is zero; by
+    default without dropout."""
+    return small_config(SIGNALS, **{"dropout": 0.0, "contrastive_every": 1, **VARIANTS[variant], **model})
 
 
 def train_and_score(run: TrainingRun, steps: int, quota: int = QUOTA) -> list[dict[str, float]]:
