@@ -122,8 +122,8 @@ class Campaign:
         self.report = Report(seed, world)
         self._broker, self._folder, self._world = broker, folder, world
         self._context = multiprocessing.get_context("forkserver")
-        os.environ["FRESHET_CHAOS_WARM"] = os.environ["OMP_NUM_THREADS"] = "1"  # for the server that forks
-        self._context.set_forkserver_preload(["tests.chaos.group"])
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the server that forks
+        self._context.set_forkserver_preload(["tests.chaos.group", "tests.support.warm_kernels"])
         self._stream = StreamConfig(
             bootstrap_servers=broker.bootstrap_servers,
             interactions_topic=f"chaos-{seed}",

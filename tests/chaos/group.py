@@ -33,7 +33,6 @@ from tests.chaos.faults import Fault
 from tests.chaos.table_watch import TableWatch
 from tests.chaos.verdict import FAILED, FINISHED
 from tests.chaos.versions import watch_steps
-from tests.support.unit_runs import QUOTA, small_run
 
 _PR_SET_PDEATHSIG = 1
 _COLLECTIVES = "cluster/collectives.py"
@@ -113,19 +112,6 @@ class StruckWorker(Worker):
     def _step(self, *, ahead: bool) -> None:
         self._strike("step")
         super()._step(ahead=ahead)
-
-
-def _warm_up() -> None:
-    """Load every compiled kernel before anything is forked; no backward pass, whose threads no fork survives."""
-    torch.set_num_threads(1)
-    run = small_run()
-    prepared = run.train_step.prepare(batch := run.batcher.next_batch(QUOTA), 0)
-    run.progressive.score(batch, prepared)
-    run.ledger.add_batch(batch)
-
-
-if os.environ.get("FRESHET_CHAOS_WARM"):
-    _warm_up()
 
 
 def _fork_rank(rank: int, folder: Path, number: int, fault: Fault | None, work: Callable[[], None]) -> int:

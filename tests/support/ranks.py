@@ -1,7 +1,7 @@
 """Runs a function on several ranks, each in its own process with a gloo group, like Ray Train.
 
-The processes are forked from one that has only imported the worker and its libraries, because the imports take more CPU
-time than most tests.
+The processes are forked from one that has only imported the worker and its libraries and loaded compiled kernels, which
+takes more CPU time than most tests.
 """
 
 import os
@@ -15,7 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-_IMPORTED = ["pytest", "cluster.training.refresh", "cluster.serving.recommender"]
+_IMPORTED = [
+    "pytest",
+    "cluster.training.refresh",
+    "cluster.serving.recommender",
+    "tests.support.warm_kernels",
+]
 
 
 def run_on_ranks(
