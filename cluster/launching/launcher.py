@@ -39,9 +39,7 @@ from retrieval.storage.base import StorageLocationError
 from retrieval.storage.durable import make_private
 from retrieval.storage.location import absolute_location
 from retrieval.storage.opening import open_storage
-from streaming.kafka.outage import patiently
-from streaming.sources.kafka_source import partitions_of
-from streaming.sources.parquet_source import ParquetSource
+from streaming.catalogue.inputs import require_inputs
 
 # Chosen by the time from SIGKILL to resumption; the default polls every 2 s.
 _RAY_TRAIN_ENV = {
@@ -101,10 +99,7 @@ def run_training(
         ray.train.TrainingFailedError: the workers failed more than `train.max_restarts` times without a new checkpoint.
     """
     config, stop = _with_absolute_paths(config), stop or StopRequest()
-    if config.stream.parquet:
-        ParquetSource(config.stream, [], {})  # checks whether there are files
-    else:
-        patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
+    require_inputs(config.stream)
     storage, run_id = _storage(config), uuid.uuid4().hex
     if take_over:
         _refuse_what_cannot_start(config)  # a run that cannot start must not evict another

@@ -36,21 +36,15 @@ def absolute_storage(config: _Config) -> _Config:
 
 
 def check_stream(config: FreshetConfig) -> None:
-    """Ask the broker for the interactions topic, unless files are read instead; waits for an unreachable broker.
-
-    Raises:
-        BrokerUnavailable: no broker has answered at `stream.bootstrap_servers` for `stream.broker_patience_s`.
-        TopicMissing: the topic does not exist.
-    """
-    from streaming.kafka.outage import patiently
-    from streaming.sources.kafka_source import partitions_of
+    """Create the topic that is repartitioned into, and check what is read (`require_inputs`)."""
+    from streaming.catalogue.inputs import require_inputs
 
     if config.stream.partition_by == "repartition":
+        from streaming.kafka.outage import patiently
         from streaming.repartitioning.repartitioner import create_own_topic
 
         patiently(config.stream, lambda: create_own_topic(config.stream))
-    if not config.stream.parquet:
-        patiently(config.stream, lambda: partitions_of(config.stream, config.stream.interactions_topic))
+    require_inputs(config.stream)
 
 
 def check_storage(config: FreshetConfig) -> None:

@@ -225,7 +225,7 @@ class Catalogue:
         at_R = self._users.add(users[USER_ID].to_numpy())
         self._changed_users.add(at_R)
         self._make_room()
-        self._attributes_UF[at_R] = lists.flatten().to_numpy().reshape(-1, width)
+        self._attributes_UF[at_R] = lists.flatten().to_numpy().reshape(len(at_R), width)
         self._deleted_U[at_R] = users[DELETED].to_numpy()
 
     def _make_room(self) -> None:

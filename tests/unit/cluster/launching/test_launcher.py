@@ -68,10 +68,10 @@ class RaysRounds:
 
 def _run(tmp_path, monkeypatch, *checkpoints, stop="", max_restarts=2):
     pq.write_table(
-        pa.table({"user_id": [1], "item_id": [1], "timestamp_ms": [1]}), tmp_path / "events.parquet"
+        pa.table({"user_id": [1], "item_id": [1], "timestamp_ms": [1]}), tmp_path / "interactions.parquet"
     )
     config = FreshetConfig(
-        stream=StreamConfig(parquet=str(tmp_path / "events.parquet")),
+        stream=StreamConfig(parquet=str(tmp_path / "interactions.parquet")),
         train=TrainConfig(max_restarts=max_restarts),
         storage_path=str(tmp_path / "run"),
     )
@@ -301,14 +301,14 @@ def test_files_that_are_not_there_are_told_before_ray_starts(tmp_path, monkeypat
 
 def test_files_are_found_by_workers_whose_folder_is_another(tmp_path, monkeypatch):
     _, config = _run(tmp_path, monkeypatch)
-    config.stream.parquet = "events.parquet"
+    config.stream.parquet = "interactions.parquet"
     monkeypatch.chdir(tmp_path)
     seen = []
     monkeypatch.setattr(
         launcher, "_fit", lambda _driver, config, *_, **__: seen.append(config.stream.parquet)
     )
     run_training(config)
-    assert seen == [str(tmp_path / "events.parquet")]
+    assert seen == [str(tmp_path / "interactions.parquet")]
 
 
 def test_the_end_of_ray_trains_controller_is_one_line_of_ours(capsys):

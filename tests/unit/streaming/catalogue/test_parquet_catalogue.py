@@ -7,10 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.catalogue.catalogue import Catalogue
+from streaming.catalogue.inputs import require_inputs
 from streaming.catalogue.parquet import ParquetCatalogue, has_catalogue
 from streaming.config import StreamConfig
 from streaming.events.hashing import feature_ids
 from streaming.events.ids import integer_ids
+from streaming.kafka.topics import BrokerUnavailable
 from streaming.sources.parquet_source import ParquetSource, ParquetUnusable
 
 
@@ -70,6 +72,27 @@ def test_a_file_that_is_none_is_named(tmp_path):
 def test_a_data_set_has_its_own_catalogue_and_a_folder_of_events_has_the_topics(tmp_path, name, own):
     _write(tmp_path, name, item_id=[1])
     assert has_catalogue(str(tmp_path)) == has_catalogue(str(tmp_path / f"{name}.parquet")) == own
+
+
+def test_users_without_attributes_are_known_all_the_same(tmp_path):
+    _write(tmp_path, "users", user_id=[1, 2, 3])
+    config = StreamConfig(parquet=str(tmp_path), user_attributes=[])
+    catalogue = Catalogue(config)
+    catalogue.apply(ParquetCatalogue(config).read_to_end())
+    assert catalogue.user_attributes(np.array([1, 2, 3])).shape == (3, 0)
+    assert catalogue.snapshot().users["user_id"].to_pylist() == [1, 2, 3]
+
+
+def test_files_of_events_alone_need_a_broker_for_items_and_users_and_the_error_says_why(tmp_path):
+    _write(tmp_path, "part-0", user_id=[1], item_id=[1], timestamp_ms=[1])
+    unreachable = {"bootstrap_servers": "127.0.0.1:1", "connect_timeout_s": 0.2, "broker_patience_s": 0.0}
+    config = StreamConfig(parquet=str(tmp_path), **unreachable)
+    with pytest.raises(
+        BrokerUnavailable, match=r"neither items\.parquet nor users\.parquet .* stream\.parquet"
+    ):
+        require_inputs(config)
+    _write(tmp_path, "items", item_id=[1])
+    require_inputs(config)
 
 
 def test_items_and_users_are_not_read_as_events(tmp_path):
