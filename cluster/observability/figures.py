@@ -110,9 +110,16 @@ FIGURES: tuple[Figure, ...] = (
     _gauge("loss.main", "nats", "The main loss in the last step.", "softmax"),
     _gauge("loss.mimic_user", "nats", "The user's mimic loss in the last step.", "mimic user"),
     _gauge("loss.mimic_item", "nats", "The item's mimic loss in the last step.", "mimic item"),
-    _gauge("loss.contrastive_sequence", "nats", "The sequence loss in the last step.", "CL sequence"),
-    _gauge("loss.contrastive_attribute", "nats", "The attribute loss in the last step.", "CL attribute"),
-    _gauge("loss.contrastive_item", "nats", "The item loss in the last step.", "CL item"),
+    _gauge(
+        "loss.contrastive_sequence", "nats", "The sequence loss in the last step that took it.", "CL sequence"
+    ),
+    _gauge(
+        "loss.contrastive_attribute",
+        "nats",
+        "The attribute loss in the last step that took it.",
+        "CL attribute",
+    ),
+    _gauge("loss.contrastive_item", "nats", "The item loss in the last step that took it.", "CL item"),
     _gauge("examples_per_s", "events per second", "Over the last 10 seconds.", "examples/s"),
     _gauge("mean_examples_per_s", "events per second", "Since the first step of this attempt."),
     _gauge("known_items", "items", "Items of the catalogue.", "known items", of=int),

@@ -24,7 +24,7 @@ WHOLE = (dict, list)
 @pytest.fixture(scope="module")
 def run():
     trained = small_run(with_actions=True)
-    train_steps(trained, 3)
+    train_steps(trained, 4)  # the next step, an even one, has every loss term
     return trained
 
 
@@ -46,7 +46,7 @@ def record(run, tmp_path):
     batch = run.batcher.next_batch(4)
     losses = run.train_step.train(run.train_step.prepare(batch, run.step), run.step)
     reporter.stepped(losses, 4)
-    reporter.checkpointed(SimpleNamespace(step=3, location="/x/step-00000003"))
+    reporter.checkpointed(SimpleNamespace(step=4, location="/x/step-00000004"))
     reporter.update(run, Report(figures=rank_figures(run)), publisher)
     return read_progress(tmp_path)
 

@@ -112,7 +112,7 @@ def test_a_setting_that_the_checkpoint_does_not_know_is_not_asked_for(tmp_path):
 def test_train_and_refresh_refuse_before_ray_starts(tmp_path, monkeypatch):
     _, config = _trained(tmp_path)
     monkeypatch.setattr(launcher, "_fit", lambda *arguments, **options: pytest.fail("Ray was started"))
-    monkeypatch.setattr(launcher, "partitions_of", lambda stream, topic: [0])
+    monkeypatch.setattr(launcher, "require_inputs", lambda stream: None)
     other = replace(config, model=replace(MODEL, dim=32), device=torch.device("cpu").type)
     for run in (launcher.run_training, launcher.run_refresh):
         with pytest.raises(CheckpointError, match=r"model\.dim=16, this run has model\.dim=32"):
