@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from deploy.datasets.datasets import Dataset
 
 COUNT = 12
+_TITLE_COLUMNS = 24
 _FROM, _TO = 0.25, 0.9
 """Shares of the stream between which their first events are."""
 _LOOK_EVERY_S = 0.02
@@ -112,14 +114,10 @@ class NewItems(Background):
             seconds = time.time() - self._appeared_s.pop(item)
             self.seconds.append(seconds)
             [title] = _records(self._records, [item])["title"].to_pylist()
-            state = (
-                f"delta {model.delta} of v{int(model.version.name[1:])}"
-                if model.delta
-                else model.version.name
-            )
-            self._news.append(
-                f"new item: {title} can be recommended {seconds:.1f} s after it appeared, by {state}"
-            )
+            version = f"v{int(model.version.name[1:])}"
+            state = f"d{model.delta} of {version}" if model.delta else version
+            shown = shorten(title, _TITLE_COLUMNS, placeholder="…")
+            self._news.append(f"new item: {shown} can be recommended after {seconds:.1f} s ({state})")
 
 
 def _chosen(dataset: Dataset, seed: int) -> dict[int, int]:

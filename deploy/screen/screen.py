@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -73,9 +74,13 @@ def set_aside_text(counts: Mapping[str, int]) -> str:
 def _grid(rows: Iterable[Sequence[RenderableType]], justify: Sequence[str] = ("left", "right")) -> Table:
     rows = list(rows)
     grid = Table.grid(padding=(0, 1))
+    names = max(cell_len(row[0]) for row in rows if isinstance(row[0], str))
     for column in range(len(rows[0])):
         right = column < len(justify) and justify[column] == "right"
-        grid.add_column(justify="right" if right else "left", no_wrap=True)
+        # A long value is cut, its name never is.
+        grid.add_column(
+            justify="right" if right else "left", no_wrap=True, min_width=None if column else names
+        )
     for row in rows:
         grid.add_row(*row)
     return grid

@@ -68,7 +68,7 @@ def test_an_item_is_published_when_it_appears_and_told_once_when_a_model_has_it(
     new._look(model_with(50))
     [sentence] = new.take_news()
     assert sentence.startswith("new item: title 50 can be recommended ")
-    assert sentence.endswith(" s after it appeared, by delta 3 of v2")
+    assert sentence.endswith(" s (d3 of v2)")
     new._look(model_with(50))
     assert (new.take_news(), len(new.seconds)) == ([], 1)
     assert new.seconds[0] >= time.time() - before - 1

@@ -203,3 +203,12 @@ def test_what_is_wrong_with_data_is_one_short_line_by_code_only_if_something_is(
     said = "faults wrong_partition 1,240, schema 7, late 3, 1 more"
     assert screen_text(found).rstrip().endswith(said)
     assert f"| {said}" in plain_line(found)
+
+
+def test_a_long_new_item_is_cut_and_no_name_of_a_row_is(progress_record):
+    deltas = {"version": "v00000020", "number": 1, "published": 161}
+    parsed = parse_progress(progress_record(deltas=deltas))
+    view = DemoView(progress=parsed, new_item=f"{'x' * 80} can be recommended")
+    text = screen_text(view)
+    for name in ("live ", "newest ", "versions ", "deltas ", "new item xxx"):
+        assert f"│ {name}" in text
